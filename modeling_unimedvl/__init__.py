@@ -1,0 +1,1 @@
+"""The model: configuration, block rules, network, generation and checkpoint conversion."""
