@@ -303,7 +303,9 @@ def pack_samples(
                 builder.image(block)
             builder.pending_label = block.next_label
         if builder.pending_label is not None:
-            raise ValueError(f"sample {number} ends with a block that has a next_label: nothing follows it to predict.")
+            raise ValueError(
+                f"sample {number} ends with a block that has a next_label: nothing follows it to predict."
+            )
     types = {"label_weights": torch.float32}
     return {
         name: torch.tensor([values], dtype=types.get(name, torch.int64)) for name, values in builder.values.items()

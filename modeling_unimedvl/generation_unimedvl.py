@@ -1,75 +1,24 @@
 """Generation: text by GenerationMixin, images by rectified flow, and both in turn.
 
 An image is sampled against up to three contexts: the main one, one without the last text (text guidance) and one
-without images (image guidance). Every context is a cache with a mask and a RoPE counter of its own; contexts that are a
-prefix of another share its cache.
-
-Shape legend: B prompts, K context tokens, R rows (images times guidance branches), T latent tokens, L latent token
-dimension, G key/value heads, E head dimension.
+without images (image guidance). Every context is a cache with a mask and a RoPE counter of its own; contexts that are
+a prefix of another share its cache.
 """
 
 import copy
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from diffusers.utils.torch_utils import randn_tensor
-from transformers import GenerationMixin
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers import GenerationConfig, GenerationMixin
 from transformers.utils import ModelOutput
 from transformers.utils import logging as transformers_logging
 
 from .blocks_unimedvl import BlockKind, block_layout, rope_position_ids
-
-RENORM_TYPES = ("global", "channel", "text_channel")
-
-_EDIT = {
-    "num_inference_steps": 49,
-    "guidance_scale": 4.0,
-    "image_guidance_scale": 2.0,
-    "cfg_interval": [0.0, 1.0],
-    "cfg_renorm_type": "text_channel",
-    "cfg_renorm_min": 0.0,
-    "timestep_shift": 3.0,
-}
-
-# The reference's sampling settings for each task: BAGEL's for text to image, the UniMedVL generator's for every task
-# with an input image, and its reconstruction routine's (both scales 7) for reconstruction.
-TASK_PRESETS: dict[str, dict[str, Any]] = {
-    "t2i": {
-        **_EDIT,
-        "image_guidance_scale": 1.0,
-        "cfg_interval": [0.4, 1.0],
-        "cfg_renorm_type": "global",
-        "height": 1024,
-        "width": 1024,
-    },
-    "edit": dict(_EDIT),
-    "virtual_staining": dict(_EDIT),
-    "super_resolution": dict(_EDIT),
-    "cross_modal": dict(_EDIT),
-    "counterfactual": dict(_EDIT),
-    "segmentation": dict(_EDIT),
-    "reconstruction": {
-        **_EDIT,
-        "guidance_scale": 7.0,
-        "image_guidance_scale": 7.0,
-        "cfg_interval": [0.4, 1.0],
-        "cfg_renorm_type": "global",
-    },
-}
-
-
-def flow_schedule(num_inference_steps: int, shift: float) -> torch.Tensor:
-    """Flow times of the sampler, float32 (num_inference_steps + 1,): from 1 (noise) to 0 (data), shifted.
-
-    The reference's `num_timesteps` counts the values, `num_inference_steps` the updates between them.
-    """
-    grid = torch.linspace(1, 0, num_inference_steps + 1)
-    return shift * grid / (1 + (shift - 1) * grid)
+from .contexts_unimedvl import GenerationContext, copy_cache, first_rows, stack_contexts
+from .flow_unimedvl import TASK_PRESETS, FlowSettings, flow_schedule, guided_velocity, is_integer
 
 
 @dataclass
@@ -91,180 +40,6 @@ class UniMedVLGenerateOutput(ModelOutput):
     segments: list[torch.Tensor] | None = None
 
 
-@dataclass
-class FlowSettings:
-    """Sampling settings after preset and arguments were merged; validated on creation.
-
-    Raises:
-        ValueError: for a value outside its range, naming the argument.
-    """
-
-    num_inference_steps: int
-    guidance_scale: float
-    image_guidance_scale: float
-    cfg_interval: tuple[float, float]
-    cfg_renorm_type: str
-    cfg_renorm_min: float
-    timestep_shift: float
-
-    def __post_init__(self):
-        if not _is_integer(self.num_inference_steps) or self.num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps must be a whole number >= 1, not {self.num_inference_steps!r}.")
-        for name in ("guidance_scale", "image_guidance_scale"):
-            value = getattr(self, name)
-            if not _is_number(value) or value < 0:
-                raise ValueError(f"{name} must be a finite number >= 0 (1 turns it off), not {value!r}.")
-        interval = self.cfg_interval
-        if not isinstance(interval, (list, tuple)) or len(interval) != 2 or not all(map(_is_number, interval)):
-            raise ValueError(f"cfg_interval must be two numbers (low, high), not {interval!r}.")
-        if not 0 <= interval[0] <= interval[1] <= 1:
-            raise ValueError(f"cfg_interval must satisfy 0 <= low <= high <= 1, not {tuple(interval)}.")
-        if self.cfg_renorm_type not in RENORM_TYPES:
-            raise ValueError(
-                f"cfg_renorm_type must be one of {', '.join(RENORM_TYPES)}, not {self.cfg_renorm_type!r}."
-            )
-        if not _is_number(self.cfg_renorm_min) or not 0 <= self.cfg_renorm_min <= 1:
-            raise ValueError(f"cfg_renorm_min must lie in [0, 1] (1 turns it off), not {self.cfg_renorm_min!r}.")
-        if not _is_number(self.timestep_shift) or self.timestep_shift <= 0:
-            raise ValueError(f"timestep_shift must be a number > 0 (1 is no shift), not {self.timestep_shift!r}.")
-
-    def guides(self, timestep: float) -> bool:
-        """Whether guidance acts at a flow time: low < t <= high, and a text scale above 1 (below it the reference
-        ignores the image scale too)."""
-        low, high = self.cfg_interval
-        return self.guidance_scale > 1 and low < timestep <= high
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_integer(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def guided_velocity(
-    velocity: torch.Tensor,
-    without_text: torch.Tensor,
-    without_image: torch.Tensor,
-    settings: FlowSettings,
-    valid: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Combine the guidance branches (BAGEL section on inference).
-
-    Args:
-        velocity, without_text, without_image: float (R, T, L), the main branch and the two dropped ones.
-        valid: bool (R, T), tokens that are no padding; matters for the "global" norm, taken per image.
-
-    Returns:
-        float (R, T, L), rescaled so that no image ("global") or token ("channel", "text_channel") grows beyond the
-        main velocity, with at least `cfg_renorm_min` of the guided length kept.
-    """
-
-    def rescaled(guided: torch.Tensor) -> torch.Tensor:
-        def norm(value):
-            if settings.cfg_renorm_type == "global":
-                kept = value if valid is None else value * valid[..., None]
-                return kept.flatten(1).norm(dim=1)[:, None, None]
-            return value.norm(dim=-1, keepdim=True)
-
-        return guided * (norm(velocity) / (norm(guided) + 1e-8)).clamp(settings.cfg_renorm_min, 1.0)
-
-    guided = without_text + settings.guidance_scale * (velocity - without_text)
-    if settings.cfg_renorm_type == "text_channel":
-        guided = rescaled(guided)
-    if settings.image_guidance_scale > 1:
-        guided = without_image + settings.image_guidance_scale * (guided - without_image)
-    return guided if settings.cfg_renorm_type == "text_channel" else rescaled(guided)
-
-
-@dataclass
-class GenerationContext:
-    """What has been read so far: a cache and how to continue it.
-
-    Attributes:
-        cache: keys and values of K tokens.
-        input_ids, position_ids: int64 (B, K).
-        mask: bool (B, K), tokens that may be seen.
-        next_position: int64 (B,), RoPE id of what comes next.
-    """
-
-    cache: Cache
-    input_ids: torch.Tensor
-    position_ids: torch.Tensor
-    mask: torch.Tensor
-    next_position: torch.Tensor
-
-    def prefix(self, lengths: torch.Tensor) -> "GenerationContext":
-        """The context as it was before column `lengths[b]` of each row; shares the cache."""
-        width = self.mask.shape[1]
-        columns = torch.arange(width, device=self.mask.device)
-        at_cut = self.position_ids.gather(1, lengths.clamp(max=width - 1)[:, None])[:, 0]
-        return replace(
-            self,
-            mask=self.mask & (columns < lengths[:, None]),
-            next_position=torch.where(lengths < width, at_cut, self.next_position),
-        )
-
-
-class FixedBlockLayer(DynamicLayer):
-    """Cache layer with room for one image block after its context: every update writes the same slots."""
-
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, context_length: int):
-        super().__init__()
-        self.keys, self.values = keys, values
-        self.dtype, self.device = keys.dtype, keys.device
-        self.context_length = context_length
-        self.is_initialized = True
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        self.keys[:, :, self.context_length :] = key_states
-        self.values[:, :, self.context_length :] = value_states
-        return self.keys, self.values
-
-    def get_seq_length(self) -> int:
-        return self.context_length
-
-
-def stack_contexts(
-    contexts: list[GenerationContext], row_index: torch.Tensor, block_length: int
-) -> tuple[Cache, torch.Tensor, torch.Tensor]:
-    """Put contexts one below the other in a cache with room for a block.
-
-    Args:
-        contexts: over the same prompts, of any length.
-        row_index: int64, prompt of each image; every context contributes these rows.
-        block_length: tokens of the block, markers included.
-
-    Returns:
-        the cache with `len(contexts) * len(row_index)` rows, the keys each row may see, bool (R, K + block_length),
-        with the block visible, and the RoPE id of each row's block, int64 (R,).
-    """
-    width = max(context.mask.shape[1] for context in contexts)
-    count = row_index.shape[0]
-    rows = len(contexts) * count
-    layers = []
-    for index in range(len(contexts[0].cache.layers)):
-        sample = contexts[0].cache.layers[index].keys
-        buffers = [sample.new_zeros(rows, sample.shape[1], width + block_length, sample.shape[3]) for _ in range(2)]
-        for number, context in enumerate(contexts):
-            layer = context.cache.layers[index]
-            place = (slice(number * count, (number + 1) * count), slice(None), slice(width - layer.keys.shape[2], width))
-            for buffer, states in zip(buffers, (layer.keys, layer.values), strict=True):
-                buffer[place] = states[row_index.to(states.device)]
-        layers.append(FixedBlockLayer(*buffers, context_length=width))
-    valid = [F.pad(context.mask[row_index], (width - context.mask.shape[1], block_length)) for context in contexts]
-    valid_RK = torch.cat(valid)
-    valid_RK[:, width:] = True
-    return Cache(layers=layers), valid_RK, torch.cat([context.next_position[row_index] for context in contexts])
-
-
-def _first_rows(cache: Cache, rows: int) -> Cache:
-    """The same cache seen by its first rows only; shares memory."""
-    layers = [FixedBlockLayer(layer.keys[:rows], layer.values[:rows], layer.context_length) for layer in cache.layers]
-    return Cache(layers=layers)
-
-
 class UniMedVLGenerationMixin(GenerationMixin):
     """`generate` in three modes. Text mode is GenerationMixin's own."""
 
@@ -278,7 +53,11 @@ class UniMedVLGenerationMixin(GenerationMixin):
         kinds = model_kwargs.get("mm_token_type_ids")
         if kinds is None:
             embeds_only = torch.is_floating_point(input_ids)
-            kinds = input_ids.new_zeros(input_ids.shape[:2]).long() if embeds_only else self._kinds(input_ids, model_kwargs)
+            kinds = (
+                input_ids.new_zeros(input_ids.shape[:2]).long()
+                if embeds_only
+                else self._kinds(input_ids, model_kwargs)
+            )
         return rope_position_ids(block_layout(kinds), model_kwargs.get("attention_mask"))
 
     def _kinds(self, input_ids, model_kwargs):
@@ -286,6 +65,10 @@ class UniMedVLGenerationMixin(GenerationMixin):
         return self.model.token_kinds(input_ids) if has_images else torch.zeros_like(input_ids)
 
     def prepare_inputs_for_generation(self, input_ids, *args, is_first_iteration=False, **kwargs):
+        kinds = kwargs.get("mm_token_type_ids")
+        if kinds is not None and input_ids is not None and kinds.shape[1] < input_ids.shape[1]:
+            # Assisted decoding appends its candidates to the prompt before the first pass.
+            kwargs["mm_token_type_ids"] = F.pad(kinds, (0, input_ids.shape[1] - kinds.shape[1]))
         inputs = super().prepare_inputs_for_generation(
             input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
         )
@@ -338,6 +121,8 @@ class UniMedVLGenerationMixin(GenerationMixin):
             kwargs.setdefault("input_ids", inputs)
         if kwargs.get("input_ids") is None:
             raise ValueError("generate needs input_ids: pass the processor's output as keyword arguments.")
+        if kwargs.get("generation_config") is None:
+            kwargs["generation_config"] = self.generation_config
         self.model.require_generation()
         kwargs = {
             name: value.to(self.device) if isinstance(value, torch.Tensor) and name != "latents" else value
@@ -345,6 +130,7 @@ class UniMedVLGenerationMixin(GenerationMixin):
         }
         if generation_mode == "image":
             return self.generate_images(**kwargs)
+        kwargs.pop("return_dict_in_generate", None)
         return self.generate_interleaved(**kwargs)
 
     def generate_images(
@@ -369,8 +155,9 @@ class UniMedVLGenerationMixin(GenerationMixin):
         callback_on_step_end: Callable | None = None,
         show_progress: bool = True,
         return_dict_in_generate: bool = False,
+        generation_config: GenerationConfig | None = None,
         **kwargs,
-    ):
+    ) -> torch.Tensor | list[torch.Tensor] | UniMedVLGenerateOutput:
         """Sample images for each prompt by rectified flow with text and image guidance.
 
         Args:
@@ -400,13 +187,14 @@ class UniMedVLGenerationMixin(GenerationMixin):
                 `velocity_image` (None where a branch was not computed). A returned "latents" replaces the state.
             show_progress: progress bar over the steps.
             return_dict_in_generate: return `UniMedVLGenerateOutput`.
+            generation_config: carries `task_presets` and steers the thought; the model's own by default.
             **kwargs: further arguments steer the thought (`do_sample`, `temperature`, ...).
         """
         batch_size = input_ids.shape[0]
-        if not _is_integer(num_images_per_prompt) or num_images_per_prompt < 1:
+        if not is_integer(num_images_per_prompt) or num_images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt must be a whole number >= 1, not {num_images_per_prompt!r}.")
         has_images = latent_pixel_values is not None or pixel_values is not None
-        settings, sizes = self._settings(preset, kwargs, has_images, height, width)
+        settings, sizes = self._settings(generation_config, preset, kwargs, has_images, height, width)
         if kwargs and not think:
             raise ValueError(f"generate does not know {', '.join(sorted(kwargs))} in image mode: remove them.")
         count = batch_size * num_images_per_prompt
@@ -426,7 +214,11 @@ class UniMedVLGenerationMixin(GenerationMixin):
             "vae_sample_mode": vae_sample_mode,
         }
         main = self._extend_context(
-            None, input_ids, kinds, attention_mask, {**conditions, "latent_values": self._encode_conditions(conditions, noise_source)}
+            None,
+            input_ids,
+            kinds,
+            attention_mask,
+            {**conditions, "latent_values": self._encode_conditions(conditions, noise_source)},
         )
         length = torch.full((batch_size,), input_ids.shape[1], device=input_ids.device)
         text_branch = main.prefix(self._last_text_start(input_ids, kinds, main.mask))
@@ -437,7 +229,7 @@ class UniMedVLGenerationMixin(GenerationMixin):
         if think:
             if not has_images:
                 image_branch = main.prefix(length)
-            thoughts = self._write_text(main, max_think_tokens, kwargs)
+            thoughts = self._write_text(main, max_think_tokens, generation_config, kwargs)
             # The branches keep the cache as it was: extending makes a new one.
             main = self._append_texts(main, thoughts)
         row_index = torch.arange(batch_size, device=input_ids.device).repeat_interleave(num_images_per_prompt)
@@ -479,7 +271,7 @@ class UniMedVLGenerationMixin(GenerationMixin):
         vae_sample_mode: str = "sample",
         callback_on_step_end: Callable | None = None,
         show_progress: bool = True,
-        return_dict_in_generate: bool = True,
+        generation_config: GenerationConfig | None = None,
         **kwargs,
     ) -> UniMedVLGenerateOutput:
         """Write text and images in turn for one conversation.
@@ -505,14 +297,14 @@ class UniMedVLGenerationMixin(GenerationMixin):
         """
         if input_ids.shape[0] != 1:
             raise ValueError("generation_mode='interleaved' takes one conversation: call it once for each.")
-        if not _is_integer(max_segments) or max_segments < 1:
+        if not is_integer(max_segments) or max_segments < 1:
             raise ValueError(f"max_segments must be a whole number >= 1, not {max_segments!r}.")
         plan = segments if segments is not None else ["text" if i % 2 == 0 else "image" for i in range(max_segments)]
         unknown = sorted({str(kind) for kind in plan} - {"text", "image"})
         if unknown or not plan:
             raise ValueError(f"segments must be a list of 'text' and 'image', not {segments!r}.")
         has_images = latent_pixel_values is not None or pixel_values is not None
-        settings, sizes = self._settings(preset, kwargs, has_images, height, width)
+        settings, sizes = self._settings(generation_config, preset, kwargs, has_images, height, width)
         kinds = self._context_kinds(input_ids, mm_token_type_ids, has_images)
         condition_grids = self._condition_grids(kinds, latent_image_sizes)[0]
         num_images = plan.count("image")
@@ -533,8 +325,8 @@ class UniMedVLGenerationMixin(GenerationMixin):
         draws = None if draws is None else draws[len(condition_grids) :]
         if draws is not None and len(draws) != 2 * num_images:
             raise ValueError(
-                f"vae_noise needs {len(condition_grids) + 2 * num_images} tensors: one for each input image and two for "
-                "each generated one."
+                f"vae_noise needs {len(condition_grids) + 2 * num_images} tensors: one for each input image and two "
+                "for each generated one."
             )
         encoded = {**conditions, "latent_values": self._encode_conditions(conditions, generator)}
         main = self._extend_context(None, input_ids, kinds, attention_mask, encoded)
@@ -545,7 +337,7 @@ class UniMedVLGenerationMixin(GenerationMixin):
         timesteps = flow_schedule(settings.num_inference_steps, settings.timestep_shift)[:-1]
         for index, kind in enumerate(plan):
             if kind == "text":
-                written = self._write_text(contexts["main"], max_new_tokens, kwargs)
+                written = self._write_text(contexts["main"], max_new_tokens, generation_config, kwargs)
                 result.append(torch.tensor(written[0], dtype=torch.long))
                 for name in ("main", "image"):
                     contexts[name] = self._append_texts(contexts[name], written)
@@ -576,17 +368,16 @@ class UniMedVLGenerationMixin(GenerationMixin):
                 finished = True
             if finished:
                 break
-        output = UniMedVLGenerateOutput(
+        return UniMedVLGenerateOutput(
             images=_stack_if_equal(images), latents=tokens, timesteps=timesteps, segments=result
         )
-        return output
 
     # ---------------------------------------------------------------------------------------------------------------
     # Settings and sizes
 
-    def _settings(self, preset, kwargs, has_images, height, width) -> tuple[FlowSettings, tuple]:
+    def _settings(self, generation_config, preset, kwargs, has_images, height, width) -> tuple[FlowSettings, tuple]:
         """Merge preset and explicit arguments (removed from kwargs); returns settings and (height, width)."""
-        presets = getattr(self.generation_config, "task_presets", None) or TASK_PRESETS
+        presets = getattr(generation_config, "task_presets", None) or TASK_PRESETS
         name = preset if preset is not None else ("edit" if has_images else "t2i")
         if name not in presets:
             raise ValueError(f"preset must be one of {', '.join(sorted(presets))}, not {name!r}.")
@@ -624,7 +415,7 @@ class UniMedVLGenerationMixin(GenerationMixin):
                 limit = unit * side
                 one_height, one_width = (min(value or limit, limit) for value in default)
             for name, value in (("height", one_height), ("width", one_width)):
-                if not _is_integer(value) or value < unit or value % unit or value > unit * side:
+                if not is_integer(value) or value < unit or value % unit or value > unit * side:
                     raise ValueError(
                         f"{name} must be a multiple of {unit} from {unit} to {unit * side} pixels, not {value!r}."
                     )
@@ -654,7 +445,9 @@ class UniMedVLGenerationMixin(GenerationMixin):
         if not isinstance(generator, (list, tuple)):
             return generator
         if len(generator) != count:
-            raise ValueError(f"generator has {len(generator)} entries for {count} images: give one each, or a single one.")
+            raise ValueError(
+                f"generator has {len(generator)} entries for {count} images: give one each, or a single one."
+            )
         firsts = [generator[row * num_images_per_prompt] for row in range(batch_size)]
         return [first for first, grids in zip(firsts, condition_grids, strict=True) for _ in grids]
 
@@ -709,7 +502,7 @@ class UniMedVLGenerationMixin(GenerationMixin):
         full_mask = mask
         if context is not None:
             positions = positions + context.next_position[:, None]
-            cache = _copy_cache(context.cache)
+            cache = copy_cache(context.cache)
             full_mask = torch.cat([context.mask, mask], dim=1)
         outputs = self.model(
             input_ids=input_ids,
@@ -753,8 +546,17 @@ class UniMedVLGenerationMixin(GenerationMixin):
         mask = torch.arange(width, device=like.device) >= width - lengths[:, None]
         return ids, torch.zeros_like(ids), mask
 
-    def _write_text(self, context: GenerationContext, max_new_tokens: int, options: dict) -> list[list[int]]:
+    def _write_text(
+        self,
+        context: GenerationContext,
+        max_new_tokens: int,
+        generation_config: GenerationConfig | None,
+        options: dict,
+    ) -> list[list[int]]:
         """Generate a text after a context, as ids without markers. The context is not changed."""
+        config = copy.deepcopy(self.generation_config if generation_config is None else generation_config)
+        config.update(max_new_tokens=max_new_tokens, min_new_tokens=None, return_dict_in_generate=False)
+        options = config.update(**options)
         batch_size = context.input_ids.shape[0]
         bos = torch.full((batch_size, 1), self.config.bos_token_id, device=context.input_ids.device)
         input_ids = torch.cat([context.input_ids, bos], dim=1)
@@ -763,12 +565,10 @@ class UniMedVLGenerationMixin(GenerationMixin):
             attention_mask=F.pad(context.mask.long(), (0, 1), value=1),
             position_ids=torch.cat([context.position_ids, context.next_position[:, None]], dim=1),
             past_key_values=copy.deepcopy(context.cache),
-            max_new_tokens=max_new_tokens,
-            **{**options, "return_dict_in_generate": False},
+            generation_config=config,
+            **options,
         )
-        ends = self.generation_config.eos_token_id
-        if ends is None:
-            ends = self.config.eos_token_id
+        ends = self.config.eos_token_id if config.eos_token_id is None else config.eos_token_id
         ends = set(ends) if isinstance(ends, (list, tuple)) else {ends}
         texts = []
         for row in sequences[:, input_ids.shape[1] :].tolist():
@@ -828,15 +628,17 @@ class UniMedVLGenerationMixin(GenerationMixin):
                 branches["image"] = image_branch
         cache, valid_RK, rope_R = stack_contexts(list(branches.values()), row_index, width + 2)
         valid_RK[:, -width:] = valid.repeat(len(branches), 1)
-        caches = {len(branches): cache, 1: _first_rows(cache, count) if len(branches) > 1 else cache}
+        caches = {len(branches): cache, 1: first_rows(cache, count) if len(branches) > 1 else cache}
         masks = {
             number: self.model.flow_attention_mask(valid_RK[: number * count], width, rows_cache)
             for number, rows_cache in caches.items()
         }
 
-        progress = transformers_logging.tqdm(total=settings.num_inference_steps, disable=not show_progress, leave=False)
+        progress = transformers_logging.tqdm(
+            total=settings.num_inference_steps, disable=not show_progress, leave=False
+        )
         with progress:
-            for step, (time, next_time) in enumerate(zip(times[:-1], times[1:], strict=True)):
+            for step, time in enumerate(times[:-1]):
                 guided = settings.guides(time)
                 number = len(branches) if guided else 1
                 parts = self.model.predict_velocity(
@@ -850,9 +652,7 @@ class UniMedVLGenerationMixin(GenerationMixin):
                 named = dict(zip(branches, parts, strict=False))
                 velocity = parts[0]
                 if guided:
-                    velocity = guided_velocity(
-                        parts[0], named["text"], named.get("image", parts[0]), settings, valid
-                    )
+                    velocity = guided_velocity(parts[0], named["text"], named.get("image", parts[0]), settings, valid)
                 state = state - velocity * (schedule[step] - schedule[step + 1]).to(device)
                 if callback_on_step_end is not None:
                     values = {"latents": state, "velocity": velocity}
@@ -877,13 +677,6 @@ def _unpad(state: torch.Tensor | None, lengths: list[int]) -> list[torch.Tensor]
 def _stack_if_equal(images: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
     same = len({image.shape for image in images}) == 1
     return torch.stack(images) if same else images
-
-
-def _copy_cache(cache: Cache) -> Cache:
-    """A cache that can grow without changing the original; the tensors are shared (growing makes new ones)."""
-    clone = copy.copy(cache)
-    clone.layers = [copy.copy(layer) for layer in cache.layers]
-    return clone
 
 
 def _runs_per_row(kinds: torch.Tensor, kind: int) -> list[int]:

@@ -11,7 +11,6 @@ dimension, C latent channels.
 """
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -37,6 +36,7 @@ from transformers.models.qwen2.modeling_qwen2 import (
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 from transformers.utils import ModelOutput, can_return_tuple
 
+from .adapters_unimedvl import register_default_targets
 from .blocks_unimedvl import (
     BlockLayout,
     block_layout,
@@ -46,6 +46,16 @@ from .blocks_unimedvl import (
     rope_position_ids,
 )
 from .configuration_unimedvl import UniMedVLConfig, UniMedVLTextConfig, UniMedVLVisionConfig
+from .flow_unimedvl import (
+    TASK_PRESETS,
+    TIME_FEATURES,
+    grid_position_ids,
+    patchify_latents,
+    shift_timesteps,
+    sinusoidal_position_table,
+    timestep_features,
+    unpatchify_latents,
+)
 from .generation_unimedvl import UniMedVLGenerationMixin
 from .published_layout_unimedvl import is_published_layout, prepare_direct_load
 
@@ -59,75 +69,7 @@ QUANTIZATION_SKIP_MODULES = [
     "model.llm2vae",
     "model.time_embedder",
 ]
-TIME_FEATURES = 256
-MAX_PERIOD = 10000.0
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Fixed tables and latent geometry
-
-
-def sinusoidal_position_table(dim: int, grid: int) -> torch.Tensor:
-    """Sin-cos table of a square grid, float32 (grid * grid, dim); row index is `row * grid + column`.
-
-    The first half of the channels encodes the column, the second half the row; each half is [sin | cos].
-    """
-    omega = MAX_PERIOD ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
-    angles = torch.arange(grid, dtype=torch.float64)[:, None] * omega
-    axis = torch.cat([angles.sin(), angles.cos()], dim=1)
-    columns = axis[None, :, :].expand(grid, grid, -1)
-    rows = axis[:, None, :].expand(grid, grid, -1)
-    return torch.cat([columns, rows], dim=-1).reshape(grid * grid, -1).float()
-
-
-def timestep_features(timesteps: torch.Tensor, dim: int = TIME_FEATURES) -> torch.Tensor:
-    """Sinusoidal features [cos | sin], float32 (len(timesteps), dim), of timesteps in [0, 1] (not scaled by 1000)."""
-    half = dim // 2
-    frequencies = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, dtype=torch.float32) / half)
-    angles = timesteps[:, None].float() * frequencies.to(timesteps.device)
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
-def shift_timesteps(timesteps: torch.Tensor, shift: float) -> torch.Tensor:
-    """Move timesteps in [0, 1] towards noise: `shift * t / (1 + (shift - 1) * t)`."""
-    return shift * timesteps / (1 + (shift - 1) * timesteps)
-
-
-def patchify_latents(latent_Chw: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """Cut a latent (C, h, w) into tokens (h/p * w/p, p * p * C), row-major, channels fastest within a token."""
-    channels, height, width = latent_Chw.shape
-    rows, columns = height // patch_size, width // patch_size
-    cut = latent_Chw[:, : rows * patch_size, : columns * patch_size]
-    cut = cut.reshape(channels, rows, patch_size, columns, patch_size)
-    return cut.permute(1, 3, 2, 4, 0).reshape(rows * columns, -1)
-
-
-def unpatchify_latents(tokens_TL: torch.Tensor, rows: int, columns: int, patch_size: int) -> torch.Tensor:
-    """Inverse of `patchify_latents`: tokens (rows * columns, p * p * C) to a latent (C, rows * p, columns * p)."""
-    grid = tokens_TL.reshape(rows, columns, patch_size, patch_size, -1)
-    return grid.permute(4, 0, 2, 1, 3).reshape(-1, rows * patch_size, columns * patch_size)
-
-
-def grid_position_ids(rows: int, columns: int, side: int, interpolate: bool = False) -> torch.Tensor:
-    """Row of the position table for every cell of a grid, int64 (rows * columns,).
-
-    Counted from the top left with the table's own side as stride, or (interpolate) spread over the whole table.
-
-    Raises:
-        ValueError: if the grid is larger than the table.
-    """
-    if rows > side or columns > side:
-        raise ValueError(
-            f"An image of {rows} x {columns} tokens does not fit the position table of {side} x {side}: "
-            f"resize it to at most {side} tokens a side."
-        )
-    if interpolate:
-        boundaries = torch.arange(1 / side, 1.0, 1 / side)
-        row_ids = torch.bucketize(torch.arange(0, 1 - 1e-6, 1 / rows), boundaries, right=True)
-        column_ids = torch.bucketize(torch.arange(0, 1 - 1e-6, 1 / columns), boundaries, right=True)
-    else:
-        row_ids, column_ids = torch.arange(rows), torch.arange(columns)
-    return (row_ids[:, None] * side + column_ids).flatten()
+register_default_targets(UniMedVLConfig.model_type)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -444,7 +386,7 @@ class UniMedVLVisionEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding(num_positions, config.hidden_size)
 
     def forward(self, pixel_values: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        patches = self.patch_embedding(pixel_values.to(self.position_embedding.weight))
+        patches = self.patch_embedding(pixel_values.to(self.position_embedding.weight.dtype))
         return patches + self.position_embedding(position_ids.to(patches.device))
 
 
@@ -492,9 +434,7 @@ class TimestepEmbedder(nn.Module):
 
     def __init__(self, hidden_size: int):
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(TIME_FEATURES, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
-        )
+        self.mlp = nn.Sequential(nn.Linear(TIME_FEATURES, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
 
     def forward(self, timesteps: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return self.mlp(timestep_features(timesteps).to(dtype))
@@ -519,9 +459,16 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
             self.llm2vae = ZeroInitLinear(hidden_size, config.latent_dim)
             self.time_embedder = TimestepEmbedder(hidden_size)
             self.latent_pos_embed = PositionEmbedding(config.max_latent_size, hidden_size)
-            # The autoencoder is frozen in every stage; encoding and decoding never build a graph.
-            self.vae = AutoencoderKL(**config.vae_config.autoencoder_arguments()).requires_grad_(False)
+            self.vae = AutoencoderKL(**config.vae_config.autoencoder_arguments())
+        self.freeze_fixed_parts()
         self.post_init()
+
+    def freeze_fixed_parts(self):
+        """Take the position tables and the autoencoder out of training, as every stage of the recipe does."""
+        self.vit_pos_embed.requires_grad_(False)
+        if self.config.visual_gen:
+            self.latent_pos_embed.requires_grad_(False)
+            self.vae.requires_grad_(False)
 
     def get_input_embeddings(self):
         return self.language_model.embed_tokens
@@ -589,7 +536,9 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
         if sample_mode not in ("sample", "mode"):
             raise ValueError(f"vae_sample_mode must be 'sample' or 'mode', not {sample_mode!r}.")
         if noise is not None and len(noise) != len(images):
-            raise ValueError(f"vae_noise has {len(noise)} tensors for {len(images)} conditioning images: give one each.")
+            raise ValueError(
+                f"vae_noise has {len(noise)} tensors for {len(images)} conditioning images: give one each."
+            )
         config = self.config.vae_config
         by_size: dict[tuple[int, int], list[int]] = {}
         for index, image in enumerate(images):
@@ -597,7 +546,7 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
         means: dict[int, torch.Tensor] = {}
         deviations: dict[int, torch.Tensor] = {}
         for indices in by_size.values():
-            pixels = torch.stack([images[index] for index in indices]).to(self.vae.device, self.vae.dtype)
+            pixels = self._for_autoencoder(torch.stack([images[index] for index in indices]))
             posterior = self.vae.encode(pixels).latent_dist
             for row, index in enumerate(indices):
                 means[index], deviations[index] = posterior.mean[row].float(), posterior.std[row].float()
@@ -629,11 +578,16 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
             by_size.setdefault(tuple(latent.shape), []).append(index)
         for indices in by_size.values():
             scaled = torch.stack([latents[index] for index in indices])
-            raw = (scaled / config.scaling_factor + config.shift_factor).to(self.vae.device, self.vae.dtype)
+            raw = self._for_autoencoder(scaled / config.scaling_factor + config.shift_factor)
             decoded = self.vae.decode(raw).sample.float()
             for row, index in enumerate(indices):
                 pixels[index] = decoded[row]
         return pixels
+
+    def _for_autoencoder(self, tensor: torch.Tensor) -> torch.Tensor:
+        # Offloaded weights lie on the meta device until a hook brings them in, together with their inputs.
+        device = tensor.device if self.vae.device.type == "meta" else self.vae.device
+        return tensor.to(device, self.vae.dtype)
 
     def embed_latent_tokens(
         self,
@@ -857,7 +811,7 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
         return inputs_embeds.masked_scatter(where[..., None], features)
 
     def _idle_vision_term(self) -> torch.Tensor:
-        """Zero that depends on every ViT weight, so that distributed training reduces the same gradients on all ranks."""
+        """Zero that depends on every ViT weight: distributed training then reduces the same gradients on all ranks."""
         size = self.config.vision_config.num_channels * self.config.vision_config.patch_size**2
         blank = torch.zeros(1, size, device=self.vit_model.device)
         return 0.0 * self.get_image_features(blank, torch.tensor([[1, 1, 1]])).sum()
@@ -998,6 +952,9 @@ class UniMedVLForConditionalGeneration(UniMedVLPreTrainedModel, UniMedVLGenerati
                 r"^model\.(vae|vae2llm|llm2vae|time_embedder|latent_pos_embed)\.",
             ]
         self.post_init()
+        self.generation_config.task_presets = copy.deepcopy(TASK_PRESETS)
+        # Otherwise transformers drops the presets when it reads the saved file.
+        self.generation_config._from_model_config = False
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
@@ -1014,7 +971,10 @@ class UniMedVLForConditionalGeneration(UniMedVLPreTrainedModel, UniMedVLGenerati
             kwargs["quantization_config"] = quantization
         if is_published_layout(pretrained_model_name_or_path):
             kwargs = {**prepare_direct_load(pretrained_model_name_or_path), **kwargs}
-        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        # Loading replaces parameters by trainable ones.
+        (loaded[0] if isinstance(loaded, tuple) else loaded).model.freeze_fixed_parts()
+        return loaded
 
     def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
         """Save in our layout. `save_original_format` stays off so that a Trainer's checkpoints resume."""
@@ -1180,9 +1140,7 @@ class UniMedVLForConditionalGeneration(UniMedVLPreTrainedModel, UniMedVLGenerati
         layout = None
         if is_first_iteration and mm_token_type_ids is not None:
             layout = block_layout(mm_token_type_ids)
-        return build_attention_mask(
-            config.get_text_config(), inputs_embeds, attention_mask, past_key_values, layout
-        )
+        return build_attention_mask(config.get_text_config(), inputs_embeds, attention_mask, past_key_values, layout)
 
 
 __all__ = [
