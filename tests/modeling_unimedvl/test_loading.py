@@ -1,0 +1,184 @@
+"""Loading in every form: understanding only, low precision, quantized, offloaded, adapted, compiled."""
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import BitsAndBytesConfig
+
+from tests.tiny_inputs import conversation, initial_latents, noises
+from tests.tiny_model import tiny_config, tiny_model
+from unimedvl.modeling_unimedvl.adapters_unimedvl import ADAPTER_TARGETS
+from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
+
+GREEDY = {"do_sample": False, "max_new_tokens": 6}
+IMAGE = {"generation_mode": "image", "num_inference_steps": 3, "show_progress": False}
+# bitsandbytes packs 4-bit weights in blocks of 64 values.
+BLOCK_OF_64 = {
+    "text_config": {
+        **tiny_config().text_config.to_dict(),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_key_value_heads": 4,
+    }
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_model(**BLOCK_OF_64).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint):
+    return UniMedVLForConditionalGeneration.from_pretrained(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def question(model):
+    return conversation(model.config, [("vit", 2, 3), [3, 4, 5]], seed=1, answer=True)
+
+
+@pytest.fixture(scope="module")
+def edit(model):
+    row = conversation(model.config, [("latent", 2, 3), ("vit", 2, 2), [3, 4]], seed=1)
+    return {**row, "latents": initial_latents(model.config, [(2, 3)]), "vae_noise": noises(model.config, row)}
+
+
+def test_save_and_load_keep_values_and_frozen_parts(checkpoint, model):
+    again = tiny_model(**BLOCK_OF_64)
+    loaded = dict(model.named_parameters())
+    for name, parameter in again.named_parameters():
+        assert torch.equal(parameter, loaded[name]), name
+        assert parameter.requires_grad == loaded[name].requires_grad, name
+    assert not any(parameter.requires_grad for parameter in model.model.vae.parameters())
+
+
+def test_understanding_only_leaves_the_generation_half_out(checkpoint, model, question, edit):
+    lean = UniMedVLForConditionalGeneration.from_pretrained(checkpoint, visual_gen=False)
+    names = [name for name, _ in lean.named_parameters()]
+    assert not any("moe_gen" in name or ".vae" in name or "vae2llm" in name for name in names)
+    assert torch.equal(lean.generate(**question, **GREEDY), model.generate(**question, **GREEDY))
+    with pytest.raises(ValueError, match="visual_gen"):
+        lean.generate(**edit, **IMAGE)
+
+
+def test_understanding_only_saves_and_loads(checkpoint, question, tmp_path):
+    lean = UniMedVLForConditionalGeneration.from_pretrained(checkpoint, visual_gen=False)
+    lean.save_pretrained(tmp_path)
+    again, info = UniMedVLForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert torch.equal(again(**question).logits, lean(**question).logits)
+
+
+def test_bfloat16(checkpoint, model, question, edit):
+    half = UniMedVLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.bfloat16)
+    with torch.no_grad():
+        difference = (half(**question).logits.float() - model(**question).logits).abs().max()
+    assert difference < 0.15
+    assert half.generate(**question, **GREEDY).shape[1] > question["input_ids"].shape[1]
+    image = half.generate(**edit, **IMAGE)
+    assert image.dtype == torch.float32
+    assert (image - model.generate(**edit, **IMAGE)).abs().mean() < 0.1
+
+
+@pytest.mark.parametrize(
+    "quantization",
+    [
+        BitsAndBytesConfig(load_in_4bit=True),
+        BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
+        BitsAndBytesConfig(load_in_8bit=True),
+    ],
+    ids=["4bit", "nf4", "int8"],
+)
+def test_quantized(checkpoint, model, question, edit, quantization):
+    small = UniMedVLForConditionalGeneration.from_pretrained(
+        checkpoint, quantization_config=quantization, dtype=torch.float32
+    )
+    layer = small.model.language_model.layers[0]
+    kinds = {type(layer.self_attn.q_proj).__name__, type(layer.mlp_moe_gen.up_proj).__name__}
+    assert kinds < {"Linear4bit", "Linear8bitLt"}
+    assert type(small.lm_head) is torch.nn.Linear
+    assert type(small.model.connector.fc1) is torch.nn.Linear
+    assert type(small.model.vit_model.encoder.layers[0].mlp.fc1) is torch.nn.Linear
+    assert quantization.llm_int8_skip_modules is None, "the caller's configuration is not changed"
+    small.generate(**question, **GREEDY)
+    image = small.generate(**edit, **IMAGE)
+    assert torch.isfinite(image).all()
+    with torch.no_grad():
+        reference, got = model(**question).logits[0, -1], small(**question).logits[0, -1].float()
+    assert torch.cosine_similarity(reference, got, dim=0) > 0.8
+
+
+@pytest.mark.parametrize("expert", sorted(ADAPTER_TARGETS))
+def test_adapter_on_each_expert_trains_saves_and_reloads(checkpoint, question, edit, expert, tmp_path):
+    base = UniMedVLForConditionalGeneration.from_pretrained(checkpoint)
+    adapted = get_peft_model(base, LoraConfig(r=4, target_modules=ADAPTER_TARGETS[expert], init_lora_weights=True))
+    adapted.train()
+    names = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    assert names
+    assert any("moe_gen" in name for name in names) == (expert != "understanding")
+    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
+    row = {name: value for name, value in edit.items() if name not in ("latents", "vae_noise")}
+    kinds = torch.where(row["mm_token_type_ids"] == 2, 3, row["mm_token_type_ids"])
+    losses = []
+    for _ in range(6):
+        torch.manual_seed(0)
+        loss = adapted(**{**row, "mm_token_type_ids": kinds, "labels": row["input_ids"]}).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert any(
+        not torch.equal(parameter, before[name]) for name, parameter in adapted.named_parameters() if name in before
+    )
+    adapted.eval()
+    adapted.save_pretrained(tmp_path)
+    fresh = UniMedVLForConditionalGeneration.from_pretrained(checkpoint)
+    reloaded = PeftModel.from_pretrained(fresh, tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(reloaded(**question).logits, adapted(**question).logits)
+    assert torch.equal(reloaded.generate(**edit, **IMAGE), adapted.generate(**edit, **IMAGE))
+    attached = UniMedVLForConditionalGeneration.from_pretrained(checkpoint)
+    attached.load_adapter(str(tmp_path))
+    with torch.no_grad():
+        assert torch.equal(attached(**question).logits, adapted(**question).logits)
+
+
+def test_adapter_without_targets_takes_both_experts_and_nothing_else(checkpoint):
+    base = UniMedVLForConditionalGeneration.from_pretrained(checkpoint)
+    adapted = get_peft_model(base, LoraConfig(r=2))
+    names = {name.split(".lora_")[0] for name, _ in adapted.named_parameters() if "lora_A" in name}
+    layers = base.config.text_config.num_hidden_layers
+    assert len(names) == 14 * layers
+    assert all("language_model.layers" in name for name in names)
+
+
+def test_disk_offload_gives_equal_output(checkpoint, model, question, edit, tmp_path):
+    parts = ["embed_tokens", "layers.0", "layers.1", "norm", "norm_moe_gen", "rotary_emb"]
+    device_map = {f"model.language_model.{part}": "cpu" for part in parts}
+    device_map |= {"model.language_model.layers.1": "disk", "lm_head": "disk", "model.vit_model": "disk"}
+    device_map |= {f"model.{part}": "disk" for part in ("vae", "llm2vae", "time_embedder", "latent_pos_embed")}
+    device_map |= {f"model.{part}": "cpu" for part in ("connector", "vit_pos_embed", "vae2llm")}
+    offloaded = UniMedVLForConditionalGeneration.from_pretrained(
+        checkpoint, device_map=device_map, offload_folder=tmp_path
+    )
+    assert torch.equal(offloaded.generate(**question, **GREEDY), model.generate(**question, **GREEDY))
+    assert torch.equal(offloaded.generate(**edit, **IMAGE), model.generate(**edit, **IMAGE))
+
+
+def test_automatic_device_map(checkpoint, model, edit):
+    placed = UniMedVLForConditionalGeneration.from_pretrained(checkpoint, device_map="auto")
+    assert torch.equal(placed.generate(**edit, **IMAGE), model.generate(**edit, **IMAGE))
+
+
+@pytest.mark.slow
+def test_compiled_decode_step_equals_eager(checkpoint, model, question):
+    """`generate` compiles the decode step for a static cache."""
+    compiled = UniMedVLForConditionalGeneration.from_pretrained(checkpoint)
+    static = compiled.generate(**question, **GREEDY, cache_implementation="static")
+    assert torch.equal(static, model.generate(**question, **GREEDY))
+    compiled.forward = torch.compile(compiled.forward, fullgraph=False)
+    assert torch.equal(compiled.generate(**question, **GREEDY), model.generate(**question, **GREEDY))
