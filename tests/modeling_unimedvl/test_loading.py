@@ -131,9 +131,6 @@ def test_adapter_on_each_expert_trains_saves_and_reloads(checkpoint, question, e
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
-    assert any(
-        not torch.equal(parameter, before[name]) for name, parameter in adapted.named_parameters() if name in before
-    )
     adapted.eval()
     adapted.save_pretrained(tmp_path)
     fresh = UniMedVLForConditionalGeneration.from_pretrained(checkpoint)

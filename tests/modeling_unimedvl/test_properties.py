@@ -182,7 +182,7 @@ def test_guidance_scale_one_is_no_guidance(model):
 
 
 def test_image_guidance_without_images_folds_into_the_text_scale(model):
-    """In text to image the image branch equals the main one: scale b acts as 1 + b (a - 1) where the renorm is last."""
+    """In text to image the image branch equals the main one: scale b acts as 1 + b (a - 1) if the renorm is last."""
     row = editing_rows(model.config)[1]
     shared = {
         "latents": initial_latents(model.config, [(2, 2)]),
