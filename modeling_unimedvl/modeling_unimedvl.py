@@ -970,7 +970,8 @@ class UniMedVLForConditionalGeneration(UniMedVLPreTrainedModel, UniMedVLGenerati
             quantization.llm_int8_skip_modules = list(QUANTIZATION_SKIP_MODULES)
             kwargs["quantization_config"] = quantization
         if is_published_layout(pretrained_model_name_or_path):
-            kwargs = {**prepare_direct_load(pretrained_model_name_or_path), **kwargs}
+            kwargs = prepare_direct_load(cls, pretrained_model_name_or_path, kwargs)
+            pretrained_model_name_or_path = None
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         # Loading replaces parameters by trainable ones.
         (loaded[0] if isinstance(loaded, tuple) else loaded).model.freeze_fixed_parts()
@@ -1142,6 +1143,10 @@ class UniMedVLForConditionalGeneration(UniMedVLPreTrainedModel, UniMedVLGenerati
             layout = block_layout(mm_token_type_ids)
         return build_attention_mask(config.get_text_config(), inputs_embeds, attention_mask, past_key_values, layout)
 
+
+# Saving then copies the code next to the weights; `config.auto_map` names the other auto classes.
+UniMedVLConfig.register_for_auto_class()
+UniMedVLForConditionalGeneration.register_for_auto_class("AutoModelForMultimodalLM")
 
 __all__ = [
     "UniMedVLForConditionalGeneration",

@@ -1,0 +1,93 @@
+"""Fixtures of the golden tests: the records, and the model that their checkpoint folder holds."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from .records import Golden
+from .reference import Pictures, load_model
+
+GOLDEN = pytest.StashKey[Golden]()
+
+
+def _golden(config: pytest.Config) -> Golden:
+    if GOLDEN not in config.stash:
+        config.stash[GOLDEN] = Golden(config.getoption("--golden"))
+    return config.stash[GOLDEN]
+
+
+def _is_ours(path: Path) -> bool:
+    return path.parent == Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]):
+    """The account is closed after everything else has been compared."""
+    items.sort(key=lambda item: _is_ours(item.path) and item.path.name == "test_completeness.py")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function):
+    """Fail a test with everything that differed, not with the first difference."""
+    ours = _is_ours(pyfuncitem.path)
+    try:
+        result = yield
+    except BaseException as error:
+        for mismatch in _golden(pyfuncitem.config).take_mismatches() if ours else []:
+            error.add_note(mismatch)
+        raise
+    mismatches = _golden(pyfuncitem.config).take_mismatches() if ours else []
+    if mismatches:
+        pytest.fail(f"{len(mismatches)} records differ:\n" + "\n".join(mismatches), pytrace=False)
+    return result
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config):
+    if GOLDEN not in config.stash:
+        return
+    golden = config.stash[GOLDEN]
+    terminalreporter.section(f"golden records of {golden.folder}")
+    for line in [*golden.summary(), "", "not compared:", *golden.exclusions_used()]:
+        terminalreporter.write_line(line)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc):
+    """One test for each recorded run of a kind."""
+    golden = _golden(metafunc.config)
+    kinds = {
+        "t2i_run": golden.runs("t2i", "prompt"),
+        "t2i_batch": golden.runs("t2i", "prompts"),
+        "edit_run": golden.runs("edit"),
+        "think_run": golden.runs("think", "think"),
+        "reconstruction_ver0": [run for run in golden.runs("think") if "ver0" in run],
+        "reconstruction_ver1": [run for run in golden.runs("think") if "ver1" in run],
+    }
+    for name in kinds.keys() & set(metafunc.fixturenames):
+        metafunc.parametrize(name, kinds[name])
+
+
+@pytest.fixture(scope="session")
+def golden(pytestconfig: pytest.Config) -> Golden:
+    return _golden(pytestconfig)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The records were made with one thread; more would only change the order of sums."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def model(golden: Golden):
+    """The checkpoint of the folder in float32, in evaluation mode."""
+    return load_model(golden)
+
+
+@pytest.fixture(scope="session")
+def pictures(golden: Golden) -> Pictures:
+    """The folder's images through the package's image processor."""
+    return Pictures(golden)

@@ -1,0 +1,369 @@
+"""A small server of the Hugging Face Hub's HTTP interface, for tests: loopback only, everything in memory.
+
+It speaks the part of the interface that `push_to_hub`, `upload_folder`, `from_pretrained`, `snapshot_download` and
+`load_dataset` use over the LFS path (`HF_HUB_DISABLE_XET=1`). A commit is an immutable listing of files under its own
+hash, so old revisions stay readable, as on the Hub.
+
+    with HubServer() as hub:
+        subprocess.run(command, env={**os.environ, **hub.environment(home)})
+"""
+
+import base64
+import hashlib
+import json
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
+from urllib.parse import parse_qs, unquote, urlsplit
+
+# As the Hub's default .gitattributes: these go through LFS, and so does everything of 10 MB and more.
+LFS_SUFFIXES = {".safetensors", ".parquet", ".png", ".bin", ".model", ".npz"}
+LFS_THRESHOLD = 10_000_000
+
+
+class HubError(Exception):
+    """An answer with an error status, in the form that huggingface_hub maps to its exceptions."""
+
+    def __init__(self, status: int, message: str, code: str | None = None, **details: str):
+        super().__init__(message)
+        self.status, self.message, self.code, self.details = status, message, code, details
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One version of a file: `oid` is git's blob hash; LFS files also answer to their sha256."""
+
+    content: bytes
+    is_lfs: bool
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+    @property
+    def oid(self) -> str:
+        return hashlib.sha1(b"blob %d\0" % len(self.content) + self.content).hexdigest()
+
+    @property
+    def etag(self) -> str:
+        return self.sha256 if self.is_lfs else self.oid
+
+    def listing(self, path: str) -> dict:
+        entry = {"type": "file", "path": path, "size": len(self.content), "oid": self.oid}
+        if self.is_lfs:
+            entry["lfs"] = {"oid": self.sha256, "size": len(self.content), "pointerSize": 134}
+        return entry
+
+
+@dataclass
+class Repository:
+    """A repository: `commits` maps a commit hash to its files, `refs` a branch or tag name to a commit hash."""
+
+    kind: str
+    repo_id: str
+    private: bool
+    commits: dict[str, dict[str, StoredFile]] = field(default_factory=dict)
+    refs: dict[str, str] = field(default_factory=dict)
+
+    def commit(self, branch: str, files: dict[str, StoredFile], message: str) -> str:
+        listing = [f"{path} {stored.sha256}" for path, stored in sorted(files.items())]
+        record = "\n".join([self.repo_id, self.refs.get(branch, ""), message, *listing])
+        commit_hash = hashlib.sha1(record.encode()).hexdigest()
+        self.commits[commit_hash] = dict(files)
+        self.refs[branch] = commit_hash
+        return commit_hash
+
+    def resolve(self, revision: str) -> str:
+        commit_hash = self.refs.get(revision, revision)
+        if commit_hash not in self.commits:
+            raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return commit_hash
+
+    def describe(self, revision: str) -> dict:
+        commit_hash = self.resolve(revision)
+        siblings = [{"rfilename": path} for path in sorted(self.commits[commit_hash])]
+        return {
+            "_id": hashlib.md5(self.repo_id.encode()).hexdigest()[:24],
+            "id": self.repo_id,
+            "modelId": self.repo_id,
+            "sha": commit_hash,
+            "private": self.private,
+            "gated": False,
+            "disabled": False,
+            "downloads": 0,
+            "likes": 0,
+            "tags": [],
+            "siblings": siblings,
+        }
+
+    def tree(self, revision: str, folder: str, recursive: bool) -> list[dict]:
+        files = self.commits[self.resolve(revision)]
+        prefix = f"{folder}/" if folder else ""
+        inside = {path: stored for path, stored in files.items() if path.startswith(prefix)}
+        if folder and not inside:
+            raise HubError(404, f"{folder} does not exist on {revision}", "EntryNotFound")
+        entries = []
+        folders = set()
+        for path, stored in sorted(inside.items()):
+            parents = [str(parent) for parent in PurePosixPath(path[len(prefix) :]).parents][-2::-1]
+            folders.update(prefix + parent for parent in (parents if recursive else parents[:1]))
+            if recursive or not parents:
+                entries.append(stored.listing(path))
+        return entries + [
+            {"type": "directory", "path": path, "size": 0, "oid": hashlib.sha1(path.encode()).hexdigest()}
+            for path in sorted(folders)
+        ]
+
+
+class HubServer:
+    """The server and its state. Writing, and reading what is private, takes the bearer token `token`."""
+
+    def __init__(self, token: str = "hf_local", user: str = "tester"):
+        self.token, self.user = token, user
+        self.repositories: dict[tuple[str, str], Repository] = {}
+        self.lfs_objects: dict[str, bytes] = {}
+        self.requests: list[str] = []
+        self.lock = threading.Lock()
+        handler = type("Handler", (HubRequestHandler,), {"hub": self})
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    def __enter__(self) -> "HubServer":
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    def environment(self, home) -> dict[str, str]:
+        """Environment variables of a client process whose caches live under the folder `home`."""
+        return {
+            "HF_ENDPOINT": self.url,
+            "HF_TOKEN": self.token,
+            "HF_HOME": str(home),
+            "HF_MODULES_CACHE": f"{home}/modules",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_OFFLINE": "0",
+            "NO_PROXY": "127.0.0.1",
+        }
+
+    def repository(self, kind: str, repo_id: str, authorised: bool) -> Repository:
+        found = self.repositories.get((kind, repo_id))
+        if found is None or (found.private and not authorised):
+            raise HubError(404, "Repository not found", "RepoNotFound")
+        return found
+
+
+class HubRequestHandler(BaseHTTPRequestHandler):
+    """One request. `respond` finds the endpoint; endpoints return what is sent as JSON."""
+
+    protocol_version = "HTTP/1.1"
+    hub: HubServer
+
+    def log_message(self, *arguments) -> None:
+        """Silence: a test prints only its own lines."""
+
+    def do_GET(self) -> None:
+        self.respond()
+
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
+
+    def respond(self) -> None:
+        body = self.read_body()
+        url = urlsplit(self.path)
+        parts = [unquote(part) for part in url.path.strip("/").split("/")]
+        query = {key: values[-1] for key, values in parse_qs(url.query).items()}
+        self.hub.requests.append(f"{self.command} {self.path}")
+        try:
+            with self.hub.lock:
+                if "resolve" in parts[:4] and parts[0] != "api":
+                    self.send_file(parts)
+                    return
+                answer = self.lfs(parts, body) if self.is_lfs(parts) else self.api(parts, query, body)
+            self.send_json(200, answer)
+        except HubError as error:
+            headers = {"X-Error-Code": error.code} if error.code else {}
+            answer = {"error": error.message, **error.details}
+            self.send_json(error.status, answer, {**headers, "X-Error-Message": error.message})
+
+    def read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
+            chunks = []
+            while size := int(self.rfile.readline(), 16):
+                chunks.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(chunks)
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def send_json(self, status: int, answer, headers: dict[str, str] | None = None) -> None:
+        self.send_content(status, json.dumps(answer).encode(), {"Content-Type": "application/json", **(headers or {})})
+
+    def send_content(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    @property
+    def authorised(self) -> bool:
+        return self.headers.get("Authorization") == f"Bearer {self.hub.token}"
+
+    def require_token(self) -> None:
+        if not self.authorised:
+            raise HubError(401, "Invalid username or password.")
+
+    @staticmethod
+    def is_lfs(parts: list[str]) -> bool:
+        return parts[0] == "lfs" or parts[-4:] == ["info", "lfs", "objects", "batch"]
+
+    def lfs(self, parts: list[str], body: bytes):
+        """`POST {repository}.git/info/lfs/objects/batch`, then `PUT /lfs/{sha256}` for what the server lacks."""
+        if parts[0] == "lfs":
+            if hashlib.sha256(body).hexdigest() != parts[1]:
+                raise HubError(400, "content does not match its hash")
+            self.hub.lfs_objects[parts[1]] = body
+            return {}
+        self.require_token()
+        objects = []
+        for wanted in json.loads(body)["objects"]:
+            entry = {"oid": wanted["oid"], "size": wanted["size"]}
+            if wanted["oid"] not in self.hub.lfs_objects:
+                entry["actions"] = {"upload": {"href": f"{self.hub.url}/lfs/{wanted['oid']}"}}
+            objects.append(entry)
+        return {"transfer": "basic", "objects": objects}
+
+    def api(self, parts: list[str], query: dict[str, str], body: bytes):
+        match (self.command, parts):
+            case ("GET", ["api", "whoami-v2"]):
+                self.require_token()
+                return {"type": "user", "name": self.hub.user, "orgs": [], "auth": {"type": "access_token"}}
+            case ("POST", ["api", "validate-yaml"]):
+                return {"errors": [], "warnings": []}
+            case ("POST", ["api", "repos", "create"]):
+                return self.create_repository(json.loads(body))
+            case ("DELETE", ["api", "repos", "delete"]):
+                self.require_token()
+                request = json.loads(body)
+                repo_id = f"{request.get('organization') or self.hub.user}/{request['name']}"
+                self.hub.repositories.pop((f"{request.get('type', 'model')}s", repo_id), None)
+                return {}
+            case (_, ["api", ("models" | "datasets" | "spaces") as kind, owner, name, *rest]):
+                repository = self.hub.repository(kind, f"{owner}/{name}", self.authorised)
+                return self.repository_api(repository, rest, query, body)
+        raise HubError(404, f"no such endpoint: {self.command} {self.path}")
+
+    def create_repository(self, request: dict) -> dict:
+        self.require_token()
+        kind = f"{request.get('type', 'model')}s"
+        repo_id = f"{request.get('organization') or self.hub.user}/{request['name']}"
+        prefix = "" if kind == "models" else f"{kind}/"
+        url = f"{self.hub.url}/{prefix}{repo_id}"
+        if (kind, repo_id) in self.hub.repositories:
+            raise HubError(409, "You already created this repo", url=url)
+        private = request.get("visibility") == "private" or bool(request.get("private"))
+        repository = Repository(kind, repo_id, private)
+        repository.commit("main", {}, "initial commit")
+        self.hub.repositories[kind, repo_id] = repository
+        return {"url": url, "name": repo_id}
+
+    def repository_api(self, repository: Repository, rest: list[str], query: dict[str, str], body: bytes):
+        match (self.command, rest):
+            case ("GET", []):
+                return repository.describe("main")
+            case ("GET", ["revision", revision]):
+                return repository.describe(revision)
+            case ("GET", ["tree", revision, *folder]):
+                recursive = query.get("recursive", "").lower() in ("1", "true")
+                return repository.tree(revision, "/".join(folder), recursive)
+            case ("GET", ["refs"]):
+                branches = [
+                    {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commit_hash}
+                    for name, commit_hash in repository.refs.items()
+                ]
+                return {"branches": branches, "converts": [], "tags": [], "pullRequests": []}
+            case ("POST", ["paths-info", revision]):
+                files = repository.commits[repository.resolve(revision)]
+                paths = parse_qs(body.decode()).get("paths", [])
+                return [files[path].listing(path) for path in paths if path in files]
+        self.require_token()
+        match (self.command, rest):
+            case ("POST", ["preupload", _]):
+                return {"files": [self.upload_mode(entry) for entry in json.loads(body)["files"]]}
+            case ("POST", ["commit", branch]):
+                return self.receive_commit(repository, branch, body)
+            case ("POST", [("branch" | "tag"), name]):
+                start = (json.loads(body) if body else {}).get("startingPoint") or "main"
+                repository.refs[name] = repository.resolve(start)
+                return {}
+        raise HubError(404, f"no such endpoint: {self.command} {self.path}")
+
+    @staticmethod
+    def upload_mode(entry: dict) -> dict:
+        is_lfs = PurePosixPath(entry["path"]).suffix in LFS_SUFFIXES or entry["size"] >= LFS_THRESHOLD
+        return {"path": entry["path"], "uploadMode": "lfs" if is_lfs else "regular", "shouldIgnore": False}
+
+    def receive_commit(self, repository: Repository, branch: str, body: bytes) -> dict:
+        """The operations of a commit, one JSON object per line; the branch only moves when all of them are valid."""
+        files = dict(repository.commits[repository.resolve(branch)])
+        message = ""
+        for line in body.splitlines():
+            operation = json.loads(line)
+            value = operation["value"]
+            match operation["key"]:
+                case "header":
+                    message = value["summary"]
+                    parent = value.get("parentCommit")
+                    if parent is not None and parent != repository.refs[branch]:
+                        raise HubError(412, "A commit has happened since. Please refresh and try again.")
+                case "file":
+                    files[value["path"]] = StoredFile(base64.b64decode(value["content"]), False)
+                case "lfsFile":
+                    if value["oid"] not in self.hub.lfs_objects:
+                        raise HubError(400, f"LFS pointer to an object that was not uploaded: {value['path']}")
+                    files[value["path"]] = StoredFile(self.hub.lfs_objects[value["oid"]], True)
+                case "deletedFile":
+                    files.pop(value["path"], None)
+                case "deletedFolder":
+                    prefix = value["path"].rstrip("/") + "/"
+                    files = {path: stored for path, stored in files.items() if not path.startswith(prefix)}
+                case key:
+                    raise HubError(400, f"unknown operation {key}")
+        commit_hash = repository.commit(branch, files, message)
+        url = f"{self.hub.url}/{repository.repo_id}/commit/{commit_hash}"
+        return {"success": True, "commitOid": commit_hash, "commitUrl": url}
+
+    def send_file(self, parts: list[str]) -> None:
+        """`HEAD` and `GET [datasets/]{owner}/{name}/resolve/{revision}/{path}`, with byte ranges."""
+        kind = parts.pop(0) if parts[0] in ("datasets", "spaces") else "models"
+        owner, name, _, revision, *path_parts = parts
+        repository = self.hub.repository(kind, f"{owner}/{name}", self.authorised)
+        commit_hash = repository.resolve(revision)
+        stored = repository.commits[commit_hash].get("/".join(path_parts))
+        if stored is None:
+            raise HubError(404, "Entry not found", "EntryNotFound")
+        headers = {
+            "X-Repo-Commit": commit_hash,
+            "ETag": f'"{stored.etag}"',
+            "Accept-Ranges": "bytes",
+            "Content-Type": "application/octet-stream",
+        }
+        if stored.is_lfs:
+            headers |= {"X-Linked-Etag": f'"{stored.etag}"', "X-Linked-Size": str(len(stored.content))}
+        content, status = stored.content, 200
+        asked = self.headers.get("Range", "")
+        if asked.startswith("bytes="):
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            start = int(first)
+            end = min(int(last) if last else len(content) - 1, len(content) - 1)
+            if start > end:
+                raise HubError(416, "Requested range not satisfiable")
+            headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
+            content, status = content[start : end + 1], 206
+        self.send_content(status, content, headers)
