@@ -5,6 +5,7 @@ special token ids are read from here.
 """
 
 from transformers import PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.siglip.configuration_siglip import SiglipVisionConfig
 
@@ -142,9 +143,9 @@ class UniMedVLConfig(PreTrainedConfig):
 
     model_type = "unimedvl"
     sub_configs_defaults = {
-        "text_config": UniMedVLTextConfig,
-        "vision_config": UniMedVLVisionConfig,
-        "vae_config": UniMedVLVAEConfig,
+        "text_config": SubConfigSpec(UniMedVLTextConfig),
+        "vision_config": SubConfigSpec(UniMedVLVisionConfig),
+        "vae_config": SubConfigSpec(UniMedVLVAEConfig),
     }
     base_model_fsdp_plan = {}
     keys_to_ignore_at_inference = ["past_key_values"]

@@ -1,35 +1,29 @@
 """Checkpoints from the released BAGEL / UniMedVL layout to ours and back, exact in every name and byte.
 
-Everything is checked before anything is written. Tensors then pass through one piece at a time, from mapped files into
-a folder that gets its name only when it is whole, so that neither memory nor an interruption limits the size.
+Everything is checked before anything is written.
 """
 
-import errno
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from huggingface_hub import split_state_dict_into_shards_factory
-from huggingface_hub.errors import StrictDataclassError
-from tqdm.auto import tqdm
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from .checkpoint_writer_unimedvl import OutgoingTensor, new_folder, total_bytes, write_files, write_json
 from .configuration_unimedvl import UniMedVLConfig
 from .modeling_unimedvl import UniMedVLForConditionalGeneration
-from .published_layout_unimedvl import default_generation_config, derive_config, is_published_layout
+from .published_layout_unimedvl import build_config, default_generation_config, derive_config, is_published_layout
 from .published_weights_unimedvl import (
     AUTOENCODER_HALVES,
     FLOAT_TYPES,
     GENERATION_HALF,
     WEIGHT_NAMES,
-    StoredTensor,
     WeightNames,
     indexed_files,
     model_shapes,
@@ -37,7 +31,6 @@ from .published_weights_unimedvl import (
     published_tensors,
     read_headers,
     read_json,
-    read_tensors,
     require_exact_fit,
 )
 
@@ -49,9 +42,6 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "special_tokens_map.json",
 )
-TYPE_NAMES = {dtype: name for name, dtype in FLOAT_TYPES.items()}
-# Values that pass through memory at a time.
-PIECE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -74,19 +64,6 @@ class ConversionReport:
     weight_files: tuple[str, ...]
     unused: tuple[str, ...]
     tokenizer_files: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Item:
-    """A tensor on its way: where it lies, and the shape and type in which it is written."""
-
-    stored: StoredTensor
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def num_bytes(self) -> int:
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
 def convert_checkpoint(
@@ -121,8 +98,8 @@ def convert_checkpoint(
     source, target = _source_folder(source), _target_folder(output)
     if not is_published_layout(source):
         raise ValueError(
-            f"{source} is not in the released layout: it needs llm_config.json and vit_config.json, and no config.json "
-            "of an already converted checkpoint."
+            f"{source} is not in the released layout: it needs llm_config.json and vit_config.json, and no "
+            "config.json of a checkpoint that is already converted."
         )
     target_type, overrides = _float_type(dtype), dict(overrides or {})
     tensors, unused = published_tensors(source, weights)
@@ -137,28 +114,29 @@ def convert_checkpoint(
     for key, stored in tensors.items():
         name = names.to_ours(key)
         assert name is not None, key
-        items[name] = _Item(stored, full[name], target_type or FLOAT_TYPES[stored.dtype])
+        items[name] = OutgoingTensor(stored, full[name], target_type or FLOAT_TYPES[stored.dtype])
     items = {name: items[name] for name in full if name in items}
     if target_type is not None:
         config.dtype = target_type
     shards = _split(items, max_shard_size)
     tokenizer_files = tuple(name for name in TOKENIZER_FILES if (source / name).is_file())
-    with _new_folder(target, _total(items)) as partial:
-        _write_files({partial / name: group for name, group in shards.items()}, progress)
+    with new_folder(target, total_bytes(items)) as partial:
+        write_files({partial / name: group for name, group in shards.items()}, progress)
         if len(shards) > 1:
             weight_map = {name: file for file, group in shards.items() for name in group}
-            _write_json(
+            write_json(
                 partial / SAFE_WEIGHTS_INDEX_NAME,
-                {"metadata": {"total_size": _total(items)}, "weight_map": dict(sorted(weight_map.items()))},
+                {"metadata": {"total_size": total_bytes(items)}, "weight_map": dict(sorted(weight_map.items()))},
             )
         config.save_pretrained(partial)
         default_generation_config(config).save_pretrained(partial)
         _copy(source, partial, tokenizer_files)
-        code = sorted(path.name for path in Path(__file__).parent.glob("*_unimedvl.py"))
-        _copy(Path(__file__).parent, partial, [name for name in code if name != Path(__file__).name])
+        custom_object_save(UniMedVLForConditionalGeneration, partial)
         if finish is not None:
             finish(partial)
-    return ConversionReport(target, config, len(items), _total(items), tuple(shards), tuple(unused), tokenizer_files)
+    return ConversionReport(
+        target, config, len(items), total_bytes(items), tuple(shards), tuple(unused), tokenizer_files
+    )
 
 
 def export_checkpoint(
@@ -197,18 +175,18 @@ def export_checkpoint(
     names = _weight_names(config)
     full, required = _expected(config)
     require_exact_fit(source, tensors, full, required)
-    groups: dict[str, dict[str, _Item]] = {f"{weights}.safetensors": {}, "ae.safetensors": {}}
+    groups: dict[str, dict[str, OutgoingTensor]] = {f"{weights}.safetensors": {}, "ae.safetensors": {}}
     for name, stored in tensors.items():
-        item = _Item(stored, published_shape(name, stored.shape), target_type or FLOAT_TYPES[stored.dtype])
+        item = OutgoingTensor(stored, published_shape(name, stored.shape), target_type or FLOAT_TYPES[stored.dtype])
         key = _published(names, name)
         groups["ae.safetensors" if key.startswith(AUTOENCODER_HALVES) else f"{weights}.safetensors"][key] = item
     groups = {file: group for file, group in groups.items() if group}
-    num_bytes = sum(map(_total, groups.values()))
+    num_bytes = sum(map(total_bytes, groups.values()))
     tokenizer_files = tuple(name for name in TOKENIZER_FILES if (source / name).is_file())
-    with _new_folder(target, num_bytes) as partial:
-        _write_files({partial / name: group for name, group in groups.items()}, progress)
+    with new_folder(target, num_bytes) as partial:
+        write_files({partial / name: group for name, group in groups.items()}, progress)
         for file, content in _published_configs(config).items():
-            _write_json(partial / file, content)
+            write_json(partial / file, content)
         _copy(source, partial, tokenizer_files)
         if finish is not None:
             finish(partial)
@@ -231,14 +209,12 @@ def _published_configs(config: UniMedVLConfig) -> dict[str, dict]:
         bos_token_id=config.bos_token_id,
         eos_token_id=config.eos_token_id,
         rope_theta=rope.pop("rope_theta"),
-        sliding_window=text.sliding_window or text.max_position_embeddings,
         tie_word_embeddings=False,
         qk_norm=True,
         layer_module="Qwen2MoTDecoderLayer",
         torch_dtype=str(config.dtype or torch.float32).removeprefix("torch."),
     )
-    if getattr(text, "head_dim", None) is not None:
-        llm["head_dim"] = text.head_dim
+    llm.update({name: getattr(text, name) for name in ("head_dim", "sliding_window") if getattr(text, name, None)})
     if rope.get("rope_type", "default") != "default":
         llm["rope_scaling"] = rope
     copied = ("attention_dropout", "hidden_act", "hidden_size", "image_size", "intermediate_size", "layer_norm_eps")
@@ -269,7 +245,8 @@ def _published_configs(config: UniMedVLConfig) -> dict[str, dict]:
             "downsample": vae.downsample,
             "scale_factor": vae.scaling_factor,
             "shift_factor": vae.shift_factor,
-            "norm_num_groups": vae.norm_num_groups,
+            # The reference's autoencoder always has 32: for ours to read back.
+            **({} if vae.norm_num_groups == 32 else {"norm_num_groups": vae.norm_num_groups}),
         },
     )
     return {"config.json": root, "llm_config.json": llm, "vit_config.json": vit}
@@ -308,11 +285,7 @@ def _float_type(dtype: str | torch.dtype | None) -> torch.dtype | None:
 def _build_config(folder: Path, fields: dict) -> UniMedVLConfig:
     if fields.get("model_type") != UniMedVLConfig.model_type:
         raise ValueError(f"{folder} is a checkpoint of type {fields.get('model_type')!r}, not of 'unimedvl'.")
-    try:
-        return UniMedVLConfig.from_dict(fields)
-    except (StrictDataclassError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"the configuration files in {folder} cannot be used ({reason}): get them again.") from error
+    return build_config(UniMedVLConfig, folder, fields)
 
 
 def _weight_names(config: UniMedVLConfig) -> WeightNames:
@@ -340,11 +313,7 @@ def _expected(config: UniMedVLConfig) -> tuple[dict[str, tuple[int, ...]], list[
     return full, [name for name in full if config.visual_gen or not _is_generation(name)]
 
 
-def _total(items: Mapping[str, _Item]) -> int:
-    return sum(item.num_bytes for item in items.values())
-
-
-def _split(items: dict[str, _Item], max_shard_size: int | str) -> dict[str, dict[str, _Item]]:
+def _split(items: dict[str, OutgoingTensor], max_shard_size: int | str) -> dict[str, dict[str, OutgoingTensor]]:
     """Weight file name to its tensors."""
     try:
         plan = split_state_dict_into_shards_factory(
@@ -353,98 +322,11 @@ def _split(items: dict[str, _Item], max_shard_size: int | str) -> dict[str, dict
             filename_pattern=SAFE_WEIGHTS_NAME.replace(".safetensors", "{suffix}.safetensors"),
             max_shard_size=max_shard_size,
         )
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"max_shard_size must be a size like 5GB or 500MB, not {max_shard_size!r}.") from error
     return {file: {name: items[name] for name in group} for file, group in plan.filename_to_tensors.items()}
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Writing
-
-
-@contextmanager
-def _new_folder(target: Path, num_bytes: int) -> Iterator[Path]:
-    """A folder to fill, which becomes `target` when the block ends and disappears when it fails.
-
-    It lies beside the target, so that giving it its name is one step. A killed run leaves it there unnamed; the next
-    run into the same target clears it.
-    """
-    partial = target.with_name(f".{target.name}.partial")
-    lock = FileLock(f"{partial}.lock")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-        try:
-            _clear(partial)
-            free = shutil.disk_usage(target.parent).free
-            if free < num_bytes:
-                raise OSError(errno.ENOSPC, f"{num_bytes / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
-            partial.mkdir()
-            yield partial
-            if target.is_dir():
-                target.rmdir()
-            partial.rename(target)
-        finally:
-            _clear(partial)
-            lock.release()
-            Path(lock.lock_file).unlink(missing_ok=True)
-    except Timeout as error:
-        raise ValueError(f"another run is writing {target}: wait for it, or choose another folder.") from error
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ValueError(f"cannot write {target} ({reason}): make room, or choose another folder.") from error
-
-
-def _clear(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-
-
-def _write_files(files: Mapping[Path, Mapping[str, _Item]], progress: bool) -> None:
-    total = sum(map(_total, files.values()))
-    with tqdm(
-        total=total, unit="B", unit_scale=True, desc="Writing weights", disable=None if progress else True
-    ) as bar:
-        for path, items in files.items():
-            write_safetensors(path, items, bar.update)
-
-
-def write_safetensors(path: Path, items: Mapping[str, _Item], advance: Callable[[int], object]) -> None:
-    """Write one safetensors file piece by piece.
-
-    The library's own writer wants all tensors of a file at once, which for a cast 29 GB `ema.safetensors` no memory
-    holds. The format: the header's length in 8 bytes, the header as JSON padded to 8 bytes, then the tensors without
-    gaps, widest type first so that each is aligned.
-
-    Raises:
-        ValueError: if a finite value is too large for float16.
-    """
-    ordered = dict(sorted(items.items(), key=lambda entry: -entry[1].dtype.itemsize))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, item in ordered.items():
-        span = [offset, offset + item.num_bytes]
-        header[name] = {"dtype": TYPE_NAMES[item.dtype], "shape": list(item.shape), "data_offsets": span}
-        offset = span[1]
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with open(path, "wb") as handle:
-        handle.write(len(encoded).to_bytes(8, "little") + encoded)
-        for name, tensor in read_tensors({name: item.stored for name, item in ordered.items()}):
-            for piece in tensor.reshape(-1).split(PIECE):
-                cast = piece.to(ordered[name].dtype)
-                if cast.dtype == torch.float16 and bool((cast.isinf() & ~piece.isinf()).any()):
-                    raise ValueError(f"{name} holds values too large for float16: choose bfloat16 or float32.")
-                handle.write(cast.view(torch.uint8).numpy())
-                advance(cast.nbytes)
-        handle.flush()
-        os.fsync(handle.fileno())
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _copy(source: Path, target: Path, names) -> None:
+def _copy(source: Path, target: Path, names: Iterable[str]) -> None:
     for name in names:
         shutil.copyfile(source / name, target / name)

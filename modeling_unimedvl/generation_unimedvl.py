@@ -69,6 +69,10 @@ class UniMedVLGenerationMixin(GenerationMixin):
         if kinds is not None and input_ids is not None and kinds.shape[1] < input_ids.shape[1]:
             # Assisted decoding appends its candidates to the prompt before the first pass.
             kwargs["mm_token_type_ids"] = F.pad(kinds, (0, input_ids.shape[1] - kinds.shape[1]))
+        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        if is_first_iteration and kinds is not None and cache is not None and cache.is_compileable:
+            # Transformers prepares masks for static caches itself, and does not know about blocks.
+            kwargs["attention_mask"] = self.model.prefill_attention_mask(kwargs["mm_token_type_ids"], mask, cache)
         inputs = super().prepare_inputs_for_generation(
             input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
         )
@@ -129,9 +133,16 @@ class UniMedVLGenerationMixin(GenerationMixin):
             for name, value in kwargs.items()
         }
         if generation_mode == "image":
-            return self.generate_images(**kwargs)
+            return self.generate_images(**self._without_answer_marker(kwargs))
         kwargs.pop("return_dict_in_generate", None)
         return self.generate_interleaved(**kwargs)
+
+    def _without_answer_marker(self, kwargs: dict) -> dict:
+        """Drop the BOS that a text-mode template ends with (as `pipeline` uses it): an image follows the prompt itself."""
+        if not bool((kwargs["input_ids"][:, -1] == self.config.bos_token_id).all()):
+            return kwargs
+        columns = ("input_ids", "attention_mask", "mm_token_type_ids")
+        return kwargs | {name: kwargs[name][:, :-1] for name in columns if kwargs.get(name) is not None}
 
     def generate_images(
         self,

@@ -845,6 +845,14 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
         usable = attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2 else None
         return rope_position_ids(layout, usable)
 
+    def prefill_attention_mask(
+        self, mm_token_type_ids: torch.Tensor, attention_mask: torch.Tensor | None, past_key_values: Cache
+    ):
+        """Ready mask of a prompt for a cache of fixed size, by the same block rules as `forward`."""
+        shape_only = torch.empty(*mm_token_type_ids.shape, 0, dtype=self.dtype, device=mm_token_type_ids.device)
+        layout = block_layout(mm_token_type_ids)
+        return build_attention_mask(self.config.text_config, shape_only, attention_mask, past_key_values, layout)
+
     def flow_attention_mask(self, valid_RK: torch.Tensor, length: int, past_key_values: Cache):
         """Mask of a noised image block over a cached context: it sees every valid key.
 
@@ -1126,22 +1134,6 @@ class UniMedVLForConditionalGeneration(UniMedVLPreTrainedModel, UniMedVLGenerati
             return logits, (losses * weights).sum() / weights.sum().clamp(min=torch.finfo(losses.dtype).tiny)
         count = losses.shape[0] if num_items_in_batch is None else num_items_in_batch
         return logits, losses.sum() / max(count, 1)
-
-    @staticmethod
-    def create_masks_for_generate(
-        config: UniMedVLConfig,
-        inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None,
-        mm_token_type_ids: torch.Tensor | None = None,
-        is_first_iteration: bool | None = False,
-        **kwargs,
-    ):
-        """Masks that `generate` builds ahead for static caches, by the same block rules as `forward`."""
-        layout = None
-        if is_first_iteration and mm_token_type_ids is not None:
-            layout = block_layout(mm_token_type_ids)
-        return build_attention_mask(config.get_text_config(), inputs_embeds, attention_mask, past_key_values, layout)
 
 
 # Saving then copies the code next to the weights; `config.auto_map` names the other auto classes.

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import logging
 
@@ -25,11 +26,11 @@ from .published_weights_unimedvl import (
     GENERATION_HALF,
     StoredTensor,
     WeightNames,
+    map_tensor,
     model_shapes,
     published_shape,
     published_tensors,
     read_json,
-    read_tensors,
     require_exact_fit,
 )
 
@@ -308,6 +309,21 @@ def _special_token_ids(folder: Path, llm: Mapping[str, Any], vocabulary: int, ov
     return ids
 
 
+def build_config(
+    config_class: type[PreTrainedConfig], folder: str | os.PathLike, fields: dict, **changes
+) -> PreTrainedConfig:
+    """A configuration from the fields that a folder states.
+
+    Raises:
+        ValueError: if a field has a value that it cannot have.
+    """
+    try:
+        return config_class.from_dict(fields, **changes)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the configuration files in {folder} cannot be used ({reason}): get them again.") from error
+
+
 def default_generation_config(config: PreTrainedConfig) -> GenerationConfig:
     """The generation config of a converted checkpoint: special ids and task presets, nothing that changes text.
 
@@ -343,9 +359,12 @@ def prepare_direct_load(model_class: type, folder: str | os.PathLike, options: M
     config = options.pop("config", None)
     if not isinstance(config, PreTrainedConfig):
         config_class = model_class.config_class
-        names = {field.name for field in dataclasses.fields(config_class)} - {"dtype"}
-        changes = {name: options.pop(name) for name in list(options) if name in names}
-        config = config_class.from_pretrained(folder if config is None else config, **changes)
+        fields = {field.name for field in dataclasses.fields(config_class)} - {"dtype"}
+        changes = {name: options.pop(name) for name in list(options) if name in fields}
+        if config is None:
+            config = build_config(config_class, folder, derive_config(Path(folder), tensors, changes), **changes)
+        else:
+            config = config_class.from_pretrained(config, **changes)
     names = WeightNames(len(config.vae_config.block_out_channels), config.vae_config.layers_per_block)
     shapes = model_shapes(model_class, config)
     known = {names.to_published(name) or name: published_shape(name, shape) for name, shape in shapes.items()}
@@ -355,9 +374,9 @@ def prepare_direct_load(model_class: type, folder: str | os.PathLike, options: M
         }
     require_exact_fit(folder, tensors, known, known)
     state_dict = {}
-    for key, tensor in read_tensors(tensors):
+    for key, stored in tensors.items():
         name = names.to_ours(key)
-        state_dict[name] = tensor.view(shapes[name])
+        state_dict[name] = map_tensor(stored).view(shapes[name])
     return {
         "generation_config": default_generation_config(config),
         **options,

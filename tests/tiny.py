@@ -26,9 +26,9 @@ SENTENCES = (
 
 
 def make_tokenizer(directory: str | Path | None = None, without: tuple[str, ...] = ()) -> Qwen2Tokenizer:
-    """A Qwen2 tokenizer (byte-level BPE, NFC, 256 bytes + merges + control tokens last), saved to `directory` if given.
+    """A Qwen2 tokenizer of 320 byte-level BPE entries and the control tokens, which come last, as published ones do.
 
-    `without`: control tokens to leave out.
+    Saved to `directory` if given. `without`: control tokens to leave out.
     """
     byte_level = Tokenizer(models.BPE())
     byte_level.normalizer = normalizers.NFC()

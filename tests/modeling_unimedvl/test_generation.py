@@ -211,6 +211,12 @@ def test_think_then_image_conditions_on_the_thought(model, prompt):
     assert (spelled - thought).abs().max() < 1e-5
 
 
+def test_prompt_in_text_layout_gives_the_same_image(model, prompt):
+    shared = {"latents": initial_latents(model.config, [(2, 2)]), "height": 16, "width": 16}
+    with_marker = conversation(model.config, [[5, 6, 7]], seed=2, answer=True)
+    assert torch.equal(model.generate(**prompt, **IMAGE, **shared), model.generate(**with_marker, **IMAGE, **shared))
+
+
 def test_interleaved_until_the_plan_or_the_caller_ends_it(model, edit):
     options = {"generation_mode": "interleaved", "num_inference_steps": 2, "show_progress": False, "do_sample": False}
     output = model.generate(**edit, **options, segments=["text", "image", "text"], max_new_tokens=4)

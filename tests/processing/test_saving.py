@@ -1,0 +1,72 @@
+"""Save the processor; load it where the package is not importable and no socket opens."""
+
+import json
+import os
+import subprocess
+import sys
+
+import torch
+
+from tests.processing.conftest import SMALL_TRANSFORMS, random_picture
+from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
+
+CLEAN_PROCESS = """
+import socket, sys
+sys.modules["unimedvl"] = None
+def refuse(*arguments, **keywords):
+    raise OSError("no sockets here")
+socket.socket.connect = socket.create_connection = refuse
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoProcessor
+folder, picture, out = sys.argv[1:]
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+alone = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+assert alone.to_dict() == processor.image_processor.to_dict()
+conversation = [{"role": "user", "content": [{"type": "image", "path": picture}, {"type": "text", "text": "Why?"}]}]
+inputs = processor.apply_chat_template(
+    conversation, generation_mode="image", tokenize=True, return_dict=True, return_tensors="pt", think=True
+)
+torch.save(dict(inputs), out)
+processor.save_pretrained(folder + "-again")
+"""
+
+
+def test_clean_process(processor, tmp_path):
+    folder, again = tmp_path / "saved", tmp_path / "saved-again"
+    processor.save_pretrained(folder)
+    picture = random_picture(60, 40)
+    picture.save(tmp_path / "picture.png")
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    arguments = [folder, tmp_path / "picture.png", tmp_path / "inputs.pt"]
+    subprocess.run([sys.executable, "-c", CLEAN_PROCESS, *arguments], check=True, env=environment, cwd=tmp_path)
+    there = torch.load(tmp_path / "inputs.pt")
+    conversation = [
+        {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "Why?"}]}
+    ]
+    here = processor.apply_chat_template(
+        conversation, generation_mode="image", tokenize=True, return_dict=True, return_tensors="pt", think=True
+    )
+    assert set(there) == set(here) and all(torch.equal(there[key], here[key]) for key in here)
+    # What the clean process saved again has the same code, template and settings.
+    for path in folder.iterdir():
+        if path.name not in ("tokenizer.json", "tokenizer_config.json"):
+            assert (again / path.name).read_text() == path.read_text(), path.name
+
+
+def test_round_trip_in_this_process(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "processor_config.json").read_text())
+    assert config["auto_map"] == {"AutoProcessor": "processing_unimedvl.UniMedVLProcessor"}
+    assert config["image_processor"]["auto_map"]["AutoImageProcessor"].endswith("UniMedVLImageProcessor")
+    for name, transform in SMALL_TRANSFORMS.items():
+        assert config["image_processor"][name] == transform
+    loaded = UniMedVLProcessor.from_pretrained(tmp_path)
+    assert loaded.chat_template == processor.chat_template == (tmp_path / "chat_template.jinja").read_text()
+    assert loaded.image_processor.to_dict() == processor.image_processor.to_dict()
+
+
+def test_an_own_template_is_kept(image_processor, tokenizer, tmp_path):
+    UniMedVLProcessor(image_processor, tokenizer, chat_template="{{ messages[0].content }}").save_pretrained(tmp_path)
+    loaded = UniMedVLProcessor.from_pretrained(tmp_path)
+    assert loaded.apply_chat_template([{"role": "user", "content": "Hello"}]) == "Hello"
