@@ -20,6 +20,9 @@ from .blocks_unimedvl import BlockKind, block_layout, rope_position_ids
 from .contexts_unimedvl import GenerationContext, copy_cache, first_rows, stack_contexts
 from .flow_unimedvl import TASK_PRESETS, FlowSettings, flow_schedule, guided_velocity, is_integer
 
+# Arguments of text generation; in image mode they steer the thought.
+TEXT_OPTIONS = set(GenerationConfig().to_dict())
+
 
 @dataclass
 class UniMedVLGenerateOutput(ModelOutput):
@@ -138,7 +141,7 @@ class UniMedVLGenerationMixin(GenerationMixin):
         return self.generate_interleaved(**kwargs)
 
     def _without_answer_marker(self, kwargs: dict) -> dict:
-        """Drop the BOS that a text-mode template ends with (as `pipeline` uses it): an image follows the prompt itself."""
+        """Drop the BOS that a text template ends with (`pipeline` uses it); an image follows the prompt itself."""
         if not bool((kwargs["input_ids"][:, -1] == self.config.bos_token_id).all()):
             return kwargs
         columns = ("input_ids", "attention_mask", "mm_token_type_ids")
@@ -206,8 +209,9 @@ class UniMedVLGenerationMixin(GenerationMixin):
             raise ValueError(f"num_images_per_prompt must be a whole number >= 1, not {num_images_per_prompt!r}.")
         has_images = latent_pixel_values is not None or pixel_values is not None
         settings, sizes = self._settings(generation_config, preset, kwargs, has_images, height, width)
-        if kwargs and not think:
-            raise ValueError(f"generate does not know {', '.join(sorted(kwargs))} in image mode: remove them.")
+        unknown = sorted(name for name in kwargs if name not in TEXT_OPTIONS)
+        if unknown:
+            raise ValueError(f"generate does not know {', '.join(unknown)} in image mode: remove them.")
         count = batch_size * num_images_per_prompt
         kinds = self._context_kinds(input_ids, mm_token_type_ids, has_images)
         condition_grids = self._condition_grids(kinds, latent_image_sizes)

@@ -695,27 +695,30 @@ def peak_above_baseline(*arguments) -> int:
     return peak - baseline
 
 
+@pytest.fixture
+def large_folder(tmp_path):
+    """A temporary folder that is emptied at once, also after a failure."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
-def test_two_gigabytes_pass_through_little_memory(tmp_path):
-    folder = write_published(tmp_path / "released", TWO_GIGABYTES)
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    assert size > 2e9
-    peaks = {}
-    peaks["convert"] = peak_above_baseline("convert", folder, tmp_path / "ours", {"max_shard_size": "500MB"})
-    shards = sorted((tmp_path / "ours").glob("*.safetensors"))
+def test_two_gigabytes_pass_through_little_memory(large_folder):
+    folder, ours, back = (large_folder / name for name in ("released", "ours", "back"))
+    write_published(folder, TWO_GIGABYTES)
+    assert sum(path.stat().st_size for path in folder.glob("*.safetensors")) > 2e9
+    peaks = {"convert": peak_above_baseline("convert", folder, ours, {"max_shard_size": "500MB"})}
+    shards = list(ours.glob("*.safetensors"))
     assert len(shards) >= 5 and all(path.stat().st_size < 501e6 for path in shards)
-    peaks["export"] = peak_above_baseline("export", tmp_path / "ours", tmp_path / "back", {})
-    peaks["cast"] = peak_above_baseline("convert", folder, tmp_path / "cast", {"dtype": "float32"})
+    peaks["export"] = peak_above_baseline("export", ours, back, {})
+    for file in ("ema.safetensors", "ae.safetensors"):
+        assert_same(load_file(folder / file), load_file(back / file))
+    shutil.rmtree(back)
+    peaks["cast"] = peak_above_baseline("convert", folder, back, {"dtype": "float32"})
+    shutil.rmtree(back)
     print({name: f"{peak / 1e6:.0f} MB" for name, peak in peaks.items()})
     assert all(peak < 1e9 for peak in peaks.values())
-    shutil.rmtree(tmp_path / "cast")
-    for file in ("ema.safetensors", "ae.safetensors"):
-        assert_same(load_file(folder / file), load_file(tmp_path / "back" / file))
-    shutil.rmtree(tmp_path / "back")
     direct = UniMedVLForConditionalGeneration.from_pretrained(folder)
-    converted = UniMedVLForConditionalGeneration.from_pretrained(tmp_path / "ours")
+    converted = UniMedVLForConditionalGeneration.from_pretrained(ours)
     assert_same(dict(direct.state_dict()), dict(converted.state_dict()))
-    del direct, converted
-    shutil.rmtree(tmp_path / "ours")
-    shutil.rmtree(folder)
