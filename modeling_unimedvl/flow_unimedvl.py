@@ -162,7 +162,8 @@ class FlowSettings:
     def guides(self, timestep: float) -> bool:
         """Whether guidance acts at a flow time: low < t <= high, and a text scale above 1 (below it the reference
         ignores the image scale too)."""
-        low, high = self.cfg_interval
+        # The reference compares in float32, where a bound such as 0.4 can equal a step's time.
+        low, high = torch.tensor(self.cfg_interval).tolist()
         return self.guidance_scale > 1 and low < timestep <= high
 
 

@@ -1,5 +1,6 @@
 """Options shared by all tests."""
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -7,11 +8,18 @@ import pytest
 FIXTURES = Path(__file__).parent / "golden" / "fixtures"
 
 
+def golden_folder(value: str) -> Path:
+    folder = Path(value)
+    if not (folder / "infer.json").is_file():
+        raise argparse.ArgumentTypeError(f"{value} has no infer.json: name a folder of golden records")
+    return folder
+
+
 def pytest_addoption(parser: pytest.Parser):
     parser.addoption(
         "--golden",
         metavar="DIR",
-        type=Path,
+        type=golden_folder,
         default=FIXTURES,
         help="folder of golden records that tests/golden compares the package with (default: the copy in the project)",
     )

@@ -1,0 +1,1 @@
+"""Every recorded number of the reference implementation against this package."""

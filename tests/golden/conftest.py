@@ -1,6 +1,6 @@
 """Fixtures of the golden tests: the records, and the model that their checkpoint folder holds."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -52,19 +52,23 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(line)
 
 
+# Arguments of tests that stand for every recorded run of a kind.
+RUNS: dict[str, Callable[[Golden], list[str]]] = {
+    "t2i_run": lambda golden: golden.runs("infer.json", "/t2i", having="prompt"),
+    "t2i_batch": lambda golden: golden.runs("infer.json", "/t2i", having="prompts"),
+    "edit_run": lambda golden: golden.runs("infer.json", "/edit"),
+    "think_run": lambda golden: golden.runs("infer.json", "/think", having="think"),
+    "reconstruction_ver0": lambda golden: [run for run in golden.runs("infer.json", "/think") if "ver0" in run],
+    "reconstruction_ver1": lambda golden: [run for run in golden.runs("infer.json", "/think") if "ver1" in run],
+    "train_pack": lambda golden: golden.runs("train.json", "", having="samples"),
+    "dropout_pack": lambda golden: golden.runs("train.json", "", having="dropped_text_vit_vae"),
+    "plain_pack": lambda golden: golden.runs("train.json", "", having="sequence_plan"),
+}
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc):
-    """One test for each recorded run of a kind."""
-    golden = _golden(metafunc.config)
-    kinds = {
-        "t2i_run": golden.runs("t2i", "prompt"),
-        "t2i_batch": golden.runs("t2i", "prompts"),
-        "edit_run": golden.runs("edit"),
-        "think_run": golden.runs("think", "think"),
-        "reconstruction_ver0": [run for run in golden.runs("think") if "ver0" in run],
-        "reconstruction_ver1": [run for run in golden.runs("think") if "ver1" in run],
-    }
-    for name in kinds.keys() & set(metafunc.fixturenames):
-        metafunc.parametrize(name, kinds[name])
+    for name in RUNS.keys() & set(metafunc.fixturenames):
+        metafunc.parametrize(name, RUNS[name](_golden(metafunc.config)))
 
 
 @pytest.fixture(scope="session")

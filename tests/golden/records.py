@@ -2,21 +2,23 @@
 
 A record is one tensor of a `.safetensors` file, one leaf of a `.json` file (named by its JSON pointer) or one line of
 `SHA256SUMS`. Tests hand over what the package computed; `Golden` looks up the record, judges the difference and ticks
-the record off. `test_completeness.py` fails when a record was neither compared nor named in `EXCLUSIONS`.
+the record off. `test_completeness.py` fails when a record was neither compared nor named in `exclusions.py`.
 """
 
 import hashlib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
+
+from .exclusions import EXCLUSIONS, Exclusion
 
 # Tolerances of the fixtures' README, relative to the largest value of a tensor (or to the number itself).
 TENSOR = 2e-5
@@ -29,88 +31,6 @@ UINT8_LEVELS = 1
 UINT8_FRACTION = 0.005
 
 CHECKSUMS = "SHA256SUMS"
-
-
-@dataclass(frozen=True)
-class Exclusion:
-    """Records that are not compared.
-
-    Attributes:
-        files, records: regular expressions of the file and of the record in it, both matched whole.
-        reason: why.
-        given: the records are arguments of a run whose results are compared. Each must have been read by a test.
-    """
-
-    files: str
-    records: str
-    reason: str
-    given: bool = False
-
-
-_ARGUMENT = "argument of a run whose results are compared"
-_INPUT = "random input of a module whose output is compared"
-_NOMINAL = "not read by the reference, or without effect on what it computes"
-_LOADER = "row sampling of the reference's data sets, which belongs to a trainer; the plans it gave are compared"
-_ROUNDING = "zero in exact arithmetic: only rounding noise is recorded, which AdamW turns into whole steps"
-
-_RUN_ARGUMENTS = (
-    "seed|prompt|prompts/.+|image|images/.+|image_hw/.+|image_shapes/.+|inputs/.+|sizes/.+|ops/.+|noise_stored_under|"
-    "num_timesteps|timestep_shift|cfg_text_scale|cfg_img_scale|cfg_interval/.+|cfg_renorm_type|cfg_renorm_min|"
-    "max_length|max_think_token_n|do_sample|think|understanding_output|temperature|end_token_id"
-)
-_PLAN = "enable_cfg|frame_delta|image_chw/.+|loss|special_token_label|special_token_loss|split_end|split_start|text|type"
-_LLM_NOMINAL = (
-    "architectures/.+|bos_token_id|eos_token_id|initializer_range|layer_module|max_window_layers|model_type|"
-    "sliding_window|torch_dtype|use_cache|use_sliding_window"
-)
-
-EXCLUSIONS = (
-    Exclusion("tolerance.json", ".*", "errors of the reference against itself in float64"),
-    Exclusion("infer.json", "/versions/.+", "libraries the fixtures were recorded with"),
-    Exclusion("infer.json", ".*note", "prose"),
-    Exclusion("train.json", "/forward/loss_formula", "prose"),
-    Exclusion("(infer|train).json", "/seed", "the reference's starting point for the seeds of the runs"),
-    Exclusion("ckpt/llm_config.json", f"/({_LLM_NOMINAL})", _NOMINAL),
-    Exclusion("ckpt/vit_config.json", "/(image_size|model_type)", _NOMINAL),
-    Exclusion("ckpt/ae_params.json", "/resolution", _NOMINAL),
-    Exclusion("ckpt/config.json", f"/llm_config/({_LLM_NOMINAL})", _NOMINAL),
-    Exclusion("ckpt/config.json", "/(vit_config/(image_size|model_type)|vae_config/resolution)", _NOMINAL),
-    Exclusion("ckpt/config.json", "/(model_type|visual_und)", _NOMINAL),
-    Exclusion("infer.json", "/config/(ae/resolution|vit/image_size)", _NOMINAL),
-    Exclusion(
-        "ckpt/(vit_)?config.json",
-        "(/vit_config)?/num_hidden_layers",
-        "one more than the weights have; the true number is compared in infer.json",
-    ),
-    Exclusion("train.json", "/(batch|batch_dropout)/(batch_data_indexes|dropout_text_vit_vae)/.+", _LOADER),
-    Exclusion("train.json", "/concat_instruction/[0-9]+/python_random_and_numpy_seed", _LOADER),
-    Exclusion("train.json", "/rows/vlm/[0-9]+/(id|conversations/.+)", _LOADER),
-    Exclusion(
-        "train.json", "/forward/flex_attention_max_abs_diff/.+", "the reference's two attention kernels against each other"
-    ),
-    Exclusion(
-        "train.json",
-        r"/(forward/grad_norms|grad_norms_\w+|optimizer/\w+_norm_after)/vit_model\..+\.self_attn\.k_proj\.bias",
-        _ROUNDING,
-    ),
-    Exclusion("train.safetensors", r"(grad|opt\.\w+)\.vit_model\..+\.self_attn\.k_proj\.bias", _ROUNDING),
-    Exclusion("components.safetensors", r"mlp\.x|vit\.x|rope\.position_ids|time_embedder\.t", _INPUT, given=True),
-    Exclusion("vae.safetensors", r"rand\.latent", _INPUT, given=True),
-    Exclusion("infer.json", "/(prompts|vae_transform|vit_transform)/.+", _ARGUMENT, given=True),
-    Exclusion("infer.json", "/images/[0-9]+/file|/vae/seeds/.+|/system_prompts/.+/ids_key", _ARGUMENT, given=True),
-    Exclusion("infer.json", f"/(t2i|edit|think|und)/[^/]+(/[^/]+)?/({_RUN_ARGUMENTS})", _ARGUMENT, given=True),
-    Exclusion("sizes.json", "/columns/.+|/resize/[^/]+/(min_size|max_size|stride|max_pixels)", _ARGUMENT, given=True),
-    Exclusion("sizes.json", "/resize/[^/]+/rows/[0-9]+/[0-9]+", _ARGUMENT, given=True),
-    Exclusion("sizes.json", "/position_ids/[0-9]+/(h|w|patch|max_per_side)", _ARGUMENT, given=True),
-    Exclusion("train.json", "/(vae_transform|vit_transform)/.+|/rows/.+", _ARGUMENT, given=True),
-    Exclusion("train.json", f".*/sequence_plan/[0-9]+/({_PLAN})|.*/dataset", _ARGUMENT, given=True),
-    Exclusion("train.json", "/pack_extra/(text_ids_list|vae_chw|vit_chw)/.+", _ARGUMENT, given=True),
-    Exclusion("train.json", ".*/(seed|numpy_seed|python_random_and_numpy_seed|max_num_tokens)", _ARGUMENT, given=True),
-    Exclusion("train.json", "/forward/timestep_shift", _ARGUMENT, given=True),
-    Exclusion(
-        "train.json", "/optimizer/(kind|lr|betas/.+|eps|weight_decay|clip_grad_norm|ema_decay)", _ARGUMENT, given=True
-    ),
-)
 
 
 def _leaves(value: Any, pointer: str = "") -> Iterator[str]:
@@ -163,7 +83,9 @@ class Golden:
         self._checksums: dict[str, str] = {}
         if (folder / CHECKSUMS).exists():
             lines = (folder / CHECKSUMS).read_text().splitlines()
-            self._checksums = {file.lstrip(" *"): digest for digest, _, file in (line.partition(" ") for line in lines)}
+            self._checksums = {
+                file.lstrip(" *"): digest for digest, _, file in (line.partition(" ") for line in lines)
+            }
             self.records[CHECKSUMS] = list(self._checksums)
         self.compared: set[tuple[str, str]] = set()
         self.given: set[tuple[str, str]] = set()
@@ -211,11 +133,11 @@ class Golden:
     def _leaves_below(self, file: str, pointer: str) -> list[str]:
         return self._below[file].get(pointer, []) if file in self._below else []
 
-    def runs(self, part: str, key: str | None = None) -> list[str]:
-        """Names of the runs recorded in a part of infer.json; only those that have a (non-null) key, if one is given."""
-        entries = self.value("infer.json", f"/{part}", {})
+    def runs(self, file: str, pointer: str, having: str | None = None) -> list[str]:
+        """Names of the JSON objects in the object at a pointer; with `having`, those in which that key is not null."""
+        entries = self.value(file, pointer, {})
         runs = {name: entry for name, entry in entries.items() if isinstance(entry, dict)}
-        return [name for name, entry in runs.items() if key is None or entry.get(key) is not None]
+        return [name for name, entry in runs.items() if having is None or entry.get(having) is not None]
 
     # Comparison
 
@@ -223,10 +145,11 @@ class Golden:
         exclusion = self.exclusion(file, name)
         return exclusion is not None and not exclusion.given
 
-    def compare(
-        self, file: str, name: str, ours: torch.Tensor, relative: float = TENSOR, absolute: float = ABSOLUTE
-    ):
-        """Compare a recorded tensor: integers and booleans exactly, uint8 pictures by level, floats by tolerance."""
+    def compare(self, file: str, name: str, ours: torch.Tensor, relative: float = TENSOR, absolute: float = ABSOLUTE):
+        """Compare a recorded tensor: integers exactly, floats by tolerance, uint8 pictures by level.
+
+        With both tolerances 0 everything has to be equal.
+        """
         reference = self._tensors[file].get(name)
         if reference is None:
             self.mismatches.append(f"{file} {name}: no such tensor is recorded")
@@ -240,11 +163,18 @@ class Golden:
         if complaint:
             self.mismatches.append(f"{file} {name}: {complaint}")
 
-    def compare_all(self, file: str, prefix: str, ours: dict[str, torch.Tensor], relative: float = TENSOR):
+    def compare_all(
+        self,
+        file: str,
+        prefix: str,
+        ours: dict[str, torch.Tensor],
+        relative: float = TENSOR,
+        absolute: float = ABSOLUTE,
+    ):
         """Compare every recorded tensor whose name is the prefix and a key of `ours`; the rest stay open."""
         for name, value in ours.items():
             if self.has_tensor(file, prefix + name):
-                self.compare(file, prefix + name, value, relative)
+                self.compare(file, prefix + name, value, relative, absolute)
 
     def compare_run(self, file: str, pointer: str, ours: dict[str, torch.Tensor]):
         """Compare a run of infer.json with its tensors, or with those of the run it is recorded as identical to."""
@@ -312,45 +242,45 @@ class Golden:
                 return exclusion
         return None
 
+    def status(self, file: str, name: str) -> str:
+        """What became of a record: "compared", "given" (read, as the exclusion list says), "excluded", or "open"."""
+        if (file, name) in self.compared:
+            return "compared"
+        exclusion = self.exclusion(file, name)
+        if exclusion is None or (exclusion.given and (file, name) not in self.given):
+            return "open"
+        return "given" if exclusion.given else "excluded"
+
     def open_records(self) -> list[str]:
         """Records that were neither compared nor rightly excluded."""
-        found = []
-        for file, names in self.records.items():
-            for name in names:
-                if (file, name) in self.compared:
-                    continue
-                exclusion = self.exclusion(file, name)
-                if exclusion is None:
-                    found.append(f"{file} {name}: never compared")
-                elif exclusion.given and (file, name) not in self.given:
-                    found.append(f"{file} {name}: listed as '{exclusion.reason}', but no test reads it")
-        return found
+        return [
+            f"{file} {name}: " + ("never compared" if self.exclusion(file, name) is None else "no test reads it")
+            for file, names in self.records.items()
+            for name in names
+            if self.status(file, name) == "open"
+        ]
 
     def summary(self) -> list[str]:
         """One line per file: records compared of all, and how the others are accounted for."""
         lines = []
         for file, names in self.records.items():
-            rest = [name for name in names if (file, name) not in self.compared]
-            exclusions = [self.exclusion(file, name) for name in rest]
-            given = sum(exclusion is not None and exclusion.given for exclusion in exclusions)
-            missing = sum(exclusion is None for exclusion in exclusions)
-            line = f"{file:28} compared {len(names) - len(rest):5d}/{len(names):<5d}"
-            line += f" given {given:4d}  excluded {len(rest) - given - missing:4d}  missing {missing:4d}"
-            lines.append(line)
+            counts = Counter(self.status(file, name) for name in names)
+            line = f"{file:28} compared {counts['compared']:5d}/{len(names):<5d}"
+            lines.append(line + "".join(f" {kind} {counts[kind]:4d}" for kind in ("given", "excluded", "open")))
         return lines
 
     def exclusions_used(self) -> list[str]:
         """One line per entry of the exclusion list that stands for records of this folder."""
-        counts = dict.fromkeys(EXCLUSIONS, 0)
-        for file, names in self.records.items():
-            for name in names:
-                exclusion = None if (file, name) in self.compared else self.exclusion(file, name)
-                if exclusion is not None:
-                    counts[exclusion] += 1
+        counts = Counter(
+            self.exclusion(file, name)
+            for file, names in self.records.items()
+            for name in names
+            if self.status(file, name) in ("given", "excluded")
+        )
         return [
-            f"{count:5d}  {exclusion.files} {exclusion.records}: {exclusion.reason}"
-            for exclusion, count in counts.items()
-            if count
+            f"{counts[exclusion]:5d}  {exclusion.files} {exclusion.records}: {exclusion.reason}"
+            for exclusion in EXCLUSIONS
+            if counts[exclusion]
         ]
 
 
@@ -362,7 +292,8 @@ def _difference(ours: torch.Tensor, reference: torch.Tensor, *, relative: float,
             return f"dtype {ours.dtype} is not {reference.dtype}"
         levels = (ours.int() - reference.int()).abs()
         fraction = (levels > 0).float().mean().item()
-        if levels.max().item() > UINT8_LEVELS or fraction >= UINT8_FRACTION:
+        exact = relative == absolute == 0.0
+        if levels.max().item() > (0 if exact else UINT8_LEVELS) or fraction >= UINT8_FRACTION:
             return f"{levels.max().item()} levels apart, {fraction:.2%} of the values differ"
         return None
     if not reference.is_floating_point():

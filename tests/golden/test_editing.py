@@ -2,9 +2,8 @@
 
 import torch
 
-from .reference import (
-    JSON,
-    Context,
+from .reference import JSON, Context
+from .sampling_reference import (
     compare_noise,
     compare_schedule,
     noise_calls,
@@ -33,13 +32,13 @@ def test_run(golden, model, pictures, edit_run):
     context = edit_context(golden, model, pictures, pointer)
     size = tuple(golden.argument(JSON, f"{pointer}/image_hw"))
     arguments = sampling_arguments(golden, pointer)
+    compare_noise(golden, FILE, "edit", edit_run, noise_calls(model, context.latent_pixels, [size]))
     *posterior, initial = recorded_noise(golden, FILE, "edit", edit_run)
     posterior = [noise[0] for noise in posterior]
     flow = sample(model, context, size, latents=[initial], vae_noise=posterior, **arguments)
 
     golden.compare_run(FILE, pointer, flow.tensors)
     compare_schedule(golden, pointer, arguments, flow.timesteps)
-    compare_noise(golden, FILE, "edit", edit_run, noise_calls(model, context.latent_pixels, [size]))
     if golden.has_tensor(FILE, f"{edit_run}.noise_0"):
         generator = torch.Generator().manual_seed(golden.value(JSON, f"{pointer}/seed"))
         seeded = sample(model, context, size, generator=generator, **arguments)
@@ -51,7 +50,7 @@ def test_contexts(golden, model, pictures):
     """Hidden states of the main and of the image-free context, recorded for the runs with one input image."""
     if not golden.tensor_names(FILE, "context."):
         return
-    run = next(run for run in golden.runs("edit") if golden.value(JSON, f"/edit/{run}/image") is not None)
+    run = golden.runs(JSON, "/edit", having="image")[0]
     posterior = [noise[0] for noise in recorded_noise(golden, FILE, "edit", run)[:-1]]
     context = edit_context(golden, model, pictures, f"/edit/{run}")
     output = model(**context.inputs(), vae_noise=posterior, output_hidden_states=True)

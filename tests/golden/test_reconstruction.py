@@ -3,18 +3,8 @@
 import torch
 
 from .records import ABSOLUTE, AFTER_ROUND_TRIP, TENSOR
-from .reference import (
-    JSON,
-    Context,
-    answer,
-    compare_noise,
-    decode,
-    flow_tensors,
-    noise_calls,
-    recorded_noise,
-    sample,
-    sampling_arguments,
-)
+from .reference import JSON, Context, answer, decode
+from .sampling_reference import compare_noise, flow_tensors, noise_calls, recorded_noise, sample, sampling_arguments
 
 FILE = "think.safetensors"
 
@@ -83,7 +73,9 @@ def test_first_image_after_the_answer(golden, model, pictures, reconstruction_ve
     reply = compare_margin(golden, model, pointer, context, max_length, posterior[:count])
     compare_answer(golden, model, reconstruction_ver0, reply)
     fresh = Context(model.config).vae(first[0]).vit(*pictures.vit_patches(images[0], after_vae=True)).text(reply[1:])
-    flow = sample(model, fresh, size, latents=noise[-1:], vae_noise=posterior[count:], preset="reconstruction", **arguments)
+    flow = sample(
+        model, fresh, size, latents=noise[-1:], vae_noise=posterior[count:], preset="reconstruction", **arguments
+    )
     compare_image(golden, reconstruction_ver0, 0, flow.tensors, TENSOR)
 
 

@@ -4,14 +4,10 @@ import torch
 
 from unimedvl.modeling_unimedvl.flow_unimedvl import RENORM_TYPES
 
-from .reference import (
-    JSON,
-    Context,
+from .reference import JSON, Context, left_pad, merged_places
+from .sampling_reference import (
     compare_noise,
     compare_schedule,
-    draw,
-    left_pad,
-    merged_places,
     noise_calls,
     recorded_noise,
     sample,
@@ -31,14 +27,13 @@ def test_run(golden, model, t2i_run):
     context = prompt(golden, model, golden.argument(JSON, f"{pointer}/prompt"))
     size = tuple(golden.argument(JSON, f"{pointer}/image_hw"))
     arguments = sampling_arguments(golden, pointer)
+    compare_noise(golden, FILE, "t2i", t2i_run, noise_calls(model, [], [size]))
     noise = recorded_noise(golden, FILE, "t2i", t2i_run)
     flow = sample(model, context, size, latents=noise, **arguments)
 
     golden.compare_run(FILE, pointer, flow.tensors)
     compare_schedule(golden, pointer, arguments, flow.timesteps)
     golden.compare_all(FILE, f"{t2i_run}.prep.", latent_fields(model, [context], [size]))
-    calls = noise_calls(model, [], [size])
-    compare_noise(golden, FILE, "t2i", t2i_run, calls)
     if golden.has_tensor(FILE, f"{t2i_run}.noise_0"):
         generator = torch.Generator().manual_seed(golden.value(JSON, f"{pointer}/seed"))
         seeded = sample(model, context, size, generator=generator, **arguments)
@@ -51,8 +46,7 @@ def test_batch(golden, model, t2i_batch):
     pointer = f"/t2i/{t2i_batch}"
     contexts = [prompt(golden, model, name) for name in golden.argument(JSON, f"{pointer}/prompts")]
     sizes = golden.argument(JSON, f"{pointer}/sizes")
-    calls = noise_calls(model, [], sizes)
-    compare_noise(golden, FILE, "t2i", t2i_batch, calls)
+    compare_noise(golden, FILE, "t2i", t2i_batch, noise_calls(model, [], sizes))
     golden.compare_all(FILE, f"{t2i_batch}.prep.", latent_fields(model, contexts, sizes))
 
     noise = [golden.input(FILE, f"{t2i_batch}.noise_{index}") for index in range(len(contexts))]

@@ -3,13 +3,10 @@
 import torch
 
 from .records import ABSOLUTE, TENSOR
-from .reference import (
-    JSON,
-    Context,
-    answer,
+from .reference import JSON, Context, answer, decode
+from .sampling_reference import (
     compare_noise,
     compare_schedule,
-    decode,
     noise_calls,
     recorded_noise,
     sample,
@@ -38,6 +35,7 @@ def test_run(golden, model, pictures, think_run):
     max_length = golden.argument(JSON, f"{pointer}/max_think_token_n")
 
     if understanding:
+        # Recorded beside the run, but no image is made and nothing is drawn.
         for name in ("cfg_interval", "cfg_renorm_min", "num_timesteps", "timestep_shift", "seed"):
             golden.argument(JSON, f"{pointer}/{name}")
         reply = answer(model, context, max_length)
@@ -45,13 +43,13 @@ def test_run(golden, model, pictures, think_run):
     else:
         size = tuple(golden.argument(JSON, f"{pointer}/image_shapes"))
         arguments = sampling_arguments(golden, pointer)
+        compare_noise(golden, FILE, "think", think_run, noise_calls(model, context.latent_pixels, [size]))
         *posterior, initial = recorded_noise(golden, FILE, "think", think_run)
         posterior = [noise[0] for noise in posterior]
         think = {"think": True, "max_think_tokens": max_length - 1, "do_sample": False}
         flow = sample(model, context, size, latents=[initial], vae_noise=posterior or None, **think, **arguments)
         golden.compare_run(FILE, pointer, flow.tensors)
         compare_schedule(golden, pointer, arguments, flow.timesteps)
-        compare_noise(golden, FILE, "think", think_run, noise_calls(model, context.latent_pixels, [size]))
         compare_thought(golden, model, think_run, flow.ids)
         generator = torch.Generator().manual_seed(golden.value(JSON, f"{pointer}/seed"))
         seeded = sample(model, context, size, generator=generator, **think, **arguments)

@@ -10,12 +10,14 @@ from .records import GRADIENT_NORM, LOSS, OPTIMIZER, escape
 from .reference import JSON, Pictures, load_model, our_name, pad_pixels
 from .training_reference import (
     FILE,
+    ROWS,
     TRAIN,
     Pack,
     Sample,
     entry_size,
     find_dropout,
     forward_arguments,
+    picture_numbers,
     plan_blocks,
     read_sample,
 )
@@ -99,8 +101,8 @@ def test_prompts_and_special_tokens(golden, model):
     golden.equal_all(TRAIN, "", {"vae_image_downsample": config.pixels_per_latent_token})
 
 
-@pytest.mark.parametrize("name", ["batch", "batch_dropout"])
-def test_pack(golden, model, train_pictures, name):
+def test_pack(golden, model, train_pictures, train_pack):
+    name = train_pack
     pack = read_pack(golden, model.config, train_pictures, name)
     compare_pack(golden, pack, name, golden.argument(TRAIN, f"/{name}/python_random_and_numpy_seed"))
     compare_samples(golden, pack, train_pictures, f"/{name}/samples")
@@ -127,49 +129,44 @@ def compare_flex_padding(golden, pack: Pack, pointer: str):
     golden.equal_all(TRAIN, pointer, facts)
 
 
-def test_pack_with_video_and_labels_of_markers(golden, model):
-    pointer = "/pack_extra"
-    if golden.value(TRAIN, pointer) is None:
-        return
+def test_pack_with_video_and_labels_of_markers(golden, model, plain_pack):
+    pointer = f"/{plain_pack}"
     plan = golden.argument(TRAIN, f"{pointer}/sequence_plan")
     sizes = {f"{kind}_image": golden.argument(TRAIN, f"{pointer}/{kind}_chw") for kind in ("vae", "vit")}
     entries = [entry | ({"image_chw": sizes[entry["type"]]} if entry["type"] in sizes else {}) for entry in plan]
     texts = golden.argument(TRAIN, f"{pointer}/text_ids_list")
     pack = Pack(model.config, [Sample(entries, plan_blocks(entries, texts, model.config))])
-    compare_pack(golden, pack, "pack_extra", golden.argument(TRAIN, f"{pointer}/numpy_seed"))
+    compare_pack(golden, pack, plain_pack, golden.argument(TRAIN, f"{pointer}/numpy_seed"))
 
 
 def test_merged_instructions(golden, model, train_pictures):
     """Two instructions as one text: which pictures of the row the plan's first and last image can be."""
     config = model.config
-    for number, record in enumerate(golden.value(TRAIN, "/concat_instruction", [])):
+    for number in range(len(golden.value(TRAIN, "/concat_instruction", []))):
         pointer = f"/concat_instruction/{number}"
+        kind, key = ROWS[golden.argument(TRAIN, f"{pointer}/sample/dataset")]
+        rows = [
+            picture_numbers(golden.argument(TRAIN, f"/rows/{kind}/{row}/{key}"), train_pictures)
+            for row in range(len(golden.value(TRAIN, f"/rows/{kind}")))
+        ]
         plan = golden.argument(TRAIN, f"{pointer}/sample/sequence_plan")
         names = [entry["text"] for entry in plan if entry["type"] == "text"]
         texts = [golden.argument(TRAIN, f"/prompts/{escape(name)}") for name in names]
         sample = Sample(plan, plan_blocks(plan, texts, config), [None] * len(plan))
-        golden.argument(TRAIN, f"{pointer}/sample/dataset")
+        facts = {}
+        for name, loss in (("input", 0), ("target", 1)):
+            steps = [step for step, entry in enumerate(plan) if entry["type"] != "text" and entry["loss"] == loss]
+            fitting = [
+                (place, index)
+                for row in rows
+                for place, index in enumerate(row)
+                if all(entry_size(plan[step], index, train_pictures) == plan[step]["image_chw"] for step in steps)
+            ]
+            facts[f"image_list_index_candidates_of_{name}"] = [place for place, _ in fitting]
+            for step in steps:
+                sample.pictures[step] = fitting[0][1]
+        golden.equal_all(TRAIN, pointer, facts)
         compare_sample(golden, sample, train_pictures, f"{pointer}/sample")
-        rows = len(golden.value(TRAIN, "/rows/edit"))
-        lists = [golden.argument(TRAIN, f"/rows/edit/{row}/image_list") for row in range(rows)]
-        assert record["sample"]["dataset"] == "unified_edit"
-        inputs = [entry for entry in plan if entry["type"] != "text" and not entry["loss"]]
-        targets = [entry for entry in plan if entry["type"] != "text" and entry["loss"]]
-        fitting = {
-            "image_list_index_candidates_of_input": fitting_places(lists[0], inputs, train_pictures),
-            "image_list_index_candidates_of_target": fitting_places(lists[0], targets, train_pictures),
-        }
-        golden.equal_all(TRAIN, pointer, fitting)
-
-
-def fitting_places(names: list[str], entries: list[dict], pictures: Pictures) -> list[int]:
-    """Places of a row's image list whose picture has the sizes of all the plan entries."""
-    indices = [next(i for i, path in enumerate(pictures.files) if path.name == name) for name in names]
-    return [
-        place
-        for place, index in enumerate(indices)
-        if all(entry_size(entry, index, pictures) == entry["image_chw"] for entry in entries)
-    ]
 
 
 # Losses and gradients
@@ -248,10 +245,8 @@ def test_frozen_understanding(golden, batch_arguments):
     compare_gradient_norms(golden, learner, "/freeze_und/grad_norms")
 
 
-def test_condition_dropout(golden, model, learner, train_pictures):
-    name = "batch_dropout"
-    if golden.value(TRAIN, f"/{name}/forward") is None:
-        return
+def test_condition_dropout(golden, model, learner, train_pictures, dropout_pack):
+    name = dropout_pack
     pack = read_pack(golden, model.config, train_pictures, name)
     seed = golden.argument(TRAIN, f"/{name}/forward/seed")
     arguments, draws = forward_inputs(golden, model, pack, train_pictures, name, seed)

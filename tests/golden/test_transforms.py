@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from unimedvl.modeling_unimedvl.flow_unimedvl import grid_position_ids
 from unimedvl.processing.chat_template_unimedvl import THINK_SYSTEM_PROMPT_IMAGE, THINK_SYSTEM_PROMPT_TEXT
 from unimedvl.processing.image_processing_unimedvl import (
     convert_to_rgb,
@@ -15,14 +14,13 @@ from unimedvl.processing.image_processing_unimedvl import (
     resize_image,
 )
 
-from .reference import JSON, Pictures
+from .reference import JSON, Pictures, position_ids_of
 
 FILE = "transforms.safetensors"
 
 
 def test_pictures(golden, model, pictures: Pictures):
     config, processor = model.config, pictures.processor
-    interpolate = config.interpolate_pos
     for index, path in enumerate(pictures.files):
         picture = Image.open(path)
         rgb = convert_to_rgb(picture)
@@ -34,20 +32,23 @@ def test_pictures(golden, model, pictures: Pictures):
         chained, chained_grid = pictures.vit_patches(index, after_vae=True)
         cell = config.pixels_per_latent_token
         latent_grid = (pixels.shape[1] // cell, pixels.shape[2] // cell)
-        ours = {
+        stages = {
             "rgb": np.asarray(rgb),
             "vae_resized": np.asarray(vae),
             "vit_resized": np.asarray(vit),
             "vit_after_vae_resized": np.asarray(vit_after_vae),
-            "vit_pixels": pixels_from_image(vit),
         }
-        ours = {name: torch.tensor(value) for name, value in ours.items()}
-        ours |= {
-            "vae_pixels": pixels,
-            "vit_patches": patches,
-            "vae_position_ids": grid_position_ids(*latent_grid, config.max_latent_size, interpolate),
-            "vit_position_ids": grid_position_ids(*grid, config.vit_max_num_patch_per_side, interpolate),
-        }
+        levels = {name: torch.tensor(value) for name, value in stages.items()}
+        golden.compare_all(FILE, f"img{index}.", levels, relative=0.0, absolute=0.0)
+        ours = {"vit_pixels": torch.tensor(pixels_from_image(vit)), "vae_pixels": pixels, "vit_patches": patches}
+        for kind, one_grid, side in (
+            ("vae", latent_grid, config.max_latent_size),
+            ("vit", grid, config.vit_max_num_patch_per_side),
+        ):
+            name = f"img{index}.{kind}_position_ids"
+            ours[f"{kind}_position_ids"] = position_ids_of(
+                golden, FILE, name, [one_grid], side, config.interpolate_pos
+            )
         golden.compare_all(FILE, f"img{index}.", ours)
         sizes = pictures.tensors(index, generation_mode="image")["latent_image_sizes"][0].tolist()
         patch = processor.patch_size
@@ -68,7 +69,9 @@ def test_pictures(golden, model, pictures: Pictures):
 def test_resize_arithmetic(golden):
     for name, record in golden.value("sizes.json", "/resize", {}).items():
         place = f"/resize/{name}"
-        limits = [golden.argument("sizes.json", f"{place}/{key}") for key in ("max_size", "min_size", "stride", "max_pixels")]
+        limits = [
+            golden.argument("sizes.json", f"{place}/{key}") for key in ("max_size", "min_size", "stride", "max_pixels")
+        ]
         columns = golden.argument("sizes.json", "/columns")
         for row in range(len(record["rows"])):
             cells = {column: f"{place}/rows/{row}/{number}" for number, column in enumerate(columns)}

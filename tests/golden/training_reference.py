@@ -71,10 +71,8 @@ def read_sample(golden: Golden, pointer: str, pictures: Pictures, config) -> Sam
     sample = Sample(plan, plan_blocks(plan, texts, config))
     candidates = []
     for number in range(len(golden.value(TRAIN, f"/rows/{kind}"))):
-        names = golden.argument(TRAIN, f"/rows/{kind}/{number}/{key}")
-        names = names if isinstance(names, list) else [names]
+        row = picture_numbers(golden.argument(TRAIN, f"/rows/{kind}/{number}/{key}"), pictures)
         instructions = golden.argument(TRAIN, f"/rows/{kind}/{number}/instruction_list")
-        row = [next(i for i, path in enumerate(pictures.files) if path.name == name) for name in names]
         captions = golden.argument(TRAIN, f"/rows/{kind}/{number}/captions")
         if captions is None or {entry["text"] for entry in plan if entry["type"] == "text"} <= set(captions.values()):
             candidates += _assignments(plan, row, instructions, pictures, row_in_order=kind == "vlm")
@@ -108,17 +106,21 @@ def _assignments(plan, row: list[int], instructions, pictures: Pictures, row_in_
         window = row[start : start + count + 1]
         if row_in_order and start > 0:
             break
-        if instructions is not None and any(
-            text not in instructions[start + before] for text, before in text_numbers
-        ):
+        if instructions is not None and any(text not in instructions[start + before] for text, before in text_numbers):
             continue
         chosen = [None if step is None else window[step] for step in steps]
         if all(
-            index is None or list(entry_size(entry, index, pictures)) == entry["image_chw"]
+            index is None or entry_size(entry, index, pictures) == entry["image_chw"]
             for entry, index in zip(plan, chosen, strict=True)
         ):
             found.append(chosen)
     return found
+
+
+def picture_numbers(names: str | list[str], pictures: Pictures) -> list[int]:
+    """Numbers of the pictures that a row names by file."""
+    files = [path.name for path in pictures.files]
+    return [files.index(name) for name in ([names] if isinstance(names, str) else names)]
 
 
 def entry_size(entry: dict, index: int, pictures: Pictures) -> list[int]:
@@ -189,9 +191,7 @@ class Pack:
         return {
             "sample_lens": self.sample_lengths(),
             "sequence_length": self.kinds.shape[0],
-            "patchified_vae_latent_shapes": [
-                list(grid) for grid in self._grids(BlockKind.CLEAN, BlockKind.NOISED)
-            ],
+            "patchified_vae_latent_shapes": [list(grid) for grid in self._grids(BlockKind.CLEAN, BlockKind.NOISED)],
         }
 
     def splits(self) -> tuple[list[int], list[str]]:
@@ -264,7 +264,10 @@ def find_dropout(golden: Golden, prefix: str, config, samples: list[Sample]) -> 
         pack = Pack(config, samples)
         if pack.sample_lengths() != lengths:
             continue
-        ours = {"packed_text_ids": pack.tensors["input_ids"][0, pack.kinds == 0], "packed_position_ids": pack.tensors["position_ids"][0]}
+        ours = {
+            "packed_text_ids": pack.tensors["input_ids"][0, pack.kinds == 0],
+            "packed_position_ids": pack.tensors["position_ids"][0],
+        }
         if all(torch.equal(ours[name], recorded[name]) for name in recorded):
             found.append(dropped)
     assert len(found) == 1, f"{prefix}: {len(found)} choices of dropped conditions give the recorded layout"

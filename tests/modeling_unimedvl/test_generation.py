@@ -9,7 +9,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from tests.tiny_inputs import collate, conversation, initial_latents, noises
 from tests.tiny_model import tiny_model
-from unimedvl.modeling_unimedvl.flow_unimedvl import TASK_PRESETS, flow_schedule
+from unimedvl.modeling_unimedvl.flow_unimedvl import TASK_PRESETS, FlowSettings, flow_schedule
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
 
 GREEDY = {"do_sample": False, "max_new_tokens": 8}
@@ -141,6 +141,11 @@ def test_schedule_of_the_reference():
     expected = {0: 1.0, 1: 0.993103, 2: 0.986014, 3: 0.978723, -4: 0.163636, -3: 0.113208, -2: 0.058824, -1: 0.0}
     for index, value in expected.items():
         assert schedule[index].item() == pytest.approx(value, abs=1e-6)
+
+
+def test_interval_bounds_are_compared_in_float32():
+    settings = FlowSettings(5, 4.0, 1.0, (0.4, 0.8), "global", 0.0, 1.0)
+    assert [settings.guides(time) for time in flow_schedule(5, 1.0)[:-1].tolist()] == [False, True, True, False, False]
 
 
 @pytest.mark.parametrize("preset", sorted(TASK_PRESETS))
