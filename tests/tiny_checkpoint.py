@@ -20,11 +20,11 @@ def tiny_processor() -> UniMedVLProcessor:
     return UniMedVLProcessor(image_processor, make_tokenizer())
 
 
-def tiny_checkpoint(directory: str | Path, seed: int = 0):
-    """Save a random model and its processor into `directory`; returns both."""
+def tiny_checkpoint(directory: str | Path, seed: int = 0, **text_changes):
+    """Save a random model (with changes to its text part) and its processor into `directory`; returns both."""
     processor = tiny_processor()
     tokenizer = processor.tokenizer
-    text = {**tiny_config().text_config.to_dict(), "vocab_size": len(tokenizer)}
+    text = {**tiny_config().text_config.to_dict(), "vocab_size": len(tokenizer), **text_changes}
     tokens = {
         "bos": "<|im_start|>",
         "eos": "<|im_end|>",

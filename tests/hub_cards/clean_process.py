@@ -98,7 +98,6 @@ def main() -> None:
         model = getattr(transformers, name).from_pretrained(arguments.location, **options)
         report[name] = {"class": type(model).__name__, **use(model, processor)}
     report["presets"] = sorted(getattr(model.generation_config, "task_presets", None) or [])
-    report["commit"] = getattr(model.config, "_commit_hash", None)
     if arguments.adapter:
         model.load_adapter(arguments.adapter, adapter_kwargs={"revision": arguments.adapter_revision})
         report["adapter"] = use(model, processor)

@@ -1,0 +1,33 @@
+# Each target does its own set-up on a fresh machine: a virtual environment in .venv with the tested versions.
+VENV ?= .venv
+PYTHON := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test slow lint format clean
+
+demo: $(INSTALLED)
+	$(PYTHON) -m unimedvl.demo
+
+test: $(INSTALLED)
+	$(PYTHON) -m pytest
+
+slow: $(INSTALLED)
+	$(PYTHON) -m pytest -m slow
+
+lint: $(INSTALLED)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+format: $(INSTALLED)
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet -c constraints.txt torch
+	$(PYTHON) -m pip install --quiet -c constraints.txt -e ".[dev,demo]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,113 @@
+"""The `unimedvl` command: parses the arguments, runs one sub-command, turns errors into one line and exit code 2."""
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+import warnings
+from typing import NoReturn
+
+from .commands import ask, convert, generate, info, push
+from .version import __version__
+
+COMMANDS = (ask, generate, convert, info, push)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, like every other error of the command."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command; every sub-command module adds its own part."""
+    parser = _Parser(prog="unimedvl", description="Medical image understanding and generation in one model.")
+    parser.add_argument("--version", action="version", version=f"unimedvl {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in COMMANDS:
+        name = module.__name__.rpartition(".")[2]
+        summary = (module.__doc__ or "").splitlines()[0]
+        subparser = subparsers.add_parser(
+            name, help=summary, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        subparser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+        module.add_arguments(subparser)
+        subparser.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: the arguments after the program's name; those of the process by default.
+
+    Returns:
+        0, or 2 for an error that the user can mend (one line on stderr says how), or 130 after Ctrl-C.
+    """
+    debug = "--debug" in (sys.argv if argv is None else argv)
+    _silence_libraries()
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            arguments = build_parser().parse_args(argv)
+            arguments.run(arguments)
+            sys.stdout.flush()
+            return 0
+        except KeyboardInterrupt:
+            return _report("interrupted", 130)
+        except BrokenPipeError:
+            # The reader of our output left (`unimedvl info | head`): nothing more to say, also not at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+        except _expected_errors() as error:
+            if debug:
+                traceback.print_exc()
+            return _report(_describe(error), 2)
+
+
+def _silence_libraries() -> None:
+    """Keep libraries' advice to programmers off the terminal. They read these settings when they are imported."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # Announces optional kernels.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def _expected_errors() -> tuple[type[BaseException], ...]:
+    """What bad input raises. Anything else is a fault of this package and keeps its traceback."""
+    return (ValueError, OSError, ImportError, MemoryError, *_loaded_errors())
+
+
+def _loaded_errors() -> list[type[BaseException]]:
+    """Error classes of libraries, without importing a library that the failed command never needed."""
+    classes = []
+    if "torch" in sys.modules:
+        classes.append(sys.modules["torch"].OutOfMemoryError)
+    # huggingface_hub speaks HTTP through one of these, depending on its version.
+    classes += [sys.modules[name].HTTPError for name in ("httpx", "httpx2") if name in sys.modules]
+    return classes
+
+
+def _describe(error: BaseException) -> str:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out of memory: choose a smaller size, --quantize nf4, or a machine with more memory"
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _report(message: str, code: int) -> int:
+    print(f"unimedvl: {message}", file=sys.stderr)
+    return code
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    """Our own warnings reach the user as one line; the libraries' talk among themselves does not."""
+    if issubclass(category, UserWarning) and "unimedvl" in os.path.basename(filename):
+        print(f"unimedvl: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The sub-commands of `unimedvl`: one module each, with `add_arguments(parser)` and `run(arguments)`."""

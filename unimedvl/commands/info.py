@@ -1,0 +1,84 @@
+"""Say what a checkpoint is, how large its parts are and how much memory it takes, without loading it.
+
+unimedvl info
+unimedvl info --model owner/name --json
+"""
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..checkpoint import Checkpoint
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="M", help="checkpoint folder or Hub id (default: the nano checkpoint)")
+    parser.add_argument("--revision", metavar="R", help="commit, tag or branch of a Hub id")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from ..checkpoint import default_model, open_checkpoint
+
+    checkpoint = open_checkpoint(arguments.model or default_model(), arguments.revision)
+    record = describe(checkpoint)
+    print(json.dumps(record, indent=2) if arguments.json else as_text(record))
+
+
+def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
+    """Everything that `unimedvl info` says: numbers of values, bytes on disk, bytes in memory, presets."""
+    from ..checkpoint import count_parts, estimate_memory, part_of, stored_bytes
+    from ..modeling_unimedvl.flow_unimedvl import TASK_PRESETS
+    from ..modeling_unimedvl.published_weights_unimedvl import read_json
+
+    tensors = checkpoint.tensors
+    parts = count_parts(tensors)
+    understanding = {
+        name: stored
+        for name, stored in tensors.items()
+        if part_of(name) not in ("autoencoder", "generation expert", "latent projections")
+    }
+    generation_file = checkpoint.directory / "generation_config.json"
+    stated = read_json(generation_file).get("task_presets") if generation_file.is_file() else None
+    return {
+        "model": checkpoint.name,
+        "revision": checkpoint.revision,
+        "layout": checkpoint.layout,
+        "generates_images": "generation expert" in parts,
+        "files": sorted({stored.file.name for stored in tensors.values()}),
+        "tensors": len(tensors),
+        "parameters": sum(parts.values()),
+        "parameters_by_part": parts,
+        "stored_types": sorted({stored.dtype for stored in tensors.values()}),
+        "bytes_on_disk": stored_bytes(tensors),
+        "memory_bytes": estimate_memory(tensors),
+        "memory_bytes_understanding_only": estimate_memory(understanding),
+        "presets": stated or TASK_PRESETS,
+    }
+
+
+def as_text(record: dict[str, Any]) -> str:
+    """The record as a short report for people."""
+    lines = [
+        f"{record['model']} ({record['revision']}), {record['layout']} layout",
+        f"parameters: {record['parameters']:,} in {record['tensors']} tensors",
+        f"size on disk: {size(record['bytes_on_disk'])} ({', '.join(record['stored_types'])})",
+    ]
+    lines += [f"  {part:<28}{count:>16,}" for part, count in record["parameters_by_part"].items()]
+    lines.append("memory of the weights (activations come on top):")
+    lines.append(f"  {'':<28}{'whole':>16}{'understanding':>16}")
+    for name, whole in record["memory_bytes"].items():
+        lines.append(f"  {name:<28}{size(whole):>16}{size(record['memory_bytes_understanding_only'][name]):>16}")
+    lines.append(f"presets: {', '.join(record['presets'])}")
+    return "\n".join(lines)
+
+
+def size(num_bytes: int) -> str:
+    """Bytes in decimal units, as disks and memory are sold."""
+    value, unit = float(num_bytes), "B"
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            break
+        value /= 1000
+    return f"{value:.3g} {unit}"

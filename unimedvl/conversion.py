@@ -1,0 +1,49 @@
+"""Conversion between the released layout and ours, with the processor: the result is complete for `AutoProcessor`."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .loading import load_processor
+from .modeling_unimedvl.convert_unimedvl import ConversionReport, export_checkpoint
+from .modeling_unimedvl.convert_unimedvl import convert_checkpoint as convert_weights
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["ConversionReport", "convert_checkpoint", "export_checkpoint"]
+
+
+def convert_checkpoint(
+    source: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    dtype: "str | torch.dtype | None" = None,
+    max_shard_size: int | str = "5GB",
+    weights: str | None = None,
+    processor: bool = True,
+    **options,
+) -> ConversionReport:
+    """Convert a released folder into a transformers checkpoint with model, code, presets and processor.
+
+    Args:
+        source, output, dtype, max_shard_size, weights, options: see
+            `unimedvl.modeling_unimedvl.convert_unimedvl.convert_checkpoint`.
+        processor: also write the processor; the source needs its tokenizer files for it.
+
+    Raises:
+        ValueError: as there, and if the tokenizer cannot be read; nothing is left behind then.
+    """
+
+    def add_processor(folder: Path) -> None:
+        load_processor(folder).save_pretrained(folder)
+
+    return convert_weights(
+        source,
+        output,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        weights=weights,
+        finish=add_processor if processor else None,
+        **options,
+    )
