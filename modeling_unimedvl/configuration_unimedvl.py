@@ -45,7 +45,11 @@ class UniMedVLTextConfig(Qwen2Config):
 
 
 class UniMedVLVisionConfig(SiglipVisionConfig):
-    """The SigLIP vision transformer, without a pooling head. Its position table lives in `UniMedVLConfig`."""
+    """The SigLIP vision transformer, without a pooling head.
+
+    `num_positions` is the number of rows of its learned position table; by default the square of
+    `UniMedVLConfig.vit_max_num_patch_per_side`, whose grid positions index it.
+    """
 
     model_type = "unimedvl_vision"
     base_config_key = "vision_config"
@@ -57,6 +61,7 @@ class UniMedVLVisionConfig(SiglipVisionConfig):
     image_size: int | list[int] | tuple[int, int] = 980
     patch_size: int | list[int] | tuple[int, int] = 14
     vision_use_head: bool = False
+    num_positions: int | None = None
 
 
 class UniMedVLVAEConfig(PreTrainedConfig):
@@ -190,7 +195,7 @@ class UniMedVLConfig(PreTrainedConfig):
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         """Read `config.json`, or derive the fields from a folder in the published BAGEL / UniMedVL layout."""
         if is_published_layout(pretrained_model_name_or_path):
-            return published_config_dict(pretrained_model_name_or_path), kwargs
+            return published_config_dict(pretrained_model_name_or_path, overrides=kwargs), kwargs
         return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
 
 

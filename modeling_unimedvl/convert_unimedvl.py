@@ -88,8 +88,8 @@ def convert_checkpoint(
         overrides: `visual_gen=False` to leave the generation half out, and special token ids by their field names
             for a folder without tokenizer files.
         progress: show a progress bar on a terminal.
-        finish: called with the folder before it gets its name, to add files such as a processor; an exception
-            cancels the conversion.
+        finish: called with the folder when all but the weights is in it, to add files such as a processor; an
+            exception cancels the conversion.
 
     Raises:
         ValueError: before anything is written, if the source is not whole, or if the output cannot be written;
@@ -121,7 +121,6 @@ def convert_checkpoint(
     shards = _split(items, max_shard_size)
     tokenizer_files = tuple(name for name in TOKENIZER_FILES if (source / name).is_file())
     with new_folder(target, total_bytes(items)) as partial:
-        write_files({partial / name: group for name, group in shards.items()}, progress)
         if len(shards) > 1:
             weight_map = {name: file for file, group in shards.items() for name in group}
             write_json(
@@ -134,6 +133,7 @@ def convert_checkpoint(
         custom_object_save(UniMedVLForConditionalGeneration, partial)
         if finish is not None:
             finish(partial)
+        write_files({partial / name: group for name, group in shards.items()}, progress)
     return ConversionReport(
         target, config, len(items), total_bytes(items), tuple(shards), tuple(unused), tokenizer_files
     )
@@ -184,12 +184,12 @@ def export_checkpoint(
     num_bytes = sum(map(total_bytes, groups.values()))
     tokenizer_files = tuple(name for name in TOKENIZER_FILES if (source / name).is_file())
     with new_folder(target, num_bytes) as partial:
-        write_files({partial / name: group for name, group in groups.items()}, progress)
         for file, content in _published_configs(config).items():
             write_json(partial / file, content)
         _copy(source, partial, tokenizer_files)
         if finish is not None:
             finish(partial)
+        write_files({partial / name: group for name, group in groups.items()}, progress)
     return ConversionReport(target, config, len(tensors), num_bytes, tuple(groups), (), tokenizer_files)
 
 

@@ -451,7 +451,8 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
         super().__init__(config)
         hidden_size = config.text_config.hidden_size
         self.language_model = UniMedVLTextModel(config.text_config, config.visual_gen)
-        self.vit_model = UniMedVLVisionModel(config.vision_config, config.vit_max_num_patch_per_side**2)
+        num_positions = config.vision_config.num_positions or config.vit_max_num_patch_per_side**2
+        self.vit_model = UniMedVLVisionModel(config.vision_config, num_positions)
         self.connector = Connector(config)
         self.vit_pos_embed = PositionEmbedding(config.vit_max_num_patch_per_side, hidden_size)
         if config.visual_gen:
@@ -977,12 +978,16 @@ class UniMedVLForConditionalGeneration(UniMedVLPreTrainedModel, UniMedVLGenerati
             quantization = copy.deepcopy(quantization)
             quantization.llm_int8_skip_modules = list(QUANTIZATION_SKIP_MODULES)
             kwargs["quantization_config"] = quantization
-        if is_published_layout(pretrained_model_name_or_path):
-            kwargs = prepare_direct_load(cls, pretrained_model_name_or_path, kwargs)
+        published = pretrained_model_name_or_path if is_published_layout(pretrained_model_name_or_path) else None
+        if published is not None:
+            kwargs = prepare_direct_load(cls, published, kwargs)
             pretrained_model_name_or_path = None
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if published is not None:
+            model.name_or_path = model.config.name_or_path = str(published)
         # Loading replaces parameters by trainable ones.
-        (loaded[0] if isinstance(loaded, tuple) else loaded).model.freeze_fixed_parts()
+        model.model.freeze_fixed_parts()
         return loaded
 
     def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):

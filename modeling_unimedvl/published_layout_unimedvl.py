@@ -128,6 +128,8 @@ def is_published_layout(folder: str | os.PathLike | None) -> bool:
 # --------------------------------------------------------------------------------------------------------------------
 # Configuration
 
+VISION_POSITIONS = "vit_model.vision_model.embeddings.position_embedding.weight"
+
 
 def published_config_dict(
     folder: str | os.PathLike, weights: str | None = None, overrides: Mapping[str, Any] | None = None
@@ -168,6 +170,7 @@ def derive_config(folder: Path, tensors: Mapping[str, StoredTensor], overrides: 
         "vision_config": {
             **_chosen(folder / "vit_config.json", vit, VISION_FIELDS),
             "num_hidden_layers": _count_vision_layers(folder, tensors, vit.get("num_hidden_layers")),
+            "num_positions": _shape(folder, tensors, VISION_POSITIONS, 2)[0],
         },
         "vit_max_num_patch_per_side": _side(folder, tensors, "vit_pos_embed.pos_embed"),
         **_special_token_ids(folder, llm, vocabulary, overrides),
@@ -253,7 +256,7 @@ def _autoencoder_config(folder: Path, tensors: Mapping[str, StoredTensor], root:
         if isinstance(stated.get(theirs), (int, float)):
             config[ours] = stated[theirs]
     groups = config.get("norm_num_groups", 32)
-    if not levels or any(channels % groups for channels in config["block_out_channels"]):
+    if not levels or groups < 1 or any(channels % groups for channels in config["block_out_channels"]):
         raise ValueError(
             f"the autoencoder in {folder} has {config['block_out_channels']} channels, which {groups} groups do not "
             "divide: state norm_num_groups in ae_params.json."
@@ -262,23 +265,25 @@ def _autoencoder_config(folder: Path, tensors: Mapping[str, StoredTensor], root:
 
 
 def tokenizer_ids(folder: Path) -> dict[str, int] | None:
-    """Id of each special token in a folder's tokenizer files, or None where there is no tokenizer."""
-    ids: dict[str, Any] = {}
-    present = [name for name in ("vocab.json", "tokenizer.json") if (folder / name).is_file()]
-    if not present:
+    """Id of each special token in a folder's tokenizer files, or None where there is no tokenizer.
+
+    Raises:
+        ValueError: if the files cannot be read.
+    """
+    if not any((folder / name).is_file() for name in ("vocab.json", "tokenizer.json")):
         return None
-    for name in ("vocab.json", "added_tokens.json"):
-        if (folder / name).is_file():
-            ids.update(read_json(folder / name))
-    if (folder / "tokenizer_config.json").is_file():
-        added = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
-        ids.update({entry["content"]: int(key) for key, entry in added.items() if "content" in entry})
-    if (folder / "tokenizer.json").is_file():
-        content = read_json(folder / "tokenizer.json")
-        vocabulary = (content.get("model") or {}).get("vocab")
-        ids.update(vocabulary if isinstance(vocabulary, dict) else {})
-        ids.update({entry["content"]: entry["id"] for entry in content.get("added_tokens") or []})
-    return {token: int(ids[token]) for token, _ in SPECIAL_TOKENS.values() if token in ids}
+    names = ("vocab.json", "added_tokens.json", "tokenizer_config.json", "tokenizer.json")
+    vocab, added, config, whole = (read_json(folder / name) if (folder / name).is_file() else {} for name in names)
+    try:
+        ids = {**vocab, **added}
+        decoder = config.get("added_tokens_decoder") or {}
+        ids.update({entry["content"]: int(key) for key, entry in decoder.items()})
+        content = (whole.get("model") or {}).get("vocab")
+        ids.update(content if isinstance(content, dict) else {})
+        ids.update({entry["content"]: entry["id"] for entry in whole.get("added_tokens") or []})
+        return {token: int(ids[token]) for token, _ in SPECIAL_TOKENS.values() if token in ids}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the tokenizer files in {folder} cannot be read ({error!r}): get them again.") from error
 
 
 def _special_token_ids(folder: Path, llm: Mapping[str, Any], vocabulary: int, overrides: Mapping[str, Any]) -> dict:
@@ -303,7 +308,8 @@ def _special_token_ids(folder: Path, llm: Mapping[str, Any], vocabulary: int, ov
         elif name in MARKERS:
             raise ValueError(f"nothing in {folder} tells the id of {token}: add tokenizer files, or give {name}=ID.")
         else:
-            ids[name] = ids["vision_start_token_id"]
+            # A placeholder: any row that no other token uses.
+            ids[name] = next(row for row in reversed(range(vocabulary)) if row not in ids.values())
     if known is None and not all(overrides.get(name) is not None for name in MARKERS):
         logger.warning_once(f"{folder} has no tokenizer files; assumed special token ids: {ids}.")
     return ids

@@ -320,6 +320,9 @@ def test_special_ids_come_from_the_tokenizer_then_the_caller(tmp_path):
     write_tokenizer_files(folder, {**QWEN_TOKENS, "<|im_end|>": 160})
     with pytest.raises(ValueError, match="eos_token_id 160 is no row of the 160 embeddings"):
         convert_checkpoint(folder, tmp_path / "none", progress=False)
+    write_tokenizer_files(folder, dict(list(QWEN_TOKENS.items())[:5]))
+    config = published_config_dict(folder)
+    assert (config["image_token_id"], config["latent_token_id"]) == (159, 158)
     write_tokenizer_files(folder, {"<|im_end|>": 3})
     with pytest.raises(ValueError, match="im_start.*bos_token_id=ID"):
         convert_checkpoint(folder, tmp_path / "none", progress=False)
@@ -422,6 +425,30 @@ def test_direct_load_takes_configuration_fields_and_loading_options(tmp_path):
     assert model.generation_config.bos_token_id == 5
 
 
+def test_training_a_directly_loaded_model_leaves_the_files_alone(tmp_path):
+    folder = write_published(tmp_path / "released")
+    before = (folder / "ema.safetensors").read_bytes()
+    model = UniMedVLForConditionalGeneration.from_pretrained(folder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert (folder / "ema.safetensors").read_bytes() == before
+
+
+def test_files_without_alignment_are_read(tmp_path):
+    folder = write_published(tmp_path / "released")
+    convert_checkpoint(folder, tmp_path / "aligned", progress=False)
+    content = (folder / "ema.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + length].rstrip()
+    header += b" " * (1 - len(header) % 2)
+    (folder / "ema.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+    convert_checkpoint(folder, tmp_path / "odd", progress=False)
+    assert_same(tensors(tmp_path / "aligned"), tensors(tmp_path / "odd"))
+    model = UniMedVLForConditionalGeneration.from_pretrained(folder, dtype="float32")
+    assert torch.equal(model.lm_head.weight, tensors(folder)["language_model.lm_head.weight"].float())
+
+
 def test_direct_load_refuses_what_conversion_refuses(tmp_path):
     folder = write_published(tmp_path / "released", extra={"surprise.weight": ("BF16", (2, 2))})
     with pytest.raises(ValueError, match="1 unknown .surprise.weight."):
@@ -494,6 +521,11 @@ BAD_FOLDERS = {
         "llm_config.json is not valid JSON",
     ),
     "list as config": ({}, lambda f: (f / "vit_config.json").write_text("[]"), "does not hold a JSON object"),
+    "odd tokenizer": (
+        {},
+        lambda f: (f / "tokenizer.json").write_text('{"added_tokens": [7]}'),
+        "the tokenizer files in .* cannot be read",
+    ),
     "no text config": ({}, lambda f: (f / "llm_config.json").unlink(), "not in the released layout"),
     "no weights": ({}, lambda f: (f / "ema.safetensors").unlink(), "holds no ema_bf16.safetensors or"),
     "truncated weights": ({}, lambda f: truncate(f / "ema.safetensors"), "not a whole safetensors file"),
@@ -576,7 +608,7 @@ def test_autoencoder_without_place_in_the_layout_is_refused(tmp_path):
 RUN = """
 import resource, signal, sys, torch
 torch.set_num_threads(1)
-from unimedvl import convert_checkpoint
+from unimedvl.modeling_unimedvl.convert_unimedvl import convert_checkpoint
 source, output, shard, limit = sys.argv[1:]
 if int(limit):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -673,11 +705,11 @@ def watch():
         peak = max(peak, anonymous())
         time.sleep(0.002)
 
-thread = threading.Thread(target=watch)
+thread = threading.Thread(target=watch, daemon=True)
 thread.start()
 import torch
 torch.set_num_threads(1)
-from unimedvl import convert_checkpoint, export_checkpoint
+from unimedvl.modeling_unimedvl.convert_unimedvl import convert_checkpoint, export_checkpoint
 function = {"convert": convert_checkpoint, "export": export_checkpoint}[sys.argv[1]]
 function(*sys.argv[2:4], progress=False, **eval(sys.argv[4]))
 running = False
