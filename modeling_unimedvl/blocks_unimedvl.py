@@ -65,7 +65,8 @@ def is_generation_token(mm_token_type_ids_BS: torch.Tensor) -> torch.Tensor:
 
 def is_flow_target(mm_token_type_ids_BS: torch.Tensor) -> torch.Tensor:
     """Tokens that carry the flow-matching loss, bool (B, S)."""
-    return mm_token_type_ids_BS == BlockKind.NOISED
+    flow = torch.tensor([RULES[kind].loss == "mse" for kind in BlockKind], device=mm_token_type_ids_BS.device)
+    return flow[mm_token_type_ids_BS]
 
 
 @dataclass
@@ -238,7 +239,7 @@ class _PackBuilder:
         ids = [self.token_ids["bos_token_id"], *block.token_ids, self.token_ids["eos_token_id"]]
         weight = 1.0 / (len(ids) - 1) ** 0.5
         for index, token_id in enumerate(ids):
-            answer = block.loss and index > 0
+            answer = block.loss and RULES[block.kind].loss == "ce" and index > 0
             label = (token_id, weight) if answer else (-100, 0.0)
             self.token(token_id, BlockKind.TEXT, self.position + index, -1, *label)
         self.position += len(ids)

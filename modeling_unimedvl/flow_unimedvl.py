@@ -5,6 +5,7 @@ Shape legend: C latent channels, h and w latent height and width, R rows, T late
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -168,11 +169,12 @@ class FlowSettings:
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_integer(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Whether a value is a whole number (NumPy's too), and no bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def guided_velocity(

@@ -19,6 +19,7 @@ from .sampling_unimedvl import FlowSamplerMixin, runs_per_row, stack_if_equal
 
 # Arguments of text generation; in image mode they steer the thought.
 TEXT_OPTIONS = set(GenerationConfig().to_dict())
+IMAGE_INPUTS = ("pixel_values", "image_grid_thw", "latent_values")
 
 
 @dataclass
@@ -52,17 +53,8 @@ class UniMedVLGenerationMixin(FlowSamplerMixin):
             input_ids = inputs_tensor
         kinds = model_kwargs.get("mm_token_type_ids")
         if kinds is None:
-            embeds_only = torch.is_floating_point(input_ids)
-            kinds = (
-                input_ids.new_zeros(input_ids.shape[:2]).long()
-                if embeds_only
-                else self._kinds(input_ids, model_kwargs)
-            )
+            kinds = torch.zeros(input_ids.shape[:2], dtype=torch.long, device=input_ids.device)
         return rope_position_ids(block_layout(kinds), model_kwargs.get("attention_mask"))
-
-    def _kinds(self, input_ids, model_kwargs):
-        has_images = any(model_kwargs.get(name) is not None for name in ("pixel_values", "latent_values"))
-        return self.model.token_kinds(input_ids) if has_images else torch.zeros_like(input_ids)
 
     def prepare_inputs_for_generation(self, input_ids, *args, is_first_iteration=False, **kwargs):
         kinds = kwargs.get("mm_token_type_ids")
@@ -76,16 +68,21 @@ class UniMedVLGenerationMixin(FlowSamplerMixin):
         inputs = super().prepare_inputs_for_generation(
             input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
         )
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            for name in ("pixel_values", "image_grid_thw", "latent_values"):
+        length = 0 if cache is None else cache.get_seq_length()
+        if isinstance(length, int) and length == 0:
+            # An assistant model's first pass does not count as one in transformers, which drops its images.
+            inputs.update({name: kwargs[name] for name in IMAGE_INPUTS if kwargs.get(name) is not None})
+        elif is_first_iteration and inputs.get("pixel_values") is not None and input_ids.shape[0] == 1:
+            inputs.update(_images_of_new_tokens(inputs))
+        elif not is_first_iteration and kwargs.get("use_cache", True):
+            for name in IMAGE_INPUTS:
                 inputs.pop(name, None)
         return inputs
 
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
         if expand_size > 1 and input_ids is not None:
             kinds = model_kwargs.get("mm_token_type_ids")
-            if kinds is None:
-                kinds = self._kinds(input_ids, model_kwargs)
+            kinds = torch.zeros_like(input_ids) if kinds is None else kinds
             model_kwargs.update(_repeat_images(kinds, expand_size, model_kwargs))
             images = {name: model_kwargs.pop(name, None) for name in ("pixel_values", "image_grid_thw")}
         else:
@@ -117,32 +114,49 @@ class UniMedVLGenerationMixin(FlowSamplerMixin):
         """
         if generation_mode not in ("text", "image", "interleaved"):
             raise ValueError(f"generation_mode must be 'text', 'image' or 'interleaved', not {generation_mode!r}.")
+        if inputs is not None and kwargs.get("input_ids") is None and kwargs.get("inputs_embeds") is None:
+            inputs, kwargs["input_ids"] = None, inputs
         if generation_mode == "text":
-            if kwargs.get("latent_pixel_values") is not None:
-                kwargs["latent_values"] = self._encode_conditions(kwargs, kwargs.pop("generator", None))
-            return super().generate(inputs, **kwargs)
-        if inputs is not None:
-            kwargs.setdefault("input_ids", inputs)
-        if kwargs.get("input_ids") is None:
-            raise ValueError("generate needs input_ids: pass the processor's output as keyword arguments.")
-        if kwargs.get("generation_config") is None:
-            kwargs["generation_config"] = self.generation_config
+            return super().generate(inputs, **self._text_inputs(kwargs))
         self.model.require_generation()
+        kwargs = self._image_inputs(kwargs)
+        return self.generate_images(**kwargs) if generation_mode == "image" else self.generate_interleaved(**kwargs)
+
+    def _text_inputs(self, kwargs: dict) -> dict:
+        """Encode latent images once, and read token kinds off the placeholders where they are not given."""
+        if kwargs.get("latent_pixel_values") is not None:
+            kwargs["latent_values"] = self._encode_conditions(kwargs, kwargs.pop("generator", None))
+        has_images = any(kwargs.get(name) is not None for name in ("pixel_values", "latent_values", "past_key_values"))
+        if has_images and kwargs.get("mm_token_type_ids") is None and kwargs.get("input_ids") is not None:
+            kwargs["mm_token_type_ids"] = self.model.token_kinds(kwargs["input_ids"])
+        return kwargs
+
+    def _image_inputs(self, kwargs: dict) -> dict:
+        """Check and move the inputs of image modes, and hide the BOS that a text template ends with.
+
+        A pipeline renders prompts for text; an image (or the first text segment) follows the prompt itself.
+        """
+        input_ids = kwargs.get("input_ids")
+        if not isinstance(input_ids, torch.Tensor) or input_ids.dim() != 2 or torch.is_floating_point(input_ids):
+            raise ValueError(
+                "generate needs input_ids, int64 (prompts, tokens): pass the processor's output as keyword arguments."
+            )
+        if input_ids.numel() == 0:
+            raise ValueError("The prompts are empty: give each at least one text or image.")
+        device = self._compute_device()
         kwargs = {
-            name: value.to(self.device) if isinstance(value, torch.Tensor) and name != "latents" else value
+            name: value.to(device) if isinstance(value, torch.Tensor) and name != "latents" else value
             for name, value in kwargs.items()
         }
-        if generation_mode == "image":
-            return self.generate_images(**self._without_answer_marker(kwargs))
-        kwargs.pop("return_dict_in_generate", None)
-        return self.generate_interleaved(**kwargs)
-
-    def _without_answer_marker(self, kwargs: dict) -> dict:
-        """Drop the BOS that a text template ends with (`pipeline` uses it); an image follows the prompt itself."""
-        if not bool((kwargs["input_ids"][:, -1] == self.config.bos_token_id).all()):
-            return kwargs
-        columns = ("input_ids", "attention_mask", "mm_token_type_ids")
-        return kwargs | {name: kwargs[name][:, :-1] for name in columns if kwargs.get(name) is not None}
+        if kwargs.get("generation_config") is None:
+            kwargs["generation_config"] = self.generation_config
+        input_ids, mask = kwargs["input_ids"], kwargs.get("attention_mask")
+        mask = torch.ones_like(input_ids) if mask is None else mask.clone()
+        columns = torch.arange(input_ids.shape[1], device=device)
+        last = torch.where(mask > 0, columns, -1).max(dim=1).values
+        ends = (last >= 0) & (input_ids.gather(1, last.clamp(min=0)[:, None])[:, 0] == self.config.bos_token_id)
+        mask[ends, last[ends]] = 0
+        return {**kwargs, "attention_mask": mask}
 
     def generate_images(
         self,
@@ -174,7 +188,8 @@ class UniMedVLGenerationMixin(FlowSamplerMixin):
         Args:
             input_ids, attention_mask, mm_token_type_ids, pixel_values, image_grid_thw, latent_pixel_values,
             latent_image_sizes: from the processor with `generation_mode="image"`.
-            preset: name in `generation_config.task_presets`; "t2i" without an input image, "edit" with one.
+            preset: name in `generation_config.task_presets`. Default: "t2i" without input images, "edit" with them; a
+                batch that mixes both needs a name.
             num_inference_steps (int): Euler updates. The reference's `num_timesteps=50` is 49.
             guidance_scale (float): text guidance; 1 turns all guidance off.
             image_guidance_scale (float): image guidance. Without an image (or thought) in the context its branch
@@ -187,7 +202,7 @@ class UniMedVLGenerationMixin(FlowSamplerMixin):
                 Default: the size of the prompt's last input image, else the preset's.
             num_images_per_prompt: images for each prompt, adjacent in the result.
             generator: one generator, or a list with one per image. Draws come in this order: posterior noise of each
-                input image, then initial latents of each image.
+                input image, then initial latents of each image. A sampled thought draws from the global generator.
             latents: initial noise, (h * w, L) for each image; overrides `generator`.
             vae_noise: posterior noise of each input image; overrides `generator`.
             vae_sample_mode: "sample" as the reference, or "mode" to encode input images without randomness.
@@ -205,12 +220,10 @@ class UniMedVLGenerationMixin(FlowSamplerMixin):
         if not is_integer(num_images_per_prompt) or num_images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt must be a whole number >= 1, not {num_images_per_prompt!r}.")
         has_images = latent_pixel_values is not None or pixel_values is not None
-        settings, sizes = self._settings(generation_config, preset, kwargs, has_images, height, width)
-        unknown = sorted(name for name in kwargs if name not in TEXT_OPTIONS)
-        if unknown:
-            raise ValueError(f"generate does not know {', '.join(unknown)} in image mode: remove them.")
-        count = batch_size * num_images_per_prompt
         kinds = self._context_kinds(input_ids, mm_token_type_ids, has_images)
+        settings, sizes = self._settings(generation_config, preset, kwargs, kinds, height, width)
+        _refuse_unknown(kwargs)
+        count = batch_size * num_images_per_prompt
         condition_grids = self._condition_grids(kinds, latent_image_sizes)
         grids = self._target_grids(sizes, batch_size, condition_grids)
         grids = [grid for grid in grids for _ in range(num_images_per_prompt)]
@@ -289,9 +302,9 @@ class UniMedVLGenerationMixin(FlowSamplerMixin):
         """Write text and images in turn for one conversation.
 
         Each generated image is rounded to 8 bits, encoded again and joins the context as a clean VAE block. The main
-        context holds everything, the text-guidance context everything but generated text, the image-guidance context
-        everything but images (the reference's reconstruction routine, with its separate posterior draws for the first
-        two).
+        context holds everything, the text-guidance context everything but generated text (before there is any:
+        everything before the prompt's last text), the image-guidance context everything but images. These are the
+        rules of the reference's reconstruction routine, with its separate posterior draws for the first two.
 
         Args:
             segments: the plan, e.g. ["text", "image", "image"]. Default: text and image in turn, for at most
@@ -316,8 +329,9 @@ class UniMedVLGenerationMixin(FlowSamplerMixin):
         if unknown or not plan:
             raise ValueError(f"segments must be a list of 'text' and 'image', not {segments!r}.")
         has_images = latent_pixel_values is not None or pixel_values is not None
-        settings, sizes = self._settings(generation_config, preset, kwargs, has_images, height, width)
         kinds = self._context_kinds(input_ids, mm_token_type_ids, has_images)
+        settings, sizes = self._settings(generation_config, preset, kwargs, kinds, height, width)
+        _refuse_unknown(kwargs)
         condition_grids = self._condition_grids(kinds, latent_image_sizes)[0]
         num_images = plan.count("image")
         if condition_grids and height is None and width is None:
@@ -342,7 +356,10 @@ class UniMedVLGenerationMixin(FlowSamplerMixin):
             )
         encoded = {**conditions, "latent_values": self._encode_conditions(conditions, generator)}
         main = self._extend_context(None, input_ids, kinds, attention_mask, encoded)
-        contexts = {"main": main, "text": main, "image": self._text_only_context(input_ids, kinds, main.mask)}
+        # Until a text was written, text guidance drops the prompt's last one; then it drops what was written.
+        before_last_text = main.prefix(self._last_text_start(input_ids, kinds, main.mask))
+        image_context = self._text_only_context(input_ids, kinds, main.mask)
+        contexts = {"main": main, "text": before_last_text, "image": image_context}
 
         result: list[torch.Tensor] = []
         images, tokens = [], []
@@ -350,6 +367,8 @@ class UniMedVLGenerationMixin(FlowSamplerMixin):
         for index, kind in enumerate(plan):
             if kind == "text":
                 written = self._write_text(contexts["main"], max_new_tokens, generation_config, kwargs)
+                if not any(segment.dim() == 1 for segment in result):
+                    contexts["text"] = contexts["main"]
                 result.append(torch.tensor(written[0], dtype=torch.long))
                 for name in ("main", "image"):
                     contexts[name] = self._append_texts(contexts[name], written)
@@ -383,6 +402,26 @@ class UniMedVLGenerationMixin(FlowSamplerMixin):
         return UniMedVLGenerateOutput(
             images=stack_if_equal(images), latents=tokens, timesteps=timesteps, segments=result
         )
+
+
+def _refuse_unknown(arguments: dict) -> None:
+    unknown = sorted(name for name in arguments if name not in TEXT_OPTIONS)
+    if unknown:
+        raise ValueError(f"generate does not know {', '.join(unknown)} in this mode: remove them.")
+
+
+def _images_of_new_tokens(inputs: dict) -> dict:
+    """The images of the tokens that are not in the cache yet, when a conversation goes on with all its images."""
+    runs = runs_per_row(inputs["mm_token_type_ids"], BlockKind.VIT)[0] if "mm_token_type_ids" in inputs else None
+    grid = inputs.get("image_grid_thw")
+    if runs is None or grid is None or runs >= grid.shape[0]:
+        return {}
+    if runs == 0:
+        return {"pixel_values": None, "image_grid_thw": None}
+    return {
+        "pixel_values": inputs["pixel_values"][-int(grid[-runs:].prod(dim=1).sum()) :],
+        "image_grid_thw": grid[-runs:],
+    }
 
 
 def _repeat_images(kinds: torch.Tensor, expand_size: int, model_kwargs: dict) -> dict:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
+from transformers import BitsAndBytesConfig
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
@@ -38,6 +39,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .adapters_unimedvl import register_default_targets
 from .blocks_unimedvl import (
+    BlockKind,
     BlockLayout,
     block_layout,
     is_flow_target,
@@ -92,10 +94,12 @@ class ExpertRouting(NamedTuple):
 
     def split(self, states_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         flat = states_BS.flatten(0, 1)
-        return flat[self.und_index_U], flat[self.gen_index_T]
+        return flat[self.und_index_U.to(flat.device)], flat[self.gen_index_T.to(flat.device)]
 
     def join(self, und_U: torch.Tensor, gen_T: torch.Tensor) -> torch.Tensor:
-        return torch.cat([und_U, gen_T])[self.restore_index].unflatten(0, (self.batch_size, -1))
+        # With the layers spread over devices, the two experts' parts can come from different ones.
+        together = torch.cat([und_U, gen_T.to(und_U.device)])
+        return together[self.restore_index.to(und_U.device)].unflatten(0, (self.batch_size, -1))
 
 
 class UniMedVLAttention(nn.Module):
@@ -179,7 +183,7 @@ class UniMedVLDecoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: UniMedVLTextConfig, layer_idx: int, visual_gen: bool):
         super().__init__()
-        self.freeze_und = config.freeze_und
+        self.config = config
         self.self_attn = UniMedVLAttention(config, layer_idx, visual_gen)
         self.mlp = Qwen2MLP(config)
         self.input_layernorm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -199,7 +203,7 @@ class UniMedVLDecoderLayer(GradientCheckpointingLayer):
         past_key_values: Cache | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        freeze_und = self.freeze_und and self.training
+        freeze_und = self.config.freeze_und and self.training
         mixed_UD, mixed_TD, weights = self.self_attn(
             self.input_layernorm(und_UD),
             None if routing is None else self.input_layernorm_moe_gen(gen_TD),
@@ -280,6 +284,19 @@ class PositionEmbedding(nn.Module):
         return self.pos_embed[position_ids.to(self.pos_embed.device)]
 
 
+class UniMedVLRotaryEmbedding(Qwen2RotaryEmbedding):
+    """Rotary embedding whose frequencies stay in float32 when the model is cast."""
+
+    def _apply(self, fn, recurse=True):
+        exact = {name: getattr(self, name) for name in ("inv_freq", "original_inv_freq")}
+        super()._apply(fn, recurse)
+        for name, frequencies in exact.items():
+            moved = getattr(self, name)
+            if moved.dtype != frequencies.dtype:
+                self._buffers[name] = frequencies.to(moved.device)
+        return self
+
+
 class UniMedVLPreTrainedModel(PreTrainedModel):
     """Capabilities shared by all parts."""
 
@@ -323,7 +340,7 @@ class UniMedVLTextModel(UniMedVLPreTrainedModel):
         self.norm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         if visual_gen:
             self.norm_moe_gen = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.rotary_emb = Qwen2RotaryEmbedding(config)
+        self.rotary_emb = UniMedVLRotaryEmbedding(config)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -608,7 +625,7 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
         dtype = self.language_model.norm.weight.dtype
         embeds_TD = self.vae2llm(tokens_TL.to(dtype))
         time_TD = self.time_embedder(timesteps_M, dtype)[image_index_T]
-        return embeds_TD + time_TD + self.latent_pos_embed(position_ids_T).to(embeds_TD)
+        return embeds_TD + time_TD.to(embeds_TD) + self.latent_pos_embed(position_ids_T).to(embeds_TD)
 
     def token_kinds(self, input_ids_BS: torch.Tensor) -> torch.Tensor:
         """`mm_token_type_ids` read off the placeholders: ViT patches and clean latents."""
@@ -653,8 +670,10 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
             position_ids = torch.zeros(0, dtype=torch.long)
         noised_T = is_flow_target(kinds_T)
         if flow_timesteps is None:
-            drawn = torch.randn(len(latents), device=device).sigmoid()
-            flow_timesteps = shift_timesteps(drawn, self.config.timestep_shift)
+            # Reading clean images draws nothing, so that a seed means the same with and without them.
+            any_noised = bool(noised_T.any())
+            drawn = torch.randn(len(latents), device=device) if any_noised else torch.zeros(len(latents))
+            flow_timesteps = shift_timesteps(drawn.sigmoid(), self.config.timestep_shift)
         timesteps_M = torch.as_tensor(flow_timesteps, dtype=torch.float32, device=device)
         if timesteps_M.shape != (len(latents),):
             raise ValueError(
@@ -737,11 +756,14 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
             if mm_token_type_ids is None:
                 raise ValueError("inputs_embeds with images need mm_token_type_ids to say where the images stand.")
             mm_token_type_ids = mm_token_type_ids.to(inputs_embeds.device)
+        if mm_token_type_ids is not None and inputs_embeds.shape[1] > 1:
+            self._require_images(mm_token_type_ids, pixel_values is not None, has_latents)
+        if has_layout:
             layout = block_layout(mm_token_type_ids, block_ids, sample_ids)
 
         if pixel_values is not None:
             inputs_embeds = self._merge_image_features(inputs_embeds, mm_token_type_ids, pixel_values, image_grid_thw)
-        elif self.training and self.vit_model.post_layernorm.weight.requires_grad:
+        elif self.training and self._vision_is_trained():
             inputs_embeds = inputs_embeds + self._idle_vision_term().to(inputs_embeds)
 
         routing, flow_target, noised_T = None, None, None
@@ -765,6 +787,8 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
             past_key_values = DynamicCache(config=self.config.text_config)
         if position_ids is None:
             position_ids = self._default_position_ids(inputs_embeds, attention_mask, layout, past_key_values)
+        if layout is not None and past_key_values is not None:
+            past_key_values.holds_images = True
         mask = self._attention_mask(inputs_embeds, attention_mask, past_key_values, layout)
         if output_hidden_states is None:
             output_hidden_states = bool(getattr(self.config, "output_hidden_states", False))
@@ -793,6 +817,18 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
             flow_target=flow_target,
         )
 
+    def _require_images(self, mm_token_type_ids: torch.Tensor, has_pixels: bool, has_latents: bool):
+        """Raise a ValueError if the sequence holds image placeholders but no images came with it."""
+        missing = [("pixel_values", not has_pixels and bool((mm_token_type_ids == BlockKind.VIT).any()))]
+        latents = is_generation_token(mm_token_type_ids)
+        missing.append(("latent_pixel_values", not has_latents and bool(latents.any())))
+        for name, is_missing in missing:
+            if is_missing:
+                raise ValueError(
+                    f"The sequence holds image placeholders but {name} is missing: pass everything that the processor "
+                    "returned."
+                )
+
     def _merge_image_features(
         self,
         inputs_embeds: torch.Tensor,
@@ -803,13 +839,17 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
         if image_grid_thw is None:
             raise ValueError("pixel_values needs image_grid_thw: pass both as the processor returned them.")
         features = self.get_image_features(pixel_values, image_grid_thw).to(inputs_embeds)
-        where = mm_token_type_ids == 1
+        where = mm_token_type_ids == BlockKind.VIT
         if int(where.sum()) != features.shape[0]:
             raise ValueError(
                 f"The images make {features.shape[0]} patches but the sequence holds {int(where.sum())} image "
                 "placeholders: pass text and images from one processor call."
             )
         return inputs_embeds.masked_scatter(where[..., None], features)
+
+    def _vision_is_trained(self) -> bool:
+        parts = (self.vit_model, self.connector)
+        return any(parameter.requires_grad for part in parts for parameter in part.parameters())
 
     def _idle_vision_term(self) -> torch.Tensor:
         """Zero that depends on every ViT weight: distributed training then reduces the same gradients on all ranks."""
@@ -837,13 +877,14 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
         return self.encode_latents(images, vae_noise, generator, vae_sample_mode)
 
     def _default_position_ids(self, inputs_embeds, attention_mask, layout, past_key_values) -> torch.Tensor:
-        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+        past_length = 0 if past_key_values is None else int(past_key_values.get_seq_length())
         batch_size, length = inputs_embeds.shape[:2]
-        if past_length > 0:
-            raise ValueError("Continuing a cache needs position_ids: RoPE ids do not follow from the cache length.")
-        if layout is None:
-            layout = block_layout(torch.zeros(batch_size, length, dtype=torch.long, device=inputs_embeds.device))
+        if past_length > 0 and (layout is not None or getattr(past_key_values, "holds_images", False)):
+            raise ValueError("Continuing a cache that holds images needs position_ids: images share RoPE ids.")
         usable = attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2 else None
+        if layout is None:
+            zeros = torch.zeros(batch_size, past_length + length, dtype=torch.long, device=inputs_embeds.device)
+            return rope_position_ids(block_layout(zeros), usable)[:, -length:]
         return rope_position_ids(layout, usable)
 
     def prefill_attention_mask(
@@ -909,7 +950,7 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
             past_key_values=past_key_values,
             is_causal=False,
         )
-        return self.llm2vae(hidden_RSD[:, 2:]).float()
+        return self.llm2vae(hidden_RSD[:, 2:]).to(tokens_RTL)
 
 
 def build_attention_mask(
@@ -950,6 +991,8 @@ class UniMedVLForConditionalGeneration(UniMedVLPreTrainedModel, UniMedVLGenerati
     """
 
     _tp_plan = {"lm_head": "colwise_gather_output"}
+    # Two losses with two token counts: a plain Trainer averages over micro-batches, ours passes both counts.
+    accepts_loss_kwargs = False
 
     def __init__(self, config: UniMedVLConfig):
         super().__init__(config)
@@ -974,10 +1017,18 @@ class UniMedVLForConditionalGeneration(UniMedVLPreTrainedModel, UniMedVLGenerati
         `llm_int8_skip_modules` says otherwise.
         """
         quantization = kwargs.get("quantization_config")
+        if isinstance(quantization, dict) and {"load_in_4bit", "load_in_8bit"} & quantization.keys():
+            quantization = BitsAndBytesConfig.from_dict(quantization)
+            kwargs["quantization_config"] = quantization
         if getattr(quantization, "llm_int8_skip_modules", 0) is None:
             quantization = copy.deepcopy(quantization)
             quantization.llm_int8_skip_modules = list(QUANTIZATION_SKIP_MODULES)
             kwargs["quantization_config"] = quantization
+        if kwargs.get("visual_gen") and not cls.config_class.from_pretrained(pretrained_model_name_or_path).visual_gen:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} was saved for understanding only and holds no generation weights: "
+                "load it without visual_gen=True."
+            )
         published = pretrained_model_name_or_path if is_published_layout(pretrained_model_name_or_path) else None
         if published is not None:
             kwargs = prepare_direct_load(cls, published, kwargs)
@@ -1105,7 +1156,7 @@ class UniMedVLForConditionalGeneration(UniMedVLPreTrainedModel, UniMedVLGenerati
         parts = [(self.config.ce_loss_weight, ce_loss), (self.config.mse_loss_weight, mse_loss)]
         weighted = [weight * part for weight, part in parts if part is not None]
         return UniMedVLOutput(
-            loss=sum(weighted) if weighted and (labels is not None or mse_loss is not None) else None,
+            loss=sum(weighted) if weighted else None,
             ce_loss=ce_loss,
             mse_loss=mse_loss,
             logits=logits,

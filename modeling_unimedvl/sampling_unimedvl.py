@@ -23,13 +23,24 @@ class FlowSamplerMixin(GenerationMixin):
     # ---------------------------------------------------------------------------------------------------------------
     # Settings and sizes
 
-    def _settings(self, generation_config, preset, kwargs, has_images, height, width) -> tuple[FlowSettings, tuple]:
+    def _compute_device(self) -> torch.device:
+        """Where tensors are computed; offloaded weights themselves lie on the meta device."""
+        if self.device.type != "meta":
+            return self.device
+        hook = getattr(self.get_input_embeddings(), "_hf_hook", None)
+        return torch.device(getattr(hook, "execution_device", None) or "cpu")
+
+    def _settings(self, generation_config, preset, kwargs, kinds, height, width) -> tuple[FlowSettings, tuple]:
         """Merge preset and explicit arguments (removed from kwargs); returns settings and (height, width)."""
-        presets = getattr(generation_config, "task_presets", None) or TASK_PRESETS
-        name = preset if preset is not None else ("edit" if has_images else "t2i")
+        own = getattr(self.generation_config, "task_presets", None)
+        presets = getattr(generation_config, "task_presets", None) or own or TASK_PRESETS
+        with_image = (kinds > 0).any(dim=1)
+        if preset is None and bool(with_image.any()) and not bool(with_image.all()):
+            raise ValueError("The batch mixes prompts with and without images: name the preset for all of them.")
+        name = preset if preset is not None else ("edit" if bool(with_image.any()) else "t2i")
         if name not in presets:
             raise ValueError(f"preset must be one of {', '.join(sorted(presets))}, not {name!r}.")
-        values = {**TASK_PRESETS["edit"], **presets[name]}
+        values = {**TASK_PRESETS.get(name, TASK_PRESETS["edit"]), **presets[name]}
         default_size = (values.pop("height", None), values.pop("width", None))
         for key in list(values):
             given = kwargs.pop(key, None)
@@ -104,6 +115,8 @@ class FlowSamplerMixin(GenerationMixin):
             return None
         if isinstance(latents, torch.Tensor) and latents.dim() == 2:
             latents = [latents]
+        if not all(isinstance(noise, torch.Tensor) for noise in latents):
+            raise ValueError("latents must be a tensor, or a list of tensors (tokens, values), one for each image.")
         expected = [(rows * columns, self.config.latent_dim) for rows, columns in grids]
         if len(latents) != len(expected) or any(
             tuple(noise.shape) != shape for noise, shape in zip(latents, expected, strict=True)
@@ -112,14 +125,16 @@ class FlowSamplerMixin(GenerationMixin):
                 f"latents must hold {len(expected)} tensors of shapes {expected} (tokens, values), got "
                 f"{[tuple(noise.shape) for noise in latents]}."
             )
-        return [noise.to(self.device, torch.float32) for noise in latents]
+        if not all(bool(torch.isfinite(noise).all()) for noise in latents):
+            raise ValueError("latents hold NaN or infinite values: draw them from a normal distribution.")
+        return [noise.to(self._compute_device(), torch.float32) for noise in latents]
 
     def _initial_latents(self, latents, grids, generator) -> list[torch.Tensor]:
         if latents is not None:
             return latents
         sources = generator if isinstance(generator, (list, tuple)) else [generator] * len(grids)
         return [
-            randn_tensor((rows * columns, self.config.latent_dim), generator=source, device=self.device)
+            randn_tensor((rows * columns, self.config.latent_dim), generator=source, device=self._compute_device())
             for (rows, columns), source in zip(grids, sources, strict=True)
         ]
 
@@ -132,6 +147,8 @@ class FlowSamplerMixin(GenerationMixin):
         sizes = conditions.pop("latent_image_sizes", None)
         noise = conditions.pop("vae_noise", None)
         mode = conditions.pop("vae_sample_mode", "sample")
+        if pixels is None and noise:
+            raise ValueError("vae_noise is for input images, but no latent_pixel_values came with the prompt.")
         return self.model._latents(pixels, sizes, None, noise, mode, generator) if pixels is not None else None
 
     def _extend_context(
@@ -176,7 +193,13 @@ class FlowSamplerMixin(GenerationMixin):
         block_kinds = block_layout(kinds).kinds_BS
         last_valid = torch.where(mask, columns, -1).max(dim=1).values
         ends_with_text = block_kinds.gather(1, last_valid.clamp(min=0)[:, None])[:, 0] == BlockKind.TEXT
-        starts = mask & (block_kinds == BlockKind.TEXT) & (input_ids == self.config.bos_token_id)
+        # A turn starts after another one, after an image or at the beginning: a BOS inside a text is no start.
+        is_text = mask & (block_kinds == BlockKind.TEXT)
+        ends = self.config.eos_token_id
+        ends = torch.tensor(ends if isinstance(ends, (list, tuple)) else [ends], device=input_ids.device)
+        after_end = F.pad(torch.isin(input_ids, ends), (1, 0), value=True)[:, :-1]
+        inside = F.pad(is_text, (1, 0), value=False)[:, :-1] & ~after_end
+        starts = is_text & ~inside & (input_ids == self.config.bos_token_id)
         last_start = torch.where(starts, columns, -1).max(dim=1).values
         return torch.where(ends_with_text & (last_start >= 0), last_start, input_ids.shape[1])
 
@@ -203,8 +226,14 @@ class FlowSamplerMixin(GenerationMixin):
     ) -> list[list[int]]:
         """Generate a text after a context, as ids without markers. The context is not changed."""
         config = copy.deepcopy(self.generation_config if generation_config is None else generation_config)
-        config.update(max_new_tokens=max_new_tokens, min_new_tokens=None, return_dict_in_generate=False)
         options = config.update(**options)
+        config.update(
+            max_new_tokens=max_new_tokens, max_length=None, num_return_sequences=1, cache_implementation=None
+        )
+        config.update(return_dict_in_generate=False)
+        cache = copy_cache(context.cache)
+        if (config.num_beams or 1) > 1:
+            cache.batch_repeat_interleave(config.num_beams)
         batch_size = context.input_ids.shape[0]
         bos = torch.full((batch_size, 1), self.config.bos_token_id, device=context.input_ids.device)
         input_ids = torch.cat([context.input_ids, bos], dim=1)
@@ -212,7 +241,7 @@ class FlowSamplerMixin(GenerationMixin):
             input_ids=input_ids,
             attention_mask=F.pad(context.mask.long(), (0, 1), value=1),
             position_ids=torch.cat([context.position_ids, context.next_position[:, None]], dim=1),
-            past_key_values=copy.deepcopy(context.cache),
+            past_key_values=cache,
             generation_config=config,
             **options,
         )
@@ -260,7 +289,7 @@ class FlowSamplerMixin(GenerationMixin):
         """Integrate from noise to latent tokens; `image_branch=None` folds image guidance into the main branch."""
         schedule = flow_schedule(settings.num_inference_steps, settings.timestep_shift)
         times = schedule.tolist()
-        count, device = len(grids), self.device
+        count, device = len(grids), self._compute_device()
         lengths = [rows * columns for rows, columns in grids]
         width = max(lengths)
         state = torch.stack([F.pad(noise, (0, 0, 0, width - noise.shape[0])) for noise in latents]).to(device)
@@ -308,7 +337,8 @@ class FlowSamplerMixin(GenerationMixin):
                     values = {name: _unpad(value, lengths) for name, value in values.items()}
                     changed = callback_on_step_end(self, step, time, values) or {}
                     if "latents" in changed:
-                        new = [F.pad(noise, (0, 0, 0, width - noise.shape[0])) for noise in changed["latents"]]
+                        checked = self._check_latents(changed["latents"], grids)
+                        new = [F.pad(noise, (0, 0, 0, width - noise.shape[0])) for noise in checked]
                         state = torch.stack(new).to(state)
                 progress.update()
         return _unpad(state, lengths), schedule[:-1]

@@ -61,7 +61,13 @@ def test_image_batch_equals_singles(model, renorm):
     noise = noises(model.config, batch)
     sizes = [(16, 24), (24, 8), (8, 8)]
     latents = initial_latents(model.config, [(height // 8, width // 8) for height, width in sizes])
-    options = {**IMAGE, "cfg_renorm_type": renorm, "guidance_scale": 4.0, "image_guidance_scale": 2.0}
+    options = {
+        **IMAGE,
+        "preset": "edit",
+        "cfg_renorm_type": renorm,
+        "guidance_scale": 4.0,
+        "image_guidance_scale": 2.0,
+    }
     heights, widths = zip(*sizes, strict=True)
     together = model.generate(
         **batch, **options, height=list(heights), width=list(widths), latents=latents, vae_noise=noise
