@@ -116,6 +116,11 @@ class UniMedVLGenerationMixin(FlowSamplerMixin):
             raise ValueError(f"generation_mode must be 'text', 'image' or 'interleaved', not {generation_mode!r}.")
         if inputs is not None and kwargs.get("input_ids") is None and kwargs.get("inputs_embeds") is None:
             inputs, kwargs["input_ids"] = None, inputs
+        ids, vocabulary = kwargs.get("input_ids"), self.config.text_config.vocab_size
+        if isinstance(ids, torch.Tensor) and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
+            raise ValueError(
+                f"input_ids must lie in [0, {vocabulary - 1}], this checkpoint's vocabulary: use its own processor."
+            )
         if generation_mode == "text":
             return super().generate(inputs, **self._text_inputs(kwargs))
         self.model.require_generation()

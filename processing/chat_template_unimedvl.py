@@ -50,7 +50,7 @@ CHAT_TEMPLATE = """\
         {%- endif -%}
     {%- endfor -%}
 {%- endfor -%}
-{%- if add_generation_prompt and mode != 'image' -%}
+{%- if add_generation_prompt and mode == 'text' -%}
     {{- '<|im_start|>' -}}
 {%- endif -%}
 """

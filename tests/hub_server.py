@@ -124,6 +124,7 @@ class HubServer:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.lfs_objects: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self.bytes_sent = 0
         self.lock = threading.Lock()
         handler = type("Handler", (HubRequestHandler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -209,6 +210,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
+            self.hub.bytes_sent += len(content)
             self.wfile.write(content)
 
     @property

@@ -12,14 +12,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    SafetensorsParsingError,
+)
 from huggingface_hub.utils import validate_repo_id
 
 from .hub_cards import NANO_DIRECTORY
 from .modeling_unimedvl.published_layout_unimedvl import is_published_layout
 from .modeling_unimedvl.published_weights_unimedvl import (
+    AUTOENCODER_FILES,
     PICKLE_SUFFIXES,
+    WEIGHT_NAMES,
     StoredTensor,
     indexed_files,
     published_tensors,
@@ -28,7 +35,8 @@ from .modeling_unimedvl.published_weights_unimedvl import (
 )
 
 # Code is not in the list: the command line runs the installed classes, never a repository's.
-DOWNLOAD_PATTERNS = ["*.json", "*.jinja", "*.txt", "*.safetensors"]
+SETTINGS_PATTERNS = ("*.json", "*.jinja", "*.txt")
+DOWNLOAD_PATTERNS = (*SETTINGS_PATTERNS, "*.safetensors")
 BYTES_PER_VALUE = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 # First match wins; the patterns hold for our weight names and for those of the published layout.
@@ -98,7 +106,42 @@ def open_checkpoint(model: str | os.PathLike, revision: str | None = None) -> Ch
     return Checkpoint(directory, name, commit or fingerprint(files), layout, tensors)
 
 
-def _locate(model: str, revision: str | None) -> tuple[Path, str, str | None]:
+def peek_checkpoint(model: str | os.PathLike, revision: str | None = None) -> Checkpoint:
+    """As `open_checkpoint`, but of a Hub id only the settings and the headers of weight files are downloaded."""
+    if Path(model).expanduser().exists():
+        return open_checkpoint(model, revision)
+    directory, name, commit = _locate(os.fspath(model), revision, SETTINGS_PATTERNS)
+    assert commit is not None, "what is no local path is a Hub id"
+    api = HfApi()
+    tensors = {}
+    try:
+        layout, files = _remote_weight_files(directory, set(api.list_repo_files(name, revision=commit)))
+        for file in files:
+            for key, part in api.parse_safetensors_file_metadata(name, file, revision=commit).tensors.items():
+                # No value is ever read by this record, so where the file's data begin does not matter.
+                offset = part.data_offsets[0]
+                tensors[key] = StoredTensor(directory / file, key, part.dtype, tuple(part.shape), offset)
+    except (HfHubHTTPError, SafetensorsParsingError) as error:
+        raise ValueError(f"cannot read the weights of {model!r} on the Hub: {first_line(error)}") from error
+    return Checkpoint(directory, name, commit, layout, tensors)
+
+
+def _remote_weight_files(directory: Path, present: set[str]) -> tuple[str, list[str]]:
+    """Layout of a repository whose settings lie in `directory`, and its weight files among those `present`."""
+    if is_published_layout(directory):
+        main = [f"{name}.safetensors" for name in WEIGHT_NAMES]
+        groups = [[file for file in group if file in present][:1] for group in (main, AUTOENCODER_FILES)]
+        return "published", [file for group in groups for file in group]
+    _require_model_type(directory)
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        return "transformers", sorted({str(file) for file in read_json(index).get("weight_map", {}).values()})
+    return "transformers", ["model.safetensors"]
+
+
+def _locate(
+    model: str, revision: str | None, patterns: tuple[str, ...] = DOWNLOAD_PATTERNS
+) -> tuple[Path, str, str | None]:
     path = Path(model).expanduser()
     if path.is_dir():
         if revision is not None:
@@ -114,7 +157,7 @@ def _locate(model: str, revision: str | None) -> tuple[Path, str, str | None]:
     if looks_local:
         raise ValueError(f"there is no folder {model!r}: give a checkpoint folder, or a Hub id like owner/name.")
     try:
-        directory = Path(snapshot_download(model, revision=revision, allow_patterns=DOWNLOAD_PATTERNS))
+        directory = Path(snapshot_download(model, revision=revision, allow_patterns=list(patterns)))
     except (LocalEntryNotFoundError, ConnectionError) as error:
         raise ValueError(f"{model!r} is no folder and cannot be downloaded: check the path or the network.") from error
     except HfHubHTTPError as error:
@@ -128,10 +171,14 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _weight_files(directory: Path) -> list[Path]:
+def _require_model_type(directory: Path) -> None:
     model_type = read_json(directory / "config.json").get("model_type")
     if model_type != "unimedvl":
         raise ValueError(f"{str(directory)!r} is a checkpoint of type {model_type!r}, not of 'unimedvl'.")
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    _require_model_type(directory)
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         return indexed_files(index)

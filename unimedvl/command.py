@@ -1,17 +1,17 @@
 """The `unimedvl` command: parses the arguments, runs one sub-command, turns errors into one line and exit code 2."""
 
 import argparse
-import logging
 import os
 import sys
 import traceback
 import warnings
 from typing import NoReturn
 
-from .commands import ask, convert, generate, info, push
+from .commands import ask, convert, data, generate, info, push
+from .commands.shared import silence_libraries
 from .version import __version__
 
-COMMANDS = (ask, generate, convert, info, push)
+COMMANDS = (ask, generate, convert, data, info, push)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         0, or 2 for an error that the user can mend (one line on stderr says how), or 130 after Ctrl-C.
     """
     debug = "--debug" in (sys.argv if argv is None else argv)
-    _silence_libraries()
+    silence_libraries()
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
@@ -66,13 +66,6 @@ def main(argv: list[str] | None = None) -> int:
             if debug:
                 traceback.print_exc()
             return _report(_describe(error), 2)
-
-
-def _silence_libraries() -> None:
-    """Keep libraries' advice to programmers off the terminal. They read these settings when they are imported."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # Announces optional kernels.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _expected_errors() -> tuple[type[BaseException], ...]:

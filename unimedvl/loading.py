@@ -86,15 +86,18 @@ def load_processor(directory: str | os.PathLike) -> "UniMedVLProcessor":
     from .processing.processing_unimedvl import UniMedVLProcessor
 
     folder = Path(directory)
+    config = read_config(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, config=config, trust_remote_code=False, local_files_only=True
+        )
     # The tokenizers library raises bare `Exception`.
     except Exception as error:
         raise ValueError(
             f"the tokenizer in {str(folder)!r} cannot be read ({first_line(error)}): get or save it again."
         ) from error
     if not (folder / "processor_config.json").is_file():
-        return UniMedVLProcessor(_default_image_processor(read_config(folder)), tokenizer)
+        return UniMedVLProcessor(_default_image_processor(config), tokenizer)
     template = folder / "chat_template.jinja"
     return UniMedVLProcessor(
         UniMedVLImageProcessor.from_pretrained(folder),

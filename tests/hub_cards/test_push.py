@@ -129,6 +129,22 @@ def test_command_takes_a_hub_id_without_running_its_code(hub, pushed, tmp_path):
     assert not list((tmp_path / "home").rglob("*.py"))
 
 
+def test_info_reads_headers_only(hub, pushed, tmp_path):
+    environment = {**os.environ, **hub.environment(tmp_path / "home")}
+    files = hub.repositories["models", REPOSITORY].commits[pushed["pinned"]]
+    command = [sys.executable, "-m", "unimedvl.command", "info", "--json", "--model", REPOSITORY]
+    hub.bytes_sent = 0
+    result = subprocess.run(
+        [*command, "--revision", pushed["pinned"]], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    record = json.loads(result.stdout)
+    assert record["revision"] == pushed["pinned"] and record["generates_images"] is True
+    assert record["bytes_on_disk"] > len(files["model.safetensors"].content) * 0.8
+    assert hub.bytes_sent < 100_001 + sum(len(stored.content) for stored in files.values() if not stored.is_lfs)
+    assert hub.bytes_sent < len(files["model.safetensors"].content)
+
+
 @pytest.mark.parametrize("problem", ["repository", "revision", "token"])
 def test_hub_problems_are_one_line(hub, pushed, tmp_path, problem):
     environment = {**os.environ, **hub.environment(tmp_path)}

@@ -10,8 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
-from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
+from unimedvl.loading import load
 from unimedvl.training.nano import batches, evaluate, samples, tokenizer, train
 from unimedvl.training.nano.samples import load_rows
 
@@ -109,8 +108,7 @@ def test_tokenizer_round_trips_any_text(data, tmp_path):
 
 
 def test_checkpoint_answers_and_draws(checkpoint, data):
-    model = UniMedVLForConditionalGeneration.from_pretrained(checkpoint)
-    processor = UniMedVLProcessor.from_pretrained(checkpoint)
+    model, processor, _ = load(checkpoint)
     picture = drawn("grey", "ellipse", (80, 64))[0]
     assert len(evaluate.ask(model, processor, [picture, picture], "What is this?")) == 2
     assert [image.size for image in evaluate.draw(model, processor, "A sonogram.", 2, seed=0)] == [(64, 64)] * 2
@@ -124,8 +122,7 @@ def test_finished_stages_are_reused(checkpoint, data, capsys):
 
 def test_training_pictures_equal_the_processor(checkpoint, data):
     """The whole-picture view of an example is what the processor feeds the ViT and the autoencoder."""
-    processor = UniMedVLProcessor.from_pretrained(checkpoint)
-    model = UniMedVLForConditionalGeneration.from_pretrained(checkpoint)
+    model, processor, _ = load(checkpoint)
     row = next(row for row in load_rows(data, "train") if row.source == "hc18")
     (example,) = batches.make_examples([row], model.model.vae, model.config.pixels_per_latent_token, views=1)
     inputs = processor.image_processor([row.image], generation_mode="image", return_tensors="pt")
@@ -161,8 +158,7 @@ def test_every_answer_names_its_own_modality():
 
 def test_dropout_keeps_images_and_blocks_together(checkpoint, data):
     """Whatever is dropped, a batch holds exactly the pixels and latents of its placeholders."""
-    model = UniMedVLForConditionalGeneration.from_pretrained(checkpoint)
-    processor = UniMedVLProcessor.from_pretrained(checkpoint)
+    model, processor, _ = load(checkpoint)
     vae, unit = model.model.vae, model.config.pixels_per_latent_token
     examples = batches.make_examples(load_rows(data, "train"), vae, unit, views=2)
     maker = batches.SampleMaker(examples, processor.tokenizer, model.config, seed=1)

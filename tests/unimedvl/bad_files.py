@@ -144,10 +144,10 @@ def empty_array(folder: Path) -> Path:
     return folder / "none.npy"
 
 
-def nifti(folder: Path) -> Path:
-    volume = np.random.default_rng(0).integers(0, 100, (6, 7, 8)).astype(np.int16)
-    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), folder / "volume.nii.gz")
-    return folder / "volume.nii.gz"
+def nifti(folder: Path, name: str = "volume.nii.gz", shape: tuple[int, ...] = (6, 7, 8)) -> Path:
+    volume = np.random.default_rng(0).integers(0, 100, shape).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), folder / name)
+    return folder / name
 
 
 def nifti_4d(folder: Path) -> Path:
@@ -160,7 +160,7 @@ def truncated_nifti(folder: Path) -> Path:
     return write(folder, "truncated.nii.gz", content[: len(content) // 2])
 
 
-def dicom(folder: Path, name: str = "scan.dcm", with_pixels: bool = True) -> Path:
+def dicom(folder: Path, name: str = "scan.dcm", with_pixels: bool = True, burned_in: bool = False) -> Path:
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
@@ -168,6 +168,7 @@ def dicom(folder: Path, name: str = "scan.dcm", with_pixels: bool = True) -> Pat
     dataset = FileDataset(str(folder / name), {}, file_meta=meta, preamble=bytes(128))
     dataset.PatientName = "Doe^Jane"
     dataset.PatientID = "SECRET-4711"
+    dataset.BurnedInAnnotation = "YES" if burned_in else "NO"
     if with_pixels:
         dataset.Rows, dataset.Columns = 16, 16
         dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"

@@ -57,6 +57,14 @@ def test_ask_as_json_with_several_images(checkpoint, png, tmp_path, capsys):
     assert isinstance(record["answer"], str) and record["thought"] is None
 
 
+def test_warnings_of_ours_are_one_line_and_tell_nothing_of_the_patient(checkpoint, tmp_path, capsys):
+    scan = bad_files.dicom(tmp_path, burned_in=True)
+    _, err = run(capsys, "ask", "What?", "--image", scan, "--model", checkpoint, "--max-new-tokens", 2)
+    warning, notice = err.splitlines()
+    assert warning.startswith("unimedvl: warning: ") and "burned-in" in warning and notice == NOTICE
+    assert "Jane" not in err and "4711" not in err
+
+
 def test_sampling_repeats_with_its_seed(checkpoint, capsys):
     flags = ["--model", checkpoint, "--max-new-tokens", 12, "--temperature", 2.0]
     first, again, other = (run(capsys, "ask", "Hm?", *flags, "--seed", seed)[0] for seed in (1, 1, 2))
@@ -201,7 +209,7 @@ def test_interrupt_is_130(monkeypatch, capsys):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("unimedvl.checkpoint.open_checkpoint", interrupted)
+    monkeypatch.setattr("unimedvl.checkpoint.peek_checkpoint", interrupted)
     assert main(["info", "--model", "anything"]) == 130
     assert capsys.readouterr().err == "unimedvl: interrupted\n"
 
@@ -210,7 +218,7 @@ def test_own_faults_keep_their_traceback(monkeypatch):
     def faulty(*arguments):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("unimedvl.checkpoint.open_checkpoint", faulty)
+    monkeypatch.setattr("unimedvl.checkpoint.peek_checkpoint", faulty)
     with pytest.raises(ZeroDivisionError):
         main(["info", "--model", "anything"])
 

@@ -1,5 +1,6 @@
 """Training samples of the nano: pictures to latents once, then rows to blocks to padded batches."""
 
+import collections
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -45,13 +46,18 @@ class Example:
 
     row: Row
     picture: Picture
-    blurred: Picture
+    blurred: Picture | None
     target: Picture | None
     masks: list[tuple[str, Picture]]
 
+    @property
+    def whole(self) -> bool:
+        """Whether this is the view that the processor makes; only that one is kept blurred as well."""
+        return self.blurred is not None
+
     def pictures(self) -> list[Picture]:
-        others = [self.target] if self.target is not None else []
-        return [self.picture, self.blurred, *others, *(picture for _, picture in self.masks)]
+        pictures = [self.picture, self.blurred, self.target, *(picture for _, picture in self.masks)]
+        return [picture for picture in pictures if picture is not None]
 
 
 @dataclass
@@ -66,8 +72,8 @@ class Sample:
 def make_examples(
     rows: list[Row], autoencoder: AutoencoderKL, stride: int, views: int, seed: int = 0
 ) -> list[Example]:
-    """`views` views of every row: the whole picture as the processor resizes it, then square crops of 85-100 % of the
-    shorter side, mirrored half of the time (chest films, where left is left, never)."""
+    """`views` views of every row: the whole picture as the processor resizes it (also blurred by a factor of 4), then
+    square crops of 85-100 % of the shorter side, mirrored half of the time (never a chest film: left is left)."""
     random = np.random.default_rng(seed)
     examples = []
     for row in rows:
@@ -75,7 +81,7 @@ def make_examples(
             change = _whole(stride) if view == 0 else _square_crop(row, random)
             image = change(row.image)
             small = image.resize((image.width // 4, image.height // 4), Image.BICUBIC)
-            blurred = Picture(small.resize(image.size, Image.BICUBIC))
+            blurred = Picture(small.resize(image.size, Image.BICUBIC)) if view == 0 else None
             masks = [(name, Picture(change(mask))) for name, mask in row.mask_images()]
             target = Picture(change(row.target)) if row.target is not None else None
             examples.append(Example(row, Picture(image), blurred, target, masks))
@@ -128,20 +134,30 @@ class SampleMaker:
         self.random = np.random.default_rng(seed)
         named = [example for example in examples if example.row.modality in words.MODALITY_NAMES]
         self.named = self._balanced(named)
-        self.labelled = self._balanced([example for example in named if example.row.label])
+        diagnosed = [example for example in named if example.row.source not in words.SOURCE_SUBJECTS]
+        self.labelled = self._balanced([example for example in diagnosed if example.row.label])
         self.asked = self._balanced([example for example in examples if example.row.questions])
         self.square = self._balanced([example for example in named if example.picture.image.size == (SIDE, SIDE)])
         self.masked = self._balanced([example for example in named if example.masks])
         self.paired = self._balanced([example for example in named if example.target is not None])
+        self.whole = self._balanced([example for example in examples if example.whole])
         self.all = self._balanced(examples)
 
     @staticmethod
     def _balanced(examples: list[Example]) -> tuple[list[Example], np.ndarray]:
-        """The examples and their weights: groups of one source and label count by the square root of their size."""
-        groups = [(example.row.source, example.row.label) for example in examples]
-        counts = {group: groups.count(group) for group in set(groups)}
-        weights = np.array([counts[group] ** -0.5 for group in groups])
-        return examples, np.cumsum(weights / weights.sum()) if examples else weights
+        """The examples and their cumulative weights.
+
+        The pictures of one source and subject count together by the square root of their number, and so do the
+        subjects of one modality; whole pictures, which people ask about, count twice as much as crops.
+        """
+        groups = [(example.row.modality, example.row.source, example.row.subjects()) for example in examples]
+        sizes = collections.Counter(groups)
+        totals = collections.Counter()
+        for group, size in sizes.items():
+            totals[group[0]] += size**0.5
+        weights = [sizes[group] ** -0.5 * totals[group[0]] ** -0.5 for group in groups]
+        weights = [(1 + example.whole) * weight for example, weight in zip(examples, weights, strict=True)]
+        return examples, np.cumsum(weights) / sum(weights) if examples else np.zeros(0)
 
     def _draw(self, pool: tuple[list[Example], np.ndarray]) -> Example:
         examples, cumulative = pool
@@ -167,17 +183,18 @@ class SampleMaker:
         return Block(kind, grid=(latent.shape[1] // patch, latent.shape[2] // patch), **settings)
 
     def understanding(self) -> Sample:
-        """Image, question, answer: the modality (half), the stated label, or a clinician's pair of VQA-RAD."""
+        """Image, question, answer: the modality (most), the stated label, or a clinician's pair of VQA-RAD."""
         choice = self.random.random()
-        if choice < 0.25 and self.asked[0]:
+        if choice < 0.2 and self.asked[0]:
             example = self._draw(self.asked)
             question, answer = self._choose(example.row.questions)
-        elif choice < 0.5 and self.labelled[0]:
+        elif choice < 0.45 and self.labelled[0]:
             example = self._draw(self.labelled)
             question, answer = self._choose(words.LABEL_QUESTIONS), example.row.label
         else:
             example = self._draw(self.named)
-            question, answer = self._choose(words.MODALITY_QUESTIONS), words.MODALITY_NAMES[example.row.modality]
+            question = self._choose(words.MODALITY_QUESTIONS).format(noun=self._choose(words.MODALITY_NOUNS))
+            answer = words.MODALITY_NAMES[example.row.modality]
         image = example.picture.image
         blocks = [self._vit_block(image), self._text(self._question(question)), self._text(answer, loss=True)]
         return Sample(blocks, images=[image])
@@ -211,7 +228,7 @@ class SampleMaker:
             source, result = example.picture, example.target
             text = self._choose(words.TRANSLATION_TEMPLATES).format(target=example.row.target_kind)
         elif choice < 0.85:
-            example = self._draw(self.all)
+            example = self._draw(self.whole)
             source, result = example.blurred, example.picture
             text = self._choose(words.SUPER_RESOLUTION_TEMPLATES)
         else:

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
-from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
-from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
+from unimedvl.loading import load
 
-from .samples import HELD_OUT_MODALITY_QUESTIONS, MODALITY_QUESTIONS, MODALITY_WORDS, Row, load_rows
+from .samples import HELD_OUT_MODALITY_QUESTIONS, MODALITY_WORDS, Row, load_rows
 
+QUESTIONS = ("What imaging modality is this?", "What imaging modality is shown?")
 SHEET_PROMPTS = (
     "A chest X-ray showing no finding.",
     "A chest X-ray showing pneumonia.",
@@ -126,11 +126,10 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if not arguments.data:
         parser.error("give the folder of the mini data set with --data or in UNIMED_MINI")
-    model = UniMedVLForConditionalGeneration.from_pretrained(arguments.model).eval()
-    processor = UniMedVLProcessor.from_pretrained(arguments.model)
+    model, processor, _ = load(arguments.model)
     rows = load_rows(arguments.data, "validation")
     results = []
-    for question in (MODALITY_QUESTIONS[0], *HELD_OUT_MODALITY_QUESTIONS):
+    for question in (*QUESTIONS, *HELD_OUT_MODALITY_QUESTIONS):
         result = modality_accuracy(model, processor, rows, question)
         results.append(result)
         low, high = result["interval"]

@@ -41,43 +41,56 @@ MODALITY_WORDS = {
 """Lower-case words that name a modality in an answer; an answer names the modality if it holds one of its words and
 none of another modality's."""
 
+MODALITY_NOUNS = (
+    "imaging modality",
+    "modality",
+    "imaging technique",
+    "imaging method",
+    "medical imaging modality",
+    "type of imaging",
+    "type of scan",
+    "type of medical image",
+    "kind of image",
+    "kind of scan",
+)
 MODALITY_QUESTIONS = (
-    "What imaging modality is this?",
-    "What imaging modality is shown?",
-    "Which imaging modality was used?",
-    "What is the imaging modality of this image?",
-    "What modality is used to take this image?",
-    "Which modality is this?",
-    "What is the modality?",
-    "Name the imaging modality.",
-    "Identify the imaging modality of this picture.",
-    "What type of medical image is this?",
-    "What kind of image is this?",
-    "What kind of scan is this?",
-    "How was this image taken?",
-    "Which imaging technique was used to acquire this image?",
-    "Tell me the modality of this medical image.",
-    "Can you say which imaging modality this is?",
-    "Please name the imaging technique.",
-    "State the modality of the image.",
-    "What type of imaging is this?",
-    "What type of scan is shown in this image?",
+    "What {noun} is this?",
+    "What {noun} is this image?",
+    "What {noun} is shown?",
+    "What {noun} is shown in this picture?",
+    "What {noun} was used?",
+    "What {noun} is depicted here?",
+    "Which {noun} is this?",
+    "Which {noun} is it?",
+    "Which {noun} do you see?",
+    "Which {noun} was used to take this image?",
+    "Which {noun} produced this picture?",
+    "What is the {noun}?",
+    "What is the {noun} of this image?",
+    "With which {noun} was this image taken?",
+    "Name the {noun}.",
+    "Identify the {noun} of this picture.",
+    "State the {noun} of the image.",
+    "Tell me the {noun} of this medical image.",
+    "Can you say which {noun} this is?",
+    "Please name the {noun}.",
 )
 HELD_OUT_MODALITY_QUESTIONS = (
-    "Which type of imaging modality is shown here?",
+    "Which imaging modality can be seen here?",
     "What modality was used to acquire this picture?",
     "By which imaging technique was this medical image made?",
 )
-"""Phrasings that no training sample uses: the evaluation asks them too."""
+"""Phrasings that no training sample uses; the evaluation asks them too."""
 
 LABEL_QUESTIONS = (
     "What is the diagnosis?",
-    "What does this image show?",
     "What is the finding in this image?",
     "Which diagnosis fits this image?",
-    "What is seen here?",
-    "Classify this image.",
+    "What finding is seen here?",
+    "What does this image show?",
+    "Is there a disease, and which?",
 )
+"""Asked where the label column states a diagnosis or finding: not of the sources in `SOURCE_SUBJECTS`."""
 
 MODALITY_PHRASES = {
     "CFP": ("a colour fundus photograph",),
@@ -229,8 +242,15 @@ def load_rows(data: str | Path, split: str, short_side: int | None = None) -> li
 
 def corpus(rows: list[Row]) -> list[str]:
     """Every text the nano is asked, answers or is told in training, for the tokenizer."""
-    texts = [*MODALITY_QUESTIONS, *LABEL_QUESTIONS, *MODALITY_NAMES.values(), *RECONSTRUCTION_TEMPLATES]
-    texts += [*SUPER_RESOLUTION_TEMPLATES, *GENERATION_TEMPLATES, *SEGMENTATION_TEMPLATES, *TRANSLATION_TEMPLATES]
+    texts = [
+        *MODALITY_NOUNS,
+        *MODALITY_QUESTIONS,
+        *LABEL_QUESTIONS,
+        *MODALITY_NAMES.values(),
+        *RECONSTRUCTION_TEMPLATES,
+    ]
+    texts += [*SUPER_RESOLUTION_TEMPLATES, *SEGMENTATION_TEMPLATES]
+    texts += [*GENERATION_TEMPLATES, *TRANSLATION_TEMPLATES]
     texts += [phrase for phrases in MODALITY_PHRASES.values() for phrase in phrases]
     for row in rows:
         texts += [row.label, row.submodality, row.report, row.target_kind, *row.subjects(), *row.mask_classes.values()]

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig, UniMedVLVAEConfig
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
+from unimedvl.modeling_unimedvl.published_layout_unimedvl import default_generation_config
 from unimedvl.processing.image_processing_unimedvl import UniMedVLImageProcessor
 from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 
@@ -47,11 +48,11 @@ VISION_CONFIG = {
     "image_size": SIDE,
     "patch_size": VIT_PATCH,
 }
-BATCH = {"understanding": 10, "text_to_image": 24, "editing": 6}  # samples of each kind in one optimiser step
-LEARNING_RATE = 1.5e-3
+BATCH = {"understanding": 16, "text_to_image": 20, "editing": 6}  # samples of each kind in one optimiser step
+LEARNING_RATE = 2e-3
 WARM_UP = 50
 EMA_DECAY = 0.998
-VIEWS = 4
+VIEWS = 3
 
 
 def build_config(tokenizer: PreTrainedTokenizerBase, vae_config: dict) -> UniMedVLConfig:
@@ -184,6 +185,7 @@ def stage_mot(arguments, work: Path) -> dict:
     maker = SampleMaker(examples, tokenizer, config, arguments.seed)
     record = train_model(model, maker, arguments.steps, arguments.minutes)
     record["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    model.generation_config = default_generation_config(config)
     model.generation_config.task_presets = nano_presets(model.generation_config.task_presets)
     model.save_pretrained(arguments.out)
     build_processor(tokenizer, config).save_pretrained(arguments.out)
@@ -200,7 +202,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--work", help="folder of the tokenizer, the autoencoder and the log (default: OUT-work)")
     parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
     parser.add_argument("--vae-steps", type=int, default=4000)
-    parser.add_argument("--steps", type=int, default=1500, help="steps of the last stage")
+    parser.add_argument("--steps", type=int, default=1250, help="steps of the last stage")
     parser.add_argument("--minutes", type=float, help="end the last stage by then")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,6 @@
-"""Say what a checkpoint is, how large its parts are and how much memory it takes, without loading it.
+"""Say what a checkpoint is, how large its parts are and how much memory it takes.
+
+Only settings and the headers of weight files are read, also from the Hub.
 
 unimedvl info
 unimedvl info --model owner/name --json
@@ -19,9 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from ..checkpoint import default_model, open_checkpoint
+    from ..checkpoint import default_model, peek_checkpoint
 
-    checkpoint = open_checkpoint(arguments.model or default_model(), arguments.revision)
+    checkpoint = peek_checkpoint(arguments.model or default_model(), arguments.revision)
     record = describe(checkpoint)
     print(json.dumps(record, indent=2) if arguments.json else as_text(record))
 

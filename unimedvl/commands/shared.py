@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import logging
+import os
 import secrets
 import sys
 from pathlib import Path
@@ -15,6 +17,15 @@ if TYPE_CHECKING:
     from ..loading import Loaded
 
 NOTICE = "For research use only: not a medical device, not for diagnosis or treatment."
+
+
+def silence_libraries() -> None:
+    """Keep libraries' advice to programmers off the terminal. They read these settings when they are imported."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # Announces optional kernels.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,12 +96,13 @@ def choose_seed(arguments: argparse.Namespace) -> int:
 
 def load_model(arguments: argparse.Namespace, *, understanding_only: bool = False) -> "Loaded":
     """Load the checkpoint that the arguments name, without the libraries' chatter."""
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     from ..loading import load
 
+    transformers_logging.set_verbosity_error()
     if not sys.stderr.isatty():
-        logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
     return load(
         arguments.model,
         revision=arguments.revision,

@@ -1,0 +1,187 @@
+"""Cost of building, checking and publishing synthetic records at several sizes: time, memory, bytes.
+
+    python benchmarks/unimed5m_scale.py OUT [--sizes 50000 100000 200000] [--processes 1]
+
+Each size runs in a process of its own, in a temporary folder below OUT. Writes OUT/scale.json and OUT/scale.png. Peak
+memory is the largest sum of the resident sets of the process and its children, sampled ten times a second; pages that
+they share count once for each.
+"""
+
+import argparse
+import io
+import json
+import multiprocessing
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy
+import psutil
+from PIL import Image
+
+from unimedvl.processing.unimed5m.build import build
+from unimedvl.processing.unimed5m.pipeline import LocalExecutor
+from unimedvl.processing.unimed5m.publish import publish
+from unimedvl.processing.unimed5m.quality.coarse import CoarseFilter
+from unimedvl.processing.unimed5m.quality.control import QualitySettings, quality_control
+from unimedvl.processing.unimed5m.schema import Picture, Record, Turn, record_id
+
+SHARD_RECORDS = 5_000
+SIDE = 128
+# One in so many records is too small, one in so many has damaged bytes: the filter has something to find.
+SMALL_EVERY, DAMAGED_EVERY = 50, 1_000
+
+
+class SyntheticSource:
+    """`count` records with a drawn JPEG of 128x128 pixels each, made anew from the record's number."""
+
+    name = "synthetic"
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def fingerprint(self, root: Path) -> str:
+        return f"synthetic {self.count}"
+
+    def records(
+        self,
+        root: Path,
+        split: str | None = None,
+        shard: tuple[int, int] = (0, 1),
+        problem: Callable[[str], None] | None = None,
+    ) -> Iterator[Record]:
+        index, count = shard
+        for number in range(self.count * index // count, self.count * (index + 1) // count):
+            yield synthetic_record(number)
+
+
+def synthetic_record(number: int) -> Record:
+    side = SIDE - 8 if number % SMALL_EVERY == 7 else SIDE
+    generator = numpy.random.default_rng(number)
+    field = generator.integers(0, 256, size=(8, 8), dtype=numpy.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(field).resize((side, side), Image.Resampling.BILINEAR).save(buffer, "JPEG", quality=85)
+    data = buffer.getvalue()
+    if number % DAMAGED_EVERY == 11:
+        data = data[: len(data) // 2]
+    return Record(
+        id=record_id("synthetic", str(number), "caption", ""),
+        main_task_type="image_understanding",
+        sub_task_type="caption",
+        modality=("CT", "MRI", "CXR", "HIS")[number % 4],
+        dataset="synthetic",
+        input_img=(Picture(data, f"{number}.jpg", side, side),),
+        output_img=(),
+        message=(Turn("human", "<image>\nDescribe the image."), Turn("gpt", f"A drawn field with number {number}.")),
+        license="CC0",
+        license_tier="A",
+        redistributable="yes",
+        provenance="drawn",
+        split="validation" if number % 10 == 0 else "train",
+        group_id=str(number),
+        synthetic=True,
+    )
+
+
+class PeakMemory:
+    """Samples the resident set of this process and its children until `stop`."""
+
+    def __init__(self) -> None:
+        self.peak = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        process = psutil.Process()
+        while not self._done.wait(0.1):
+            total = process.memory_info().rss
+            for child in process.children(recursive=True):
+                try:
+                    total += child.memory_info().rss
+                except psutil.NoSuchProcess:
+                    # It ended between the listing and the look.
+                    continue
+            self.peak = max(self.peak, total)
+
+    def stop(self) -> int:
+        self._done.set()
+        self._thread.join()
+        return self.peak
+
+
+def bytes_below(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*.parquet"))
+
+
+def measure(size: int, folder: Path, processes: int) -> dict[str, Any]:
+    """Build, check and publish `size` records below `folder`; returns counts, seconds, bytes and peak memory."""
+    executor, memory, seconds = LocalExecutor(processes), PeakMemory(), {}
+    began = time.monotonic()
+    build(SyntheticSource(size), folder, folder / "built", shards=max(1, size // SHARD_RECORDS), executor=executor)
+    seconds["build"] = time.monotonic() - began
+    began = time.monotonic()
+    settings = QualitySettings(CoarseFilter(enforce="all"), duplicates=False)
+    checked = quality_control(folder / "built", folder / "checked", settings, executor)
+    seconds["check"] = time.monotonic() - began
+    began = time.monotonic()
+    published = publish(folder / "checked", folder / "published", executor=executor)
+    seconds["publish"] = time.monotonic() - began
+    assert checked["read"] == size and published["records"] == checked["kept"]
+    total = sum(seconds.values())
+    return {
+        "records": size,
+        "processes": processes,
+        "kept": checked["kept"],
+        "dropped": checked["stages"][0]["dropped"],
+        "seconds": {**{name: round(value, 2) for name, value in seconds.items()}, "total": round(total, 2)},
+        "records_per_second": round(size / total, 1),
+        "milliseconds_per_record": round(1000 * total / size, 4),
+        "bytes_per_record": round(bytes_below(folder / "published") / published["records"], 1),
+        "peak_bytes": memory.stop(),
+    }
+
+
+def plot(results: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    sizes = [result["records"] for result in results]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for name in ("total", "build", "check", "publish"):
+        left.plot(sizes, [result["seconds"][name] for result in results], marker="o", label=name)
+    left.set(xlabel="records", ylabel="seconds", title="Time", xlim=(0, None), ylim=(0, None))
+    left.legend()
+    right.plot(sizes, [result["peak_bytes"] / 2**30 for result in results], marker="o", color="#440154")
+    right.axhline(2, color="#999999", linestyle="--")
+    right.set(xlabel="records", ylabel="GiB", title="Peak resident memory", xlim=(0, None), ylim=(0, 2.2))
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[50_000, 100_000, 200_000])
+    parser.add_argument("--processes", type=int, default=1)
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    results = []
+    for size in sorted(options.sizes):
+        folder = options.output / f"records-{size}"
+        shutil.rmtree(folder, ignore_errors=True)
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            results.append(pool.submit(measure, size, folder, options.processes).result())
+        shutil.rmtree(folder)
+        print(json.dumps(results[-1]), flush=True)
+        (options.output / "scale.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    plot(results, options.output / "scale.png")
+
+
+if __name__ == "__main__":
+    main()

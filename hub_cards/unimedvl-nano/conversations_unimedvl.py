@@ -1,0 +1,123 @@
+"""Conversations as callers write them: checked, made plain for the chat template, and their pictures loaded."""
+
+from typing import Any
+
+from PIL import Image
+
+from .medical_formats_unimedvl import load_medical_image
+
+ROLES = ("system", "user", "assistant")
+IMAGE_KEYS = ("image", "path", "url", "base64")
+LOADING_OPTIONS = ("window", "frame", "plane", "slice_index", "percentiles")
+
+
+def plain_conversations(
+    conversation: Any, start_mark: str, end_mark: str, mark: bool
+) -> tuple[list[list[dict[str, Any]]], bool]:
+    """Conversations the template can render, and whether a batch was given.
+
+    Pictures are left out of the image items, and with `mark` every text stands between the two marks (which are
+    removed from the texts themselves). Raises ValueError for everything malformed.
+    """
+    conversations, is_batch = _as_batch(conversation)
+
+    def plain_text(text: Any) -> str:
+        if not isinstance(text, str) or not text:
+            raise ValueError(f"The text of a message must be a non-empty string, not {text!r}.")
+        if not mark:
+            return text
+        return start_mark + text.replace(start_mark, "").replace(end_mark, "") + end_mark
+
+    def plain_item(item: dict[str, Any]) -> dict[str, str]:
+        return {"type": "text", "text": plain_text(item.get("text"))} if item["type"] == "text" else {"type": "image"}
+
+    return [
+        [
+            {
+                "role": message["role"],
+                "content": plain_text(message["content"])
+                if isinstance(message["content"], str)
+                else [plain_item(item) for item in items],
+            }
+            for message, items in _messages_with_items(messages)
+        ]
+        for messages in conversations
+    ], is_batch
+
+
+def conversations_with_images(
+    conversation: Any, images: list, allow_url: bool, max_pixels: int
+) -> list[list[Image.Image]]:
+    """The loaded pictures of each conversation; image items without one take the next of `images`."""
+    remaining = list(images)
+    loaded = []
+    for messages in _as_batch(conversation)[0]:
+        loaded.append([])
+        for _, items in _messages_with_items(messages):
+            for item in items:
+                if item["type"] == "text":
+                    continue
+                source = _image_source(item)
+                if source is None:
+                    if not remaining:
+                        raise ValueError('An image item has no picture: write {"type": "image", "image": picture}.')
+                    source = remaining.pop(0)
+                options = {name: item[name] for name in LOADING_OPTIONS if item.get(name) is not None}
+                loaded[-1].append(load_medical_image(source, max_pixels=max_pixels, allow_url=allow_url, **options))
+    if remaining:
+        raise ValueError(
+            f'{len(remaining)} of the images given have no place in the conversation: add {{"type": "image"}} items.'
+        )
+    return loaded
+
+
+def _as_batch(conversation: Any) -> tuple[list, bool]:
+    conversation = getattr(conversation, "messages", conversation)
+    if not isinstance(conversation, list | tuple) or not conversation:
+        raise ValueError('A conversation must be a non-empty list of {"role": ..., "content": ...} messages.')
+    is_batch = not isinstance(conversation[0], dict)
+    conversations = [getattr(entry, "messages", entry) for entry in conversation] if is_batch else [conversation]
+    if not all(isinstance(entry, list | tuple) and entry for entry in conversations):
+        raise ValueError("A batch of conversations must hold non-empty lists of messages only.")
+    return conversations, is_batch
+
+
+def _messages_with_items(messages: list) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Every message with its items (none where the content is a string), checked."""
+    checked = []
+    for message in messages:
+        if not isinstance(message, dict):
+            raise ValueError(f'A message must be {{"role": ..., "content": ...}}, not a {type(message).__name__}.')
+        if message.get("role") not in ROLES:
+            raise ValueError(f"Unknown role {message.get('role')!r}: use {', '.join(ROLES)}.")
+        content = message.get("content")
+        if isinstance(content, str):
+            checked.append((message, []))
+            continue
+        if not isinstance(content, list | tuple) or not content:
+            raise ValueError("The content of a message must be a string or a non-empty list of text and image items.")
+        checked.append((message, [_checked_item(item) for item in content]))
+    return checked
+
+
+def _checked_item(item: Any) -> dict[str, Any]:
+    if not isinstance(item, dict) or "type" not in item:
+        raise ValueError('A content item must be {"type": "text", "text": ...} or {"type": "image", "image": ...}.')
+    if item["type"] == "image_url":
+        # The OpenAI form of the same thing.
+        address = item.get("image_url")
+        return {"type": "image", "url": address.get("url") if isinstance(address, dict) else address}
+    if item["type"] not in ("text", "image"):
+        raise ValueError(f"Unknown content type {item['type']!r}: use text or image (frames of a video are images).")
+    return item
+
+
+def _image_source(item: dict[str, Any]) -> Any:
+    """What an image item holds, or None."""
+    sources = [item[key] for key in IMAGE_KEYS if item.get(key) is not None]
+    if len(sources) > 1:
+        raise ValueError(f"An image item holds {len(sources)} pictures: keep one of {', '.join(IMAGE_KEYS)}.")
+    if sources and item.get("base64") is not None:
+        data = item["base64"]
+        return data if data.startswith("data:") else f"data:image/png;base64,{data}"
+    return sources[0] if sources else None

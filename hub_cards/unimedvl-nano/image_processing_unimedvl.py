@@ -1,0 +1,260 @@
+"""Image processor: the resize arithmetic and pixel layout of the BAGEL / UniMedVL reference, in numpy and PIL."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.processing_utils import ImagesKwargs
+
+from .medical_formats_unimedvl import MAX_IMAGE_PIXELS, load_medical_image
+
+GENERATION_MODES = ("text", "image", "interleaved")
+PIPELINES = ("direct", "chain")
+# Default of BAGEL's ImageTransform: 14 * 14 * 9 * 1024.
+DEFAULT_MAX_PIXELS = 1_806_336
+TRANSFORM_FIELDS = {"max_image_size", "min_image_size", "image_stride", "max_pixels"}
+
+# uint8 level -> float32 in [-1, 1] with the reference's operations in its order: divide by 255, subtract 0.5, divide
+# by 0.5. A table of 256 values gives the same bits as computing every pixel.
+_PIXEL_VALUE_OF_LEVEL = (np.arange(256, dtype=np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+
+
+class UniMedVLImageProcessorKwargs(ImagesKwargs, total=False):
+    """Settings of `UniMedVLImageProcessor`, saved with it and overridable per call; its docstring explains them."""
+
+    patch_size: int
+    understanding_transform: dict
+    vae_transform: dict
+    vit_transform: dict
+    pipeline: str | None
+    max_image_pixels: int
+
+
+def reference_size(
+    width: int,
+    height: int,
+    max_image_size: int,
+    min_image_size: int,
+    image_stride: int,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    num_images: int = 1,
+) -> tuple[int, int]:
+    """Size `(width, height)` in pixels after the resize of the BAGEL reference.
+
+    Every rounding is Python's `round` (half to even) and each side is a multiple of `image_stride`, at least one.
+    1. Scale so that the longer side is at most `max_image_size`, or else so that the shorter is at least
+       `min_image_size`.
+    2. If the area exceeds `max_pixels / num_images`, scale both sides by the RATIO of the areas. (Its square root
+       would do; the reference shrinks further, and the weights were trained that way.)
+    3. If the longer side still exceeds `max_image_size`, scale it down; the shorter side may end below the minimum.
+
+    `num_images` is the number of images in the sample; the reference counts them in understanding training only.
+    Raises ValueError for sizes below one pixel.
+    """
+    if min(width, height, max_image_size, min_image_size, image_stride, max_pixels, num_images) < 1:
+        raise ValueError("Image sizes, limits, strides and image counts must be at least 1: pass positive integers.")
+
+    def scaled(width: int, height: int, scale: float) -> tuple[int, int]:
+        sides = (round(width * scale), round(height * scale))
+        return tuple(max(image_stride, int(round(side / image_stride) * image_stride)) for side in sides)
+
+    scale = min(max_image_size / max(width, height), 1.0)
+    scale = max(scale, min_image_size / min(width, height))
+    width, height = scaled(width, height, scale)
+    if width * height > max_pixels / num_images:
+        width, height = scaled(width, height, max_pixels / num_images / (width * height))
+    if max(width, height) > max_image_size:
+        width, height = scaled(width, height, max_image_size / max(width, height))
+    return width, height
+
+
+def convert_to_rgb(image: Image.Image) -> Image.Image:
+    """RGB copy of an 8-bit picture as the reference makes it: RGBA or a transparent colour goes on white, the rest is
+    PIL's conversion (which drops the alpha of "LA")."""
+    if image.mode == "RGBA" or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        white = Image.new(mode="RGB", size=image.size, color=(255, 255, 255))
+        white.paste(image, mask=image.split()[3])
+        return white
+    if image.mode == "LAB":
+        raise ValueError("LAB pictures can not be converted to RGB: save the picture as an RGB PNG first.")
+    return image.convert("RGB")
+
+
+def pixels_from_image(image: Image.Image) -> np.ndarray:
+    """(3, H, W) float32 in [-1, 1] of an RGB picture."""
+    return _PIXEL_VALUE_OF_LEVEL[np.asarray(image)].transpose(2, 0, 1)
+
+
+def patchify_pixels(pixels: np.ndarray, patch_size: int) -> np.ndarray:
+    """(3, H, W) -> (H/patch * W/patch, patch * patch * 3): rows row-major over the patches, each (py, px, channel)."""
+    channels, height, width = pixels.shape
+    rows, columns = height // patch_size, width // patch_size
+    assert (rows * patch_size, columns * patch_size) == (height, width)
+    patches = pixels.reshape(channels, rows, patch_size, columns, patch_size).transpose(1, 3, 2, 4, 0)
+    return np.ascontiguousarray(patches.reshape(rows * columns, patch_size * patch_size * channels))
+
+
+def flatten_images(images: Any) -> list:
+    """Any nesting of lists of images, 4-D arrays and 4-D tensors as one flat list; None entries are left out."""
+    if images is None:
+        return []
+    if isinstance(images, list | tuple):
+        return [image for entry in images for image in flatten_images(entry)]
+    if isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4:
+        return list(images)
+    return [images]
+
+
+class UniMedVLImageProcessor(PilBackend):
+    """Pictures to the tensors of UniMedVL, bit-equal to the reference for plain 8-bit pictures.
+
+    Settings (constructor arguments, saved in `processor_config.json`, each overridable per call); a transform is a
+    dict of `max_image_size`, `min_image_size`, `image_stride` and optionally `max_pixels`:
+      understanding_transform: for the ViT in text mode (the reference's question answering and training).
+      vae_transform: for the pictures the VAE encodes in image and interleaved mode; its stride is VAE stride times
+        latent patch, the pixels one latent token covers.
+      vit_transform: for the ViT where the picture also goes through the VAE. (387 is the published value.)
+      pipeline: "chain" resizes with `vae_transform` first and feeds that picture to VAE and ViT, as the reference's
+        InterleaveInferencer does; "direct" gives the ViT the original. None: "direct" with `understanding_transform`
+        in text mode, "chain" otherwise. "chain" in text mode uses `vit_transform`.
+      patch_size: side in pixels of a ViT patch; divides the strides of both ViT transforms.
+      max_image_pixels: larger inputs are refused (the reference's limit is 20,000,000).
+
+    `processor(images, generation_mode="text"|"image"|"interleaved", num_images=1, allow_url=False,
+    return_tensors=None, **settings)` takes whatever `load_medical_image` takes, in any nesting, and returns
+      pixel_values (sum_patches, patch_size**2 * 3) float32 in [-1, 1], rows (py, px, channel),
+      image_grid_thw (N, 3) int64, rows (1, patch rows, patch columns),
+    and in image and interleaved mode also
+      latent_pixel_values (N, 3, Hmax, Wmax) float32 in [-1, 1], zero padded at the bottom and the right,
+      latent_image_sizes (N, 2) int64, rows (height, width) in pixels without the padding.
+    Without images it returns nothing. `return_tensors` is "pt", "np" or None (as "np"). Raises ValueError for
+    unreadable pictures and impossible settings.
+    """
+
+    model_input_names = ["pixel_values", "image_grid_thw", "latent_pixel_values", "latent_image_sizes"]
+    valid_kwargs = UniMedVLImageProcessorKwargs
+    _auto_class = "AutoImageProcessor"
+
+    do_convert_rgb = True
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    resample = Image.Resampling.BICUBIC
+    image_mean = [0.5, 0.5, 0.5]
+    image_std = [0.5, 0.5, 0.5]
+
+    patch_size = 14
+    # Qwen2-VL's name: tokens per side of a merged block. Trainers read it to count image tokens.
+    merge_size = 1
+    understanding_transform = {
+        "max_image_size": 980,
+        "min_image_size": 378,
+        "image_stride": 14,
+        "max_pixels": 2_007_040,
+    }
+    vae_transform = {
+        "max_image_size": 1024,
+        "min_image_size": 32,
+        "image_stride": 16,
+        "max_pixels": DEFAULT_MAX_PIXELS,
+    }
+    vit_transform = {
+        "max_image_size": 980,
+        "min_image_size": 387,
+        "image_stride": 14,
+        "max_pixels": DEFAULT_MAX_PIXELS,
+    }
+    pipeline = None
+    max_image_pixels = MAX_IMAGE_PIXELS
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        settings = self._settings({})
+        for name in ("understanding_transform", "vae_transform", "vit_transform"):
+            setattr(self, name, settings[name])
+
+    def _settings(self, overrides: dict[str, Any]) -> dict[str, Any]:
+        """The settings of one call, checked."""
+        own = sorted(UniMedVLImageProcessorKwargs.__annotations__.keys() - ImagesKwargs.__annotations__.keys())
+        unknown = sorted(overrides.keys() - set(own))
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)}: not a setting of this image processor; use {', '.join(own)}.")
+        settings = {name: getattr(self, name) for name in own}
+        settings.update({name: value for name, value in overrides.items() if value is not None})
+        if settings["pipeline"] not in (None, *PIPELINES):
+            raise ValueError(f"pipeline={settings['pipeline']!r}: choose 'direct', 'chain' or None.")
+        for name in ("understanding_transform", "vae_transform", "vit_transform"):
+            settings[name] = _checked_transform(name, settings[name])
+        for name in ("understanding_transform", "vit_transform"):
+            if settings[name]["image_stride"] % settings["patch_size"]:
+                raise ValueError(f"{name}: make image_stride a multiple of patch_size={settings['patch_size']}.")
+        return settings
+
+    def preprocess(
+        self,
+        images: Any,
+        generation_mode: str = "text",
+        num_images: int = 1,
+        allow_url: bool = False,
+        return_tensors: str | None = None,
+        **overrides,
+    ) -> BatchFeature:
+        """See the class. `num_images`: how many images share the pixel budget of a sample (1 at inference)."""
+        if generation_mode not in GENERATION_MODES:
+            raise ValueError(f"generation_mode={generation_mode!r}: choose one of {', '.join(GENERATION_MODES)}.")
+        if return_tensors not in (None, "pt", "np"):
+            raise ValueError(f"return_tensors={return_tensors!r}: choose 'pt', 'np' or None.")
+        settings = self._settings(overrides)
+        patches, grids, latents = [], [], []
+        for image in flatten_images(images):
+            image = load_medical_image(image, max_pixels=settings["max_image_pixels"], allow_url=allow_url)
+            vit_image, vae_image = self._resized(convert_to_rgb(image), generation_mode, num_images, settings)
+            patches.append(patchify_pixels(pixels_from_image(vit_image), settings["patch_size"]))
+            grids.append((1, *(side // settings["patch_size"] for side in reversed(vit_image.size))))
+            if generation_mode != "text":
+                latents.append(pixels_from_image(vae_image))
+        if not patches:
+            return BatchFeature({}, tensor_type=return_tensors)
+        data = {"pixel_values": np.concatenate(patches), "image_grid_thw": np.array(grids, dtype=np.int64)}
+        if latents:
+            sizes = np.array([latent.shape[1:] for latent in latents], dtype=np.int64)
+            padded = np.zeros((len(latents), 3, *sizes.max(axis=0)), dtype=np.float32)
+            for row, latent in zip(padded, latents, strict=True):
+                row[:, : latent.shape[1], : latent.shape[2]] = latent
+            data |= {"latent_pixel_values": padded, "latent_image_sizes": sizes}
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _resized(
+        self, image: Image.Image, generation_mode: str, num_images: int, settings: dict[str, Any]
+    ) -> tuple[Image.Image, Image.Image | None]:
+        """The RGB pictures the ViT and the VAE see."""
+        pipeline = settings["pipeline"] or ("direct" if generation_mode == "text" else "chain")
+        vit_transform = settings["vit_transform"]
+        vae_image = None
+        if generation_mode != "text" or pipeline == "chain":
+            vae_image = resize_image(image, settings["vae_transform"], num_images)
+        elif pipeline == "direct":
+            vit_transform = settings["understanding_transform"]
+        return resize_image(vae_image if pipeline == "chain" else image, vit_transform, num_images), vae_image
+
+
+def resize_image(image: Image.Image, transform: dict[str, int], num_images: int = 1) -> Image.Image:
+    """Resize with PIL's bicubic filter to the size of `reference_size`; an equal size returns a copy of the pixels."""
+    return image.resize(reference_size(*image.size, **transform, num_images=num_images), Image.Resampling.BICUBIC)
+
+
+def _checked_transform(name: str, transform: Any) -> dict[str, int]:
+    fields = transform.keys() if isinstance(transform, dict) else set()
+    if not TRANSFORM_FIELDS - {"max_pixels"} <= fields <= TRANSFORM_FIELDS:
+        raise ValueError(
+            f"{name} must be a dict of max_image_size, min_image_size, image_stride and optionally max_pixels."
+        )
+    transform = {"max_pixels": DEFAULT_MAX_PIXELS, **transform}
+    for key, value in transform.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name}[{key!r}] is {value!r}: pass a positive whole number of pixels.")
+    return {key: int(value) for key, value in transform.items()}

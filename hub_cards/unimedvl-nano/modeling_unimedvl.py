@@ -1,0 +1,1206 @@
+"""UniMedVL: SigLIP vision transformer, FLUX autoencoder and a Qwen2 Mixture-of-Transformers in one model.
+
+Understanding and generation tokens share every attention layer but own separate norms, projections and MLPs (UniMedVL
+section 3.3, after BAGEL). Both kinds travel as two contiguous streams and are joined in sequence order only for
+attention, so a pass without latents never touches a generation weight. Text is predicted by cross entropy, images by
+rectified flow on autoencoder latents.
+
+Shape legend: B batch, S sequence, K keys, D hidden, H heads, G key/value heads, E head dimension, U understanding
+tokens, T generation (latent) tokens, N noised tokens, M latent images, I ViT images, P patches, L latent token
+dimension, C latent channels.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from diffusers.utils.torch_utils import randn_tensor
+from torch import nn
+from transformers import BitsAndBytesConfig
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.models.qwen2.modeling_qwen2 import (
+    Qwen2MLP,
+    Qwen2RMSNorm,
+    Qwen2RotaryEmbedding,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
+)
+from transformers.models.siglip.modeling_siglip import SiglipEncoder
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .adapters_unimedvl import register_default_targets
+from .blocks_unimedvl import (
+    BlockKind,
+    BlockLayout,
+    block_layout,
+    is_flow_target,
+    is_generation_token,
+    mask_functions,
+    rope_position_ids,
+)
+from .configuration_unimedvl import UniMedVLConfig, UniMedVLTextConfig, UniMedVLVisionConfig
+from .flow_unimedvl import (
+    TASK_PRESETS,
+    TIME_FEATURES,
+    grid_position_ids,
+    patchify_latents,
+    shift_timesteps,
+    sinusoidal_position_table,
+    timestep_features,
+    unpatchify_latents,
+)
+from .generation_unimedvl import UniMedVLGenerationMixin
+from .published_layout_unimedvl import is_published_layout, prepare_direct_load
+
+# Modules that 4-bit and 8-bit loading leaves in full precision: small, or sensitive to rounding.
+QUANTIZATION_SKIP_MODULES = [
+    "lm_head",
+    "model.vae",
+    "model.vit_model",
+    "model.connector",
+    "model.vae2llm",
+    "model.llm2vae",
+    "model.time_embedder",
+]
+register_default_targets(UniMedVLConfig.model_type)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Mixture-of-Transformers language model
+
+
+class ExpertRouting(NamedTuple):
+    """Where the tokens of a (B, S) batch go: rows of the flattened batch for each expert, and the way back."""
+
+    und_index_U: torch.Tensor
+    gen_index_T: torch.Tensor
+    restore_index: torch.Tensor
+    batch_size: int
+
+    @classmethod
+    def from_mask(cls, generation_BS: torch.Tensor) -> "ExpertRouting":
+        flat = generation_BS.flatten()
+        und_index, gen_index = (~flat).nonzero()[:, 0], flat.nonzero()[:, 0]
+        return cls(und_index, gen_index, torch.cat([und_index, gen_index]).argsort(), generation_BS.shape[0])
+
+    def split(self, states_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        flat = states_BS.flatten(0, 1)
+        return flat[self.und_index_U.to(flat.device)], flat[self.gen_index_T.to(flat.device)]
+
+    def join(self, und_U: torch.Tensor, gen_T: torch.Tensor) -> torch.Tensor:
+        # With the layers spread over devices, the two experts' parts can come from different ones.
+        together = torch.cat([und_U, gen_T.to(und_U.device)])
+        return together[self.restore_index.to(und_U.device)].unflatten(0, (self.batch_size, -1))
+
+
+class UniMedVLAttention(nn.Module):
+    """Joint attention of both experts: projection, per-head norm, RoPE, one softmax over all tokens."""
+
+    def __init__(self, config: UniMedVLTextConfig, layer_idx: int, visual_gen: bool):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = True
+        query_size = config.num_attention_heads * self.head_dim
+        key_size = config.num_key_value_heads * self.head_dim
+        for suffix in ("", "_moe_gen") if visual_gen else ("",):
+            self.add_module(f"q_proj{suffix}", nn.Linear(config.hidden_size, query_size, bias=True))
+            self.add_module(f"k_proj{suffix}", nn.Linear(config.hidden_size, key_size, bias=True))
+            self.add_module(f"v_proj{suffix}", nn.Linear(config.hidden_size, key_size, bias=True))
+            self.add_module(f"o_proj{suffix}", nn.Linear(query_size, config.hidden_size, bias=False))
+            self.add_module(f"q_norm{suffix}", Qwen2RMSNorm(self.head_dim, eps=config.rms_norm_eps))
+            self.add_module(f"k_norm{suffix}", Qwen2RMSNorm(self.head_dim, eps=config.rms_norm_eps))
+
+    def _project_understanding(self, und_UD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        heads = (-1, self.head_dim)
+        query = self.q_norm(self.q_proj(und_UD).unflatten(-1, heads))
+        key = self.k_norm(self.k_proj(und_UD).unflatten(-1, heads))
+        return query, key, self.v_proj(und_UD).unflatten(-1, heads)
+
+    def _project_generation(self, gen_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        heads = (-1, self.head_dim)
+        query = self.q_norm_moe_gen(self.q_proj_moe_gen(gen_TD).unflatten(-1, heads))
+        key = self.k_norm_moe_gen(self.k_proj_moe_gen(gen_TD).unflatten(-1, heads))
+        return query, key, self.v_proj_moe_gen(gen_TD).unflatten(-1, heads)
+
+    def forward(
+        self,
+        und_UD: torch.Tensor,
+        gen_TD: torch.Tensor | None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None,
+        routing: ExpertRouting | None,
+        past_key_values: Cache | None = None,
+        freeze_und: bool = False,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        states = self._project_understanding(und_UD)
+        if freeze_und:
+            states = tuple(state.detach() for state in states)
+        if routing is not None:
+            states = tuple(
+                routing.join(und, gen) for und, gen in zip(states, self._project_generation(gen_TD), strict=True)
+            )
+        query_BHSE, key_BGSE, value_BGSE = (state.transpose(1, 2) for state in states)
+        cos, sin = position_embeddings
+        query_BHSE, key_BGSE = apply_rotary_pos_emb(query_BHSE, key_BGSE, cos, sin)
+        if past_key_values is not None:
+            key_BGSE, value_BGSE = past_key_values.update(key_BGSE, value_BGSE, self.layer_idx)
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        mixed_BSHE, weights = attend(
+            self,
+            query_BHSE,
+            key_BGSE,
+            value_BGSE,
+            attention_mask,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        mixed = mixed_BSHE.flatten(2)
+        if routing is None:
+            return self.o_proj(mixed), None, weights
+        und, gen = routing.split(mixed)
+        return self.o_proj(und), self.o_proj_moe_gen(gen), weights
+
+
+class UniMedVLDecoderLayer(GradientCheckpointingLayer):
+    """One layer with two full sets of norms, projections and MLPs around the joint attention."""
+
+    def __init__(self, config: UniMedVLTextConfig, layer_idx: int, visual_gen: bool):
+        super().__init__()
+        self.config = config
+        self.self_attn = UniMedVLAttention(config, layer_idx, visual_gen)
+        self.mlp = Qwen2MLP(config)
+        self.input_layernorm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        if visual_gen:
+            self.mlp_moe_gen = Qwen2MLP(config)
+            self.input_layernorm_moe_gen = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.post_attention_layernorm_moe_gen = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        und_UD: torch.Tensor,
+        gen_TD: torch.Tensor | None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None,
+        routing: ExpertRouting | None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        freeze_und = self.config.freeze_und and self.training
+        mixed_UD, mixed_TD, weights = self.self_attn(
+            self.input_layernorm(und_UD),
+            None if routing is None else self.input_layernorm_moe_gen(gen_TD),
+            position_embeddings,
+            attention_mask,
+            routing,
+            past_key_values,
+            freeze_und,
+            **kwargs,
+        )
+        und_UD = und_UD + mixed_UD
+        und_UD = und_UD + self.mlp(self.post_attention_layernorm(und_UD))
+        if freeze_und:
+            und_UD = und_UD.detach()
+        if routing is not None:
+            gen_TD = gen_TD + mixed_TD
+            gen_TD = gen_TD + self.mlp_moe_gen(self.post_attention_layernorm_moe_gen(gen_TD))
+        return und_UD, gen_TD, weights
+
+
+@dataclass
+class UniMedVLModelOutput(ModelOutput):
+    """Output of `UniMedVLModel`.
+
+    Attributes:
+        last_hidden_state: (B, S, D) after the final norm of each token's expert.
+        past_key_values: the cache, when `use_cache`.
+        hidden_states: tuple of (B, S, D), the embeddings and every layer, when requested.
+        attentions: tuple of (B, H, S, K), when requested (eager attention only).
+        velocity: (N, L) predicted flow velocity of the noised tokens, in sequence order.
+        flow_target: (N, L) `noise - latent` of the same tokens.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    velocity: torch.Tensor | None = None
+    flow_target: torch.Tensor | None = None
+
+
+@dataclass
+class UniMedVLOutput(ModelOutput):
+    """Output of `UniMedVLForConditionalGeneration`.
+
+    Attributes:
+        loss: `ce_loss_weight * ce_loss + mse_loss_weight * mse_loss` over the parts that are present.
+        ce_loss: mean cross entropy of the labelled tokens.
+        mse_loss: mean squared velocity error of the noised tokens.
+        logits: (B, S, V), or (number of labels, V) for a pack with labels.
+        velocity, flow_target, past_key_values, hidden_states, attentions: see `UniMedVLModelOutput`.
+    """
+
+    loss: torch.Tensor | None = None
+    ce_loss: torch.Tensor | None = None
+    mse_loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    velocity: torch.Tensor | None = None
+    flow_target: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class ZeroInitLinear(nn.Linear):
+    """A linear layer that starts at zero, so an untrained model predicts a velocity of 0 (BAGEL's `llm2vae`)."""
+
+
+class PositionEmbedding(nn.Module):
+    """Frozen sin-cos table, looked up by grid position."""
+
+    def __init__(self, side: int, hidden_size: int):
+        super().__init__()
+        self.side = side
+        self.pos_embed = nn.Parameter(sinusoidal_position_table(hidden_size, side), requires_grad=False)
+
+    def forward(self, position_ids: torch.Tensor) -> torch.Tensor:
+        return self.pos_embed[position_ids.to(self.pos_embed.device)]
+
+
+class UniMedVLRotaryEmbedding(Qwen2RotaryEmbedding):
+    """Rotary embedding whose frequencies stay in float32 when the model is cast."""
+
+    def _apply(self, fn, recurse=True):
+        exact = {name: getattr(self, name) for name in ("inv_freq", "original_inv_freq")}
+        super()._apply(fn, recurse)
+        for name, frequencies in exact.items():
+            moved = getattr(self, name)
+            if moved.dtype != frequencies.dtype:
+                self._buffers[name] = frequencies.to(moved.device)
+        return self
+
+
+class UniMedVLPreTrainedModel(PreTrainedModel):
+    """Capabilities shared by all parts."""
+
+    config_class = UniMedVLConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    output_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["UniMedVLDecoderLayer", "SiglipEncoderLayer", "AutoencoderKL"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if isinstance(module, ZeroInitLinear):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, PositionEmbedding):
+            init.copy_(module.pos_embed, sinusoidal_position_table(module.pos_embed.shape[1], module.side))
+        else:
+            super()._init_weights(module)
+
+
+class UniMedVLTextModel(UniMedVLPreTrainedModel):
+    """Qwen2 Mixture-of-Transformers over ready-made embeddings."""
+
+    config_class = UniMedVLTextConfig
+    input_modalities = ("text",)
+
+    def __init__(self, config: UniMedVLTextConfig, visual_gen: bool = True):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList(
+            [UniMedVLDecoderLayer(config, index, visual_gen) for index in range(config.num_hidden_layers)]
+        )
+        self.norm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        if visual_gen:
+            self.norm_moe_gen = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = UniMedVLRotaryEmbedding(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        position_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        routing: ExpertRouting | None = None,
+        past_key_values: Cache | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        **kwargs,
+    ) -> tuple[torch.Tensor, tuple | None, tuple | None]:
+        """Run all layers.
+
+        Args:
+            inputs_embeds: (B, S, D).
+            position_ids: RoPE ids, int64 (B, S).
+            attention_mask: ready mask in the form of the attention implementation, or None for plain causal.
+            routing: which tokens are generation tokens; None when there are none.
+
+        Returns:
+            final hidden states (B, S, D), all hidden states or None, all attention weights or None.
+        """
+        position_embeddings = self.rotary_emb(inputs_embeds, position_ids)
+        und, gen = (inputs_embeds, None) if routing is None else routing.split(inputs_embeds)
+        if self.config.freeze_und and self.training:
+            und = und.detach()
+        hidden_states = [inputs_embeds] if output_hidden_states else None
+        attentions = [] if output_attentions else None
+        for layer in self.layers:
+            und, gen, weights = layer(
+                und, gen, position_embeddings, attention_mask, routing, past_key_values=past_key_values, **kwargs
+            )
+            if attentions is not None:
+                attentions.append(weights)
+            if hidden_states is not None and layer is not self.layers[-1]:
+                hidden_states.append(und if routing is None else routing.join(und, gen))
+        final = self.norm(und)
+        if self.config.freeze_und and self.training:
+            final = final.detach()
+        if routing is not None:
+            final = routing.join(final, self.norm_moe_gen(gen))
+        if hidden_states is not None:
+            hidden_states.append(final)
+        return final, hidden_states and tuple(hidden_states), attentions and tuple(attentions)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Vision parts
+
+
+class UniMedVLVisionEmbeddings(nn.Module):
+    """Linear patch embedding plus a learned table indexed by grid position."""
+
+    def __init__(self, config: UniMedVLVisionConfig, num_positions: int):
+        super().__init__()
+        self.patch_embedding = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
+        self.position_embedding = nn.Embedding(num_positions, config.hidden_size)
+
+    def forward(self, pixel_values: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        patches = self.patch_embedding(pixel_values.to(self.position_embedding.weight.dtype))
+        return patches + self.position_embedding(position_ids.to(patches.device))
+
+
+class UniMedVLVisionModel(UniMedVLPreTrainedModel):
+    """SigLIP encoder over images of any size; each image attends only to itself."""
+
+    config_class = UniMedVLVisionConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+
+    def __init__(self, config: UniMedVLVisionConfig, num_positions: int):
+        super().__init__(config)
+        self.embeddings = UniMedVLVisionEmbeddings(config, num_positions)
+        self.encoder = SiglipEncoder(config)
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def forward(self, pixel_values: torch.Tensor, position_ids: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+        """Encode patches (sum of lengths, patch values) to features (sum of lengths, vision hidden size)."""
+        patches_PD = self.embeddings(pixel_values, position_ids)
+        padded_IPD = nn.utils.rnn.pad_sequence(patches_PD.split(lengths), batch_first=True)
+        steps = torch.arange(padded_IPD.shape[1], device=padded_IPD.device)
+        valid_IP = steps < torch.tensor(lengths, device=padded_IPD.device)[:, None]
+        mask = create_bidirectional_mask(self.config, padded_IPD, valid_IP)
+        encoded_IPD = self.encoder(padded_IPD, attention_mask=mask).last_hidden_state
+        return self.post_layernorm(encoded_IPD[valid_IP])
+
+
+class Connector(nn.Module):
+    """Two layers from the ViT's width to the language model's."""
+
+    def __init__(self, config: UniMedVLConfig):
+        super().__init__()
+        hidden_size = config.text_config.hidden_size
+        self.fc1 = nn.Linear(config.vision_config.hidden_size, hidden_size)
+        self.activation_fn = ACT2FN[config.connector_act]
+        self.fc2 = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation_fn(self.fc1(features)))
+
+
+class TimestepEmbedder(nn.Module):
+    """Sinusoidal features of the flow time, through a two-layer MLP."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(TIME_FEATURES, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
+
+    def forward(self, timesteps: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return self.mlp(timestep_features(timesteps).to(dtype))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The whole
+
+
+class UniMedVLModel(UniMedVLPreTrainedModel):
+    """All parts but the language head: embeds text, images and latents, runs the Mixture-of-Transformers."""
+
+    def __init__(self, config: UniMedVLConfig):
+        super().__init__(config)
+        hidden_size = config.text_config.hidden_size
+        self.language_model = UniMedVLTextModel(config.text_config, config.visual_gen)
+        num_positions = config.vision_config.num_positions or config.vit_max_num_patch_per_side**2
+        self.vit_model = UniMedVLVisionModel(config.vision_config, num_positions)
+        self.connector = Connector(config)
+        self.vit_pos_embed = PositionEmbedding(config.vit_max_num_patch_per_side, hidden_size)
+        if config.visual_gen:
+            self.vae2llm = nn.Linear(config.latent_dim, hidden_size)
+            self.llm2vae = ZeroInitLinear(hidden_size, config.latent_dim)
+            self.time_embedder = TimestepEmbedder(hidden_size)
+            self.latent_pos_embed = PositionEmbedding(config.max_latent_size, hidden_size)
+            self.vae = AutoencoderKL(**config.vae_config.autoencoder_arguments())
+        self.freeze_fixed_parts()
+        self.post_init()
+
+    def freeze_fixed_parts(self):
+        """Take the position tables and the autoencoder out of training, as every stage of the recipe does."""
+        self.vit_pos_embed.requires_grad_(False)
+        if self.config.visual_gen:
+            self.latent_pos_embed.requires_grad_(False)
+            self.vae.requires_grad_(False)
+
+    def get_input_embeddings(self):
+        return self.language_model.embed_tokens
+
+    def set_input_embeddings(self, value):
+        self.language_model.embed_tokens = value
+
+    def require_generation(self):
+        """Raise a ValueError when the model was loaded for understanding only."""
+        if not self.config.visual_gen:
+            raise ValueError(
+                "This model was loaded for understanding only (visual_gen=False): reload it without that argument "
+                "to use images as VAE latents or to generate images."
+            )
+
+    def get_image_features(self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor) -> torch.Tensor:
+        """Language-model input rows of ViT patches.
+
+        Args:
+            pixel_values: float (sum of patches, patch_size**2 * channels), rows row-major over each image's patches,
+                values ordered (row, column, channel), in [-1, 1].
+            image_grid_thw: int64 (I, 3), (1, rows, columns) in patches.
+
+        Returns:
+            (sum of patches, D).
+
+        Raises:
+            ValueError: if a grid exceeds the position table or the counts disagree.
+        """
+        grids = [(int(rows), int(columns)) for _, rows, columns in image_grid_thw.tolist()]
+        lengths = [rows * columns for rows, columns in grids]
+        if sum(lengths) != pixel_values.shape[0]:
+            raise ValueError(
+                f"pixel_values has {pixel_values.shape[0]} patches but image_grid_thw describes {sum(lengths)}: "
+                "pass both as the processor returned them."
+            )
+        side, interpolate = self.config.vit_max_num_patch_per_side, self.config.interpolate_pos
+        position_ids = torch.cat([grid_position_ids(*grid, side, interpolate) for grid in grids])
+        features = self.connector(self.vit_model(pixel_values, position_ids, lengths))
+        return features + self.vit_pos_embed(position_ids).to(features)
+
+    @torch.no_grad()
+    def encode_latents(
+        self,
+        images: list[torch.Tensor],
+        noise: list[torch.Tensor] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        sample_mode: str = "sample",
+    ) -> list[torch.Tensor]:
+        """Encode images to scaled latents; images of equal size share a pass, others never see each other's padding.
+
+        Args:
+            images: float (3, H, W) each, in [-1, 1], sides multiples of the pixels per latent token.
+            noise: posterior noise (C, H / downsample, W / downsample) for each image; overrides `generator`.
+            generator: one for all draws, or one for each image.
+            sample_mode: "sample" draws from the posterior as the reference does, "mode" takes its mean.
+
+        Returns:
+            float32 latents (C, H / downsample, W / downsample), `scaling_factor * (z - shift_factor)`.
+
+        Raises:
+            ValueError: for another sample_mode or noise of a wrong count or shape.
+        """
+        self.require_generation()
+        if sample_mode not in ("sample", "mode"):
+            raise ValueError(f"vae_sample_mode must be 'sample' or 'mode', not {sample_mode!r}.")
+        if noise is not None and len(noise) != len(images):
+            raise ValueError(
+                f"vae_noise has {len(noise)} tensors for {len(images)} conditioning images: give one each."
+            )
+        config = self.config.vae_config
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for index, image in enumerate(images):
+            by_size.setdefault((image.shape[-2], image.shape[-1]), []).append(index)
+        means: dict[int, torch.Tensor] = {}
+        deviations: dict[int, torch.Tensor] = {}
+        for indices in by_size.values():
+            pixels = self._for_autoencoder(torch.stack([images[index] for index in indices]))
+            posterior = self.vae.encode(pixels).latent_dist
+            for row, index in enumerate(indices):
+                means[index], deviations[index] = posterior.mean[row].float(), posterior.std[row].float()
+        latents = []
+        for index in range(len(images)):
+            latent = means[index]
+            if sample_mode == "sample":
+                if noise is not None:
+                    draw = noise[index]
+                    if draw.shape != latent.shape:
+                        raise ValueError(
+                            f"vae_noise[{index}] has shape {tuple(draw.shape)}, expected {tuple(latent.shape)}."
+                        )
+                else:
+                    source = generator[index] if isinstance(generator, list) else generator
+                    draw = randn_tensor((1, *latent.shape), generator=source, device=latent.device)[0]
+                latent = latent + deviations[index] * draw.to(latent)
+            latents.append(config.scaling_factor * (latent - config.shift_factor))
+        return latents
+
+    @torch.no_grad()
+    def decode_latents(self, latents: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Decode scaled latents (C, h, w) to float32 pixels (3, h * downsample, w * downsample), about [-1, 1]."""
+        self.require_generation()
+        config = self.config.vae_config
+        pixels: list[torch.Tensor | None] = [None] * len(latents)
+        by_size: dict[tuple[int, ...], list[int]] = {}
+        for index, latent in enumerate(latents):
+            by_size.setdefault(tuple(latent.shape), []).append(index)
+        for indices in by_size.values():
+            scaled = torch.stack([latents[index] for index in indices])
+            raw = self._for_autoencoder(scaled / config.scaling_factor + config.shift_factor)
+            decoded = self.vae.decode(raw).sample.float()
+            for row, index in enumerate(indices):
+                pixels[index] = decoded[row]
+        return pixels
+
+    def _for_autoencoder(self, tensor: torch.Tensor) -> torch.Tensor:
+        # Offloaded weights lie on the meta device until a hook brings them in, together with their inputs.
+        device = tensor.device if self.vae.device.type == "meta" else self.vae.device
+        return tensor.to(device, self.vae.dtype)
+
+    def embed_latent_tokens(
+        self,
+        tokens_TL: torch.Tensor,
+        timesteps_M: torch.Tensor,
+        image_index_T: torch.Tensor,
+        position_ids_T: torch.Tensor,
+    ) -> torch.Tensor:
+        """Language-model input rows (T, D) of latent tokens.
+
+        Args:
+            tokens_TL: latent tokens, noised or clean.
+            timesteps_M: flow time in [0, 1] of each image (0 = clean).
+            image_index_T: the image of each token.
+            position_ids_T: rows of the latent position table.
+        """
+        dtype = self.language_model.norm.weight.dtype
+        embeds_TD = self.vae2llm(tokens_TL.to(dtype))
+        time_TD = self.time_embedder(timesteps_M, dtype)[image_index_T]
+        return embeds_TD + time_TD.to(embeds_TD) + self.latent_pos_embed(position_ids_T).to(embeds_TD)
+
+    def token_kinds(self, input_ids_BS: torch.Tensor) -> torch.Tensor:
+        """`mm_token_type_ids` read off the placeholders: ViT patches and clean latents."""
+        vit = (input_ids_BS == self.config.image_token_id).long()
+        return vit + 2 * (input_ids_BS == self.config.latent_token_id).long()
+
+    def _latent_grids(self, latents: list[torch.Tensor]) -> list[tuple[int, int]]:
+        patch_size = self.config.latent_patch_size
+        return [(latent.shape[-2] // patch_size, latent.shape[-1] // patch_size) for latent in latents]
+
+    def latent_grid(self, tokens_TL: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+        """Latent tokens (rows * columns, L) as a latent (C, h, w)."""
+        return unpatchify_latents(tokens_TL, rows, columns, self.config.latent_patch_size)
+
+    def latent_position_ids(self, rows: int, columns: int) -> torch.Tensor:
+        """Rows of the latent position table for a grid of latent tokens, int64 (rows * columns,)."""
+        return grid_position_ids(rows, columns, self.config.max_latent_size, self.config.interpolate_pos)
+
+    def _flow_inputs(
+        self,
+        latents: list[torch.Tensor],
+        kinds_T: torch.Tensor,
+        flow_noise: torch.Tensor | None,
+        flow_timesteps: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings (T, D) of all latent tokens, and the flow target (N, L) of the noised ones."""
+        grids = self._latent_grids(latents)
+        counts = torch.tensor([rows * columns for rows, columns in grids], dtype=torch.long, device=kinds_T.device)
+        if int(counts.sum()) != kinds_T.shape[0]:
+            raise ValueError(
+                f"The latent images make {int(counts.sum())} tokens but the sequence holds {kinds_T.shape[0]} latent "
+                "placeholders: pass input_ids, mm_token_type_ids and images from one processor call."
+            )
+        latent_dim = self.config.latent_dim
+        device = kinds_T.device
+        if latents:
+            clean_TL = torch.cat([patchify_latents(latent, self.config.latent_patch_size) for latent in latents])
+            clean_TL = clean_TL.to(device).float()
+            position_ids = torch.cat([self.latent_position_ids(*grid) for grid in grids])
+        else:
+            clean_TL = torch.zeros(0, latent_dim, device=device)
+            position_ids = torch.zeros(0, dtype=torch.long)
+        noised_T = is_flow_target(kinds_T)
+        if flow_timesteps is None:
+            # Reading clean images draws nothing, so that a seed means the same with and without them.
+            any_noised = bool(noised_T.any())
+            drawn = torch.randn(len(latents), device=device) if any_noised else torch.zeros(len(latents))
+            flow_timesteps = shift_timesteps(drawn.sigmoid(), self.config.timestep_shift)
+        timesteps_M = torch.as_tensor(flow_timesteps, dtype=torch.float32, device=device)
+        if timesteps_M.shape != (len(latents),):
+            raise ValueError(
+                f"flow_timesteps needs one value for each of the {len(latents)} latent images, "
+                f"got shape {tuple(timesteps_M.shape)}."
+            )
+        image_index_T = torch.arange(len(latents), device=device).repeat_interleave(counts)
+        noised_M = torch.zeros(len(latents), dtype=torch.bool, device=device).index_put((image_index_T,), noised_T)
+        timesteps_M = torch.where(noised_M, timesteps_M, 0.0)
+        if not bool(((timesteps_M >= 0) & (timesteps_M <= 1)).all()):
+            raise ValueError("flow_timesteps must lie in [0, 1] (after sigmoid and shift): 0 is data, 1 is noise.")
+        num_noised = int(noised_T.sum())
+        if flow_noise is None:
+            flow_noise = torch.randn(num_noised, latent_dim, device=device)
+        if flow_noise.shape != (num_noised, latent_dim):
+            raise ValueError(
+                f"flow_noise has shape {tuple(flow_noise.shape)}, expected {(num_noised, latent_dim)}: one row for "
+                "each noised token."
+            )
+        target_NL = flow_noise.to(clean_TL) - clean_TL[noised_T]
+        # x_t = (1 - t) x_0 + t noise, written from the target so that clean tokens stay untouched.
+        tokens_TL = clean_TL.clone()
+        tokens_TL[noised_T] = clean_TL[noised_T] + timesteps_M[image_index_T[noised_T], None] * target_NL
+        embeds_TD = self.embed_latent_tokens(tokens_TL, timesteps_M, image_index_T, position_ids.to(device))
+        return embeds_TD, target_NL
+
+    def _attention_mask(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | dict | None,
+        past_key_values: Cache | None,
+        layout: BlockLayout | None,
+    ) -> torch.Tensor | None:
+        config = self.config.text_config
+        if isinstance(attention_mask, dict):
+            return attention_mask["full_attention"]
+        if attention_mask is not None and attention_mask.dim() == 4:
+            return attention_mask
+        return build_attention_mask(config, inputs_embeds, attention_mask, past_key_values, layout)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        mm_token_type_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+        latent_pixel_values: torch.Tensor | None = None,
+        latent_image_sizes: torch.Tensor | None = None,
+        latent_values: list[torch.Tensor] | None = None,
+        vae_noise: list[torch.Tensor] | None = None,
+        vae_sample_mode: str = "sample",
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        block_ids: torch.Tensor | None = None,
+        sample_ids: torch.Tensor | None = None,
+        flow_noise: torch.Tensor | None = None,
+        flow_timesteps: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> UniMedVLModelOutput:
+        """Merge text, ViT and latent inputs and run the language model. Arguments: see
+        `UniMedVLForConditionalGeneration.forward`."""
+        kwargs = {name: value for name, value in kwargs.items() if name in ("cu_seq_lens_q", "cu_seq_lens_k")}
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        has_latents = latent_pixel_values is not None or latent_values is not None
+        has_layout = pixel_values is not None or has_latents or block_ids is not None or sample_ids is not None
+        if mm_token_type_ids is None and input_ids is not None and has_layout:
+            mm_token_type_ids = self.token_kinds(input_ids)
+        layout = None
+        if has_layout:
+            if mm_token_type_ids is None:
+                raise ValueError("inputs_embeds with images need mm_token_type_ids to say where the images stand.")
+            mm_token_type_ids = mm_token_type_ids.to(inputs_embeds.device)
+        if mm_token_type_ids is not None and inputs_embeds.shape[1] > 1:
+            self._require_images(mm_token_type_ids, pixel_values is not None, has_latents)
+        if has_layout:
+            layout = block_layout(mm_token_type_ids, block_ids, sample_ids)
+
+        if pixel_values is not None:
+            inputs_embeds = self._merge_image_features(inputs_embeds, mm_token_type_ids, pixel_values, image_grid_thw)
+        elif self.training and self._vision_is_trained():
+            inputs_embeds = inputs_embeds + self._idle_vision_term().to(inputs_embeds)
+
+        routing, flow_target, noised_T = None, None, None
+        if has_latents or (self.training and self.config.visual_gen):
+            latents = self._latents(
+                latent_pixel_values, latent_image_sizes, latent_values, vae_noise, vae_sample_mode, generator
+            )
+            if mm_token_type_ids is None:
+                generation_BS = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
+                kinds_T = torch.zeros(0, dtype=torch.long, device=inputs_embeds.device)
+            else:
+                generation_BS = is_generation_token(mm_token_type_ids)
+                kinds_T = mm_token_type_ids[generation_BS]
+            embeds_TD, flow_target = self._flow_inputs(latents, kinds_T, flow_noise, flow_timesteps)
+            noised_T = is_flow_target(kinds_T)
+            routing = ExpertRouting.from_mask(generation_BS)
+            und_UD, _ = routing.split(inputs_embeds)
+            inputs_embeds = routing.join(und_UD, embeds_TD.to(inputs_embeds))
+
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config.text_config)
+        if position_ids is None:
+            position_ids = self._default_position_ids(inputs_embeds, attention_mask, layout, past_key_values)
+        if layout is not None and past_key_values is not None:
+            past_key_values.holds_images = True
+        mask = self._attention_mask(inputs_embeds, attention_mask, past_key_values, layout)
+        if output_hidden_states is None:
+            output_hidden_states = bool(getattr(self.config, "output_hidden_states", False))
+        if output_attentions is None:
+            output_attentions = bool(self.config.output_attentions)
+        hidden_BSD, hidden_states, attentions = self.language_model(
+            inputs_embeds,
+            position_ids,
+            mask,
+            routing=routing,
+            past_key_values=past_key_values,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            **kwargs,
+        )
+        velocity = None
+        if routing is not None:
+            _, gen_TD = routing.split(hidden_BSD)
+            velocity = self.llm2vae(gen_TD[noised_T]).float()
+        return UniMedVLModelOutput(
+            last_hidden_state=hidden_BSD,
+            past_key_values=past_key_values,
+            hidden_states=hidden_states,
+            attentions=attentions,
+            velocity=velocity,
+            flow_target=flow_target,
+        )
+
+    def _require_images(self, mm_token_type_ids: torch.Tensor, has_pixels: bool, has_latents: bool):
+        """Raise a ValueError if the sequence holds image placeholders but no images came with it."""
+        missing = [("pixel_values", not has_pixels and bool((mm_token_type_ids == BlockKind.VIT).any()))]
+        latents = is_generation_token(mm_token_type_ids)
+        missing.append(("latent_pixel_values", not has_latents and bool(latents.any())))
+        for name, is_missing in missing:
+            if is_missing:
+                raise ValueError(
+                    f"The sequence holds image placeholders but {name} is missing: pass everything that the processor "
+                    "returned."
+                )
+
+    def _merge_image_features(
+        self,
+        inputs_embeds: torch.Tensor,
+        mm_token_type_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        image_grid_thw: torch.Tensor | None,
+    ) -> torch.Tensor:
+        if image_grid_thw is None:
+            raise ValueError("pixel_values needs image_grid_thw: pass both as the processor returned them.")
+        features = self.get_image_features(pixel_values, image_grid_thw).to(inputs_embeds)
+        where = mm_token_type_ids == BlockKind.VIT
+        if int(where.sum()) != features.shape[0]:
+            raise ValueError(
+                f"The images make {features.shape[0]} patches but the sequence holds {int(where.sum())} image "
+                "placeholders: pass text and images from one processor call."
+            )
+        return inputs_embeds.masked_scatter(where[..., None], features)
+
+    def _vision_is_trained(self) -> bool:
+        parts = (self.vit_model, self.connector)
+        return any(parameter.requires_grad for part in parts for parameter in part.parameters())
+
+    def _idle_vision_term(self) -> torch.Tensor:
+        """Zero that depends on every ViT weight: distributed training then reduces the same gradients on all ranks."""
+        size = self.config.vision_config.num_channels * self.config.vision_config.patch_size**2
+        blank = torch.zeros(1, size, device=self.vit_model.device)
+        return 0.0 * self.get_image_features(blank, torch.tensor([[1, 1, 1]])).sum()
+
+    def _latents(
+        self, latent_pixel_values, latent_image_sizes, latent_values, vae_noise, vae_sample_mode, generator
+    ) -> list[torch.Tensor]:
+        self.require_generation()
+        if latent_values is not None:
+            return list(latent_values)
+        if latent_pixel_values is None:
+            return []
+        images = list(latent_pixel_values)
+        if latent_image_sizes is not None:
+            sizes = latent_image_sizes.tolist()
+            if len(sizes) != len(images):
+                raise ValueError(
+                    f"latent_image_sizes describes {len(sizes)} images but latent_pixel_values holds {len(images)}: "
+                    "pass both as the processor returned them."
+                )
+            images = [image[:, :height, :width] for image, (height, width) in zip(images, sizes, strict=True)]
+        return self.encode_latents(images, vae_noise, generator, vae_sample_mode)
+
+    def _default_position_ids(self, inputs_embeds, attention_mask, layout, past_key_values) -> torch.Tensor:
+        past_length = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        batch_size, length = inputs_embeds.shape[:2]
+        if past_length > 0 and (layout is not None or getattr(past_key_values, "holds_images", False)):
+            raise ValueError("Continuing a cache that holds images needs position_ids: images share RoPE ids.")
+        usable = attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2 else None
+        if layout is None:
+            zeros = torch.zeros(batch_size, past_length + length, dtype=torch.long, device=inputs_embeds.device)
+            return rope_position_ids(block_layout(zeros), usable)[:, -length:]
+        return rope_position_ids(layout, usable)
+
+    def prefill_attention_mask(
+        self, mm_token_type_ids: torch.Tensor, attention_mask: torch.Tensor | None, past_key_values: Cache
+    ):
+        """Ready mask of a prompt for a cache of fixed size, by the same block rules as `forward`."""
+        shape_only = torch.empty(*mm_token_type_ids.shape, 0, dtype=self.dtype, device=mm_token_type_ids.device)
+        layout = block_layout(mm_token_type_ids)
+        return build_attention_mask(self.config.text_config, shape_only, attention_mask, past_key_values, layout)
+
+    def flow_attention_mask(self, valid_RK: torch.Tensor, length: int, past_key_values: Cache):
+        """Mask of a noised image block over a cached context: it sees every valid key.
+
+        Args:
+            valid_RK: bool (R, context + 2 + length), keys each row may see.
+            length: latent tokens in the block.
+            past_key_values: the cache that `predict_velocity` will use.
+        """
+        shape_only = torch.empty(valid_RK.shape[0], length + 2, 0, dtype=self.dtype, device=valid_RK.device)
+        return create_bidirectional_mask(
+            self.config.text_config, shape_only, valid_RK, past_key_values=past_key_values
+        )
+
+    def predict_velocity(
+        self,
+        tokens_RTL: torch.Tensor,
+        timestep: torch.Tensor,
+        position_ids_RT: torch.Tensor,
+        rope_position_ids_R: torch.Tensor,
+        attention_mask,
+        past_key_values: Cache,
+    ) -> torch.Tensor:
+        """Velocity (R, T, L) of a noised image block that follows a cached context.
+
+        The block's two markers are placed before its latents: inside a bidirectional block with one RoPE id the
+        order changes nothing, and it keeps both experts' tokens contiguous.
+
+        Args:
+            tokens_RTL: noised latent tokens of each row, float32.
+            timestep: flow time of the step, 0-dim float32.
+            position_ids_RT: rows of the latent position table.
+            rope_position_ids_R: the RoPE id of each row's block.
+            attention_mask: from `flow_attention_mask`.
+            past_key_values: cache whose layers write the block after the context and do not grow.
+        """
+        rows, length = tokens_RTL.shape[:2]
+        device = tokens_RTL.device
+        markers = torch.tensor([self.config.vision_start_token_id, self.config.vision_end_token_id], device=device)
+        marker_embeds = self.get_input_embeddings()(markers.expand(rows, 2))
+        same_time = torch.zeros(rows * length, dtype=torch.long, device=device)
+        embeds = self.embed_latent_tokens(
+            tokens_RTL.flatten(0, 1), timestep[None], same_time, position_ids_RT.flatten()
+        )
+        embeds = embeds.to(marker_embeds).unflatten(0, (rows, length))
+        index = torch.arange(rows * (length + 2), device=device).view(rows, length + 2)
+        und_index, gen_index = index[:, :2].flatten(), index[:, 2:].flatten()
+        routing = ExpertRouting(und_index, gen_index, torch.cat([und_index, gen_index]).argsort(), rows)
+        hidden_RSD, _, _ = self.language_model(
+            torch.cat([marker_embeds, embeds], dim=1),
+            rope_position_ids_R[:, None].expand(-1, length + 2),
+            attention_mask,
+            routing=routing,
+            past_key_values=past_key_values,
+            is_causal=False,
+        )
+        return self.llm2vae(hidden_RSD[:, 2:]).to(tokens_RTL)
+
+
+def build_attention_mask(
+    config: UniMedVLTextConfig,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    past_key_values: Cache | None,
+    layout: BlockLayout | None,
+):
+    """Causal mask, turned into the generalized causal mask of the blocks where there are any.
+
+    RoPE ids are never given to the mask functions: tokens of one image share an id, which transformers would read as
+    the start of a packed document.
+    """
+    overlays = {}
+    if layout is not None:
+        if "flash" in (config._attn_implementation or ""):
+            raise ValueError(
+                f"{config._attn_implementation} cannot express image blocks: load the model with "
+                "attn_implementation='sdpa' or 'flex_attention'."
+            )
+        past_length, key_length = 0, None
+        if past_key_values is not None:
+            past_length = int(past_key_values.get_seq_length())
+            key_length, _ = past_key_values.get_mask_sizes(inputs_embeds.shape[1], 0)
+        overlays = mask_functions(layout, past_length, key_length)
+    return create_causal_mask(config, inputs_embeds, attention_mask, past_key_values, **overlays)
+
+
+class UniMedVLForConditionalGeneration(UniMedVLPreTrainedModel, UniMedVLGenerationMixin):
+    """UniMedVL with its language head: losses for training, `generate` for text, images and both in turn.
+
+    Example:
+
+        model = AutoModelForMultimodalLM.from_pretrained(repo, trust_remote_code=True)
+        ids = model.generate(**inputs, max_new_tokens=64)
+        images = model.generate(**image_inputs, generation_mode="image", preset="t2i")
+    """
+
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    # Two losses with two token counts: a plain Trainer averages over micro-batches, ours passes both counts.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: UniMedVLConfig):
+        super().__init__(config)
+        self.model = UniMedVLModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        if not config.visual_gen:
+            self._keys_to_ignore_on_load_unexpected = [
+                r"_moe_gen",
+                r"^model\.(vae|vae2llm|llm2vae|time_embedder|latent_pos_embed)\.",
+            ]
+        self.post_init()
+        self.generation_config.task_presets = copy.deepcopy(TASK_PRESETS)
+        # Otherwise transformers drops the presets when it reads the saved file.
+        self.generation_config._from_model_config = False
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """Load a checkpoint: our layout, or a local folder in the published BAGEL / UniMedVL layout.
+
+        Two defaults are ours: weights in the published layout are renamed while they stream in, and 4-bit and 8-bit
+        loading keeps the autoencoder, the ViT and the small projections in full precision unless
+        `llm_int8_skip_modules` says otherwise.
+        """
+        quantization = kwargs.get("quantization_config")
+        if isinstance(quantization, dict) and {"load_in_4bit", "load_in_8bit"} & quantization.keys():
+            quantization = BitsAndBytesConfig.from_dict(quantization)
+            kwargs["quantization_config"] = quantization
+        if getattr(quantization, "llm_int8_skip_modules", 0) is None:
+            quantization = copy.deepcopy(quantization)
+            quantization.llm_int8_skip_modules = list(QUANTIZATION_SKIP_MODULES)
+            kwargs["quantization_config"] = quantization
+        if kwargs.get("visual_gen") and not cls.config_class.from_pretrained(pretrained_model_name_or_path).visual_gen:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} was saved for understanding only and holds no generation weights: "
+                "load it without visual_gen=True."
+            )
+        published = pretrained_model_name_or_path if is_published_layout(pretrained_model_name_or_path) else None
+        if published is not None:
+            kwargs = prepare_direct_load(cls, published, kwargs)
+            pretrained_model_name_or_path = None
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if published is not None:
+            model.name_or_path = model.config.name_or_path = str(published)
+        # Loading replaces parameters by trainable ones.
+        model.model.freeze_fixed_parts()
+        return loaded
+
+    def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
+        """Save in our layout. `save_original_format` stays off so that a Trainer's checkpoints resume."""
+        return super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+
+    def get_input_embeddings(self):
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+    def set_output_embeddings(self, value):
+        self.lm_head = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        mm_token_type_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+        latent_pixel_values: torch.Tensor | None = None,
+        latent_image_sizes: torch.Tensor | None = None,
+        latent_values: list[torch.Tensor] | None = None,
+        vae_noise: list[torch.Tensor] | None = None,
+        vae_sample_mode: str = "sample",
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        block_ids: torch.Tensor | None = None,
+        sample_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        label_weights: torch.Tensor | None = None,
+        flow_noise: torch.Tensor | None = None,
+        flow_timesteps: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        num_flow_tokens_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> UniMedVLOutput:
+        """Predict text and flow velocities, with their losses where targets are given.
+
+        Args:
+            input_ids: int64 (B, S). Ids at patch and latent positions are placeholders.
+            attention_mask: (B, S) or (B, past + S), 1 for tokens, 0 for padding on either side.
+            position_ids: RoPE ids, int64 (B, S); derived from the blocks when missing.
+            mm_token_type_ids: int64 (B, S): 0 text and markers, 1 ViT patch, 2 clean VAE latent token, 3 noised
+                (target) VAE latent token. Read off the placeholders when missing.
+            pixel_values: float (sum of patches, patch_size**2 * 3) in [-1, 1], see `UniMedVLModel.get_image_features`.
+            image_grid_thw: int64 (I, 3), (1, rows, columns) in patches.
+            latent_pixel_values: float (M, 3, H, W) in [-1, 1], images that enter as VAE latents (clean and noised, in
+                sequence order), zero padded at the bottom and right.
+            latent_image_sizes: int64 (M, 2), (height, width) in pixels without the padding.
+            latent_values: list of M scaled latents (C, H / downsample, W / downsample) instead of pixels.
+            vae_noise: list of M posterior noises, shaped like the latents.
+            vae_sample_mode: "sample" (reference) or "mode" for the posterior mean.
+            generator: for the posterior draws.
+            block_ids: int64 (B, S), block of each token, -1 for text; only needed for multi-frame blocks.
+            sample_ids: int64 (B, S), sample of each token in a pack, -1 for padding. With `labels`, `logits` then
+                holds the labelled rows only.
+            labels: int64 (B, S), the ids to predict (shifted here), -100 to ignore.
+            label_weights: float (B, S); the cross entropy becomes the mean weighted by them.
+            flow_noise: float (N, L), noise of the noised tokens; drawn when missing.
+            flow_timesteps: float (M,) in [0, 1] after sigmoid and shift, one for each latent image (entries of clean
+                images are ignored); drawn when missing: `shift(sigmoid(normal))` with `config.timestep_shift`.
+            logits_to_keep: as in transformers, an int (last positions) or an index tensor.
+            num_items_in_batch, num_flow_tokens_in_batch: divisors of the two losses over an accumulation window;
+                the counts of this call when missing.
+
+        Raises:
+            ValueError: if images, placeholders, noise or timesteps do not fit each other.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            mm_token_type_ids=mm_token_type_ids,
+            pixel_values=pixel_values,
+            image_grid_thw=image_grid_thw,
+            latent_pixel_values=latent_pixel_values,
+            latent_image_sizes=latent_image_sizes,
+            latent_values=latent_values,
+            vae_noise=vae_noise,
+            vae_sample_mode=vae_sample_mode,
+            generator=generator,
+            block_ids=block_ids,
+            sample_ids=sample_ids,
+            flow_noise=flow_noise,
+            flow_timesteps=flow_timesteps,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            **kwargs,
+        )
+        hidden_BSD = outputs.last_hidden_state
+        logits, ce_loss = self._text_loss(
+            hidden_BSD, labels, label_weights, sample_ids is not None, logits_to_keep, num_items_in_batch
+        )
+        mse_loss = None
+        if outputs.velocity is not None and (self.training or outputs.velocity.shape[0] > 0):
+            error_NL = (outputs.velocity - outputs.flow_target) ** 2
+            count = error_NL.shape[0] if num_flow_tokens_in_batch is None else num_flow_tokens_in_batch
+            mse_loss = error_NL.mean(dim=-1).sum() / max(count, 1)
+        parts = [(self.config.ce_loss_weight, ce_loss), (self.config.mse_loss_weight, mse_loss)]
+        weighted = [weight * part for weight, part in parts if part is not None]
+        return UniMedVLOutput(
+            loss=sum(weighted) if weighted else None,
+            ce_loss=ce_loss,
+            mse_loss=mse_loss,
+            logits=logits,
+            velocity=outputs.velocity,
+            flow_target=outputs.flow_target,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _text_loss(
+        self,
+        hidden_BSD: torch.Tensor,
+        labels: torch.Tensor | None,
+        label_weights: torch.Tensor | None,
+        packed: bool,
+        logits_to_keep: int | torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if labels is None:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            return self.lm_head(hidden_BSD[:, kept]), None
+        targets_BS = F.pad(labels[:, 1:], (0, 1), value=-100).to(hidden_BSD.device)
+        labelled_BS = targets_BS != -100
+        # A pack is long and the vocabulary is wide: only the rows that carry a label are projected.
+        logits = self.lm_head(hidden_BSD[labelled_BS] if packed else hidden_BSD)
+        rows = logits if packed else logits[labelled_BS]
+        losses = F.cross_entropy(rows.float(), targets_BS[labelled_BS], reduction="none")
+        if label_weights is not None:
+            weights = F.pad(label_weights[:, 1:], (0, 1)).to(losses.device)[labelled_BS]
+            return logits, (losses * weights).sum() / weights.sum().clamp(min=torch.finfo(losses.dtype).tiny)
+        count = losses.shape[0] if num_items_in_batch is None else num_items_in_batch
+        return logits, losses.sum() / max(count, 1)
+
+
+# Saving then copies the code next to the weights; `config.auto_map` names the other auto classes.
+UniMedVLConfig.register_for_auto_class()
+UniMedVLForConditionalGeneration.register_for_auto_class("AutoModelForMultimodalLM")
+
+__all__ = [
+    "UniMedVLForConditionalGeneration",
+    "UniMedVLModel",
+    "UniMedVLOutput",
+    "UniMedVLPreTrainedModel",
+    "UniMedVLTextModel",
+    "UniMedVLVisionModel",
+]

@@ -1,0 +1,86 @@
+"""Model outputs as pictures and class maps."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+def generated(output: Any, name: str) -> Any:
+    """`output.name` or `output[name]` where generate returned an object, else `output`."""
+    if isinstance(output, dict):
+        return output[name]
+    return output if isinstance(output, torch.Tensor) else getattr(output, name, output)
+
+
+def are_pictures(images: Any) -> bool:
+    """Whether this is a PIL picture or a non-empty list of them."""
+    return isinstance(images, Image.Image) or (
+        isinstance(images, list | tuple) and bool(images) and all(isinstance(image, Image.Image) for image in images)
+    )
+
+
+def pictures_from_pixels(pixels: Any) -> list[Image.Image]:
+    """PIL RGB pictures of float pixels in [-1, 1]: (N, 3, H, W), (3, H, W) or a list of (3, H, W).
+
+    The level is truncated, not rounded, as in the BAGEL reference. Raises ValueError for other shapes and for
+    non-finite values.
+    """
+    if isinstance(pixels, torch.Tensor) and pixels.ndim == 3:
+        pixels = [pixels]
+    if not isinstance(pixels, torch.Tensor | list | tuple):
+        raise ValueError(f"Images can not be a {type(pixels).__name__}: pass what generate returned in image mode.")
+    pictures = []
+    for image in pixels:
+        is_float = isinstance(image, torch.Tensor) and image.is_floating_point()
+        if not is_float or image.ndim != 3 or image.shape[0] != 3:
+            raise ValueError("Images must be float tensors (3, H, W): pass what generate returned in image mode.")
+        if not image.isfinite().all():
+            raise ValueError("The image holds NaN or infinite values: generate it in float32 or bfloat16.")
+        levels = (image.detach().float().cpu() * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0) * 255
+        pictures.append(Image.fromarray(levels.to(torch.uint8).numpy()))
+    return pictures
+
+
+def class_maps_from_pictures(
+    pictures: Image.Image | list[Image.Image],
+    num_classes: int,
+    palette: list | None,
+    size: tuple[int, int] | list[tuple[int, int]] | None,
+) -> list[torch.Tensor]:
+    """Class maps by the rule of `UniMedVLProcessor.post_process_masks`."""
+    if palette is None:
+        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or not 1 <= num_classes <= 255:
+            raise ValueError(f"num_classes={num_classes!r}: pass the number of classes besides background, 1 to 255.")
+        colours = np.array([[round(255 * index / num_classes)] for index in range(num_classes + 1)])
+    else:
+        colours = np.array(palette)
+        if (
+            colours.ndim != 2
+            or colours.shape[1] != 3
+            or not 2 <= len(colours) <= 256
+            or colours.dtype.kind not in "iu"
+        ):
+            raise ValueError("palette must list 2 to 256 (R, G, B) colours of whole numbers, the background first.")
+    pictures = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
+    sizes = size if isinstance(size, list) else [size] * len(pictures)
+    if len(sizes) != len(pictures):
+        raise ValueError(f"{len(sizes)} sizes for {len(pictures)} images: pass one (height, width), or one per image.")
+    masks = []
+    for picture, target in zip(pictures, sizes, strict=True):
+        pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
+        if palette is None:
+            pixels = pixels.mean(axis=-1, keepdims=True)
+        # One class at a time keeps the memory at one picture. Strictly nearer, so that the earlier class wins a tie.
+        nearest = np.zeros(pixels.shape[:2], dtype=np.uint8)
+        distance = np.full(pixels.shape[:2], np.inf, dtype=np.float32)
+        for index, colour in enumerate(colours):
+            other = np.square(pixels - colour.astype(np.float32)).sum(axis=-1)
+            nearest[other < distance] = index
+            distance = np.minimum(distance, other)
+        if target is not None:
+            height, width = target
+            nearest = np.array(Image.fromarray(nearest).resize((width, height), Image.Resampling.NEAREST))
+        masks.append(torch.from_numpy(nearest).long())
+    return masks

@@ -1,0 +1,390 @@
+"""Processor: conversations and pictures to model inputs, and model outputs back to text, pictures and masks."""
+
+import re
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoTokenizer
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.processing_utils import ProcessorMixin
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from .call_arguments_unimedvl import IGNORED_SETTINGS, IMAGE_SETTINGS, SETTING_GROUPS, TEXT_SETTINGS, flat_options
+from .chat_template_unimedvl import CHAT_TEMPLATE
+from .conversations_unimedvl import conversations_with_images, plain_conversations
+from .image_processing_unimedvl import GENERATION_MODES, UniMedVLImageProcessor, flatten_images
+from .outputs_unimedvl import are_pictures, class_maps_from_pictures, generated, pictures_from_pixels
+from .token_rows_unimedvl import control_token_id, marked_parts, padded, truncated
+
+# Unicode non-characters, which stand around the texts of a conversation in safe mode. They never reach the tokenizer.
+VERBATIM_START, VERBATIM_END = "\ufdd0", "\ufdd1"
+
+
+class UniMedVLProcessor(ProcessorMixin):
+    """An image processor and a Qwen2-family tokenizer as one processor.
+
+    image_processor: `UniMedVLImageProcessor`. tokenizer: any tokenizer that knows the Qwen2 control tokens named
+    below; they are looked up, never added (adding them would change the size of the embedding table). Padding goes to
+    the left, as generation needs; set `processor.tokenizer.padding_side` or pass `padding_side` to change it.
+    chat_template: the template without role words the model was trained with, unless another is given.
+
+    Token kinds in `mm_token_type_ids`: 0 text and markers, 1 ViT patch of a picture (`image_token`), 2 VAE latent of a
+    picture (`latent_token`). A picture is `<|vision_start|>`, its tokens, `<|vision_end|>`; in image and interleaved
+    mode it enters twice, as latents, then as patches.
+    """
+
+    _auto_class = "AutoProcessor"
+    return_mm_token_type_ids = True
+    bos_token, eos_token = "<|im_start|>", "<|im_end|>"
+    vision_start_token, vision_end_token = "<|vision_start|>", "<|vision_end|>"
+    image_token, latent_token = "<|image_pad|>", "<|vision_pad|>"
+
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None):
+        image_processor = UniMedVLImageProcessor() if image_processor is None else image_processor
+        if tokenizer is None:
+            raise ValueError("UniMedVLProcessor needs a tokenizer: pass AutoTokenizer.from_pretrained(directory).")
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+        for name in ("bos", "eos", "vision_start", "vision_end", "image", "latent"):
+            setattr(self, f"{name}_token_id", control_token_id(tokenizer, getattr(self, f"{name}_token")))
+        if tokenizer.pad_token_id is None:
+            known = tokenizer.convert_tokens_to_ids("<|endoftext|>") not in (None, tokenizer.unk_token_id)
+            tokenizer.pad_token = "<|endoftext|>" if known else self.eos_token
+        tokenizer.padding_side = "left"
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
+        """The hook of `from_pretrained` that loads the parts. The image processor is this code's own class, so unlike
+        transformers' loading by auto class it needs no trust in code of the repository."""
+        own = {name: value for name, value in kwargs.items() if name != "trust_remote_code"}
+        image_processor = UniMedVLImageProcessor.from_pretrained(pretrained_model_name_or_path, **own)
+        return [image_processor, AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)]
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Every key `__call__` may return for the model's `forward`."""
+        return ["input_ids", "attention_mask", "mm_token_type_ids", *self.image_processor.model_input_names]
+
+    # ------------------------------------------------------------------------------------------------- to the model
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | list[str] | None = None,
+        videos: None = None,
+        audio: None = None,
+        generation_mode: str | None = None,
+        allow_url: bool = False,
+        verbatim_marks: bool = False,
+        **kwargs,
+    ) -> BatchFeature:
+        """Model inputs of rendered prompts (B texts) and their pictures.
+
+        text: prompts as `apply_chat_template(..., tokenize=False)` renders them, one `<|image_pad|>` per picture, and
+          in image and interleaved mode one `<|vision_pad|>` before it. Other text is tokenized as it stands.
+        images: flat, or one list per text; anything `load_medical_image` reads.
+        generation_mode: "text", "image" or "interleaved"; by default read off the placeholders.
+        allow_url: fetch pictures given as http(s) URLs. Refused by default.
+        split_special_tokens: tokenize control tokens in `text` as plain characters, so nothing in it is parsed.
+          (`apply_chat_template` has the same argument for conversations.)
+        padding (default True where tensors are returned), padding_side, truncation, max_length, pad_to_multiple_of,
+          return_tensors ("pt", "np" or None for unpadded lists): as for tokenizers. `text_kwargs`, `images_kwargs` and
+          `common_kwargs` may group them. Settings of the image processor (`pipeline`, `vit_transform`, ...) hold for
+          this call.
+        verbatim_marks: set by `apply_chat_template`, whose safe mode marks the parts of `text` not to parse.
+
+        Returns a BatchFeature of input_ids, attention_mask and mm_token_type_ids (B, S) int64 and, if there are
+        pictures, what the image processor returns (tensors also where return_tensors is None). Raises ValueError if
+        placeholders and pictures do not match or an argument is wrong.
+        """
+        if videos is not None or audio is not None:
+            raise ValueError("UniMedVL reads text and pictures only: leave videos and audio out.")
+        options = flat_options(kwargs)
+        texts = [text] if isinstance(text, str) else list(text or [])
+        if not texts or not all(isinstance(entry, str) and entry for entry in texts):
+            raise ValueError("text must be a non-empty string or a list of them: render it with apply_chat_template.")
+
+        encoded = [self._encode(entry, options.get("split_special_tokens", False), verbatim_marks) for entry in texts]
+        images_per_text = self._images_per_text(images, [ids for ids, _ in encoded])
+        has_latents = any(self.latent_token_id in ids for ids, _ in encoded)
+        if generation_mode is None:
+            generation_mode = "image" if has_latents else "text"
+        if generation_mode not in GENERATION_MODES:
+            raise ValueError(f"generation_mode={generation_mode!r}: choose one of {', '.join(GENERATION_MODES)}.")
+        self._check_latent_placeholders([ids for ids, _ in encoded], generation_mode)
+
+        pixel_inputs = self.image_processor(
+            images_per_text,
+            generation_mode=generation_mode,
+            allow_url=allow_url,
+            return_tensors=options.get("return_tensors") or "pt",
+            **{name: options[name] for name in IMAGE_SETTINGS if options.get(name) is not None},
+        )
+        rows = self._expanded_rows(encoded, pixel_inputs, options)
+        return_tensors = options.get("return_tensors")
+        data = padded(
+            rows,
+            self.tokenizer,
+            padding=options.get("padding"),
+            padding_side=options.get("padding_side"),
+            max_length=options.get("max_length"),
+            pad_to_multiple_of=options.get("pad_to_multiple_of"),
+            as_tensors=return_tensors is not None,
+        )
+        if return_tensors is not None:
+            to_tensor = torch.tensor if return_tensors == "pt" else np.array
+            data = {key: value if key == "offset_mapping" else to_tensor(value) for key, value in data.items()}
+        if not options.get("return_offsets_mapping"):
+            del data["offset_mapping"]
+        return BatchFeature({**data, **pixel_inputs})
+
+    def apply_chat_template(
+        self,
+        conversation: list,
+        chat_template: str | None = None,
+        tools: list | None = None,
+        documents: list | None = None,
+        generation_mode: str | None = None,
+        think: bool = False,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        return_assistant_tokens_mask: bool = False,
+        tokenize: bool = False,
+        return_tensors: str | None = None,
+        return_dict: bool = False,
+        split_special_tokens: bool = False,
+        sanitize_control_tokens: bool = False,
+        allow_url: bool = False,
+        processor_kwargs: dict | None = None,
+        **kwargs,
+    ) -> str | list[str] | BatchFeature | Any:
+        """Render a conversation (or a batch of them) and, with `tokenize=True, return_dict=True`, make model inputs.
+
+        conversation: messages `{"role": "system" | "user" | "assistant", "content": str or list of items}`; an item is
+          `{"type": "text", "text": str}` or `{"type": "image", "image": picture}` where the picture is anything
+          `load_medical_image` reads (keys "path", "base64" and, with `allow_url`, "url" work too). An image item may
+          also hold that function's options: window, frame, plane, slice_index, percentiles. Image items without a
+          picture take theirs from `images` in `processor_kwargs`, in order.
+        generation_mode: "text" (default), "image" or "interleaved": decides how pictures enter and that a text answer
+          is prompted for with `add_generation_prompt`. think: begin with the reference's thinking instruction (to
+          reason in text mode, to plan in the others).
+        split_special_tokens: control tokens written in the texts of the conversation stay plain characters. Off by
+          default, as in the reference, which parses them. `sanitize_control_tokens` is transformers' name for it.
+        continue_final_message: let the model go on with the last text instead of beginning a turn.
+        return_assistant_tokens_mask: add `assistant_masks` (B, S), 1 on what an answering model has to produce: the
+          tokens of assistant texts and the end token after each.
+        processor_kwargs, and other keyword arguments that `__call__` knows: passed on to it; the rest are variables of
+          the chat template, if it is another than the package's own.
+
+        Without `tokenize` returns the text (a list for a batch); with it, what `__call__` returns, or only its
+        input_ids if not `return_dict`. Raises ValueError for malformed conversations.
+        """
+        template = self._chosen_template(chat_template)
+        passed_on = dict(processor_kwargs or {})
+        images = flatten_images(passed_on.pop("images", kwargs.pop("images", None)))
+        # Pipelines reach only processor_kwargs.
+        generation_mode = passed_on.pop("generation_mode", generation_mode) or "text"
+        allow_url = passed_on.pop("allow_url", allow_url)
+        known = {*TEXT_SETTINGS, *IMAGE_SETTINGS, *IGNORED_SETTINGS, *SETTING_GROUPS}
+        # Misspelt arguments would otherwise pass for variables of the template.
+        passed_on |= {name: kwargs.pop(name) for name in list(kwargs) if name in known or template == CHAT_TEMPLATE}
+        options = flat_options(passed_on)
+        if return_tensors not in (None, "auto"):
+            options["return_tensors"] = return_tensors
+        safe = options.pop("split_special_tokens", False) or split_special_tokens or sanitize_control_tokens
+        if generation_mode not in GENERATION_MODES:
+            raise ValueError(f"generation_mode={generation_mode!r}: choose one of {', '.join(GENERATION_MODES)}.")
+        if continue_final_message and (add_generation_prompt or return_assistant_tokens_mask):
+            raise ValueError(
+                "continue_final_message, add_generation_prompt and return_assistant_tokens_mask: pass continue alone."
+            )
+        if return_assistant_tokens_mask and not (tokenize and return_dict):
+            raise ValueError("return_assistant_tokens_mask needs tokenize=True and return_dict=True.")
+
+        conversations, is_batch = plain_conversations(conversation, VERBATIM_START, VERBATIM_END, mark=safe)
+        rendered, answer_spans = render_jinja_template(
+            conversations=conversations,
+            tools=tools,
+            documents=documents,
+            chat_template=template,
+            return_assistant_tokens_mask=return_assistant_tokens_mask,
+            continue_final_message=continue_final_message,
+            add_generation_prompt=add_generation_prompt,
+            **{**self.tokenizer.special_tokens_map, **kwargs, "generation_mode": generation_mode, "think": think},
+        )
+        if not tokenize:
+            texts = [re.sub(f"[{VERBATIM_START}{VERBATIM_END}]", "", text) for text in rendered]
+            return texts if is_batch else texts[0]
+        if return_assistant_tokens_mask:
+            options["return_offsets_mapping"] = True
+        inputs = self(
+            images=conversations_with_images(
+                conversation,
+                images,
+                allow_url,
+                options.get("max_image_pixels") or self.image_processor.max_image_pixels,
+            ),
+            text=rendered,
+            generation_mode=generation_mode,
+            verbatim_marks=safe,
+            **options,
+        )
+        if return_assistant_tokens_mask:
+            masks = [
+                [int(any(start < span[1] and end > span[0] for span in spans)) for start, end in offsets]
+                for spans, offsets in zip(answer_spans, inputs.pop("offset_mapping"), strict=True)
+            ]
+            as_tensor = isinstance(inputs["input_ids"], torch.Tensor)
+            inputs["assistant_masks"] = torch.tensor(masks) if as_tensor else masks
+        return inputs if return_dict else inputs["input_ids"]
+
+    def _chosen_template(self, chat_template: str | None) -> str:
+        templates = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
+        return templates.get(chat_template or "default", chat_template) or CHAT_TEMPLATE
+
+    def _encode(self, text: str, split_special_tokens: bool, verbatim_marks: bool) -> tuple[list[int], list[tuple]]:
+        """Token ids of `text` and their character spans in it; marked parts, or all of it, are not parsed."""
+        parts = [(text, 0, split_special_tokens)]
+        if verbatim_marks:
+            parts = list(marked_parts(text, VERBATIM_START, VERBATIM_END))
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        for part, start, verbatim in parts:
+            encoding = self.tokenizer(
+                part,
+                add_special_tokens=False,
+                split_special_tokens=verbatim,
+                return_attention_mask=False,
+                return_offsets_mapping=True,
+                verbose=False,
+            )
+            if verbatim and (self._image_ids | {self.bos_token_id, self.eos_token_id}) & set(encoding["input_ids"]):
+                raise ValueError("The tokenizer parses its control tokens in any text: mark them special=True in it.")
+            ids += encoding["input_ids"]
+            offsets += [(start + begin, start + end) for begin, end in encoding["offset_mapping"]]
+        return ids, offsets
+
+    @property
+    def _image_ids(self) -> set[int]:
+        return {self.vision_start_token_id, self.vision_end_token_id, self.image_token_id, self.latent_token_id}
+
+    def _images_per_text(self, images: Any, rows: list[list[int]]) -> list[list]:
+        """The pictures of each row, checked against its placeholders."""
+        counts = [row.count(self.image_token_id) for row in rows]
+        flat = flatten_images(images)
+        nested = isinstance(images, list | tuple) and any(isinstance(entry, list | tuple) for entry in images)
+        given = [len(flatten_images(entry)) for entry in images] if nested else None
+        if sum(counts) != len(flat) or (given is not None and len(given) == len(counts) and given != counts):
+            raise ValueError(
+                f"The texts hold {counts} {self.image_token} placeholders but {given or len(flat)} images were given: "
+                "write one placeholder per image, or use apply_chat_template, which does."
+            )
+        remaining = iter(flat)
+        return [[next(remaining) for _ in range(count)] for count in counts]
+
+    def _check_latent_placeholders(self, rows: list[list[int]], generation_mode: str) -> None:
+        for row in rows:
+            order = [token for token in row if token in (self.latent_token_id, self.image_token_id)]
+            if generation_mode == "text" and self.latent_token_id in order:
+                raise ValueError(
+                    f"The text holds {self.latent_token}, which stands for a VAE picture: remove it, or pass "
+                    "generation_mode='image'."
+                )
+            if generation_mode != "text" and order != [self.latent_token_id, self.image_token_id] * (len(order) // 2):
+                raise ValueError(
+                    f"In {generation_mode} mode each picture needs {self.latent_token} and then {self.image_token}: "
+                    f"render the text with apply_chat_template(generation_mode={generation_mode!r})."
+                )
+
+    def _expanded_rows(
+        self, encoded: list[tuple[list[int], list[tuple]]], pixel_inputs: BatchFeature, options: dict[str, Any]
+    ) -> list[dict[str, list]]:
+        """Rows with every placeholder repeated for the tokens of its picture, and truncated if asked to."""
+        grids = pixel_inputs.get("image_grid_thw", [])
+        patch_counts = iter([int(rows) * int(columns) for _, rows, columns in grids])
+        stride = (options.get("vae_transform") or self.image_processor.vae_transform)["image_stride"]
+        sizes = pixel_inputs.get("latent_image_sizes", [])
+        latent_counts = iter([int(height) // stride * (int(width) // stride) for height, width in sizes])
+        rows = []
+        for ids, offsets in encoded:
+            row: dict[str, list] = {"input_ids": [], "mm_token_type_ids": [], "offset_mapping": []}
+            for token, offset in zip(ids, offsets, strict=True):
+                kind = 1 if token == self.image_token_id else 2 if token == self.latent_token_id else 0
+                count = next(patch_counts) if kind == 1 else next(latent_counts) if kind == 2 else 1
+                row["input_ids"] += [token] * count
+                row["mm_token_type_ids"] += [kind] * count
+                row["offset_mapping"] += [offset] * count
+            rows.append(
+                truncated(row, self._image_ids, options.get("max_length"), self.tokenizer)
+                if options.get("truncation") not in (None, False, "do_not_truncate")
+                else row
+            )
+        return rows
+
+    # ----------------------------------------------------------------------------------------------- from the model
+
+    def post_process_multimodal_output(
+        self,
+        generated_outputs: Any,
+        skip_special_tokens: bool = True,
+        generation_mode: str | None = "text",
+        **kwargs,
+    ) -> list:
+        """What `generate` returned, for people.
+
+        "text" (or None): ids (B, S), (S,) or a list of them -> list of str.
+        "image": float pixels (N, 3, H, W), (3, H, W) or a list of (3, H, W) in [-1, 1], or generate's output object
+          -> list of PIL pictures. Levels are `(x * 0.5 + 0.5).clamp(0, 1) * 255` truncated, as in the reference.
+        "interleaved": segments in order (str, id tensors, pixel tensors), a list of such lists for a batch, or
+          generate's output object -> the same with str and PIL pictures.
+        Other arguments go to the tokenizer's decoding. Raises ValueError for other inputs.
+        """
+        if generation_mode in (None, "text"):
+            return self._decoded(generated(generated_outputs, "sequences"), skip_special_tokens, **kwargs)
+        if generation_mode == "image":
+            return pictures_from_pixels(generated(generated_outputs, "images"))
+        if generation_mode != "interleaved":
+            raise ValueError(f"generation_mode={generation_mode!r}: choose one of {', '.join(GENERATION_MODES)}.")
+        results: list = []
+        for segment in generated(generated_outputs, "segments"):
+            if isinstance(segment, list | tuple) and not all(isinstance(token, int) for token in segment):
+                results.append(
+                    self.post_process_multimodal_output(segment, skip_special_tokens, generation_mode, **kwargs)
+                )
+            elif isinstance(segment, str | Image.Image):
+                results.append(segment)
+            elif isinstance(segment, torch.Tensor) and segment.is_floating_point():
+                results += pictures_from_pixels(segment)
+            else:
+                results += self._decoded(segment, skip_special_tokens, **kwargs)
+        return results
+
+    def _decoded(self, ids: Any, skip_special_tokens: bool, **kwargs) -> list[str]:
+        if isinstance(ids, torch.Tensor) and ids.is_floating_point():
+            raise ValueError("These are pixels, not token ids: pass generation_mode='image'.")
+        if isinstance(ids, torch.Tensor | np.ndarray):
+            ids = ids.tolist()
+        rows = ids if ids and not isinstance(ids[0], int) else [ids]
+        return [self.tokenizer.decode(row, skip_special_tokens=skip_special_tokens, **kwargs) for row in rows]
+
+    def post_process_masks(
+        self,
+        images: Any,
+        num_classes: int = 1,
+        palette: list | None = None,
+        size: tuple[int, int] | list[tuple[int, int]] | None = None,
+    ) -> list[torch.Tensor]:
+        """Class maps (H, W) int64 of generated masks: 0 is background, 1..K the classes.
+
+        The rule. The picture is taken to uint8 as in `post_process_multimodal_output`. Without a palette the level of
+        a pixel is the mean of its channels, class k of K = `num_classes` owns the level round(255 * k / K), and a
+        pixel belongs to the class with the nearest level, the lower one in a tie. For one class that is a threshold at
+        one half. With a `palette`, a list of (R, G, B) in 0..255 whose first entry is the background, a pixel belongs
+        to the nearest colour (Euclidean), the earlier one in a tie.
+
+        images: what that method takes in image mode, or PIL pictures. size: (height, width) of the result, or one
+        per image; resized by nearest neighbour. Raises ValueError for wrong arguments.
+        """
+        pictures = images if are_pictures(images) else pictures_from_pixels(generated(images, "images"))
+        return class_maps_from_pictures(pictures, num_classes, palette, size)

@@ -1,0 +1,157 @@
+"""Pictures for records: stored files as they are, everything else as PNG, and the slices of volumes."""
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ...medical_formats_unimedvl import load_medical_image
+from ..pictures import drawn_picture, stored_picture
+from ..schema import Picture
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
+# PNG and JPEG files go into records byte by byte.
+STORED_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+# A slice is used if at least this share of it is brighter than a tenth of the volume's range.
+LEAST_CONTENT = 0.05
+
+
+def file_picture(path: Path, root: Path, window: tuple[float, float] | None = None) -> Picture:
+    """The picture in a file, its path relative to `root`.
+
+    PNG and JPEG files keep their bytes; every other format, DICOM included, becomes PNG, its grey levels chosen by
+    the file or by `window`, (center, width).
+
+    Raises:
+        ValueError: one line, for a file that is missing or no image.
+    """
+    name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+    if not path.is_file():
+        raise ValueError(f"{path}: expected an image, found no such file.")
+    return bytes_picture(path.read_bytes(), name, window)
+
+
+def named_picture(folder: Path, name: str) -> Picture:
+    """The picture that a row of a table names, below its folder; a leading slash is dropped, as the authors do.
+
+    Raises:
+        ValueError: one line, for a name that leads out of the folder, a missing file or no image.
+    """
+    path = folder / name.lstrip("/")
+    if ".." in path.relative_to(folder).parts:
+        raise ValueError(f"{name}: expected an image below {folder}, found a name that leads out of it.")
+    return file_picture(path, folder)
+
+
+def bytes_picture(content: bytes, name: str, window: tuple[float, float] | None = None) -> Picture:
+    """The picture of an image file's content; see `file_picture`."""
+    if content.startswith(STORED_SIGNATURES):
+        return stored_picture(content, name)
+    try:
+        picture = load_medical_image(content, window=window)
+    except ValueError as error:
+        raise ValueError(f"{name}: expected an image, found a problem: {error}") from error
+    return image_picture(picture, name)
+
+
+def image_picture(picture: Image.Image, name: str) -> Picture:
+    """A PIL picture as PNG, in grey or colour."""
+    return drawn_picture(np.asarray(picture.convert("L" if picture.mode in ("1", "L", "LA") else "RGB")), name)
+
+
+def read_levels(path: Path) -> np.ndarray:
+    """The stored values of a mask file, (H, W) or (H, W, channels), integers, without any windowing.
+
+    Raises:
+        ValueError: one line, for a file that is missing or no picture.
+    """
+    try:
+        with Image.open(path) as opened:
+            return np.asarray(opened if opened.mode != "P" else opened.copy())
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{path}: expected a mask image, found a problem: {error}.") from error
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A scan as slices in radiological display.
+
+    Attributes:
+        voxels: (slices, rows, columns), in the file's units. The first slice is the lowest (feet first).
+        spacing: millimetres between rows and between columns.
+    """
+
+    voxels: np.ndarray
+    spacing: tuple[float, float]
+
+    def content_slices(self, levels: tuple[float, float]) -> Iterator[int]:
+        """Indices of the slices that show more than background."""
+        threshold = levels[0] + 0.1 * (levels[1] - levels[0])
+        for index, plane in enumerate(self.voxels):
+            if np.mean(plane > threshold) >= LEAST_CONTENT:
+                yield index
+
+    def levels(self, window: tuple[float, float] | None, percentiles: tuple[float, float] = (0.5, 99.5)) -> Any:
+        """The values that become black and white: those of a (center, width) window, else the volume's percentiles."""
+        if window is not None:
+            return window[0] - window[1] / 2, window[0] + window[1] / 2
+        low, high = np.percentile(self.voxels, percentiles)
+        return float(low), float(high)
+
+    def picture(self, index: int, levels: tuple[float, float], name: str) -> Picture:
+        """A slice as 8-bit PNG with square pixels."""
+        low, high = levels
+        grey = np.clip((self.voxels[index].astype(np.float64) - low) / max(high - low, 1e-12), 0.0, 1.0)
+        return image_picture(self._square(Image.fromarray(np.rint(grey * 255).astype(np.uint8)), False), name)
+
+    def classes(self, index: int) -> np.ndarray:
+        """The label values of a slice, (height, width) uint8, on the grid of `picture`."""
+        return np.asarray(self._square(Image.fromarray(self.voxels[index].astype(np.uint8)), True))
+
+    def _square(self, picture: Image.Image, labels: bool) -> Image.Image:
+        rows, columns = self.spacing
+        finer = min(rows, columns)
+        # The voxels of the two directions differ by less than one per cent in every scanner's "square" pixels.
+        if max(rows, columns) < 1.01 * finer:
+            return picture
+        size = (round(picture.width * columns / finer), round(picture.height * rows / finer))
+        return picture.resize(size, Image.Resampling.NEAREST if labels else Image.Resampling.BICUBIC)
+
+
+def read_volume(path: Path, slice_axis: int | None = None) -> Volume:
+    """A NIfTI file as axial slices: anterior at the top, the patient's right at the left.
+
+    Args:
+        path: `.nii` or `.nii.gz`, 3-D.
+        slice_axis: None takes the orientation from the header; an axis of the array takes the slices as they lie in
+            the file, for sets whose headers can not be trusted.
+
+    Raises:
+        ValueError: one line, for a file that is missing, damaged or not 3-D.
+    """
+    try:
+        nibabel = importlib.import_module("nibabel")
+        filebasedimages = importlib.import_module("nibabel.filebasedimages")
+    except ImportError:
+        raise ValueError('NIfTI files need nibabel: pip install "unimedvl[medical]".') from None
+    try:
+        image = nibabel.load(path)
+        if slice_axis is None:
+            image = nibabel.as_closest_canonical(image)
+        voxels = np.asarray(image.dataobj)
+    except (OSError, EOFError, ValueError, filebasedimages.ImageFileError) as error:
+        raise ValueError(
+            f"{path}: expected a NIfTI volume, found a problem: {' '.join(str(error).split())}."
+        ) from None
+    if voxels.ndim != 3:
+        raise ValueError(f"{path}: expected a volume with three axes, found the shape {voxels.shape}.")
+    spacing = [float(zoom) if np.isfinite(zoom) and zoom > 0 else 1.0 for zoom in image.header.get_zooms()]
+    if slice_axis is None:
+        # From right, anterior, superior to rows that start in front and columns that start at the patient's right.
+        return Volume(voxels[::-1, ::-1].transpose(2, 1, 0), (spacing[1], spacing[0]))
+    rows, columns = [axis for axis in range(3) if axis != slice_axis]
+    return Volume(np.moveaxis(voxels, slice_axis, 0), (spacing[rows], spacing[columns]))

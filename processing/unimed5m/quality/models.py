@@ -1,0 +1,89 @@
+"""Alignment models by path: what the command line and the cluster workers load."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from .alignment import CAPTIONS, Alignment, AlignmentModels, Captioner, ImageTextEncoder
+
+NEAREST = "nearest"
+_SAMPLED_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ModelPaths:
+    """Which models score; calling it loads them.
+
+    Attributes:
+        text_encoder: sentence encoder (E5-large-v2, MiniLM).
+        image_text_encoder: dual encoder (MedSigLIP) or a folder that `train_scorer` wrote.
+        captioner: image-text-to-text model (MedGemma, UniMedVL); `nearest` takes the texts of the nearest training
+            images, from the `train_scorer` folder.
+        device: of the transformers models.
+        trust_remote_code: whether the captioner's own code may run; UniMedVL needs it.
+        max_new_tokens: longest caption.
+    """
+
+    text_encoder: str
+    image_text_encoder: str
+    captioner: str = NEAREST
+    device: str = "cpu"
+    trust_remote_code: bool = False
+    max_new_tokens: int = 64
+
+    def __call__(self) -> AlignmentModels:
+        # Torch and transformers are only loaded where scores are computed.
+        from .encoders import TransformersCaptioner, TransformersImageTextEncoder, TransformersTextEncoder
+        from .scorer import CompactScorer, RetrievalCaptioner
+
+        captioner: Captioner
+        if self.captioner == NEAREST:
+            captioner = RetrievalCaptioner.load(self.image_text_encoder)
+        else:
+            captioner = TransformersCaptioner(
+                self.captioner,
+                max_new_tokens=self.max_new_tokens,
+                device=self.device,
+                trust_remote_code=self.trust_remote_code,
+            )
+        prefix = "query: " if "e5-" in Path(self.text_encoder).name.lower() else ""
+        image_text_encoder: ImageTextEncoder
+        if is_compact_scorer(self.image_text_encoder):
+            image_text_encoder = CompactScorer.load(self.image_text_encoder)
+        else:
+            image_text_encoder = TransformersImageTextEncoder(self.image_text_encoder, device=self.device)
+        return AlignmentModels(
+            captioner, TransformersTextEncoder(self.text_encoder, prefix, device=self.device), image_text_encoder
+        )
+
+    def describe(self) -> str:
+        """Paths with a digest of the weights, so that scores of other weights are never taken for these."""
+        paths = (self.captioner, self.text_encoder, self.image_text_encoder)
+        names = ", ".join(f"{path} [{weights_digest(path)}]" for path in paths)
+        return f"{names}, {self.max_new_tokens} tokens"
+
+
+def is_compact_scorer(path: str) -> bool:
+    return (Path(path) / "neighbours.npy").is_file()
+
+
+def weights_digest(path: str) -> str:
+    """A digest of the sizes and of the first and last megabyte of a folder's files; of the name for a Hub id.
+
+    Cheap for tens of gigabytes, and changed by any training step, which touches every tensor.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(entry for entry in Path(path).glob("*") if entry.is_file()):
+        size = os.path.getsize(file)
+        digest.update(f"{file.name} {size} ".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(_SAMPLED_BYTES))
+            stream.seek(max(0, size - _SAMPLED_BYTES))
+            digest.update(stream.read())
+    return digest.hexdigest()[:12] if Path(path).is_dir() else path
+
+
+def alignment_with(paths: ModelPaths, captions: int = CAPTIONS) -> Alignment:
+    """The alignment measure with these models, loaded once in every process that scores."""
+    return Alignment(paths, paths.describe(), captions)

@@ -1,0 +1,42 @@
+"""Reading the images of record tables."""
+
+import io
+import struct
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image
+
+MAX_PIXELS = 20_000_000
+# What Pillow's decoders raise on damaged files.
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+def stored_bytes(picture: Mapping[str, Any]) -> bytes | None:
+    """The encoded file of a picture column's entry, None where only its path is stored."""
+    image = picture["image"]
+    return None if image is None else image["bytes"]
+
+
+def pictures(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [*(row["input_img"] or []), *(row["output_img"] or [])]
+
+
+def open_picture(data: bytes, mode: str | None = None) -> Image.Image:
+    """Decode an image completely, in `mode` if given.
+
+    Raises one of `DAMAGED` where the bytes are no complete image.
+    """
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image if mode is None else to_mode(image, mode)
+
+
+def to_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Convert, keeping the order of 16-bit grey levels, which Pillow's own conversion would clip at 255."""
+    if image.mode in ("I;16", "I;16B", "I", "F"):
+        low, high = image.convert("F").getextrema()
+        scale = 255.0 / (high - low) if high > low else 0.0
+        image = image.convert("F").point(lambda value: value * scale - low * scale).convert("L")
+    return image.convert(mode)

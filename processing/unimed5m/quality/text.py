@@ -1,0 +1,46 @@
+"""The texts of a record that quality control looks at."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..schema import IMAGE_PLACEHOLDER
+
+# Tasks whose text says something about one image. An editing instruction ("segment the vessels") does not.
+ALIGNED_TASKS = ("caption", "diagnosis", "planned_text_to_image", "report", "text_to_image", "vqa")
+CAPTION_TASKS = ("caption", "planned_text_to_image", "text_to_image")
+
+
+def whole_text(message: Sequence[Mapping[str, str]]) -> str:
+    """All turns of a conversation without image placeholders, one line per turn."""
+    return "\n".join(turn["value"].replace(IMAGE_PLACEHOLDER, "").strip() for turn in message).strip()
+
+
+def normalised_text(message: Sequence[Mapping[str, str]]) -> str:
+    """The whole text in lower case with single spaces and no punctuation: equal for texts that read the same."""
+    return " ".join(re.findall(r"\w+", whole_text(message).lower()))
+
+
+def original_text(row: Mapping[str, Any]) -> str:
+    """The text of a record that describes its image.
+
+    Questions keep their answer ("is there a fracture? no"); captions and reports are the answer alone, because their
+    question is one of our phrasings; a text-to-image record is described by its prompt.
+    """
+    asked = [turn["value"] for turn in row["message"] if turn["from"] == "human"]
+    told = [turn["value"] for turn in row["message"] if turn["from"] == "gpt"]
+    if row["sub_task_type"] in ("text_to_image", "planned_text_to_image"):
+        parts = asked
+    elif row["sub_task_type"] in ("caption", "report"):
+        parts = told
+    else:
+        parts = asked + told
+    return " ".join(" ".join(parts).replace(IMAGE_PLACEHOLDER, " ").split())
+
+
+def described_image(row: Mapping[str, Any]) -> bytes | None:
+    """The bytes of the image that `original_text` describes: the first input image, else the first output image."""
+    for picture in [*(row["input_img"] or []), *(row["output_img"] or [])]:
+        if picture["image"] is not None and picture["image"]["bytes"] is not None:
+            return picture["image"]["bytes"]
+    return None

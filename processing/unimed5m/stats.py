@@ -1,0 +1,298 @@
+"""What a folder of records holds: tables of the balance, plots, and a page of random records to look at."""
+
+import base64
+import hashlib
+import heapq
+import math
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy
+import pyarrow.parquet as parquet
+
+from .pipeline import shard_paths, write_json
+from .schema import IMAGE_PLACEHOLDER, SPLITS, Record
+
+COLUMNS = (
+    "id",
+    "split",
+    "main_task_type",
+    "sub_task_type",
+    "modality",
+    "dataset",
+    "license_tier",
+    "redistributable",
+    "synthetic",
+    "group_id",
+    "message",
+    "input_img.list.element.height",
+    "input_img.list.element.width",
+    "output_img.list.element.height",
+    "output_img.list.element.width",
+)
+PAGE_NAME = "samples.html"
+# Validated colours of the plots, light to dark by split; grey text and thin grid lines carry the rest.
+SPLIT_COLOURS = {"train": "#2b6cb0", "validation": "#dd8452", "test": "#55a868"}
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>Random records</title>
+<style>
+body { font: 14px/1.45 system-ui, sans-serif; margin: 2rem; color: #222; }
+article { border: 1px solid #ccc; border-radius: 6px; padding: .8rem; margin: .8rem 0; }
+img { max-height: 220px; max-width: 260px; margin: .3rem .3rem .3rem 0; background: #000; vertical-align: top; }
+.human { background: #eef4fb; } .gpt { background: #f3f8ee; }
+.turn { padding: .4rem .6rem; margin: .3rem 0; white-space: pre-wrap; }
+.meta { color: #666; font-size: 12px; }
+.synthetic { color: #a33; font-weight: 600; }
+</style></head><body>
+<h1>{{ count }} random records of each task</h1>
+<p class="meta">From {{ total }} records, seed {{ seed }}. Pictures of patients: do not publish this page.</p>
+{% for task, records in tasks %}<h2 id="{{ task }}">{{ task }}</h2>
+{% for record in records %}<article>
+<div class="meta">{{ record.id }} &middot; {{ record.modality }} &middot; {{ record.dataset }}
+&middot; {{ record.split }} &middot; {{ record.license }} &middot; group {{ record.group_id }}
+{% if record.synthetic %}<span class="synthetic">synthetic</span>{% endif %}</div>
+{% for turn in record.turns %}<div class="turn {{ turn.role }}">{% for part in turn.parts -%}
+{% if part.image %}<img src="{{ part.image }}" alt="">{% else %}{{ part.text }}{% endif %}{% endfor %}</div>
+{% endfor %}</article>
+{% endfor %}{% endfor %}</body></html>
+"""
+
+
+def describe(
+    folder: str | Path, to: str | Path | None = None, *, samples: int = 10, seed: int = 0
+) -> tuple[dict[str, Any], str]:
+    """Count a folder's records, draw the plots and write the page.
+
+    Args:
+        folder: a folder with record shards.
+        to: where `stats.json`, the plots and the page go; `FOLDER/stats` by default.
+        samples: random records of each task on the page.
+        seed: which ones.
+
+    Returns:
+        The numbers, and the same as text.
+
+    Raises:
+        ValueError: if the folder has no shards.
+    """
+    paths = shard_paths(folder)
+    target = Path(folder) / "stats" if to is None else Path(to)
+    target.mkdir(parents=True, exist_ok=True)
+    # Pictures of patients never slip into a repository that the folder happens to lie in.
+    (target / ".gitignore").write_text("*\n", encoding="utf-8")
+    numbers, chosen = count(paths, samples, seed)
+    write_json(target / "stats.json", numbers)
+    plots = draw(numbers, target)
+    page = target / PAGE_NAME
+    page.write_text(_page(paths, chosen, numbers["records"], samples, seed), encoding="utf-8")
+    files = [*plots, page]
+    return numbers | {"files": [str(file) for file in files]}, "\n".join([*tables(numbers), *map(str, files)])
+
+
+def count(paths: Sequence[Path], samples: int = 0, seed: int = 0) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """The numbers of the shards, and the ids of random records of each task.
+
+    Memory holds counters, the chosen ids and 8 bytes per record.
+    """
+    counters: dict[str, Counter[str]] = defaultdict(Counter)
+    characters: dict[str, Counter[int]] = defaultdict(Counter)
+    sides: Counter[int] = Counter()
+    chosen: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    groups: dict[str, array[int]] = {split: array("Q") for split in SPLITS}
+    records = 0
+    for row in _rows(paths):
+        records += 1
+        task = row["sub_task_type"]
+        for name in ("split", "main_task_type", "sub_task_type", "modality", "dataset", "license_tier"):
+            counters[name][row[name]] += 1
+        counters["redistributable"][row["redistributable"]] += 1
+        counters["synthetic"][str(row["synthetic"]).lower()] += 1
+        counters["task and split"][f"{task}/{row['split']}"] += 1
+        counters["task and modality"][f"{task}/{row['modality']}"] += 1
+        counters["source and tier"][f"{row['dataset']}/{row['license_tier']}"] += 1
+        text = "\n".join(turn["value"].replace(IMAGE_PLACEHOLDER, "").strip() for turn in row["message"])
+        characters[task][len(text)] += 1
+        for picture in (*row["input_img"], *row["output_img"]):
+            sides[min(picture["height"], picture["width"])] += 1
+        groups[row["split"]].append(_digest(row["group_id"]))
+        key = -_digest(f"{seed}/{row['id']}")
+        heapq.heappush(chosen[task], (key, row["id"]))
+        if len(chosen[task]) > samples:
+            heapq.heappop(chosen[task])
+    unique = {split: numpy.unique(numpy.array(found, dtype=numpy.uint64)) for split, found in groups.items() if found}
+    shared = sum(len(numpy.intersect1d(unique[first], unique[second])) for first, second in combinations(unique, 2))
+    numbers = {
+        "records": records,
+        **{name: dict(counter.most_common()) for name, counter in counters.items()},
+        "characters": {task: _quantiles(lengths) for task, lengths in sorted(characters.items())},
+        "shorter side": _quantiles(sides),
+        "groups": {split: len(found) for split, found in unique.items()},
+        "groups in two splits": shared,
+        "evenness": {name: evenness(counters[name]) for name in ("sub_task_type", "modality", "dataset")},
+    }
+    ids = {task: [name for _, name in sorted(found, reverse=True)] for task, found in sorted(chosen.items())}
+    return numbers, ids
+
+
+def evenness(counter: Mapping[str, int]) -> float:
+    """Entropy over its maximum: 1 for equal shares, 0 for a single kind."""
+    total = sum(counter.values())
+    if len(counter) < 2:
+        return 0.0
+    entropy = -sum(number / total * math.log(number / total) for number in counter.values())
+    return round(entropy / math.log(len(counter)), 4)
+
+
+def tables(numbers: Mapping[str, Any]) -> list[str]:
+    """The numbers as lines of text."""
+    lines = [f"{numbers['records']} records, groups in two splits: {numbers['groups in two splits']}", ""]
+    splits = [split for split in SPLITS if split in numbers["split"]]
+    lines.append(f"{'task':24s}" + "".join(f"{split:>12s}" for split in splits))
+    for task in sorted(numbers["sub_task_type"]):
+        row = (numbers["task and split"].get(f"{task}/{split}", 0) for split in splits)
+        lines.append(f"{task:24s}" + "".join(f"{number:12d}" for number in row))
+    modalities = list(numbers["modality"])
+    lines += ["", f"{'task':24s}" + "".join(f"{modality:>8s}" for modality in modalities)]
+    for task in sorted(numbers["sub_task_type"]):
+        row = (numbers["task and modality"].get(f"{task}/{modality}", 0) for modality in modalities)
+        lines.append(f"{task:24s}" + "".join(f"{number:8d}" for number in row))
+    lines += ["", f"{'source (tier)':44s}{'records':>8s}"]
+    for name, number in numbers["source and tier"].items():
+        source, _, tier = name.rpartition("/")
+        lines.append(f"{source + (f' ({tier})' if tier else ''):44s}{number:8d}")
+    lines += ["", f"{'characters of text':24s}{'5 %':>8s}{'half':>8s}{'95 %':>8s}"]
+    for task, quantiles in numbers["characters"].items():
+        lines.append(f"{task:24s}" + "".join(f"{quantiles[name]:8d}" for name in ("5 %", "50 %", "95 %")))
+    even = ", ".join(f"{name} {value:.2f}" for name, value in numbers["evenness"].items())
+    return [*lines, "", f"evenness (entropy over its maximum): {even}", ""]
+
+
+def draw(numbers: Mapping[str, Any], target: Path) -> list[Path]:
+    """Plots of task, modality and source balance, as PNG files; returns their paths."""
+    from matplotlib.figure import Figure
+
+    tasks = sorted(numbers["sub_task_type"], key=lambda task: numbers["sub_task_type"][task])
+    splits = [split for split in SPLITS if split in numbers["split"]]
+    figure = Figure(figsize=(8, 0.4 * len(tasks) + 1.6), layout="constrained")
+    axes = figure.subplots()
+    left = [0] * len(tasks)
+    for split in splits:
+        widths = [numbers["task and split"].get(f"{task}/{split}", 0) for task in tasks]
+        axes.barh(tasks, widths, left=left, color=SPLIT_COLOURS[split], label=split)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    for index, total in enumerate(left):
+        axes.annotate(f" {total}", (total, index), va="center", fontsize=8, color="#444")
+    _finish(axes, "Records per task")
+    axes.legend(frameon=False)
+    files = [_save(figure, target / "tasks.png")]
+
+    modalities = list(numbers["modality"])
+    cells = [[numbers["task and modality"].get(f"{task}/{name}", 0) for name in modalities] for task in tasks]
+    figure = Figure(figsize=(0.8 * len(modalities) + 3, 0.4 * len(tasks) + 1.4), layout="constrained")
+    axes = figure.subplots()
+    logs = [[math.log10(number) if number else math.nan for number in row] for row in cells]
+    axes.imshow(logs, cmap="Blues", aspect="auto", origin="lower", vmin=-0.5)
+    largest = max(max(row) for row in cells)
+    for row_index, row in enumerate(cells):
+        for column, number in enumerate(row):
+            if number:
+                dark = math.log10(number) > 0.65 * math.log10(max(largest, 2))
+                axes.text(
+                    column, row_index, str(number), ha="center", va="center", fontsize=8, color="w" if dark else "k"
+                )
+    axes.set_xticks(range(len(modalities)), modalities)
+    axes.set_yticks(range(len(tasks)), tasks)
+    axes.set_title("Records per task and modality", loc="left")
+    files.append(_save(figure, target / "modalities.png"))
+
+    sources = list(numbers["dataset"].items())[::-1]
+    figure = Figure(figsize=(8, 0.3 * len(sources) + 1.4), layout="constrained")
+    axes = figure.subplots()
+    axes.barh([name for name, _ in sources], [number for _, number in sources], color=SPLIT_COLOURS["train"])
+    for index, (_, number) in enumerate(sources):
+        axes.annotate(f" {number}", (number, index), va="center", fontsize=8, color="#444")
+    _finish(axes, "Records per source")
+    files.append(_save(figure, target / "sources.png"))
+    return files
+
+
+def _finish(axes: Any, title: str) -> None:
+    axes.set_title(title, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.1)
+    axes.grid(axis="x", color="#ddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _save(figure: Any, path: Path) -> Path:
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    return path
+
+
+def _rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    for path in paths:
+        for batch in parquet.ParquetFile(path).iter_batches(batch_size=2048, columns=list(COLUMNS)):
+            yield from batch.to_pylist()
+
+
+def _page(paths: Sequence[Path], chosen: Mapping[str, Sequence[str]], total: int, samples: int, seed: int) -> str:
+    wanted = {name for names in chosen.values() for name in names}
+    found: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        file = parquet.ParquetFile(path)
+        for group in range(file.num_row_groups):
+            # Ids first: most row groups hold none of the records, and their images need not be read.
+            if wanted.isdisjoint(file.read_row_group(group, columns=["id"])["id"].to_pylist()):
+                continue
+            for row in file.read_row_group(group).to_pylist():
+                if row["id"] in wanted:
+                    found[row["id"]] = shown(Record.from_row(row))
+    tasks = [(task, [found[name] for name in names]) for task, names in chosen.items()]
+    environment = jinja2.Environment(autoescape=True)
+    return environment.from_string(_PAGE).render(tasks=tasks, total=total, count=samples, seed=seed)
+
+
+def shown(record: Record) -> dict[str, Any]:
+    """A record for the page: its turns cut at the placeholders, pictures as data addresses."""
+    waiting = {"human": list(record.input_img), "gpt": list(record.output_img)}
+    turns = []
+    for turn in record.message:
+        parts: list[dict[str, str]] = []
+        for index, text in enumerate(turn.value.split(IMAGE_PLACEHOLDER)):
+            if index and waiting[turn.role]:
+                parts.append({"image": _address(waiting[turn.role].pop(0))})
+            parts.append({"text": text.strip("\n") + ("\n" if text.strip("\n") else "")})
+        turns.append({"role": turn.role, "parts": parts})
+    # Without placeholders input images come first and output images last.
+    turns[0]["parts"] = [{"image": _address(picture)} for picture in waiting["human"]] + turns[0]["parts"]
+    turns[-1]["parts"] = turns[-1]["parts"] + [{"image": _address(picture)} for picture in waiting["gpt"]]
+    names = ("id", "modality", "dataset", "split", "license", "group_id", "synthetic")
+    return {name: getattr(record, name) for name in names} | {"turns": turns}
+
+
+def _address(picture: Any) -> str:
+    if picture.data is None:
+        return ""
+    kind = "png" if picture.data.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(picture.data).decode('ascii')}"
+
+
+def _quantiles(counter: Counter[int]) -> dict[str, int]:
+    """5 %, 50 % and 95 % of the values, and the ends; empty for no values."""
+    total, reached, found = sum(counter.values()), 0, {}
+    marks = [("least", 0.0), ("5 %", 0.05), ("50 %", 0.5), ("95 %", 0.95), ("most", 1.0)]
+    for value in sorted(counter):
+        reached += counter[value]
+        while marks and reached >= marks[0][1] * total:
+            found[marks.pop(0)[0]] = value
+    return found
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

@@ -1,0 +1,64 @@
+"""Every code block and every command of README.md runs as it stands, on the checkpoint that comes with the package."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from skimage import data
+
+from tests.unimedvl import bad_files
+from unimedvl import demo
+from unimedvl.command import main
+from unimedvl.hub_cards import NANO_DIRECTORY
+from unimedvl.provenance import read_provenance
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+# Those with a capital M, owner/name or the name of a release stand for something the reader puts in.
+COMMANDS = [
+    line.partition("  #")[0].strip()
+    for line in README.splitlines()
+    if line.startswith("    unimedvl ") and not re.search(r"--model M\b|owner/name|BAGEL-7B-MoT", line)
+]
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder with the files that the README names: pictures from scikit-image, and synthetic scans."""
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    for name, picture in {"retina": data.retina, "section": data.immunohistochemistry}.items():
+        Image.fromarray(picture()).save(f"{name}.png")
+    for name in ("a", "b"):
+        bad_files.picture(64).save(f"{name}.png")
+    bad_files.dicom(tmp_path)
+    bad_files.nifti(tmp_path, "brain.nii.gz", (20, 22, 100))
+    return tmp_path
+
+
+def test_code_blocks(workplace):
+    assert len(BLOCKS) >= 6
+    names: dict = {}
+    for block in BLOCKS:
+        block = block.replace('"hub_cards/unimedvl-nano"', repr(str(NANO_DIRECTORY)))
+        exec(compile(block, "README.md", "exec"), names)
+    assert (workplace / "xray.png").is_file()
+    assert names["ids"].shape[0] == 2
+
+
+def test_commands(workplace, capsys):
+    assert len(COMMANDS) >= 5
+    for command in COMMANDS:
+        assert main(shlex.split(command)[1:]) == 0, (command, capsys.readouterr().err)
+    assert read_provenance(workplace / "stained.png")["settings"]["preset"] == "virtual_staining"
+
+
+def test_demonstration(workplace, capsys):
+    demo.main("pictures")
+    printed = capsys.readouterr().out
+    assert all(f"{name}: {demo.QUESTION} -> " in printed for name in demo.PICTURES)
+    for number, prompt in enumerate(demo.PROMPTS, start=1):
+        record = read_provenance(workplace / "pictures" / f"generated-{number}.png")
+        assert record["prompt"] == prompt and record["synthetic"] is True

@@ -1,0 +1,57 @@
+"""The package description lists every folder of code, and what may travel to the Hub imports nothing it may not."""
+
+import configparser
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("unimedvl", "modeling_unimedvl", "processing", "training", "evaluation", "hub_cards")
+
+
+def tracked(pattern: str) -> list[Path]:
+    """Files of the checkout that git knows."""
+    listing = subprocess.run(["git", "ls-files", pattern], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [Path(line) for line in listing.stdout.splitlines()]
+
+
+def test_every_package_is_listed():
+    description = configparser.ConfigParser()
+    description.read(ROOT / "setup.cfg")
+    listed = description["options"]["packages"].split()
+    found = []
+    for path in tracked("*__init__.py"):
+        if path.parts[0] in FOLDERS:
+            dotted = ".".join(path.parent.parts)
+            found.append(dotted if path.parts[0] == "unimedvl" else f"unimedvl.{dotted}")
+    assert set(found) <= set(listed)
+    roots = {f"unimedvl.{folder}": folder for folder in FOLDERS[1:]}
+    for name in listed:
+        root = next((root for root in roots if name == root or name.startswith(f"{root}.")), "unimedvl")
+        folder = roots.get(root, "unimedvl") + name.removeprefix(root).replace(".", "/")
+        assert (ROOT / folder / "__init__.py").is_file(), name
+
+
+def test_code_that_travels_is_flat_and_self_contained():
+    names = []
+    for folder in ("modeling_unimedvl", "processing"):
+        for path in (ROOT / folder).glob("*_unimedvl.py"):
+            names.append(path.name)
+            text = path.read_text(encoding="utf-8")
+            # The expressions are those that transformers searches code with, docstrings included.
+            for module in re.findall(r"^\s*from\s+\.(\S*)\s+import", text, re.MULTILINE):
+                assert (ROOT / folder / f"{module}.py").is_file(), (path.name, module)
+            assert not re.search(r"^\s*import\s+\.", text, re.MULTILINE)
+            assert not re.search(r"^\s*(import|from)\s+unimedvl\b", text, re.MULTILINE), path.name
+            assert not re.search(r"^\s*(import|from)\s+(torchvision|flash_attn)\b", text, re.MULTILINE), path.name
+    assert len(names) == len(set(names)) > 10
+
+
+@pytest.mark.parametrize("folder", ["unimedvl", "training", "hub_cards"])
+def test_nothing_imports_torchvision_or_flash_attention(folder):
+    for path in (ROOT / folder).rglob("*.py"):
+        assert not re.search(
+            r"^\s*(import|from)\s+(torchvision|flash_attn)\b", path.read_text(encoding="utf-8"), re.MULTILINE
+        ), path

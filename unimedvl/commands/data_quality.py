@@ -1,0 +1,160 @@
+"""The part of `unimedvl data` that checks, audits and publishes records.
+
+unimedvl data check RECORDS OUT [--text-encoder M --image-text-encoder M [--captioner M]]
+unimedvl data audit RECORDS OUT
+unimedvl data agreement OUT/scores-expert-*.csv
+unimedvl data publish RECORDS OUT [--push REPO]
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Result = tuple[dict[str, Any], str]
+
+
+def add_quality_commands(commands: Any, add_executor_arguments: Callable[[argparse.ArgumentParser], None]) -> None:
+    """Add `check`, `audit`, `agreement` and `publish` to the sub-commands of `unimedvl data`."""
+    check = commands.add_parser("check", help="drop what fails the quality control, with reasons")
+    check.add_argument("records", metavar="RECORDS", help="folder that `build` wrote")
+    check.add_argument("output", metavar="OUT", help="folder for the kept records and the reasons")
+    check.add_argument(
+        "--enforce",
+        choices=("captions", "all", "none"),
+        help="whose size and length faults drop a record (default: captions; none for unimed-mini)",
+    )
+    check.add_argument("--keep-duplicates", action="store_true", help="leave near duplicates and leaks in")
+    check.add_argument(
+        "--benchmark",
+        action="append",
+        default=[],
+        metavar="NAME=RECORDS",
+        help="records of a test set that no training record may share (repeatable)",
+    )
+    check.add_argument("--text-encoder", metavar="MODEL", help="sentence encoder, for scores of alignment")
+    check.add_argument("--image-text-encoder", metavar="MODEL", help="dual encoder, or a folder of train_scorer")
+    check.add_argument("--captioner", default="nearest", metavar="MODEL", help="captioning model (default: nearest)")
+    check.add_argument("--captions", type=int, default=5, metavar="K", help="captions per image (default: 5)")
+    check.add_argument(
+        "--keep", type=float, default=0.5, metavar="SHARE", help="share kept by alignment (default: 0.5)"
+    )
+    check.add_argument("--scope", choices=("global", "modality", "source"), default="modality", help="what is ranked")
+    check.add_argument("--normalisation", choices=("affine", "minmax"), default="affine", help="of both scores")
+    check.add_argument("--device", default="cpu", help="of the models (default: cpu)")
+    check.add_argument("--trust-remote-code", action="store_true", help="run the captioner's own code (UniMedVL)")
+    add_executor_arguments(check)
+
+    audit = commands.add_parser("audit", help="write the sheets of an expert audit")
+    audit.add_argument("records", metavar="RECORDS", help="folder of records")
+    audit.add_argument("output", metavar="OUT", help="folder for the page and one score sheet per expert")
+    audit.add_argument("--size", type=int, default=200, metavar="N", help="records to score (default: 200)")
+    audit.add_argument("--experts", type=int, default=5, metavar="N", help="score sheets (default: 5)")
+    audit.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the sample (default: 0)")
+
+    agreement = commands.add_parser("agreement", help="means, agreement and correlations of filled audit sheets")
+    agreement.add_argument("sheets", nargs="+", metavar="CSV", help="filled sheets, one per expert")
+    agreement.add_argument("--out", default="audit.json", metavar="FILE", help="JSON result (default: audit.json)")
+
+    publish = commands.add_parser("publish", help="write a data set repository")
+    publish.add_argument("records", metavar="RECORDS", help="folder that `check` or `build` wrote")
+    publish.add_argument("output", metavar="OUT", help="folder for the repository")
+    publish.add_argument("--name", default="UniMed-5M", help="title of the card (default: UniMed-5M)")
+    publish.add_argument(
+        "--embed",
+        default="yes",
+        metavar="WORDS",
+        help="first words of `redistributable` whose images are embedded, separated by commas (default: yes)",
+    )
+    publish.add_argument("--push", metavar="REPO", help="upload to this data set repository of the Hub")
+    publish.add_argument("--public", action="store_true", help="make a new repository public")
+    add_executor_arguments(publish)
+
+    for command in (check, audit, agreement, publish):
+        command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+        command.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+
+
+def run_check(arguments: argparse.Namespace, executor: Any) -> Result:
+    from ..processing.unimed5m.quality.alignment import Selection
+    from ..processing.unimed5m.quality.coarse import CoarseFilter
+    from ..processing.unimed5m.quality.control import QualitySettings, quality_control
+    from ..processing.unimed5m.quality.models import ModelPaths, alignment_with
+
+    if (arguments.text_encoder is None) != (arguments.image_text_encoder is None):
+        raise ValueError("alignment needs both --text-encoder and --image-text-encoder; give both or neither")
+    alignment = None
+    if arguments.text_encoder is not None:
+        models = ModelPaths(
+            arguments.text_encoder,
+            arguments.image_text_encoder,
+            arguments.captioner,
+            arguments.device,
+            arguments.trust_remote_code,
+        )
+        alignment = alignment_with(models, arguments.captions)
+    settings = QualitySettings(
+        CoarseFilter(arguments.enforce or _default_enforcement(Path(arguments.records))),
+        not arguments.keep_duplicates,
+        dict(_named_folder(text) for text in arguments.benchmark),
+        alignment,
+        Selection(arguments.keep, arguments.scope, arguments.normalisation),
+    )
+    summary = quality_control(arguments.records, arguments.output, settings, executor)
+    lines = [f"{summary['read']} read = {summary['kept']} kept + {summary['dropped']} dropped"]
+    for stage in summary["stages"]:
+        lines += [f"  {number:8d}  {stage['stage']}: {reason}" for reason, number in stage["dropped"].items()]
+    lines += [f"  {number:8d}  reported only: {reason}" for reason, number in summary["reported_only"].items()]
+    return summary, "\n".join(lines)
+
+
+def _default_enforcement(records: Path) -> str:
+    """`unimed-mini` keeps its small images and short answers: they are reported."""
+    mark = records / "build.json"
+    is_mini = mark.is_file() and json.loads(mark.read_text(encoding="utf-8"))["source"] == "unimed-mini"
+    return "none" if is_mini else "captions"
+
+
+def _named_folder(text: str) -> tuple[str, str]:
+    name, _, folder = text.partition("=")
+    if not name or not folder:
+        raise ValueError(f"expected --benchmark NAME=RECORDS, found {text!r}")
+    return name, folder
+
+
+def run_audit(arguments: argparse.Namespace) -> Result:
+    from ..processing.unimed5m.quality.audit import write_sheet
+
+    ids = write_sheet(arguments.records, arguments.output, arguments.size, arguments.experts, arguments.seed)
+    text = f"{len(ids)} records in {arguments.output}: audit.html and {arguments.experts} score sheets"
+    return {"records": ids, "output": str(arguments.output)}, text
+
+
+def run_agreement(arguments: argparse.Namespace) -> Result:
+    from ..processing.unimed5m.quality.audit import report
+
+    result = report(arguments.sheets, arguments.out)
+    lines = [f"mean quality {_shown(result['mean_quality'])}, alpha {_shown(result['alpha_quality'])}"]
+    for name, entry in result["dimensions"].items():
+        lines.append(f"  {name}: mean {_shown(entry['mean'])}, alpha {_shown(entry['alpha'])}")
+    return result, "\n".join(lines)
+
+
+def _shown(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
+
+
+def run_publish(arguments: argparse.Namespace, executor: Any) -> Result:
+    from ..processing.unimed5m.publish import publish, push_to_hub
+
+    embed = tuple(word.strip().lower() for word in arguments.embed.split(",") if word.strip())
+    statistics = publish(arguments.records, arguments.output, arguments.name, embed, executor)
+    text = (
+        f"{statistics['records']} records in {arguments.output}: {statistics['with_images']} with images, "
+        f"{statistics['metadata_only']} as metadata"
+    )
+    if arguments.push is not None:
+        statistics["address"] = push_to_hub(arguments.output, arguments.push, private=not arguments.public)
+        text += f"\npushed to {statistics['address']}"
+    return statistics, text
