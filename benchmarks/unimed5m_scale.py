@@ -1,16 +1,20 @@
 """Cost of building, checking and publishing synthetic records at several sizes: time, memory, bytes.
 
-    python benchmarks/unimed5m_scale.py OUT [--sizes 50000 100000 200000] [--processes 1]
+    python -m benchmarks.unimed5m_scale WORK [--sizes 20000 60000 200000] [--processes 1] [--to benchmarks/results]
 
-Each size runs in a process of its own, in a temporary folder below OUT. Writes OUT/scale.json and OUT/scale.png. Peak
-memory is the largest sum of the resident sets of the process and its children, sampled ten times a second; pages that
-they share count once for each.
+Each size runs in a process of its own, in a folder below WORK that is removed afterwards. Writes
+TO/unimed5m_scale.json and TO/unimed5m_scale.png. Peak memory is the largest sum of the proportional set sizes (PSS) of
+that process and all its descendants, sampled ten times a second: a page that several processes share counts once.
+Linux only, since only there the kernel tells it. "largest_process_bytes" is the kernel's own record of the largest
+resident set that any one of them had, which no sampling can miss.
 """
 
 import argparse
 import io
 import json
 import multiprocessing
+import platform
+import resource
 import shutil
 import threading
 import time
@@ -30,6 +34,8 @@ from unimedvl.processing.unimed5m.quality.coarse import CoarseFilter
 from unimedvl.processing.unimed5m.quality.control import QualitySettings, quality_control
 from unimedvl.processing.unimed5m.schema import Picture, Record, Turn, record_id
 
+RESULTS = Path(__file__).with_name("results")
+MEMORY_LIMIT = 2 * 2**30
 SHARD_RECORDS = 5_000
 SIDE = 128
 # One in so many records is too small, one in so many has damaged bytes: the filter has something to find.
@@ -88,7 +94,7 @@ def synthetic_record(number: int) -> Record:
 
 
 class PeakMemory:
-    """Samples the resident set of this process and its children until `stop`."""
+    """Samples the proportional set sizes of this process and its descendants until `stop`."""
 
     def __init__(self) -> None:
         self.peak = 0
@@ -99,10 +105,10 @@ class PeakMemory:
     def _watch(self) -> None:
         process = psutil.Process()
         while not self._done.wait(0.1):
-            total = process.memory_info().rss
-            for child in process.children(recursive=True):
+            total = 0
+            for member in (process, *process.children(recursive=True)):
                 try:
-                    total += child.memory_info().rss
+                    total += member.memory_full_info().pss
                 except psutil.NoSuchProcess:
                     # It ended between the listing and the look.
                     continue
@@ -133,6 +139,8 @@ def measure(size: int, folder: Path, processes: int) -> dict[str, Any]:
     seconds["publish"] = time.monotonic() - began
     assert checked["read"] == size and published["records"] == checked["kept"]
     total = sum(seconds.values())
+    peak = memory.stop()
+    largest = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return {
         "records": size,
         "processes": processes,
@@ -142,7 +150,21 @@ def measure(size: int, folder: Path, processes: int) -> dict[str, Any]:
         "records_per_second": round(size / total, 1),
         "milliseconds_per_record": round(1000 * total / size, 4),
         "bytes_per_record": round(bytes_below(folder / "published") / published["records"], 1),
-        "peak_bytes": memory.stop(),
+        "peak_bytes": peak,
+        "largest_process_bytes": 1024 * largest,
+    }
+
+
+def line(results: list[dict[str, Any]]) -> dict[str, float]:
+    """The straight line of least squares through (records, seconds), and how far the sizes are from it."""
+    sizes = numpy.array([result["records"] for result in results], dtype=float)
+    seconds = numpy.array([result["seconds"]["total"] for result in results])
+    slope, start = numpy.polyfit(sizes, seconds, 1)
+    deviation = numpy.abs(slope * sizes + start - seconds).max() / seconds.max()
+    return {
+        "milliseconds_per_record": round(float(1000 * slope), 4),
+        "seconds_at_zero": round(float(start), 2),
+        "largest_relative_deviation": round(float(deviation), 4),
     }
 
 
@@ -153,34 +175,51 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     sizes = [result["records"] for result in results]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for name in ("total", "build", "check", "publish"):
         left.plot(sizes, [result["seconds"][name] for result in results], marker="o", label=name)
+    fitted = line(results)
+    ends = numpy.array([0, max(sizes)])
+    fit = fitted["milliseconds_per_record"] / 1000 * ends + fitted["seconds_at_zero"]
+    left.plot(ends, fit, color="#999999", linestyle=":", label="line through total")
     left.set(xlabel="records", ylabel="seconds", title="Time", xlim=(0, None), ylim=(0, None))
     left.legend()
     right.plot(sizes, [result["peak_bytes"] / 2**30 for result in results], marker="o", color="#440154")
-    right.axhline(2, color="#999999", linestyle="--")
-    right.set(xlabel="records", ylabel="GiB", title="Peak resident memory", xlim=(0, None), ylim=(0, 2.2))
-    figure.savefig(path, dpi=120)
+    right.axhline(MEMORY_LIMIT / 2**30, color="#999999", linestyle="--")
+    right.set(xlabel="records", ylabel="GiB", title="Peak memory (PSS)", xlim=(0, None), ylim=(0, 2.2))
+    for axes in (left, right):
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=90, metadata={"Software": None})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[50_000, 100_000, 200_000])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[20_000, 60_000, 200_000])
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--to", type=Path, default=RESULTS)
     options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
-    results = []
+    if len(set(options.sizes)) < 2:
+        parser.error("a line needs two different --sizes or more")
+    options.to.mkdir(parents=True, exist_ok=True)
+    results: list[dict[str, Any]] = []
     for size in sorted(options.sizes):
-        folder = options.output / f"records-{size}"
+        folder = options.work / f"records-{size}"
         shutil.rmtree(folder, ignore_errors=True)
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             results.append(pool.submit(measure, size, folder, options.processes).result())
         shutil.rmtree(folder)
         print(json.dumps(results[-1]), flush=True)
-        (options.output / "scale.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    plot(results, options.output / "scale.png")
+    report = {
+        "machine": f"{platform.machine()}, {psutil.cpu_count()} CPUs, Python {platform.python_version()}",
+        "image": f"{SIDE}x{SIDE} JPEG",
+        "memory_within_limit": all(result["peak_bytes"] < MEMORY_LIMIT for result in results),
+        "line": line(results),
+        "sizes": results,
+    }
+    (options.to / "unimed5m_scale.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    plot(results, options.to / "unimed5m_scale.png")
 
 
 if __name__ == "__main__":

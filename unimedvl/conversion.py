@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from .loading import load_processor
 from .modeling_unimedvl.convert_unimedvl import ConversionReport, export_checkpoint
 from .modeling_unimedvl.convert_unimedvl import convert_checkpoint as convert_weights
+from .modeling_unimedvl.published_layout_unimedvl import tokenizer_ids
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +22,7 @@ def convert_checkpoint(
     dtype: "str | torch.dtype | None" = None,
     max_shard_size: int | str = "5GB",
     weights: str | None = None,
-    processor: bool = True,
+    processor: bool | None = None,
     **options,
 ) -> ConversionReport:
     """Convert a released folder into a transformers checkpoint with model, code, presets and processor.
@@ -29,14 +30,20 @@ def convert_checkpoint(
     Args:
         source, output, dtype, max_shard_size, weights, options: see
             `unimedvl.modeling_unimedvl.convert_unimedvl.convert_checkpoint`.
-        processor: also write the processor; the source needs its tokenizer files for it.
+        processor: also write the processor; by default where the source has the tokenizer files it needs.
 
     Raises:
         ValueError: as there, and if the tokenizer cannot be read; nothing is left behind then.
     """
 
     def add_processor(folder: Path) -> None:
-        load_processor(folder).save_pretrained(folder)
+        try:
+            load_processor(folder).save_pretrained(folder)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(folder), str(source))) from error
+
+    if processor is None:
+        processor = tokenizer_ids(Path(source)) is not None
 
     return convert_weights(
         source,

@@ -22,19 +22,10 @@ import numpy
 import pyarrow
 import pyarrow.parquet as parquet
 
-from .pipeline import (
-    BATCH_ROWS,
-    PARTIAL_SUFFIX,
-    Executor,
-    Job,
-    ShardTask,
-    parquet_writer,
-    replacing,
-    run_job,
-    write_json,
-    write_table,
-)
+from .pipeline import Executor, Job, ShardTask, run_job
+from .record_index import text_digests
 from .schema import ARROW_SCHEMA, SPLITS, Record, to_table
+from .shards import BATCH_ROWS, PARTIAL_SUFFIX, parquet_writer, replacing, unfinished, write_json, write_table
 
 PLAN_SCHEMA = pyarrow.schema(
     [("source", pyarrow.string()), ("index", pyarrow.int64()), ("count", pyarrow.int64()), ("state", pyarrow.string())]
@@ -126,20 +117,22 @@ def build(
         if not plans[-1].exists():
             write_table(plans[-1], pyarrow.Table.from_pylist([row], schema=PLAN_SCHEMA))
     job = Job("build", BuildShard(source, str(root)), settings)
-    receipts = run_job(job, plans, output, executor)
-    counts = Counter[str]()
-    for receipt in receipts:
-        counts.update(receipt["tasks"])
-    summary = {
-        **settings,
-        **{name: sum(receipt[name] for receipt in receipts) for name in ("read", "kept", "rejected")},
-        "tasks": dict(sorted(counts.items())),
-    }
-    assert summary["kept"] + summary["rejected"] == summary["read"]
-    if not summary["kept"]:
-        raise ValueError(f"{source.name}: no valid record in {root}; see {output / 'rejected'} for the reasons.")
-    check_splits(sorted((output / "data").glob("*.parquet")))
-    write_json(output / "build.json", summary)
+    # What is checked only at the end is not read before, nor after if it fails.
+    with unfinished(output, "check of the build"):
+        receipts = run_job(job, plans, output, executor)
+        counts = Counter[str]()
+        for receipt in receipts:
+            counts.update(receipt["tasks"])
+        summary = {
+            **settings,
+            **{name: sum(receipt[name] for receipt in receipts) for name in ("read", "kept", "rejected")},
+            "tasks": dict(sorted(counts.items())),
+        }
+        assert summary["kept"] + summary["rejected"] == summary["read"]
+        if not summary["kept"]:
+            raise ValueError(f"{source.name}: no valid record in {root}; see {output / 'rejected'} for the reasons.")
+        check_splits(sorted((output / "data").glob("*.parquet")))
+        write_json(output / "build.json", summary)
     return summary
 
 
@@ -254,10 +247,10 @@ def check_splits(paths: list[Path]) -> None:
     for path in paths:
         for batch in parquet.ParquetFile(path).iter_batches(batch_size=10_000, columns=["id", "group_id", "split"]):
             columns = batch.to_pydict()
-            ids.append(_digests(columns["id"]))
+            ids.append(text_digests(columns["id"]))
             for split in set(columns["split"]):
                 pairs = zip(columns["group_id"], columns["split"], strict=True)
-                groups[split].append(_digests([group for group, place in pairs if place == split]))
+                groups[split].append(text_digests([group for group, place in pairs if place == split]))
     _, counts = numpy.unique(_joined(ids), return_counts=True)
     if counts.max(initial=1) > 1:
         raise ValueError("two records have the same id: the source names two samples alike.")
@@ -273,11 +266,6 @@ def check_splits(paths: list[Path]) -> None:
                 )
 
 
-def _digests(texts: list[str]) -> numpy.ndarray:
-    digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts]
-    return numpy.frombuffer(b"".join(digests), dtype=numpy.uint64)
-
-
 def _joined(arrays: list[numpy.ndarray]) -> numpy.ndarray:
     return numpy.concatenate([numpy.empty(0, numpy.uint64), *arrays])
 
@@ -285,6 +273,6 @@ def _joined(arrays: list[numpy.ndarray]) -> numpy.ndarray:
 def _name_of_group(paths: list[Path], digest: int) -> str:
     for path in paths:
         for group in parquet.read_table(path, columns=["group_id"])["group_id"].to_pylist():
-            if int(_digests([group])[0]) == digest:
+            if int(text_digests([group])[0]) == digest:
                 return group
     raise AssertionError("the group came from these files")

@@ -7,8 +7,9 @@ another shard, on the process that writes it or on the clock, so the executor ca
 * `RayExecutor` maps them with Ray Data (extra `ray`).
 
 Every file is written beside its place and renamed into it; a receipt is written last. A shard with a receipt of the
-same job over the same input is finished and never done again; everything else is done anew. A run that was killed
-at any moment is resumed by starting it again.
+same job over the same input is finished and never done again; everything else is done anew. Before a shard is done,
+its receipt is emptied and then names each file before that takes its place: whatever a killed run leaves is found and
+replaced or removed. A run that was killed at any moment is resumed by starting it again.
 """
 
 import functools
@@ -18,9 +19,8 @@ import logging
 import os
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,11 +29,46 @@ import numpy
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-logger = logging.getLogger(__name__)
+from .shards import (
+    BATCH_ROWS,
+    PARTIAL_SUFFIX,
+    batches,
+    before_replacing,
+    parquet_identity,
+    parquet_writer,
+    remove_partials,
+    replacing,
+    shard_paths,
+    unfinished,
+    write_json,
+    write_table,
+)
 
-# Images dominate a row: a hundred rows keep one batch in tens of megabytes and are the Hub's advice for row groups.
-BATCH_ROWS = 100
-PARTIAL_SUFFIX = ".partial"
+__all__ = [
+    "BATCH_ROWS",
+    "PARTIAL_SUFFIX",
+    "Executor",
+    "Job",
+    "LocalExecutor",
+    "Measure",
+    "MeasureShard",
+    "RayExecutor",
+    "ShardTask",
+    "batches",
+    "beside",
+    "check_apart",
+    "measure_job",
+    "parquet_identity",
+    "parquet_writer",
+    "replacing",
+    "run_job",
+    "run_shard",
+    "shard_paths",
+    "write_json",
+    "write_table",
+]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,97 +87,24 @@ ShardFunction = Callable[[ShardTask], Mapping[str, Any]]
 class Job:
     """A named step over shards.
 
-    `function` is a picklable callable of one `ShardTask`; it returns the counts that go into the receipt. `settings`
-    is a JSON mapping of everything besides the input bytes that decides the output. `extra_inputs` names, per shard,
-    further files that the output depends on.
+    Attributes:
+        name: of the job's receipts.
+        function: a picklable callable of one `ShardTask` that writes its files with `replacing`. It returns "files",
+            their paths relative to the output folder, and counts; both go into the receipt.
+        settings: a JSON mapping of everything besides the input bytes that decides the output.
+        extra_inputs: names, per shard, further Parquet files that the output depends on.
+        writes_records: whether the folder holds no whole set of records while the job is unfinished.
     """
 
     name: str
     function: ShardFunction
     settings: Mapping[str, Any] = field(default_factory=dict)
     extra_inputs: Callable[[ShardTask], Sequence[Path]] | None = None
+    writes_records: bool = True
 
 
 class Executor(Protocol):
     def run(self, job: "Job", tasks: Sequence[ShardTask]) -> None: ...
-
-
-def shard_paths(folder: str | Path) -> list[Path]:
-    """The Parquet shards of a record folder in order (`FOLDER/*.parquet`, or `FOLDER/data/*.parquet`).
-
-    Raises ValueError where there is none.
-    """
-    folder = Path(folder)
-    for place in (folder / "data", folder):
-        paths = sorted(place.glob("*.parquet"))
-        if paths:
-            return paths
-    raise ValueError(f"expected Parquet shards in {folder} or {folder / 'data'}, found none; build the records first")
-
-
-def parquet_identity(path: str | Path) -> str:
-    """SHA-256 over the size and the footer of a Parquet file, which holds every column chunk's place and statistics.
-
-    Reading the footer alone keeps resuming cheap where a shard is gigabytes.
-    """
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        file.seek(max(0, size - 8))
-        tail = file.read(8)
-        if len(tail) < 8 or tail[4:] != b"PAR1":
-            raise ValueError(f"{path} is not a complete Parquet file; build it again")
-        length = int.from_bytes(tail[:4], "little") + 8
-        file.seek(max(0, size - length))
-        return hashlib.sha256(str(size).encode() + file.read()).hexdigest()
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A place to write a file that appears under `path` complete or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
-    yield partial
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def parquet_writer(path: str | Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """A writer with every setting that shapes the bytes held fixed. Image columns are compressed already: their bytes
-    are neither dictionary-encoded nor counted into statistics."""
-    return pq.ParquetWriter(
-        str(path),
-        schema,
-        compression="zstd",
-        compression_level=3,
-        use_dictionary=["main_task_type", "sub_task_type", "modality", "dataset", "split", "license"],
-        write_statistics=["id", "split"],
-        store_schema=True,
-        version="2.6",
-    )
-
-
-def write_table(path: str | Path, table: pa.Table) -> None:
-    with replacing(path) as partial, parquet_writer(partial, table.schema) as writer:
-        writer.write_table(table, row_group_size=max(1, table.num_rows))
-
-
-def batches(path: str | Path, columns: Sequence[str] | None = None, rows: int = BATCH_ROWS) -> Iterator[pa.Table]:
-    """Stream a shard as tables of at most `rows` rows with the file's own schema metadata (the `datasets` features).
-
-    Batches follow the row groups, so memory does not depend on the shard's size.
-    """
-    with pq.ParquetFile(str(path), pre_buffer=False) as file:
-        for group in range(file.num_row_groups):
-            table = file.read_row_group(group, columns=list(columns) if columns is not None else None)
-            for start in range(0, table.num_rows, rows):
-                yield table.slice(start, rows)
 
 
 def receipt_path(task: ShardTask, job: str) -> Path:
@@ -158,44 +120,63 @@ def fingerprint(job: Job, task: ShardTask) -> str:
 
 
 def is_finished(job: Job, task: ShardTask) -> bool:
-    path = receipt_path(task, job.name)
-    if not path.is_file():
-        return False
-    receipt = json.loads(path.read_text(encoding="utf-8"))
-    output = Path(task.output)
-    return receipt["fingerprint"] == fingerprint(job, task) and all(
-        (output / name).is_file() for name in receipt["files"]
-    )
+    receipt = _read(receipt_path(task, job.name))
+    return receipt["fingerprint"] == fingerprint(job, task) and receipt["files"] == _sizes(task, receipt["files"])
 
 
 def run_shard(job: Job, task: ShardTask) -> dict[str, Any]:
-    """Do one shard unless its receipt says it is done; returns the receipt.
-
-    The function's mapping may hold "files": paths relative to the output folder that must exist for the receipt to
-    count; the other entries are counts.
+    """Do one shard unless its receipt says it is done; returns the receipt: fingerprint, files (name -> bytes) and
+    the function's counts.
     """
+    path, output = receipt_path(task, job.name), Path(task.output)
     if not is_finished(job, task):
         mark = fingerprint(job, task)
-        before = _files_of(receipt_path(task, job.name))
-        result = dict(job.function(task))
-        files = sorted(result.pop("files", []))
-        for name in before - set(files):
-            (Path(task.output) / name).unlink(missing_ok=True)
-        write_json(receipt_path(task, job.name), {"fingerprint": mark, "files": files, **result})
-    return json.loads(receipt_path(task, job.name).read_text(encoding="utf-8"))
+        known = set(_read(path)["files"])
+
+        def note(file: Path) -> None:
+            if file == path or not file.is_relative_to(output):
+                return
+            name = file.relative_to(output).as_posix()
+            if name not in known:
+                known.add(name)
+                write_json(path, _unfinished(known))
+
+        write_json(path, _unfinished(known))
+        token = before_replacing.set(note)
+        try:
+            result = dict(job.function(task))
+        finally:
+            before_replacing.reset(token)
+        files = set(result.pop("files", []))
+        for name in known - files:
+            (output / name).unlink(missing_ok=True)
+        sizes = _sizes(task, files)
+        assert None not in sizes.values(), f"{job.name} did not write what it says: {sizes}"
+        write_json(path, {"fingerprint": mark, "files": sizes, **result})
+    return _read(path)
 
 
-def _files_of(receipt: Path) -> set[str]:
-    return set(json.loads(receipt.read_text(encoding="utf-8"))["files"]) if receipt.is_file() else set()
+def _read(receipt: Path) -> dict[str, Any]:
+    return json.loads(receipt.read_text(encoding="utf-8")) if receipt.is_file() else _unfinished(())
 
 
-def _forget_others(job: Job, output: Path, names: set[str]) -> None:
-    """Remove what the job once wrote for shards that are no longer among its inputs."""
-    for receipt in (output / "receipts" / job.name).glob("*.json"):
-        if receipt.stem not in names:
-            for name in _files_of(receipt):
-                (output / name).unlink(missing_ok=True)
-            receipt.unlink()
+def _unfinished(files: Collection[str]) -> dict[str, Any]:
+    """A receipt that vouches for nothing; it names the files that may be there."""
+    return {"fingerprint": None, "files": dict.fromkeys(files)}
+
+
+def _sizes(task: ShardTask, names: Iterable[str]) -> dict[str, int | None]:
+    """Bytes of each file below the task's output folder, None where there is none."""
+    paths = {name: Path(task.output) / name for name in names}
+    return {name: path.stat().st_size if path.is_file() else None for name, path in paths.items()}
+
+
+def _forget(receipts: Iterable[Path], output: Path) -> None:
+    """Remove what a job once wrote for shards that are no longer among its inputs."""
+    for receipt in receipts:
+        for name in _read(receipt)["files"]:
+            (output / name).unlink(missing_ok=True)
+        receipt.unlink()
 
 
 class LocalExecutor:
@@ -208,14 +189,19 @@ class LocalExecutor:
 
     def run(self, job: Job, tasks: Sequence[ShardTask]) -> None:
         import datasets
+        from multiprocess import util
 
+        several = self.processes > 1 and len(tasks) > 1
+        call = _ShardCall(job, several)
+        # The pool's workers and the manager of its queue alike, from their first moment and not their first shard.
+        util.register_after_fork(call, _ShardCall.started)
         rows = datasets.Dataset.from_list([task.__dict__ for task in tasks])
         # The map's own result is only the list of names: it lives in a folder that goes with the run.
         with tempfile.TemporaryDirectory(prefix="unimed5m-") as folder:
             rows.map(
-                _LocalCall(job, os.getpid()),
+                call,
                 remove_columns=rows.column_names,
-                num_proc=min(self.processes, len(tasks)) if self.processes > 1 else None,
+                num_proc=min(self.processes, len(tasks)) if several else None,
                 load_from_cache_file=False,
                 cache_file_name=str(Path(folder) / "map.arrow"),
                 new_fingerprint=hashlib.sha256(job.name.encode()).hexdigest()[:16],
@@ -224,26 +210,32 @@ class LocalExecutor:
 
 
 @dataclass(frozen=True)
-class _LocalCall:
-    """One row of the map. `driver` is the process whose death ends the workers, None where others look after them."""
+class _ShardCall:
+    """One row of the map. `child` tells that it is done in a process that must not outlive the one that started it."""
 
     job: Job
-    driver: int | None = None
+    child: bool = False
+
+    def started(self) -> None:
+        if self.child:
+            _end_with_parent()
 
     def __call__(self, row: dict[str, str]) -> dict[str, str]:
-        if self.driver is not None and self.driver != os.getpid():
-            _end_with(self.driver)
+        # A process that was not forked knows of no start but this.
+        self.started()
         run_shard(self.job, ShardTask(**row))
         return {"done": row["name"]}
 
 
 @functools.cache
-def _end_with(driver: int) -> None:
+def _end_with_parent() -> None:
     """End this process when its parent is gone. A pool's workers outlive a killed driver and would wait for ever."""
+    import multiprocess
+
+    parent = multiprocess.parent_process()
 
     def watch() -> None:
-        while os.getppid() == driver:
-            time.sleep(1.0)
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -266,8 +258,15 @@ class RayExecutor:
             ray.init(num_cpus=self.workers, include_dashboard=False, log_to_driver=False)
         # One block per shard lets every worker take the next shard as soon as it is free.
         rows = ray.data.from_items([task.__dict__ for task in tasks], override_num_blocks=len(tasks))
-        done = rows.map(_LocalCall(job), concurrency=self.workers).take_all()
+        done = rows.map(_ShardCall(job), compute=ray.data.TaskPoolStrategy(size=self.workers)).take_all()
         assert {row["done"] for row in done} == {task.name for task in tasks}
+
+
+def check_apart(sources: Iterable[str | Path], output: str | Path) -> None:
+    """Raises ValueError where results would be written among the records that they are made from."""
+    output = Path(output).resolve()
+    if any(Path(source).resolve().parent in (output, output / "data") for source in sources):
+        raise ValueError(f"{output} holds the records that are read; choose another folder for the result")
 
 
 def run_job(
@@ -279,23 +278,28 @@ def run_job(
     """Run a job over input shards and return the receipts in shard order.
 
     Finished shards are skipped, so calling it again after a crash resumes, and calling it again after success does
-    nothing. Raises ValueError where two inputs share a name.
+    nothing. Until it is done, the folder's records are not read (`shard_paths`).
+
+    Raises:
+        ValueError: where two inputs share a name, or where the output folder is the one that holds the records.
     """
+    check_apart(sources, output)
+    output = Path(output).resolve()
     names = [Path(source).stem for source in sources]
     if len(set(names)) != len(names):
         raise ValueError("two input shards have the same file name; give every shard a name of its own")
     tasks = [
-        ShardTask(name, str(Path(source).resolve()), str(Path(output).resolve()))
-        for name, source in zip(names, sources, strict=True)
+        ShardTask(name, str(Path(source).resolve()), str(output)) for name, source in zip(names, sources, strict=True)
     ]
-    _forget_others(job, Path(output), set(names))
-    for stale in Path(output).rglob(f"*{PARTIAL_SUFFIX}"):
-        stale.unlink(missing_ok=True)
+    remove_partials(output)
+    others = [path for path in (output / "receipts" / job.name).glob("*.json") if path.stem not in names]
     waiting = [task for task in tasks if not is_finished(job, task)]
-    if waiting:
-        logger.info("%s: %d of %d shards to do", job.name, len(waiting), len(tasks))
-        (executor or LocalExecutor()).run(job, waiting)
-    return [run_shard(job, task) for task in tasks]
+    with unfinished(output, job.name) if job.writes_records else nullcontext():
+        _forget(others, output)
+        if waiting:
+            logger.info("%s: %d of %d shards to do", job.name, len(waiting), len(tasks))
+            (executor or LocalExecutor()).run(job, waiting)
+        return [run_shard(job, task) for task in tasks]
 
 
 # --- The two kinds of batch function ---------------------------------------------------------------------------------
@@ -334,7 +338,7 @@ class MeasureShard:
         skipped = set() if self.skip is None else _rows_with_reason(Path(self.skip) / f"{task.name}.parquet")
         schema = self.measure.schema.insert(0, pa.field("row", pa.int64()))
         read = measured = 0
-        with replacing(Path(task.output) / target) as partial, pq.ParquetWriter(str(partial), schema) as writer:
+        with replacing(Path(task.output) / target) as partial, parquet_writer(partial, schema) as writer:
             for batch in batches(task.source, self.measure.columns):
                 places = numpy.arange(read, read + batch.num_rows)
                 read += batch.num_rows
@@ -356,7 +360,8 @@ def measure_job(measure: Measure, skip: Path | None = None) -> Job:
     """The job of a measure. `skip` is the measures folder whose reasons exclude records."""
     folder = None if skip is None else str(skip)
     extra = None if skip is None else beside(skip)
-    return Job(f"measure-{measure.name}", MeasureShard(measure, folder), measure.settings(), extra)
+    function = MeasureShard(measure, folder)
+    return Job(f"measure-{measure.name}", function, measure.settings(), extra, writes_records=False)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
     OUT/README.md                    card: YAML configs, balance, licences, intended use, access
     OUT/data/CONFIG/SPLIT-SHARD.parquet      records with their images, where the licence lets them be passed on
-    OUT/metadata/CONFIG/SPLIT-SHARD.parquet  the other records without images: path and SHA-256 of each
+    OUT/metadata/CONFIG/SPLIT-SHARD.parquet  the other records without images and texts: hashes, paths, licence
     OUT/LICENSES/SOURCE.txt, OUT/ACKNOWLEDGMENTS.md, OUT/RELINKING.md, OUT/statistics.json, OUT/plots/
 
-Configs are the task types. `relink` puts the images back into the metadata records of someone who has the sources.
+Configs are the task types. `relink` gives the metadata records back to someone who has the sources.
 """
 
 from collections import Counter, defaultdict
@@ -16,14 +16,37 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from .pipeline import Executor, Job, ShardTask, batches, parquet_writer, replacing, run_job, shard_paths, write_json
+from .pipeline import Executor, Job, ShardTask, check_apart, run_job
 from .publish_card import write_card
+from .record_index import RecordIndex
 from .schema import ARROW_SCHEMA, SPLITS
+from .shards import (
+    BATCH_ROWS,
+    batches,
+    check_finished,
+    parquet_writer,
+    replacing,
+    shard_paths,
+    unfinished,
+    write_json,
+)
 
+# Large images make a row group of fewer rows: a shard holds one unwritten group per config and split in memory.
+GROUP_BYTES = 16 * 2**20
 # The first words of `redistributable` that let images be embedded; everything else is published as metadata.
 EMBED = ("yes",)
+# What a published folder consists of; nothing else that may lie there is uploaded.
+PUBLISHED = [
+    "README.md",
+    "ACKNOWLEDGMENTS.md",
+    "RELINKING.md",
+    "statistics.json",
+    "LICENSES/*.txt",
+    "plots/*.png",
+    "data/*/*.parquet",
+    "metadata/*/*.parquet",
+]
 COUNTED = ("main_task_type", "sub_task_type", "modality", "dataset", "license_tier")
 
 
@@ -39,13 +62,12 @@ class PublishShard:
     embed: tuple[str, ...] = EMBED
 
     def __call__(self, task: ShardTask) -> dict[str, Any]:
-        files: set[str] = set()
         rows: Counter[str] = Counter()
         counts: dict[str, Counter[str]] = defaultdict(Counter)
         sources: dict[str, dict[str, Any]] = {}
+        files: dict[str, _PartWriter] = {}
         read = 0
         with ExitStack() as stack:
-            writers: dict[str, Any] = {}
             for batch in batches(task.source):
                 read += batch.num_rows
                 batch = batch.cast(ARROW_SCHEMA)
@@ -54,14 +76,12 @@ class PublishShard:
                     part = batch.filter(pa.array([other == key for other in keys]))
                     kind, config, split = key
                     if kind == "metadata":
-                        part = without_images(part)
+                        part = without_content(part)
                     # Built shards are called "train-00000-of-00008" already.
                     name = f"{kind}/{config}/{split}-{task.name.removeprefix(f'{split}-')}.parquet"
-                    if name not in writers:
-                        path = stack.enter_context(replacing(Path(task.output) / name))
-                        writers[name] = stack.enter_context(parquet_writer(path, ARROW_SCHEMA))
-                    writers[name].write_table(part)
-                    files.add(name)
+                    if name not in files:
+                        files[name] = stack.enter_context(_PartWriter(Path(task.output) / name))
+                    files[name].add(part)
                     rows[f"{kind}/{config}/{split}"] += part.num_rows
                 _count(batch, counts, sources)
         size = sum((Path(task.output) / name).stat().st_size for name in files)
@@ -82,18 +102,63 @@ class PublishShard:
         ]
 
 
+class _PartWriter:
+    """Gathers the rows of one published file, which come a few per batch, into row groups worth a request."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stack = ExitStack()
+        self._waiting: list[pa.Table] = []
+
+    def __enter__(self) -> "_PartWriter":
+        partial = self._stack.enter_context(replacing(self._path))
+        self._writer = self._stack.enter_context(parquet_writer(partial, ARROW_SCHEMA))
+        return self
+
+    def add(self, part: pa.Table) -> None:
+        self._waiting.append(part)
+        if sum(table.num_rows for table in self._waiting) >= BATCH_ROWS:
+            whole = pa.concat_tables(self._waiting)
+            self._writer.write_table(whole.slice(0, BATCH_ROWS))
+            self._waiting = [whole.slice(BATCH_ROWS)]
+        elif sum(table.nbytes for table in self._waiting) >= GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if sum(table.num_rows for table in self._waiting):
+            self._writer.write_table(pa.concat_tables(self._waiting))
+        self._waiting = []
+
+    def __exit__(self, *error: Any) -> bool | None:
+        if error[0] is None:
+            self._flush()
+        return self._stack.__exit__(*error)
+
+
 def config_name(sub_task_type: str) -> str:
-    """The config of a task: its name with anything that a path or a YAML key would trip over replaced."""
-    return "".join(letter if letter.isalnum() else "_" for letter in sub_task_type.lower()) or "other"
+    """The config of a task: its name with anything that a path or a YAML key would trip over replaced.
+
+    The names that the card gives to configs of its own stay free.
+    """
+    name = "".join(letter if letter.isalnum() else "_" for letter in sub_task_type.lower()) or "other"
+    return f"task_{name}" if name == "all" or name.startswith("metadata_") else name
 
 
-def without_images(table: pa.Table) -> pa.Table:
-    """The records with every image's bytes removed; path, size and SHA-256 stay."""
+def without_content(table: pa.Table) -> pa.Table:
+    """The records with every image's bytes, the conversation and the source's own columns removed.
+
+    A report is as little ours to pass on as its image. Ids, hashes, paths, sizes, licence, split and scores stay.
+    """
     for name in ("input_img", "output_img"):
-        field = table.schema.field(name)
         values = [[{**picture, "image": None} for picture in row or []] for row in table[name].to_pylist()]
-        table = table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type))
-    return table
+        table = _with_column(table, name, values)
+    table = _with_column(table, "message", [[]] * table.num_rows)
+    return _with_column(table, "extra", ["{}"] * table.num_rows)
+
+
+def _with_column(table: pa.Table, name: str, values: list[Any]) -> pa.Table:
+    field = table.schema.field(name)
+    return table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type))
 
 
 def _count(batch: pa.Table, counts: dict[str, Counter[str]], sources: dict[str, dict[str, Any]]) -> None:
@@ -127,17 +192,22 @@ def publish(
             repository itself is under such terms.
 
     Raises:
-        ValueError: where `records` holds no shards.
+        ValueError: where `records` holds no record or is unfinished, or where `output` is the same folder.
     """
     output, sources = Path(output), shard_paths(records)
     stems = {path.stem for path in sources}
     if any(f"{split}-{stem}" in stems for split in SPLITS for stem in stems):
         raise ValueError(f"two shards in {records} differ in a leading split name only; give them other names")
     job = Job("publish", PublishShard(tuple(embed)), {"embed": list(embed)})
-    receipts = run_job(job, sources, output, executor)
-    statistics = add_up(receipts)
-    write_json(output / "statistics.json", statistics)
-    write_card(output, name, statistics)
+    check_apart(sources, output)
+    # Records without the card that describes them are not published.
+    with unfinished(output, "card"):
+        receipts = run_job(job, sources, output, executor)
+        statistics = add_up(receipts)
+        if not statistics["records"]:
+            raise ValueError(f"the shards of {records} hold no record; there is nothing to publish")
+        write_card(output, name, statistics)
+        write_json(output / "statistics.json", statistics)
     return statistics
 
 
@@ -183,7 +253,9 @@ def _configs(rows: Mapping[str, int]) -> dict[str, dict[str, dict[str, int]]]:
 def push_to_hub(folder: str | Path, repo_id: str, private: bool = True, revision: str | None = None) -> str:
     """Upload a published folder as a data set repository and return its address. Uses the token of `hf auth login`.
 
-    Raises ValueError where the folder was not published.
+    Files of an earlier upload that are published no longer are deleted from the repository.
+
+    Raises ValueError where the folder was not published, or not completely.
     """
     from huggingface_hub import HfApi
 
@@ -192,6 +264,7 @@ def push_to_hub(folder: str | Path, repo_id: str, private: bool = True, revision
         raise ValueError(
             f"expected a published folder, found no statistics.json in {folder}; publish the records first"
         )
+    check_finished(folder)
     api = HfApi()
     address = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
     api.upload_folder(
@@ -199,73 +272,44 @@ def push_to_hub(folder: str | Path, repo_id: str, private: bool = True, revision
         repo_type="dataset",
         folder_path=str(folder),
         revision=revision,
-        ignore_patterns=["receipts/**", "*.partial"],
+        allow_patterns=PUBLISHED,
+        delete_patterns=PUBLISHED,
         commit_message="Publish records",
     )
     return str(address)
 
 
 def relink(published: str | Path, sources: str | Path, output: str | Path) -> dict[str, int]:
-    """Put images back into metadata-only records.
+    """Give images and texts back to metadata-only records.
 
-    `sources` holds records with images, built by this package from the sources' own downloads (`unimedvl data build`).
-    Images are found by SHA-256, so a relinked image is the one that was checked. Writes `OUTPUT/data/*.parquet` and
-    returns how many records were relinked and how many are still missing an image (they are left out).
+    `sources` holds whole records, built by this package from the sources' own downloads (`unimedvl data build`). They
+    are found by id, and only those with the published content hash are taken: what is relinked is what was checked.
+    Split and scores are the published ones. Writes `OUTPUT/data/*.parquet` and returns how many records were relinked
+    and how many are missing (they are left out).
+
+    Raises:
+        ValueError: where `sources` holds no shards, or `output` holds others than these.
     """
     published, output = Path(published), Path(output)
-    paths = shard_paths(sources)
-    places = _image_places(paths)
+    check_finished(published)
+    paths = sorted((published / "metadata").glob("*/*.parquet"))
+    targets = [output / "data" / f"{path.parent.name}-{path.name}" for path in paths]
+    if others := {*output.glob("data/*.parquet")}.difference(targets):
+        raise ValueError(f"{output} holds other records ({min(others).name}); choose another folder")
+    index = RecordIndex(shard_paths(sources))
     found = missing = 0
-    for path in sorted((published / "metadata").glob("*/*.parquet")):
-        target = output / "data" / f"{path.parent.name}-{path.name}"
-        with replacing(target) as partial, parquet_writer(partial, ARROW_SCHEMA) as writer:
-            for batch in batches(path):
-                rows = batch.to_pylist()
-                images = _read_images(paths, places, rows)
-                linked = [_with_images(row, images) for row in rows]
-                complete = [row for row in linked if row is not None]
-                found, missing = found + len(complete), missing + len(rows) - len(complete)
-                if complete:
-                    writer.write_table(pa.Table.from_pylist(complete, schema=ARROW_SCHEMA))
+    with unfinished(output, "relink"):
+        for path, target in zip(paths, targets, strict=True):
+            with replacing(target) as partial, parquet_writer(partial, ARROW_SCHEMA) as writer:
+                for batch in batches(path):
+                    rows = batch.to_pylist()
+                    whole = index.find({row["id"]: row["content_hash"] for row in rows})
+                    linked = [
+                        {**whole[row["id"]], "split": row["split"], "quality": row["quality"]}
+                        for row in rows
+                        if row["id"] in whole
+                    ]
+                    found, missing = found + len(linked), missing + len(rows) - len(linked)
+                    if linked:
+                        writer.write_table(pa.Table.from_pylist(linked, schema=ARROW_SCHEMA))
     return {"relinked": found, "missing": missing}
-
-
-def _pictures(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [*(row["input_img"] or []), *(row["output_img"] or [])]
-
-
-def _image_places(paths: Sequence[Path]) -> dict[str, tuple[int, int]]:
-    """SHA-256 -> (file, row group) of every image, from the digest columns alone."""
-    places: dict[str, tuple[int, int]] = {}
-    for number, path in enumerate(paths):
-        with pq.ParquetFile(path) as file:
-            columns = [f"{name}.list.element.sha256" for name in ("input_img", "output_img")]
-            for group in range(file.num_row_groups):
-                for row in file.read_row_group(group, columns=columns).to_pylist():
-                    places.update((picture["sha256"], (number, group)) for picture in _pictures(row))
-    return places
-
-
-def _read_images(
-    paths: Sequence[Path], places: Mapping[str, tuple[int, int]], rows: Sequence[Mapping[str, Any]]
-) -> dict[str, bytes]:
-    """The images that a batch of metadata records needs, as far as they are there."""
-    wanted = {picture["sha256"] for row in rows for picture in _pictures(row)}
-    images: dict[str, bytes] = {}
-    for number, group in sorted({places[digest] for digest in wanted if digest in places}):
-        with pq.ParquetFile(paths[number]) as file:
-            table = file.read_row_group(group, columns=["input_img", "output_img"])
-        for row in table.to_pylist():
-            for picture in _pictures(row):
-                if picture["sha256"] in wanted and picture["image"] is not None:
-                    images[picture["sha256"]] = picture["image"]["bytes"]
-    return images
-
-
-def _with_images(row: dict[str, Any], images: Mapping[str, bytes]) -> dict[str, Any] | None:
-    for name in ("input_img", "output_img"):
-        for picture in row[name] or []:
-            if picture["sha256"] not in images:
-                return None
-            picture["image"] = {"bytes": images[picture["sha256"]], "path": None}
-    return row

@@ -1,14 +1,15 @@
 """The texts and plots of a published folder: card, licences, acknowledgments, relinking recipe."""
 
+import hashlib
 import json
 import re
 import shutil
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .pipeline import replacing
+from .shards import replacing
 
 GATING = (
     "This data set gathers medical images and texts under the terms of their sources. By asking for access you agree "
@@ -28,15 +29,23 @@ def write_card(output: Path, name: str, statistics: Mapping[str, Any]) -> None:
     """Write README.md, LICENSES/, ACKNOWLEDGMENTS.md, RELINKING.md and plots/ of a published folder."""
     plots = write_plots(output, statistics["counts"])
     shutil.rmtree(output / "LICENSES", ignore_errors=True)
-    for source, facts in statistics["sources"].items():
-        write_text(output / "LICENSES" / f"{file_name(source)}.txt", _license(source, facts))
+    for source, name_of_file in file_names(statistics["sources"]).items():
+        write_text(output / "LICENSES" / name_of_file, _license(source, statistics["sources"][source]))
     write_text(output / "ACKNOWLEDGMENTS.md", _acknowledgments(statistics["sources"]))
     write_text(output / "RELINKING.md", RELINKING)
     write_text(output / "README.md", _front_matter(name, statistics) + _body(name, statistics, plots))
 
 
-def file_name(source: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", source)
+def file_names(sources: Iterable[str]) -> dict[str, str]:
+    """Source -> file name. Names that differ only in letters that no path takes, or in case, get a digest added."""
+    plain = {source: re.sub(r"[^\w.-]+", "_", source) for source in sources}
+    alike = Counter(name.lower() for name in plain.values())
+    return {
+        source: f"{name}-{hashlib.sha256(source.encode()).hexdigest()[:8]}.txt"
+        if alike[name.lower()] > 1
+        else f"{name}.txt"
+        for source, name in plain.items()
+    }
 
 
 def _front_matter(name: str, statistics: Mapping[str, Any]) -> str:
@@ -75,18 +84,19 @@ def _front_matter(name: str, statistics: Mapping[str, Any]) -> str:
 def _body(name: str, statistics: Mapping[str, Any], plots: list[str]) -> str:
     counts = statistics["counts"]
     synthetic = counts["synthetic"].get("true", 0)
+    config, split = _first_config(statistics["configs"])
     text = [
         "",
         f"# {name}",
         "",
         f"{statistics['records']:,} records: {statistics['with_images']:,} with images, "
-        f"{statistics['metadata_only']:,} as metadata whose images their licence keeps with the source "
+        f"{statistics['metadata_only']:,} as metadata, whose images and texts their licence keeps with the source "
         f"(`RELINKING.md`). {synthetic:,} records are marked `synthetic`: an image or a text in them was made up.",
         "",
         "```python",
         "from datasets import load_dataset",
         "",
-        'records = load_dataset("REPO_OR_FOLDER", "all", split="train", streaming=True)',
+        f'records = load_dataset("REPO_OR_FOLDER", "{config}", split="{split}", streaming=True)',
         "```",
         "",
         "One record holds a conversation (`message`) with `<image>` placeholders for `input_img` and `output_img`, "
@@ -124,6 +134,13 @@ def _body(name: str, statistics: Mapping[str, Any], plots: list[str]) -> str:
     return "\n".join(text)
 
 
+def _first_config(configs: Mapping[str, Any]) -> tuple[str, str]:
+    """Config and split of the card's example: all records with images where there are any."""
+    kind = "data" if "data" in configs else "metadata"
+    config, splits = next(iter(configs[kind].items()))
+    return "all" if kind == "data" else f"metadata_{config}", next(iter(splits))
+
+
 def _license(source: str, facts: Mapping[str, Any]) -> str:
     lines = [f"Source: {source}", f"Example of provenance: {facts['provenance']}", "", "Terms as recorded (records):"]
     lines += [f"- {terms} ({count})" for terms, count in sorted(facts["licenses"].items())]
@@ -140,11 +157,12 @@ def _acknowledgments(sources: Mapping[str, Any]) -> str:
 
 RELINKING = """# Relinking
 
-Records under `metadata/` carry no images: path, size and SHA-256 of each remain. To put the images back,
+Records under `metadata/` carry no images and no texts: id, content hash, scores, and path, size and SHA-256 of each
+image remain. To get the whole records,
 
 1. download the source from its publisher, under its terms (`LICENSES/`, `ACKNOWLEDGMENTS.md`);
 2. build records from it: `unimedvl data build --source NAME DOWNLOAD BUILT`;
-3. join them by SHA-256:
+3. join them by id and content hash:
 
 ```python
 from unimedvl.processing.unimed5m.publish import relink
@@ -152,7 +170,7 @@ from unimedvl.processing.unimed5m.publish import relink
 print(relink("THIS_FOLDER", "BUILT", "RELINKED"))
 ```
 
-An image that is not byte for byte the one that was published as metadata is counted as missing, not linked.
+A record whose images or texts are not byte for byte those that were checked is counted as missing, not linked.
 """
 
 

@@ -5,8 +5,11 @@ import io
 import pickle
 import socket
 import struct
+import threading
 import zipfile
 import zlib
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import nibabel
 import numpy as np
@@ -192,6 +195,36 @@ def test_a_url_is_never_fetched_unasked(monkeypatch, processor):
     # Nor does a saved setting open the door.
     with pytest.raises(ValueError, match="allow_url"):
         UniMedVLImageProcessor(allow_url=True)(url)
+
+
+@pytest.fixture
+def served(tmp_path):
+    handler = partial(QuietHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield tmp_path, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments) -> None:
+        """Nothing, as the default writes to stderr."""
+
+
+def test_a_fetched_file_is_read_like_a_local_one(monkeypatch, served):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    folder, address = served
+    ramp = np.arange(60 * 50, dtype=np.uint16).reshape(50, 60) * 20
+    Image.fromarray(ramp).save(folder / "deep.png")
+    (folder / "scan.dcm").write_bytes(make_dicom(RAMP))
+    for name in ("deep.png", "scan.dcm"):
+        fetched = load_medical_image(f"{address}/{name}", allow_url=True)
+        assert fetched.tobytes() == load_medical_image(folder / name).tobytes()
+    with pytest.raises(ValueError, match="download"):
+        load_medical_image(f"{address}/missing.png", allow_url=True)
+    monkeypatch.setattr("unimedvl.processing.medical_formats_unimedvl.MAX_DOWNLOAD_BYTES", 100)
+    with pytest.raises(ValueError, match="larger"):
+        load_medical_image(f"{address}/deep.png", allow_url=True)
 
 
 def test_a_url_that_can_not_be_fetched():

@@ -336,6 +336,13 @@ def test_a_window_on_8_bit_pictures_keeps_alpha():
     assert np.array_equal(shown[..., :3], linear(np.asarray(picture)[..., :3].astype(float), 96, 160))
 
 
+def test_a_window_on_a_colour_dicom():
+    colours = np.asarray(random_picture(30, 20))
+    shown = levels(make_dicom(colours), window=(128, 64))
+    assert np.array_equal(shown, linear(colours.astype(float), 96, 160))
+    assert np.array_equal(levels(make_dicom(colours)), colours)
+
+
 def test_the_extra_is_named_where_it_is_missing(monkeypatch):
     contents = make_dicom(RAMP), make_nifti(VOLUME)
     for module in ("pydicom", "nibabel.nifti1"):

@@ -76,6 +76,8 @@ def test_masks_by_palette_and_size(processor):
     assert mask.tolist() == [[0, 0, 1, 1, 2, 2]] * 2
     small, large = processor.post_process_masks([Image.new("L", (4, 4))] * 2, size=[(2, 2), (8, 8)])
     assert small.shape == (2, 2) and large.shape == (8, 8)
+    both = processor.post_process_masks([Image.new("L", (4, 4))] * 2, size=[3, 5])
+    assert [mask.shape for mask in both] == [(3, 5)] * 2
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,14 @@ def test_wrong_outputs(processor, arguments):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"num_classes": 0}, {"num_classes": 2.0}, {"palette": [(0, 0, 0)]}, {"palette": [1, 2]}, {"size": [(2, 2)] * 3}],
+    [
+        {"num_classes": 0},
+        {"num_classes": 2.0},
+        {"palette": [(0, 0, 0)]},
+        {"palette": [1, 2]},
+        {"size": [(2, 2)] * 3},
+        {"size": (0, 2)},
+    ],
 )
 def test_wrong_mask_arguments(processor, arguments):
     with pytest.raises(ValueError):

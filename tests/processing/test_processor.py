@@ -205,6 +205,8 @@ def test_assistant_mask_holds_answers_and_their_end_tokens(processor, tokenizer)
     assert answers == ["An opacity.<|im_end|>", "Yes.<|im_end|>No.<|im_end|>"]
     safe = inputs_of(processor, two, return_assistant_tokens_mask=True, split_special_tokens=True)
     assert torch.equal(safe["assistant_masks"], inputs["assistant_masks"])
+    arrays = inputs_of(processor, two, return_assistant_tokens_mask=True, return_tensors="np")
+    assert np.array_equal(arrays["assistant_masks"], inputs["assistant_masks"].numpy())
     lists = inputs_of(processor, two, return_assistant_tokens_mask=True, return_tensors=None)
     assert [sum(row) for row in lists["assistant_masks"]] == inputs["assistant_masks"].sum(dim=1).tolist()
 

@@ -4,11 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
 from tests.processing.conftest import SMALL_TRANSFORMS, random_picture
+from unimedvl.processing.image_processing_unimedvl import UniMedVLImageProcessor
 from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
+
+NANO = Path(__file__).parents[2] / "hub_cards" / "unimedvl-nano"
 
 CLEAN_PROCESS = """
 import socket, sys
@@ -64,6 +68,33 @@ def test_round_trip_in_this_process(processor, tmp_path):
     loaded = UniMedVLProcessor.from_pretrained(tmp_path)
     assert loaded.chat_template == processor.chat_template == (tmp_path / "chat_template.jinja").read_text()
     assert loaded.image_processor.to_dict() == processor.image_processor.to_dict()
+
+
+LOAD_WITHOUT_TRUST = """
+import sys
+from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
+processor = UniMedVLProcessor.from_pretrained(sys.argv[1])
+print(processor.image_processor.patch_size, processor.image_token_id, type(processor.tokenizer).__name__)
+"""
+
+
+def test_the_installed_processor_never_asks_to_run_code():
+    ran = subprocess.run(
+        [sys.executable, "-c", LOAD_WITHOUT_TRUST, NANO],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert ran.returncode == 0 and "[y/N]" not in ran.stdout + ran.stderr, ran.stderr
+    assert ran.stdout.split()[-1] == "Qwen2Tokenizer"
+
+
+def test_a_folder_with_only_a_tokenizer(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    processor = UniMedVLProcessor.from_pretrained(tmp_path)
+    assert processor.image_processor.to_dict() == UniMedVLImageProcessor().to_dict()
+    assert processor.tokenizer.get_vocab() == tokenizer.get_vocab()
 
 
 def test_an_own_template_is_kept(image_processor, tokenizer, tmp_path):

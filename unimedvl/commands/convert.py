@@ -16,7 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", metavar="TYPE", help="float32, bfloat16 or float16 (default: as stored)")
     parser.add_argument("--max-shard-size", metavar="SIZE", help="largest weight file (default: 5GB)")
     parser.add_argument("--weights", metavar="NAME", help="main weights: ema_bf16, ema, model_bf16 or model")
-    parser.add_argument("--no-processor", action="store_true", help="convert a folder without tokenizer files")
+    parser.add_argument(
+        "--no-processor",
+        action="store_true",
+        help="leave the processor out, also where the source has tokenizer files",
+    )
     parser.add_argument("--to-upstream", action="store_true", help="the way back: from our layout to the released one")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
@@ -32,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
         report = export_checkpoint(arguments.source, arguments.output, **options)
     else:
         report = convert_checkpoint(
-            arguments.source, arguments.output, processor=not arguments.no_processor, **options
+            arguments.source, arguments.output, processor=False if arguments.no_processor else None, **options
         )
     record = {
         "output": str(report.output),
@@ -43,6 +47,8 @@ def run(arguments: argparse.Namespace) -> None:
         "tokenizer_files": list(report.tokenizer_files),
     }
     text = f"{report.output}: {report.num_tensors} tensors, {report.num_bytes:,} bytes"
+    if not report.tokenizer_files:
+        text += "; no processor, as the source has no tokenizer files: AutoProcessor needs them in that folder"
     if report.unused:
         text += f"; left out, as nothing uses them: {', '.join(report.unused)}"
     print(json.dumps(record) if arguments.json else text)

@@ -22,7 +22,7 @@ from unimedvl.command import main
 from unimedvl.processing.unimed5m import mini
 from unimedvl.processing.unimed5m.build import build, check_splits, find_source
 from unimedvl.processing.unimed5m.mini import MiniSource
-from unimedvl.processing.unimed5m.pipeline import LocalExecutor, RayExecutor
+from unimedvl.processing.unimed5m.pipeline import LocalExecutor, RayExecutor, shard_paths
 from unimedvl.processing.unimed5m.schema import from_table, to_table
 
 TASKS = {
@@ -235,6 +235,8 @@ def test_what_is_not_valid_is_set_aside_with_its_reason(tmp_path):
 def test_leaking_groups_and_repeated_ids_are_refused(tmp_path, records, words):
     with pytest.raises(ValueError, match=words):
         build(Listed(records), tmp_path, tmp_path / "out", shards=2)
+    with pytest.raises(ValueError, match="unfinished"):
+        shard_paths(tmp_path / "out")
     parquet.write_table(to_table(records), tmp_path / "all.parquet")
     with pytest.raises(ValueError, match=words):
         check_splits([tmp_path / "all.parquet"])

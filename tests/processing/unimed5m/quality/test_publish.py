@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,45 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from tests.hub_server import HubServer
 from unimedvl.processing.unimed5m.publish import may_embed, publish, push_to_hub, relink
 
-from .toy_records import all_bytes, drawn, record, write_shards
+from .clean_site import link_packages
+from .toy_records import all_bytes, caption, drawn, record, write_shards
 
-# Run by a process that has `datasets` and not this package.
-CLEAN_PROCESS = """
-import copy, itertools, json, sys
-import datasets
-
-folder = sys.argv[1]
-whole = datasets.load_dataset(folder, "all", split="train")
-stream = datasets.load_dataset(folder, "all", split="train", streaming=True)
-assert [row["id"] for row in stream] == whole["id"], "streaming and map forms differ"
-assert whole[0]["input_img"][0]["image"].size == (136, 136)
-assert datasets.load_dataset(folder, "metadata_caption", split="train")[0]["input_img"][0]["image"] is None
-
-parts = [
-    datasets.load_dataset(folder, name, split="train", streaming=True).select_columns(["id"])
-    for name in ("caption", "vqa", "segmentation")
-]
-
-def interleaved():
-    return datasets.interleave_datasets(
-        copy.deepcopy(parts), probabilities=[0.5, 0.3, 0.2], seed=7, stopping_strategy="all_exhausted"
-    )
-
-straight = [row["id"] for row in interleaved()]
-checked = 0
-for stop in (1, 2, 7, 13, 29, len(straight) - 1):
-    first = interleaved()
-    head = [row["id"] for row in itertools.islice(iter(first), stop)]
-    state = json.loads(json.dumps(first.state_dict()))
-    second = interleaved()
-    second.load_state_dict(state)
-    assert head + [row["id"] for row in second] == straight, stop
-    checked += 1
-assert not [name for name in sys.modules if name.startswith("unimedvl")]
-print(json.dumps({"map": len(whole), "interleaved": len(straight), "resumed": checked}))
-"""
+LOADER = Path(__file__).with_name("clean_loader.py")
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +46,43 @@ def test_every_record_is_published_once(published):
     assert statistics["configs"]["data"]["vqa"] == {"train": 12, "validation": 6}
 
 
-def test_images_stay_out_where_the_licence_keeps_them(published):
+def test_images_and_texts_stay_out_where_the_licence_keeps_them(published):
     folder, _ = published
-    for path in (folder / "published" / "metadata").glob("*/*.parquet"):
+    paths = list((folder / "published" / "metadata").glob("*/*.parquet"))
+    assert sum(pq.read_metadata(path).num_rows for path in paths) == 6
+    for path in paths:
+        assert b"A smooth field" not in path.read_bytes()
         for row in pq.read_table(path).to_pylist():
             assert row["redistributable"] == "no"
             assert [picture["image"] for picture in row["input_img"]] == [None]
-            assert row["input_img"][0]["sha256"] and row["input_img"][0]["path"]
+            assert row["input_img"][0]["sha256"] and row["input_img"][0]["path"] and row["content_hash"]
+            assert row["message"] == [] and row["extra"] == "{}"
+
+
+def test_tasks_that_alternate_share_no_row_group_and_fill_their_own(tmp_path):
+    tasks = ("caption", "vqa", "segmentation", "report")
+    picture = drawn(0)
+    records = [record(number, picture, sub_task_type=tasks[number % 4]) for number in range(1000)]
+    write_shards(tmp_path / "records", records, shards=1)
+    publish(tmp_path / "records", tmp_path / "out")
+    for task in tasks:
+        with pq.ParquetFile(tmp_path / "out" / "data" / task / "train-shard-00000.parquet") as file:
+            groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+            assert groups == [100, 100, 50]
+            wanted = [entry.id for entry in records if entry.sub_task_type == task]
+            assert file.read(columns=["id"])["id"].to_pylist() == wanted
+
+
+def test_large_images_make_smaller_row_groups(tmp_path, monkeypatch):
+    picture = drawn(0)
+    monkeypatch.setattr("unimedvl.processing.unimed5m.publish.GROUP_BYTES", 40 * len(picture.data))
+    tasks = ("caption", "vqa")
+    records = [record(number, picture, sub_task_type=tasks[number % 2]) for number in range(400)]
+    write_shards(tmp_path / "records", records, shards=1)
+    publish(tmp_path / "records", tmp_path / "out")
+    with pq.ParquetFile(tmp_path / "out" / "data" / "vqa" / "train-shard-00000.parquet") as file:
+        groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+    assert groups == [50] * 4
 
 
 @pytest.mark.parametrize(
@@ -107,17 +107,19 @@ def test_card_has_configs_gate_licences_and_plots(published):
     assert json.loads((folder / "statistics.json").read_text())["counts"]["split"] == {"train": 42, "validation": 6}
 
 
-@pytest.mark.slow
 def test_a_clean_process_with_datasets_alone_loads_and_resumes(published, tmp_path):
+    packages = link_packages(tmp_path / "packages", "datasets", "pillow")
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    # Isolated mode: neither the working folder nor PYTHONPATH offers this package's sources.
-    result = subprocess.run(
-        [sys.executable, "-I", "-c", CLEAN_PROCESS, str(published[0] / "published")],
-        capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    counts = json.loads(result.stdout.splitlines()[-1])
-    assert counts["map"] == 36 and counts["resumed"] == 6 and counts["interleaved"] >= 36
+    report = {}
+    for action in ("save", "resume"):
+        # Isolated and without site packages: neither the working folder nor the installed package can be imported.
+        result = subprocess.run(
+            [sys.executable, "-I", "-S", LOADER, packages, published[0] / "published", tmp_path / "states", action],
+            capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        report |= json.loads(result.stdout.splitlines()[-1])
+    assert report["map"] == report["different"] == 36 and report["interleaved"] > 50 and report["resumed"] == 6
 
 
 def test_relinking_restores_the_records_byte_for_byte(published, tmp_path):
@@ -131,9 +133,22 @@ def test_relinking_restores_the_records_byte_for_byte(published, tmp_path):
     assert all(row == originals[row["id"]] for row in restored) and len(restored) == 6
 
 
-def test_another_image_is_missing_and_never_linked(published, tmp_path):
-    write_shards(tmp_path / "others", [record(42, drawn(999))], shards=1)
-    assert relink(published[0] / "published", tmp_path / "others", tmp_path / "out") == {"relinked": 0, "missing": 6}
+def test_another_image_or_text_is_missing_and_never_linked(published, tmp_path):
+    closed = {"license": 'on request, "closed"', "redistributable": "no", "dataset": "closed/set: one"}
+    others = [
+        record(42, drawn(999), **closed),
+        record(43, message=caption("Another text than the one that was checked."), **closed),
+        record(44, **closed),
+    ]
+    write_shards(tmp_path / "others", others, shards=1)
+    assert relink(published[0] / "published", tmp_path / "others", tmp_path / "out") == {"relinked": 1, "missing": 5}
+
+
+def test_relinking_never_mixes_with_other_records(published, tmp_path):
+    folder, _ = published
+    write_shards(tmp_path / "out" / "data", [record(1)], shards=1)
+    with pytest.raises(ValueError, match="holds other records"):
+        relink(folder / "published", folder / "records", tmp_path / "out")
 
 
 def test_publishing_again_changes_nothing(published):
@@ -153,9 +168,99 @@ def test_allowing_more_moves_records_and_leaves_no_copy(tmp_path):
     assert not list((tmp_path / "out" / "metadata").rglob("*.parquet"))
 
 
-def test_an_unpublished_folder_is_not_pushed(tmp_path):
+def test_sources_with_names_alike_keep_their_own_licence(tmp_path):
+    names = ("set/one", "set one", "Set_one", "other")
+    records = [record(number, dataset=name, license=f"terms {number}") for number, name in enumerate(names)]
+    write_shards(tmp_path / "records", records, shards=2)
+    publish(tmp_path / "records", tmp_path / "out")
+    texts = [path.read_text() for path in (tmp_path / "out" / "LICENSES").iterdir()]
+    assert len(texts) == 4 and (tmp_path / "out" / "LICENSES" / "other.txt").is_file()
+    assert all(sum(f"terms {number}" in text for text in texts) == 1 for number in range(4))
+
+
+def test_tasks_named_like_the_card_s_own_configs_load(tmp_path):
+    tasks = ("all", "caption", "metadata_caption")
+    records = [record(number, sub_task_type=task) for number, task in enumerate(tasks)]
+    records.append(record(3, redistributable="no"))
+    write_shards(tmp_path / "records", records, shards=1)
+    publish(tmp_path / "records", tmp_path / "out")
+    folder = str(tmp_path / "out")
+    names = datasets.get_dataset_config_names(folder)
+    assert sorted(names) == ["all", "caption", "metadata_caption", "task_all", "task_metadata_caption"]
+    parts = {name: datasets.load_dataset(folder, name, split="train", streaming=True) for name in names}
+    rows = {name: len(list(part)) for name, part in parts.items()}
+    assert rows == {"all": 3, "caption": 1, "metadata_caption": 1, "task_all": 1, "task_metadata_caption": 1}
+
+
+def test_the_card_of_a_folder_without_images_names_a_config_that_exists(tmp_path):
+    write_shards(tmp_path / "records", [record(1, redistributable="no")], shards=1)
+    publish(tmp_path / "records", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    call = re.search(r'load_dataset\("REPO_OR_FOLDER", "(\w+)", split="(\w+)"', card)
+    assert call is not None
+    loaded = datasets.load_dataset(str(tmp_path / "out"), call[1], split=call[2], streaming=True)
+    assert [row["id"] for row in loaded] == ["toy-00001"]
+
+
+def test_no_record_is_nothing_to_publish(tmp_path):
+    write_shards(tmp_path / "records", [], shards=1)
+    with pytest.raises(ValueError, match="nothing to publish"):
+        publish(tmp_path / "records", tmp_path / "out")
+
+
+def test_an_unpublished_or_unfinished_folder_is_not_pushed(published, tmp_path):
     with pytest.raises(ValueError, match="publish the records first"):
         push_to_hub(tmp_path, "someone/records")
+    shutil.copytree(published[0] / "published", tmp_path / "half")
+    (tmp_path / "half" / "receipts" / "publish.unfinished").touch()
+    with pytest.raises(ValueError, match="unfinished"):
+        push_to_hub(tmp_path / "half", "someone/records")
+
+
+# Runs in a process of its own, since huggingface_hub reads the address of the Hub when it is imported.
+PUSH = """
+import json, sys
+import datasets
+from unimedvl.processing.unimed5m.publish import push_to_hub
+
+push_to_hub(sys.argv[1], "tester/records")
+rows = list(datasets.load_dataset("tester/records", "caption", split="train", streaming=True))
+print(json.dumps([row["id"] for row in rows]))
+"""
+
+
+def push(folder: Path, hub: HubServer, home: Path) -> list[str]:
+    """Push a published folder, load it again, and return the ids of its captions."""
+    result = subprocess.run(
+        [sys.executable, "-c", PUSH, str(folder)], capture_output=True, text=True, timeout=300,
+        env={**os.environ, **hub.environment(home)}, cwd=Path(__file__).parents[4],
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def hub_files(hub: HubServer) -> set[str]:
+    repository = hub.repositories["datasets", "tester/records"]
+    return set(repository.commits[repository.resolve("main")])
+
+
+def test_the_hub_holds_what_is_published_and_nothing_else(tmp_path):
+    write_shards(tmp_path / "records", [record(number) for number in range(4)], shards=2)
+    publish(tmp_path / "records", tmp_path / "out")
+    (tmp_path / "out" / "notes.csv").write_text("not for others")
+    with HubServer() as hub:
+        assert push(tmp_path / "out", hub, tmp_path / "home") == [f"toy-{number:05d}" for number in range(4)]
+        first = hub_files(hub)
+        # One source is withdrawn: its shard goes, and so must its images on the Hub.
+        (tmp_path / "records" / "shard-00001.parquet").unlink()
+        publish(tmp_path / "records", tmp_path / "out")
+        assert push(tmp_path / "out", hub, tmp_path / "home2") == ["toy-00000", "toy-00001"]
+        second = hub_files(hub)
+    assert {name.split("/")[0] for name in first} == {
+        "README.md", "ACKNOWLEDGMENTS.md", "RELINKING.md", "statistics.json", "LICENSES", "plots",
+        "data",
+    }  # fmt: skip
+    assert first - second == {"data/caption/train-shard-00001.parquet"}
 
 
 def test_features_survive(published):

@@ -80,6 +80,22 @@ def faulty_records() -> list[Record]:
     return records
 
 
+class ToySource:
+    """A source of the faulty and 300 sound records, some of which must not be passed on."""
+
+    name = "toy"
+
+    def fingerprint(self, root: Path) -> str:
+        return "toy"
+
+    def records(self, root, split=None, shard=(0, 1), problem=None):
+        # A build refuses a group on both sides of a split; the other faults are left to the quality control.
+        yield from [entry for entry in faulty_records() if entry.id != "leak_group"][shard[0] :: shard[1]]
+        for number in range(200 + shard[0], 500, shard[1]):
+            terms = {"redistributable": "no", "dataset": "closed"} if number % 7 == 0 else {}
+            yield record(number, sub_task_type=("caption", "vqa", "report")[number % 3], **terms)
+
+
 def all_bytes(folder: Path) -> dict[str, bytes]:
     """Every file below a folder by its relative path."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

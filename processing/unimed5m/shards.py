@@ -1,0 +1,177 @@
+"""The files of sharded work: written complete or not at all, told apart by content, read in small batches."""
+
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+# Images dominate a row: a hundred rows keep one batch in tens of megabytes and are the Hub's advice for row groups.
+BATCH_ROWS = 100
+PARTIAL_SUFFIX = ".partial"
+UNFINISHED_SUFFIX = ".unfinished"
+# Key of the footer's metadata with the SHA-256 of all that precedes the footer.
+SEAL = b"unimedvl.sha256"
+
+
+def shard_paths(folder: str | Path) -> list[Path]:
+    """The Parquet shards of a record folder in order (`FOLDER/data/*.parquet`, or `FOLDER/*.parquet`).
+
+    Raises:
+        ValueError: where there is none, or where the run that writes the folder was interrupted.
+    """
+    folder = Path(folder)
+    check_finished(folder)
+    for place in (folder / "data", folder):
+        paths = sorted(place.glob("*.parquet"))
+        if paths:
+            return paths
+    raise ValueError(f"expected Parquet shards in {folder} or {folder / 'data'}, found none; build the records first")
+
+
+def check_finished(folder: Path) -> None:
+    """Raises ValueError where a run that writes `folder` did not end well: some of its records are missing or old."""
+    marks = sorted(path.name for path in (folder / "receipts").glob(f"*{UNFINISHED_SUFFIX}"))
+    if marks:
+        names = ", ".join(mark.removesuffix(UNFINISHED_SUFFIX) for mark in marks)
+        raise ValueError(f"{folder} is unfinished ({names} did not end well); repeat the command that writes it")
+
+
+@contextmanager
+def unfinished(folder: Path, name: str) -> Iterator[None]:
+    """Mark `folder` as unfinished until the block ends without an error; a killed process leaves the mark."""
+    mark = folder / "receipts" / f"{name}{UNFINISHED_SUFFIX}"
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+    yield
+    mark.unlink(missing_ok=True)
+
+
+def parquet_identity(path: str | Path) -> str:
+    """SHA-256 that changes when anything in a Parquet file changes.
+
+    The files of this package are sealed (`parquet_writer`): reading the footer is enough, which keeps resuming cheap
+    where a shard is gigabytes. Other files are read whole.
+
+    Raises:
+        ValueError: where the file is torn.
+    """
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 8))
+        tail = file.read()
+        length = int.from_bytes(tail[:4], "little") + 8
+        if len(tail) < 8 or tail[4:] != b"PAR1" or length > size:
+            raise ValueError(f"{path} is not a complete Parquet file; build it again")
+        if SEAL in (pq.read_metadata(path).metadata or {}):
+            file.seek(size - length)
+            return hashlib.sha256(file.read()).hexdigest()
+        file.seek(0)
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# What is told of each file before it takes its place, set while a shard is done.
+before_replacing: ContextVar[Callable[[Path], None] | None] = ContextVar("before_replacing", default=None)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A place to write a file that appears under `path` complete or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    try:
+        yield partial
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        announce = before_replacing.get()
+        if announce is not None:
+            announce(path)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what killed runs left half-written below `folder`."""
+    for path in folder.rglob(f"*{PARTIAL_SUFFIX}"):
+        if re.search(rf"\.\d+{re.escape(PARTIAL_SUFFIX)}$", path.name):
+            path.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+class _HashingFile(io.BufferedWriter):
+    """A file that knows the SHA-256 of what was written to it."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(io.FileIO(path, "wb"))
+        self.digest = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        return super().write(data)
+
+
+class SealedWriter(pq.ParquetWriter):
+    """A Parquet writer that puts the digest of the file's pages into its footer.
+
+    Sizes and statistics alone would not do: two columns of scores take the same room whatever the scores are.
+    """
+
+    def __init__(self, path: str | Path, schema: pa.Schema, **options: Any) -> None:
+        self._file = _HashingFile(path)
+        metadata = {key: value for key, value in (schema.metadata or {}).items() if key != SEAL}
+        super().__init__(self._file, schema.with_metadata(metadata), **options)
+
+    def close(self) -> None:
+        if self.is_open:
+            self.add_key_value_metadata({SEAL: self._file.digest.hexdigest()})
+            super().close()
+            self._file.close()
+
+
+def parquet_writer(path: str | Path, schema: pa.Schema) -> SealedWriter:
+    """A writer with every setting that shapes the bytes held fixed. Image columns are compressed already: their bytes
+    are neither dictionary-encoded nor counted into statistics."""
+    return SealedWriter(
+        path,
+        schema,
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=["main_task_type", "sub_task_type", "modality", "dataset", "split", "license"],
+        write_statistics=["id", "split"],
+        store_schema=True,
+        version="2.6",
+    )
+
+
+def write_table(path: str | Path, table: pa.Table) -> None:
+    with replacing(path) as partial, parquet_writer(partial, table.schema) as writer:
+        writer.write_table(table, row_group_size=max(1, table.num_rows))
+
+
+def batches(path: str | Path, columns: Sequence[str] | None = None, rows: int = BATCH_ROWS) -> Iterator[pa.Table]:
+    """Stream a shard as tables of at most `rows` rows with the file's own schema metadata (the `datasets` features).
+
+    No batch spans two row groups, and a row group is decoded batch by batch: memory does not depend on the shard's
+    size.
+    """
+    names = list(columns) if columns is not None else None
+    with pq.ParquetFile(str(path), pre_buffer=False) as file:
+        metadata = file.schema_arrow.metadata
+        for group in range(file.num_row_groups):
+            for batch in file.iter_batches(rows, row_groups=[group], columns=names):
+                yield pa.Table.from_batches([batch]).replace_schema_metadata(metadata)
