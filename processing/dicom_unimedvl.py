@@ -89,7 +89,8 @@ def read_dicom(
     `stream` is a binary file object. Multi-frame files give their middle frame unless `frame` names one. Grey levels:
     modality LUT or rescale, then `window` (center, width in those units, LINEAR_EXACT), else the file's VOI LUT, else
     the first of its windows by its VOI LUT function, else 8-bit levels as they are, else `percentiles` of the frame
-    outside the pixel padding value. A `window` holds for each channel of a colour picture. MONOCHROME1 is inverted; palettes and YBR become RGB. Overlays are not drawn.
+    outside the pixel padding value. A `window` holds for each channel of a colour picture.
+    MONOCHROME1 is inverted; palettes and YBR become RGB. Overlays are not drawn.
     Warns if the file declares burned-in annotation. Raises ValueError; no message quotes a tag.
     """
     try:
@@ -98,9 +99,7 @@ def read_dicom(
     except ImportError:
         raise ValueError('DICOM files need pydicom: pip install "unimedvl[medical]".') from None
     if stream.seek(0, io.SEEK_END) > MAX_FILE_BYTES:
-        raise ValueError(
-            "The DICOM file is larger than 2 GiB: split its frames into files, for example with highdicom."
-        )
+        raise ValueError("The DICOM file is larger than 2 GiB: split its frames into several files.")
     stream.seek(0)
     content = io.BytesIO(stream.read())
     broken = "The DICOM file is truncated or damaged: export it again, or check it with dciodvfy."

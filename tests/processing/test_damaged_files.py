@@ -37,7 +37,7 @@ def damaged_copies(content: bytes, count: int, seed: int):
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.filterwarnings("ignore:The DICOM file declares burned-in")
-def test_a_damaged_file_gives_a_picture_or_one_sentence(name, caplog, capfd):
+def test_a_damaged_file_gives_a_picture_or_one_sentence(name, capfd):
     refused = 0
     for content in damaged_copies(FILES[name], 120, seed=len(name)):
         try:
@@ -47,4 +47,3 @@ def test_a_damaged_file_gives_a_picture_or_one_sentence(name, caplog, capfd):
             assert len(str(error).split()) >= 4 and "\n" not in str(error)
     assert refused
     assert "Traceback" not in capfd.readouterr().err
-    assert not caplog.records

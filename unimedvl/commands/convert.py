@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-processor",
         action="store_true",
-        help="leave the processor out, also where the source has tokenizer files",
+        help="leave the processor out",
     )
     parser.add_argument("--to-upstream", action="store_true", help="the way back: from our layout to the released one")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
