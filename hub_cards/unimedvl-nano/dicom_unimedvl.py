@@ -54,6 +54,7 @@ PIXEL_TAGS = [
 ]
 DEFLATED_TRANSFER_SYNTAX = "1.2.840.10008.1.2.1.99"
 IMPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2"
+MAX_FILE_BYTES = 2**31
 
 
 def is_dicom(header: bytes, name: str) -> bool:
@@ -88,7 +89,8 @@ def read_dicom(
     `stream` is a binary file object. Multi-frame files give their middle frame unless `frame` names one. Grey levels:
     modality LUT or rescale, then `window` (center, width in those units, LINEAR_EXACT), else the file's VOI LUT, else
     the first of its windows by its VOI LUT function, else 8-bit levels as they are, else `percentiles` of the frame
-    outside the pixel padding value. MONOCHROME1 is inverted; palettes and YBR become RGB. Overlays are not drawn.
+    outside the pixel padding value. A `window` holds for each channel of a colour picture.
+    MONOCHROME1 is inverted; palettes and YBR become RGB. Overlays are not drawn.
     Warns if the file declares burned-in annotation. Raises ValueError; no message quotes a tag.
     """
     try:
@@ -96,6 +98,9 @@ def read_dicom(
         pixels = importlib.import_module("pydicom.pixels")
     except ImportError:
         raise ValueError('DICOM files need pydicom: pip install "unimedvl[medical]".') from None
+    if stream.seek(0, io.SEEK_END) > MAX_FILE_BYTES:
+        raise ValueError("The DICOM file is larger than 2 GiB: split its frames into several files.")
+    stream.seek(0)
     content = io.BytesIO(stream.read())
     broken = "The DICOM file is truncated or damaged: export it again, or check it with dciodvfy."
     try:
@@ -140,9 +145,9 @@ def read_dicom(
             kind = str(properties["photometric_interpretation"])
             if kind == "PALETTE COLOR":
                 array = pixels.apply_color_lut(array, dataset)
-                levels = (array >> 8).astype(np.uint8) if array.dtype == np.uint16 else array.astype(np.uint8)
+                levels = _colour_levels(array, 16 if array.dtype == np.uint16 else 8, window)
             elif array.ndim == 3:
-                levels = _colour_levels(array, int(dataset.BitsStored))
+                levels = _colour_levels(array, int(dataset.BitsStored), window)
             else:
                 levels = _grey_levels(array, dataset, index, window, percentiles)
     except Exception:
@@ -162,8 +167,10 @@ def _transfer_syntax(content: io.BytesIO, pydicom: Any) -> str | None:
     return meta.get("TransferSyntaxUID")
 
 
-def _colour_levels(array: np.ndarray, bits_stored: int) -> np.ndarray:
-    """(H, W, 3) colours of `bits_stored` bits as uint8."""
+def _colour_levels(array: np.ndarray, bits_stored: int, window: tuple[float, float] | None) -> np.ndarray:
+    """(H, W, 3) colours of `bits_stored` bits as uint8; a `window` counts in those bits."""
+    if window is not None:
+        return window_to_uint8(array, window, (0, 100))
     return (array >> max(bits_stored - 8, 0)).astype(np.uint8)
 
 

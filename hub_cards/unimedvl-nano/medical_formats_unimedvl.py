@@ -6,14 +6,16 @@ import io
 import math
 import os
 import re
-import struct
-import zlib
+import tokenize
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import get_session
 from PIL import Image, ImageOps
-from transformers.image_utils import load_image
 
 from .dicom_unimedvl import is_dicom, read_dicom
 from .nifti_unimedvl import nifti_version, read_nifti, unpacked_header
@@ -32,8 +34,8 @@ PICTURE_FORMATS = ("PNG", "JPEG", "JPEG2000", "TIFF", "BMP", "GIF", "WEBP", "PPM
 READABLE = "a PNG, JPEG, JPEG 2000, TIFF, BMP, GIF, WebP, PNM, DICOM, NIfTI or .npy file"
 GREY_BEYOND_8_BITS = ("I", "F")
 EXIF_ORIENTATION = 0x0112
-# What PIL's decoders raise for damaged files.
-DECODING_ERRORS = (OSError, SyntaxError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError)
+MAX_DOWNLOAD_BYTES = 2**28
+DOWNLOAD_TIMEOUT_SECONDS = 30
 
 
 def load_medical_image(
@@ -56,7 +58,7 @@ def load_medical_image(
     plane, slice_index: of a NIfTI volume; see `read_nifti` for orientation and defaults.
     percentiles: the grey levels that become black and white where neither a window nor 8-bit levels are given.
     max_pixels: larger pictures are refused.
-    allow_url: also accept http(s) URLs, fetched by transformers' `load_image`. Off by default.
+    allow_url: also fetch http(s) URLs, at most 256 MiB each, and read them like files. Off by default.
 
     8-bit pictures and uint8 arrays keep their levels (and an opened picture its mode) unless `window` is given; EXIF
     orientation is applied. 16-bit, 32-bit and float images are windowed, never clipped. PIL reads only the upper 8
@@ -79,12 +81,7 @@ def load_medical_image(
     if isinstance(source, str) and re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", source):
         if not (allow_url and source.startswith(("http://", "https://"))):
             raise ValueError(f"{source!r} is a URL: download it and pass the file, or pass allow_url=True.")
-        try:
-            picture = load_image(source)
-        # The network stack raises many types; each means the same here.
-        except Exception as error:
-            raise ValueError(f"{source!r} could not be fetched: download the file and pass its path.") from error
-        return _finished(picture, window, frame, percentiles, max_pixels)
+        source = _fetched(source)
 
     name = ""
     if isinstance(source, str | os.PathLike):
@@ -107,6 +104,40 @@ def load_medical_image(
         )
     with stream:
         return _from_stream(stream, name, window, frame, plane, slice_index, percentiles, max_pixels)
+
+
+def _fetched(url: str) -> bytes:
+    """The bytes behind an http(s) URL."""
+    content = bytearray()
+    try:
+        with get_session().stream("GET", url, timeout=DOWNLOAD_TIMEOUT_SECONDS, follow_redirects=True) as response:
+            response.raise_for_status()
+            for chunk in response.iter_bytes():
+                content += chunk
+                if len(content) > MAX_DOWNLOAD_BYTES:
+                    break
+    # The network stack raises many types; each means the same here.
+    except Exception as error:
+        raise ValueError(f"{url!r} could not be fetched: download the file and pass its path.") from error
+    if len(content) > MAX_DOWNLOAD_BYTES:
+        raise ValueError(f"{url!r} is larger than {MAX_DOWNLOAD_BYTES >> 20} MiB: download it and pass its path.")
+    return bytes(content)
+
+
+@contextmanager
+def _decoding(what: str) -> Iterator[None]:
+    """Turn whatever PIL's decoders, most of them C libraries, raise or warn about into one sentence."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Image.UnidentifiedImageError:
+        raise ValueError(f"{what} is not an image this package reads: pass {READABLE}.") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"{what} expands to far too many pixels: downscale or crop it first.") from None
+    # A decoder may raise anything for a damaged file.
+    except Exception as error:
+        raise ValueError(f"{what} is truncated or damaged ({type(error).__name__}): export it again.") from error
 
 
 def _refuse_volume_options(plane: str | None, slice_index: int | None) -> None:
@@ -145,16 +176,11 @@ def _from_stream(
         return read_dicom(stream, window, frame, percentiles, max_pixels)
     Image.init()
     known = [kind for kind in PICTURE_FORMATS if kind in Image.OPEN]
-    try:
-        with Image.open(stream, formats=known) as opened:
-            # A copy, because an opened picture needs its file again whenever its frames are counted.
-            return _finished(opened, window, frame, percentiles, max_pixels).copy()
-    except Image.UnidentifiedImageError:
-        raise ValueError(f"{what} is not an image this package reads: pass {READABLE}.") from None
-    except Image.DecompressionBombError:
-        raise ValueError(f"{what} expands to far too many pixels: downscale or crop it first.") from None
-    except DECODING_ERRORS as error:
-        raise ValueError(f"{what} is truncated or damaged ({type(error).__name__}): export it again.") from None
+    with _decoding(what):
+        opened = Image.open(stream, formats=known)
+    with opened:
+        # A copy, because an opened picture needs its file again whenever its frames are counted.
+        return _finished(opened, window, frame, percentiles, max_pixels, what).copy()
 
 
 def _read_npy(stream: Any, what: str) -> np.ndarray:
@@ -169,7 +195,8 @@ def _read_npy(stream: Any, what: str) -> np.ndarray:
         stream.seek(0)
         # Object arrays are pickles.
         return np.load(stream, allow_pickle=False)
-    except (ValueError, EOFError, OSError, SyntaxError):
+    # numpy parses the header as Python source.
+    except (ValueError, EOFError, OSError, SyntaxError, TypeError, tokenize.TokenError, OverflowError, MemoryError):
         raise ValueError(broken) from None
 
 
@@ -179,19 +206,20 @@ def _finished(
     frame: int | None,
     percentiles: tuple[float, float],
     max_pixels: int,
+    what: str = "The image",
 ) -> Image.Image:
     """A PIL picture decoded, upright and in 8 bits; `picture` itself is returned where nothing has to be done."""
     check_image_size(*picture.size, max_pixels)
-    try:
+    with _decoding(what):
         frames = 1 if frame is None else getattr(picture, "n_frames", 1)
-        if checked_index(frame, frames, "frame", default=0):
-            picture.seek(frame)
-            check_image_size(*picture.size, max_pixels)
+    if chosen := checked_index(frame, frames, "frame", default=0):
+        with _decoding(what):
+            picture.seek(chosen)
+        check_image_size(*picture.size, max_pixels)
+    with _decoding(what):
         picture.load()
         if picture.getexif().get(EXIF_ORIENTATION, 1) != 1:
             picture = ImageOps.exif_transpose(picture)
-    except DECODING_ERRORS as error:
-        raise ValueError(f"The image is truncated or damaged ({type(error).__name__}): export it again.") from None
     if window is not None or picture.mode in GREY_BEYOND_8_BITS or picture.mode.startswith("I;16"):
         if picture.mode[0] not in "LIF" and picture.mode not in ("RGB", "RGBA"):
             picture = picture.convert("RGB")

@@ -67,6 +67,7 @@ def read_nifti(
         nifti = importlib.import_module("nibabel.nifti1")
         nifti2 = importlib.import_module("nibabel.nifti2")
         arrayproxy = importlib.import_module("nibabel.arrayproxy")
+        imageglobals = importlib.import_module("nibabel.imageglobals")
         orientations = importlib.import_module("nibabel.orientations")
         spatialimages = importlib.import_module("nibabel.spatialimages")
     except ImportError:
@@ -75,7 +76,9 @@ def read_nifti(
     classes = {1: nifti.Nifti1Header, 2: nifti2.Nifti2Header}
     header_class = classes[nifti_version(header_bytes)]
     try:
-        header = header_class(header_bytes[: header_class.template_dtype.itemsize])
+        # Its log would add lines about the header to the one sentence below.
+        with imageglobals.LoggingOutputSuppressor():
+            header = header_class(header_bytes[: header_class.template_dtype.itemsize])
         shape = tuple(int(side) for side in header.get_data_shape())
         dtype, offset = header.get_data_dtype(), int(header.get_data_offset())
         affine = header.get_best_affine()

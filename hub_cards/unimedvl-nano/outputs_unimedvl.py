@@ -47,7 +47,7 @@ def class_maps_from_pictures(
     pictures: Image.Image | list[Image.Image],
     num_classes: int,
     palette: list | None,
-    size: tuple[int, int] | list[tuple[int, int]] | None,
+    size: Any,
 ) -> list[torch.Tensor]:
     """Class maps by the rule of `UniMedVLProcessor.post_process_masks`."""
     if palette is None:
@@ -64,9 +64,13 @@ def class_maps_from_pictures(
         ):
             raise ValueError("palette must list 2 to 256 (R, G, B) colours of whole numbers, the background first.")
     pictures = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
-    sizes = size if isinstance(size, list) else [size] * len(pictures)
+    is_one_size = size is None or all(isinstance(side, int | np.integer) for side in size)
+    sizes = [size] * len(pictures) if is_one_size else list(size)
     if len(sizes) != len(pictures):
         raise ValueError(f"{len(sizes)} sizes for {len(pictures)} images: pass one (height, width), or one per image.")
+    for target in sizes:
+        if target is not None and (len(target) != 2 or not all(side >= 1 for side in target)):
+            raise ValueError(f"size={target!r}: pass (height, width) in pixels, both at least 1.")
     masks = []
     for picture, target in zip(pictures, sizes, strict=True):
         pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Qwen2Config
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
+from transformers.utils import cached_file
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .call_arguments_unimedvl import IGNORED_SETTINGS, IMAGE_SETTINGS, SETTING_GROUPS, TEXT_SETTINGS, flat_options
@@ -55,11 +56,24 @@ class UniMedVLProcessor(ProcessorMixin):
 
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
-        """The hook of `from_pretrained` that loads the parts. The image processor is this code's own class, so unlike
-        transformers' loading by auto class it needs no trust in code of the repository."""
+        """The hook of `from_pretrained` that loads the parts. The image processor is this code's own class and the
+        tokenizer one of transformers', so unlike loading by auto class it needs no trust in code of the repository.
+        Where only a tokenizer is found the image processor gets the reference's settings."""
         own = {name: value for name, value in kwargs.items() if name != "trust_remote_code"}
-        image_processor = UniMedVLImageProcessor.from_pretrained(pretrained_model_name_or_path, **own)
-        return [image_processor, AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)]
+        has_settings = processor_dict or cached_file(
+            pretrained_model_name_or_path,
+            "preprocessor_config.json",
+            _raise_exceptions_for_missing_entries=False,
+            **own,
+        )
+        image_processor = (
+            UniMedVLImageProcessor.from_pretrained(pretrained_model_name_or_path, **own)
+            if has_settings
+            else UniMedVLImageProcessor()
+        )
+        # Without a config AutoTokenizer reads the model's, whose auto_map asks for that trust.
+        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, config=Qwen2Config(), **own)
+        return [image_processor, tokenizer]
 
     @property
     def model_input_names(self) -> list[str]:
@@ -235,8 +249,9 @@ class UniMedVLProcessor(ProcessorMixin):
                 [int(any(start < span[1] and end > span[0] for span in spans)) for start, end in offsets]
                 for spans, offsets in zip(answer_spans, inputs.pop("offset_mapping"), strict=True)
             ]
-            as_tensor = isinstance(inputs["input_ids"], torch.Tensor)
-            inputs["assistant_masks"] = torch.tensor(masks) if as_tensor else masks
+            like = inputs["input_ids"]
+            is_tensor, is_array = isinstance(like, torch.Tensor), isinstance(like, np.ndarray)
+            inputs["assistant_masks"] = torch.tensor(masks) if is_tensor else np.array(masks) if is_array else masks
         return inputs if return_dict else inputs["input_ids"]
 
     def _chosen_template(self, chat_template: str | None) -> str:
