@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import unimedvl
+from tests.published import write_published
 from tests.tiny_checkpoint import tiny_checkpoint
 from tests.unimedvl import bad_files
 from unimedvl.command import build_parser, main
@@ -147,6 +148,14 @@ def test_released_layout_and_back(checkpoint, tmp_path, capsys):
     before, after = load(checkpoint).model.state_dict(), load(converted).model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_released_layout_without_tokenizer_converts_to_a_model_alone(tmp_path, capsys):
+    released, converted = tmp_path / "released", tmp_path / "converted"
+    write_published(released)
+    out, _ = run(capsys, "convert", released, converted)
+    assert "no processor" in out
+    assert (converted / "config.json").is_file() and not (converted / "processor_config.json").exists()
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
