@@ -68,6 +68,10 @@ class UniMedVLGenerationMixin(FlowSamplerMixin):
         inputs = super().prepare_inputs_for_generation(
             input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
         )
+        kinds, tokens = inputs.get("mm_token_type_ids"), inputs.get("input_ids")
+        if kinds is not None and tokens is not None:
+            # Transformers 5.20 leaves this input at its full length when it continues on a cache.
+            inputs["mm_token_type_ids"] = kinds[:, -tokens.shape[1] :]
         length = 0 if cache is None else cache.get_seq_length()
         if isinstance(length, int) and length == 0:
             # An assistant model's first pass does not count as one in transformers, which drops its images.
