@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 from .shards import (
     BATCH_ROWS,
     PARTIAL_SUFFIX,
+    alone_in,
     batches,
     before_replacing,
     parquet_identity,
@@ -281,7 +282,8 @@ def run_job(
     nothing. Until it is done, the folder's records are not read (`shard_paths`).
 
     Raises:
-        ValueError: where two inputs share a name, or where the output folder is the one that holds the records.
+        ValueError: where two inputs share a name, where the output folder is the one that holds the records, or where
+            another run is writing it.
     """
     check_apart(sources, output)
     output = Path(output).resolve()
@@ -291,15 +293,16 @@ def run_job(
     tasks = [
         ShardTask(name, str(Path(source).resolve()), str(output)) for name, source in zip(names, sources, strict=True)
     ]
-    remove_partials(output)
-    others = [path for path in (output / "receipts" / job.name).glob("*.json") if path.stem not in names]
-    waiting = [task for task in tasks if not is_finished(job, task)]
-    with unfinished(output, job.name) if job.writes_records else nullcontext():
-        _forget(others, output)
-        if waiting:
-            logger.info("%s: %d of %d shards to do", job.name, len(waiting), len(tasks))
-            (executor or LocalExecutor()).run(job, waiting)
-        return [run_shard(job, task) for task in tasks]
+    with alone_in(output):
+        remove_partials(output)
+        others = [path for path in (output / "receipts" / job.name).glob("*.json") if path.stem not in names]
+        waiting = [task for task in tasks if not is_finished(job, task)]
+        with unfinished(output, job.name) if job.writes_records else nullcontext():
+            _forget(others, output)
+            if waiting:
+                logger.info("%s: %d of %d shards to do", job.name, len(waiting), len(tasks))
+                (executor or LocalExecutor()).run(job, waiting)
+            return [run_shard(job, task) for task in tasks]
 
 
 # --- The two kinds of batch function ---------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 # Images dominate a row: a hundred rows keep one batch in tens of megabytes and are the Hub's advice for row groups.
 BATCH_ROWS = 100
@@ -53,6 +54,25 @@ def unfinished(folder: Path, name: str) -> Iterator[None]:
     mark.touch()
     yield
     mark.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other runs out of `folder` until the block ends; a killed process keeps nobody out.
+
+    Raises:
+        ValueError: if another run is writing there.
+    """
+    lock = FileLock(folder / "receipts" / ".lock", timeout=0)
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"another run is writing {folder}; wait for its end or choose another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def parquet_identity(path: str | Path) -> str:

@@ -28,6 +28,7 @@ from unimedvl.processing.unimed5m.pipeline import (
 from unimedvl.processing.unimed5m.publish import publish
 from unimedvl.processing.unimed5m.quality.control import quality_control
 from unimedvl.processing.unimed5m.schema import to_table
+from unimedvl.processing.unimed5m.shards import alone_in
 
 from .toy_records import all_bytes, drawn, record, write_shards
 
@@ -271,3 +272,11 @@ def test_executors_refuse_no_workers(make):
 def test_shards_with_one_name_are_refused(tmp_path):
     with pytest.raises(ValueError, match="same file name"):
         run_job(Job("count", count_rows), [tmp_path / "a" / "x.parquet", tmp_path / "b" / "x.parquet"], tmp_path)
+
+
+def test_a_second_run_into_one_folder_is_refused_and_the_first_unharmed(tmp_path):
+    with alone_in(tmp_path / "out"):
+        with pytest.raises(ValueError, match="another run is writing"), alone_in(tmp_path / "out"):
+            pass
+    with alone_in(tmp_path / "out"):
+        pass
