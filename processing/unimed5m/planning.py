@@ -14,8 +14,8 @@ from typing import Any, Protocol
 from PIL import Image
 
 from .schema import IMAGE_PLACEHOLDER, Picture, Record, Turn
-from .templates import choose
-from .wording import article, cased
+from .templates import article, choose
+from .wording import cased
 
 DESCRIBE_PROMPT = (
     "Describe this {modality} image in one continuous paragraph without headings or lists. Move through four levels "

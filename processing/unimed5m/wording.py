@@ -1,9 +1,7 @@
 """Small helpers for the texts of constructed tasks."""
 
 from .schema import IMAGE_PLACEHOLDER
-from .templates import choose
-
-_SPOKEN_AS_WORDS = frozenset({"FLAIR"})
+from .templates import article, choose
 
 
 def facts_phrase(description: str, where: str = "", finding: str = "") -> str:
@@ -27,7 +25,7 @@ def facts_sentence(key: str, modality: str, description: str, where: str = "", f
         key,
         where=f", {where}" if where else "",
         finding=_tail("", finding),
-        **cased(modality=modality, description=description, article=article(description)),
+        **cased(modality=modality, description=description),
     )
 
 
@@ -38,14 +36,6 @@ def _tail(where: str, finding: str) -> str:
 def clean(text: str) -> str:
     """The text without surrounding space and without stray image placeholders."""
     return text.replace(IMAGE_PLACEHOLDER, "").strip()
-
-
-def article(noun: str) -> str:
-    """The word "a" or "an", by the sound of the first word; capitals are spelled out ("an MRI", "a CT")."""
-    spoken = noun.replace("-", " ").split()[0]
-    if spoken.isupper() and spoken not in _SPOKEN_AS_WORDS:
-        return "an" if spoken[0] in "AEFHILMNORSX" else "a"
-    return "an" if spoken[0].lower() in "aeiou" else "a"
 
 
 def cased(**values: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ text (an answer, a report, a caption), the side `gpt` is empty and the text stay
 
 import dataclasses
 import hashlib
+import re
 import string
 
 from . import dialogue, editing, generation, understanding
@@ -41,6 +42,8 @@ def _library(*modules: object) -> dict[str, Phrasings]:
 
 
 LIBRARY = _library(understanding, generation, editing, dialogue)
+_ARTICLE = re.compile(r"(?<=\b[Aa])(?= \{(\w+)\})")
+_SPOKEN_AS_WORDS = frozenset({"FLAIR"})
 
 
 def choose(name: str, side: str, key: str, **fields: str) -> str:
@@ -50,8 +53,19 @@ def choose(name: str, side: str, key: str, **fields: str) -> str:
         name: key of `LIBRARY`.
         side: "human" or "gpt".
         key: id of the record. The same id always gets the same phrasing; ids spread evenly over all of them.
-        fields: values of the phrasing's fields; those it does not use are ignored.
+        fields: values of the phrasing's fields; those it does not use are ignored. The "a" before a field becomes
+            "an" where its value is spoken so.
     """
     phrasings = getattr(LIBRARY[name], side)
     digest = hashlib.sha256(f"{name}/{side}/{key}".encode()).digest()
-    return phrasings[int.from_bytes(digest[:8], "big") % len(phrasings)].format(**fields)
+    phrasing = phrasings[int.from_bytes(digest[:8], "big") % len(phrasings)]
+    phrasing = _ARTICLE.sub(lambda match: "n" * (article(fields[match[1]]) == "an") + match[0], phrasing)
+    return phrasing.format(**fields)
+
+
+def article(noun: str) -> str:
+    """The word "a" or "an", by the sound of the first word; capitals are spelled out ("an MRI", "a CT")."""
+    spoken = noun.replace("-", " ").split()[0]
+    if spoken.isupper() and spoken not in _SPOKEN_AS_WORDS:
+        return "an" if spoken[0] in "AEFHILMNORSX" else "a"
+    return "an" if spoken[0].lower() in "aeiou" else "a"

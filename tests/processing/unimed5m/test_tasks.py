@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import numpy
 import pytest
@@ -211,6 +212,19 @@ def test_pictures_that_are_none_are_refused():
     buffer = io.BytesIO()
     Image.new("P", (5, 4)).save(buffer, format="PNG")
     assert pixels_of(stored_picture(buffer.getvalue(), "palette.png")).shape == (4, 5, 3)
+
+
+def test_articles_agree_with_what_fills_a_phrasing():
+    fields = {"modality": "MRI", "Modality": "MRI", "description": "ultrasound", "Description": "Ultrasound"}
+    fields |= {"origin": "FLAIR", "target": "MRI", "kind": "finding", "where": "", "finding": ""}
+    texts = [
+        choose(name, side, str(key), **fields)
+        for name, side in [("facts", "gpt"), ("plan", "gpt"), ("cross_modal", "human"), ("cross_modal", "gpt")]
+        for key in range(200)
+    ]
+    wrong = re.compile(r"\b(a (MRI|ultrasound)|an FLAIR)\b", re.IGNORECASE)
+    assert not [text for text in texts if wrong.search(text)]
+    assert any("an MRI" in text for text in texts) and any("a FLAIR" in text for text in texts)
 
 
 @pytest.mark.parametrize("noun, word", [("MRI", "an"), ("CT", "a"), ("SD-OCT B-scan", "an"), ("FLAIR image", "a")])
