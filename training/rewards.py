@@ -1,0 +1,174 @@
+"""Rewards by name: of answers for TRL's GRPO, of pictures for Flow-GRPO.
+
+A text reward has TRL's form, `reward(completions, **columns) -> list[float]`, where a completion is a list of messages
+or a string. A picture reward is `reward(pictures, examples) -> list[float]`. All lie in [0, 1] unless said otherwise.
+"""
+
+import re
+import string
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy
+import torch
+from PIL import Image
+from rouge_score.rouge_scorer import RougeScorer
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+THOUGHT = re.compile(r"\A\s*<think>(?P<thought>.*?)</think>(?P<answer>.*)\Z", re.DOTALL)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_rouge = RougeScorer(["rougeL"], use_stemmer=True)
+
+
+def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
+    """The text of a completion in either of TRL's forms."""
+    return completion if isinstance(completion, str) else "".join(message["content"] for message in completion)
+
+
+def final_answer(text: str) -> str:
+    """What follows the thought, or the whole text if there is none."""
+    thought = THOUGHT.match(text)
+    return (thought["answer"] if thought else text).strip()
+
+
+def normalized(text: str) -> str:
+    """Lower case, without punctuation, articles and repeated spaces."""
+    text = text.lower().translate(str.maketrans(string.punctuation, " " * len(string.punctuation)))
+    return " ".join(_ARTICLES.sub(" ", text).split())
+
+
+def answer_match(completions: Sequence[Any], answer: Sequence[str], **columns: Any) -> list[float]:
+    """1 where the answer is the expected one after `normalized`. A question answered by "yes" or "no" is judged by the
+    first word, so that an explanation may follow."""
+    scores = []
+    for completion, expected in zip(completions, answer, strict=True):
+        given, wanted = normalized(final_answer(completion_text(completion))), normalized(expected)
+        if wanted in ("yes", "no"):
+            given = given.partition(" ")[0]
+        scores.append(float(given == wanted))
+    return scores
+
+
+def think_format(completions: Sequence[Any], **columns: Any) -> list[float]:
+    """1 where there is exactly one thought, not empty, before an answer that is not empty."""
+    scores = []
+    for completion in completions:
+        text = completion_text(completion)
+        thought = THOUGHT.match(text)
+        once = text.count("<think>") == 1 and text.count("</think>") == 1
+        scores.append(float(bool(thought and once and thought["thought"].strip() and thought["answer"].strip())))
+    return scores
+
+
+def report_overlap(completions: Sequence[Any], answer: Sequence[str], **columns: Any) -> list[float]:
+    """ROUGE-L F1 with the reference report."""
+    return [
+        _rouge.score(expected, final_answer(completion_text(completion)))["rougeL"].fmeasure
+        for completion, expected in zip(completions, answer, strict=True)
+    ]
+
+
+TEXT_REWARDS: dict[str, Callable[..., list[float]]] = {
+    "answer_match": answer_match,
+    "think_format": think_format,
+    "report_overlap": report_overlap,
+}
+
+
+def _pixels(picture: Image.Image, size: tuple[int, int] | None = None) -> numpy.ndarray:
+    picture = picture.convert("RGB")
+    return numpy.asarray(picture if size in (None, picture.size) else picture.resize(size, Image.Resampling.BICUBIC))
+
+
+def dice(pictures: Sequence[Image.Image], examples: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Dice overlap of the generated mask, bright where its mean level is above one half, with `reference`'s.
+
+    Two empty masks overlap fully.
+    """
+    scores = []
+    for picture, example in zip(pictures, examples, strict=True):
+        reference = example["reference"].resize(picture.size, Image.Resampling.NEAREST)
+        given, wanted = (_pixels(image).mean(axis=-1) > 127.5 for image in (picture, reference))
+        total = given.sum() + wanted.sum()
+        scores.append(1.0 if total == 0 else float(2.0 * (given & wanted).sum() / total))
+    return scores
+
+
+def psnr(pictures: Sequence[Image.Image], examples: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Peak signal-to-noise ratio to `reference` in dB over RGB levels, at most 60."""
+    scores = []
+    for picture, example in zip(pictures, examples, strict=True):
+        given, wanted = _pixels(picture), _pixels(example["reference"], picture.size)
+        equal = bool((given == wanted).all())
+        scores.append(60.0 if equal else min(60.0, float(peak_signal_noise_ratio(wanted, given, data_range=255))))
+    return scores
+
+
+def ssim(pictures: Sequence[Image.Image], examples: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Structural similarity to `reference`, in [-1, 1]."""
+    return [
+        float(structural_similarity(_pixels(example["reference"], picture.size), _pixels(picture), channel_axis=-1))
+        for picture, example in zip(pictures, examples, strict=True)
+    ]
+
+
+class AnswerReward:
+    """How probable the model finds the expected answer to a question about the generated picture.
+
+    The understanding half judges the generating half: with an adapter on the generation expert alone, the judge never
+    changes. Examples give `question` and `answer`. The reward is the geometric mean of the probabilities of the
+    answer's tokens.
+    """
+
+    def __init__(self, model: torch.nn.Module, processor: Any):
+        self.model, self.processor = model, processor
+
+    @torch.no_grad()
+    def __call__(self, pictures: Sequence[Image.Image], examples: Sequence[Mapping[str, Any]]) -> list[float]:
+        conversations, prompts = [], []
+        for picture, example in zip(pictures, examples, strict=True):
+            content = [{"type": "image", "image": picture}, {"type": "text", "text": example["question"]}]
+            prompts.append([{"role": "user", "content": content}])
+            answer = [{"type": "text", "text": example["answer"]}]
+            conversations.append([*prompts[-1], {"role": "assistant", "content": answer}])
+        encode = {
+            "tokenize": True,
+            "return_dict": True,
+            "return_tensors": "pt",
+            "padding": True,
+            "padding_side": "right",
+            "return_assistant_tokens_mask": True,
+        }
+        inputs = self.processor.apply_chat_template(conversations, **encode)
+        answered = torch.as_tensor(inputs.pop("assistant_masks")).bool()[:, 1:]
+        inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
+        log_probabilities = self.model(**inputs).logits[:, :-1].float().log_softmax(dim=-1)
+        chosen = log_probabilities.gather(-1, inputs["input_ids"][:, 1:, None])[..., 0].cpu()
+        return ((chosen * answered).sum(dim=1) / answered.sum(dim=1)).exp().tolist()
+
+
+class ClassifierReward:
+    """Probability that an independent image classifier gives to the example's `label`.
+
+    Args:
+        checkpoint: a folder or Hub name for transformers' image classification.
+    """
+
+    def __init__(self, checkpoint: str):
+        from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+        self.model = AutoModelForImageClassification.from_pretrained(checkpoint).eval()
+        self.processor = AutoImageProcessor.from_pretrained(checkpoint)
+
+    @torch.no_grad()
+    def __call__(self, pictures: Sequence[Image.Image], examples: Sequence[Mapping[str, Any]]) -> list[float]:
+        known = self.model.config.label2id
+        unknown = sorted({example["label"] for example in examples} - known.keys())
+        if unknown:
+            raise ValueError(f"The classifier knows the labels {', '.join(sorted(known))}, not {', '.join(unknown)}.")
+        inputs = self.processor([picture.convert("RGB") for picture in pictures], return_tensors="pt")
+        probabilities = self.model(**inputs.to(self.model.device)).logits.softmax(dim=-1)
+        return [float(probabilities[row, known[example["label"]]]) for row, example in enumerate(examples)]
+
+
+PICTURE_REWARDS: dict[str, Callable[..., list[float]]] = {"dice": dice, "psnr": psnr, "ssim": ssim}
