@@ -1,0 +1,125 @@
+"""What a training run reads: groups of records with their shares, image sizes and condition dropout."""
+
+from dataclasses import dataclass, field
+
+DROPOUT_SCOPES = ("all", "released")
+VIT_SOURCES = ("original", "vae")
+
+
+@dataclass
+class ImageRange:
+    """Sizes that an image is resized to: the shorter side at least `min_side`, the longer at most `max_side` pixels
+    (in this order; see `reference_size`), at most `max_pixels` in area."""
+
+    min_side: int
+    max_side: int
+    max_pixels: int = 14 * 14 * 9 * 1024
+
+    def transform(self, stride: int) -> dict[str, int]:
+        """Arguments of `reference_size` for sides that are multiples of `stride` pixels."""
+        return {
+            "min_image_size": self.min_side,
+            "max_image_size": self.max_side,
+            "image_stride": stride,
+            "max_pixels": self.max_pixels,
+        }
+
+
+@dataclass
+class ConditionDropout:
+    """Probabilities that a condition is left out, so that guidance has something to compare with (paper, Table 12).
+
+    Attributes:
+        text, vit, vae: for every prompt, ViT image and clean VAE image, drawn for each block on its own.
+        scope: "all" drops every condition of an image to be made, and the ViT images of understanding; "released" is
+            what the authors' loaders do: prompts of text-to-image and ViT images of understanding alone.
+    """
+
+    text: float = 0.3
+    vit: float = 0.05
+    vae: float = 0.05
+    scope: str = "all"
+
+    def __post_init__(self) -> None:
+        for name in ("text", "vit", "vae"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"condition_dropout.{name} must lie in [0, 1], not {getattr(self, name)}.")
+        if self.scope not in DROPOUT_SCOPES:
+            raise ValueError(
+                f"condition_dropout.scope must be one of {', '.join(DROPOUT_SCOPES)}, not {self.scope!r}."
+            )
+
+
+@dataclass
+class GroupRecipe:
+    """Records that are drawn together.
+
+    Attributes:
+        name: of the group, in logs.
+        path: folder of built or published records.
+        weight: share of the samples, relative to the other groups.
+        tasks, sources, modalities: values of `sub_task_type`, `dataset` and `modality` to keep; all if empty.
+        split: of the records.
+        vae: sizes of images that enter or leave through the autoencoder.
+        vit: sizes of images that condition a generated image through the ViT.
+        understanding: sizes of images that are only read.
+    """
+
+    name: str
+    path: str
+    weight: float = 1.0
+    tasks: list[str] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+    modalities: list[str] = field(default_factory=list)
+    split: str = "train"
+    vae: ImageRange = field(default_factory=lambda: ImageRange(512, 1024))
+    vit: ImageRange = field(default_factory=lambda: ImageRange(224, 518))
+    understanding: ImageRange = field(default_factory=lambda: ImageRange(378, 980))
+
+    def __post_init__(self) -> None:
+        if self.weight <= 0:
+            raise ValueError(f"The weight of group {self.name!r} must be above 0, not {self.weight}: leave it out.")
+
+
+@dataclass
+class DataRecipe:
+    """The data of a run.
+
+    Attributes:
+        groups: at least one.
+        pack_tokens: length of a packed row.
+        sample_tokens: longest sample that is taken, `pack_tokens` if None; longer ones are counted and named in the log.
+        rows_per_batch: packed rows in a micro-batch.
+        open_packs: rows that are filled at the same time; more waste less and reorder more.
+        condition_dropout: see `ConditionDropout`.
+        vit_source: what a conditioning image's ViT view is resized from: the "original", as in the released training,
+            or its "vae" view, as in the processor.
+        latent_cache: folder for the autoencoder's posteriors of images seen before; none if empty.
+        workers: processes that decode images, 0 for none.
+    """
+
+    groups: list[GroupRecipe]
+    pack_tokens: int = 18500
+    sample_tokens: int | None = None
+    rows_per_batch: int = 1
+    open_packs: int = 32
+    condition_dropout: ConditionDropout = field(default_factory=ConditionDropout)
+    vit_source: str = "original"
+    latent_cache: str = ""
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.groups:
+            raise ValueError("data.groups is empty: name at least one group of records.")
+        names = [group.name for group in self.groups]
+        if len(set(names)) != len(names):
+            raise ValueError("Two groups of data.groups have the same name: give each its own.")
+        for name in ("pack_tokens", "rows_per_batch", "open_packs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name} must be 1 or more, not {getattr(self, name)}.")
+        if self.sample_tokens is None:
+            self.sample_tokens = self.pack_tokens
+        if not 1 <= self.sample_tokens <= self.pack_tokens:
+            raise ValueError(f"data.sample_tokens must lie between 1 and pack_tokens, not {self.sample_tokens}.")
+        if self.vit_source not in VIT_SOURCES:
+            raise ValueError(f"data.vit_source must be one of {', '.join(VIT_SOURCES)}, not {self.vit_source!r}.")
