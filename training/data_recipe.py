@@ -88,7 +88,7 @@ class DataRecipe:
     Attributes:
         groups: at least one.
         pack_tokens: length of a packed row.
-        sample_tokens: longest sample that is taken, `pack_tokens` if None; longer ones are counted and named in the log.
+        sample_tokens: longest sample that is taken, `pack_tokens` if None; longer ones are counted and logged.
         rows_per_batch: packed rows in a micro-batch.
         open_packs: rows that are filled at the same time; more waste less and reorder more.
         condition_dropout: see `ConditionDropout`.

@@ -1,0 +1,99 @@
+"""A cache of the autoencoder's posteriors on disk: the autoencoder is frozen, so an image's posterior never changes.
+
+What the model reads is drawn anew from the posterior each time, so training with and without the cache is the same.
+"""
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
+
+
+@dataclass
+class LatentInput:
+    """One image that enters through the autoencoder.
+
+    Attributes:
+        key: names it in the cache: its bytes and its size.
+        noise: of the posterior, float32 (C, h, w).
+        pixels: float32 (3, H, W) in [-1, 1]; None where the cache has it.
+        mean, deviation: of the posterior, float32 (C, h, w), unscaled; None where it has not.
+    """
+
+    key: str
+    noise: torch.Tensor
+    pixels: torch.Tensor | None = None
+    mean: torch.Tensor | None = None
+    deviation: torch.Tensor | None = None
+
+
+def autoencoder_fingerprint(model: UniMedVLForConditionalGeneration) -> str:
+    """Changes when any weight of the autoencoder's encoder does."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.model.vae.encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class LatentCache:
+    """Posteriors in files, safe for several processes: a file appears whole, and all writers write the same.
+
+    Args:
+        folder: a folder of its own; posteriors of other autoencoders lie in it side by side.
+        fingerprint: of the autoencoder.
+    """
+
+    def __init__(self, folder: str | Path, fingerprint: str):
+        self.folder = Path(folder) / fingerprint
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+    def get(self, key: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Mean and deviation, or None if they were never put, or not wholly."""
+        try:
+            tensors = load_file(self._path(key))
+        except (FileNotFoundError, SafetensorError):
+            return None
+        return tensors["mean"], tensors["deviation"]
+
+    def put(self, key: str, mean: torch.Tensor, deviation: torch.Tensor) -> None:
+        path = self._path(key)
+        path.parent.mkdir(exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=path.parent)
+        os.close(handle)
+        save_file({"mean": mean.contiguous().cpu(), "deviation": deviation.contiguous().cpu()}, partial)
+        os.replace(partial, path)
+
+
+def latent_key(picture_sha256: str, steps: tuple[tuple[int, int], ...]) -> str:
+    """Name of one view of one picture: its bytes' digest and the sizes that it is resized to."""
+    return hashlib.sha256(f"{picture_sha256}/{steps}".encode()).hexdigest()
+
+
+@torch.no_grad()
+def scaled_latents(
+    model: UniMedVLForConditionalGeneration, inputs: list[LatentInput], cache: LatentCache
+) -> list[torch.Tensor]:
+    """Latents drawn from the posteriors, for `latent_values` of `forward`; missing posteriors go into the cache."""
+    config = model.config.vae_config
+    latents = []
+    for item in inputs:
+        if item.mean is None or item.deviation is None:
+            assert item.pixels is not None
+            vae = model.model.vae
+            posterior = vae.encode(item.pixels[None].to(vae.device, vae.dtype)).latent_dist
+            item.mean, item.deviation = posterior.mean[0].float(), posterior.std[0].float()
+            cache.put(item.key, item.mean, item.deviation)
+        value = item.mean.to(model.device) + item.deviation.to(model.device) * item.noise.to(model.device)
+        latents.append(config.scaling_factor * (value - config.shift_factor))
+    return latents
