@@ -14,6 +14,7 @@ replaced or removed. A run that was killed at any moment is resumed by starting 
 
 import functools
 import hashlib
+import importlib.metadata
 import json
 import logging
 import os
@@ -116,7 +117,9 @@ def fingerprint(job: Job, task: ShardTask) -> str:
     inputs = [parquet_identity(task.source)]
     for path in job.extra_inputs(task) if job.extra_inputs else ():
         inputs.append(parquet_identity(path))
-    text = json.dumps({"job": job.name, "settings": job.settings, "inputs": inputs}, sort_keys=True)
+    # A rule may change with the package while its settings stay the same.
+    parts = {"job": job.name, "version": importlib.metadata.version("unimedvl"), "settings": job.settings}
+    text = json.dumps(parts | {"inputs": inputs}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

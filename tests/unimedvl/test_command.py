@@ -200,6 +200,11 @@ def test_public_names():
         _ = unimedvl.nothing
 
 
+def test_the_package_is_the_command():
+    ran = subprocess.run([sys.executable, "-m", "unimedvl", "--help"], capture_output=True, text=True, check=True)
+    assert "generate" in ran.stdout
+
+
 def test_help_needs_no_heavy_import():
     code = "import sys, unimedvl.command as command; command.build_parser(); print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

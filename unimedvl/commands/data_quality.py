@@ -23,7 +23,8 @@ def add_quality_commands(commands: Any, add_executor_arguments: Callable[[argpar
     check.add_argument(
         "--enforce",
         choices=("captions", "all", "none"),
-        help="whose size and length faults drop a record (default: captions; none for unimed-mini)",
+        help="whose size and length faults drop a record; with none, poor alignment is only reported, too (default: "
+        "captions; none for unimed-mini)",
     )
     check.add_argument("--keep-duplicates", action="store_true", help="leave near duplicates and leaks in")
     check.add_argument(
@@ -43,6 +44,17 @@ def add_quality_commands(commands: Any, add_executor_arguments: Callable[[argpar
     check.add_argument("--scope", choices=("global", "modality", "source"), default="modality", help="what is ranked")
     check.add_argument("--normalisation", choices=("affine", "minmax"), default="affine", help="of both scores")
     check.add_argument("--device", default="cpu", help="of the models (default: cpu)")
+    check.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the captioner (default: float32)",
+    )
+    check.add_argument(
+        "--text-prefix",
+        metavar="TEXT",
+        help='before every text that is embedded (default: "query: " for E5, else none)',
+    )
     check.add_argument("--trust-remote-code", action="store_true", help="run the captioner's own code (UniMedVL)")
     add_executor_arguments(check)
 
@@ -92,14 +104,17 @@ def run_check(arguments: argparse.Namespace, executor: Any) -> Result:
             arguments.captioner,
             arguments.device,
             arguments.trust_remote_code,
+            dtype=arguments.dtype,
+            text_prefix=arguments.text_prefix,
         )
         alignment = alignment_with(models, arguments.captions)
+    enforce = arguments.enforce or _default_enforcement(Path(arguments.records))
     settings = QualitySettings(
-        CoarseFilter(arguments.enforce or _default_enforcement(Path(arguments.records))),
+        CoarseFilter(enforce),
         not arguments.keep_duplicates,
         dict(_named_folder(text) for text in arguments.benchmark),
         alignment,
-        Selection(arguments.keep, arguments.scope, arguments.normalisation),
+        Selection(arguments.keep, arguments.scope, arguments.normalisation, report=enforce == "none"),
     )
     summary = quality_control(arguments.records, arguments.output, settings, executor)
     lines = [f"{summary['read']} read = {summary['kept']} kept + {summary['dropped']} dropped"]

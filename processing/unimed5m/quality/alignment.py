@@ -12,7 +12,7 @@ records are ranked; here
 
 import hashlib
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -178,13 +178,14 @@ def final_scores(
 @dataclass(frozen=True)
 class Selection:
     """How scored records are ranked: within `scope`, the best `keep` of `splits` stay; other splits are only
-    scored.
+    scored. With `report`, the others stay as well and are reported.
     """
 
     keep: float = 0.5
     scope: str = "modality"
     normalisation: str = "affine"
     splits: tuple[str, ...] = ("train",)
+    report: bool = False
 
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
@@ -239,26 +240,23 @@ def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
     return float(wins / (len(positive) * len(negative)))
 
 
-def shuffled_texts(texts: Sequence[str], blocks: Sequence[Any], seed: int = 0) -> list[str | None]:
+def shuffled_texts(
+    texts: Sequence[str], blocks: Sequence[Any], seed: int = 0, facts: Sequence[Any] | None = None
+) -> list[str | None]:
     """Each text replaced by another one of its block, with the block's frequencies.
 
-    A block in which fewer than two different texts occur has nothing to exchange: its entries are None. A text is
-    never replaced by an equal one, which would be no error to find.
+    A text is never replaced by an equal one, which would be no error to find, nor, where `facts` are given, by the
+    text of an entry with equal facts, which would be true as well. Entries for which nothing is left are None.
     """
     members: dict[Any, list[int]] = defaultdict(list)
     for index, block in enumerate(blocks):
         members[block].append(index)
+    known = facts if facts is not None else texts
     result: list[str | None] = [None] * len(texts)
     generator = numpy.random.default_rng(seed)
     for _, indices in sorted(members.items(), key=lambda item: str(item[0])):
-        counts = Counter(texts[index] for index in indices)
-        names = sorted(counts)
-        if len(names) < 2:
-            continue
-        weights = numpy.array([counts[name] for name in names], dtype=float)
-        place = {name: number for number, name in enumerate(names)}
         for index in indices:
-            others = weights.copy()
-            others[place[texts[index]]] = 0.0
-            result[index] = names[int(generator.choice(len(names), p=others / others.sum()))]
+            others = [other for other in indices if texts[other] != texts[index] and known[other] != known[index]]
+            if others:
+                result[index] = texts[others[int(generator.integers(len(others)))]]
     return result

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import pyarrow as pa
 
 from ..pipeline import batches, replacing, shard_paths, write_json
-from .pictures import DAMAGED, open_picture, pictures, stored_bytes
+from .pictures import DAMAGED, keep_out_of_git, open_picture, stored_bytes
 
 DIMENSIONS = {
     "modality_match": (1, "Does the text name the modality that the image shows? 0 or 1"),
@@ -76,9 +77,10 @@ def write_sheet(
     rows, place = [], 0
     for path in paths:
         for batch in batches(path, COLUMNS):
-            wanted = [number for number in range(batch.num_rows) if place + number in chosen]
+            wanted = pa.array([number for number in range(batch.num_rows) if place + number in chosen], pa.int64())
             rows += batch.take(wanted).to_pylist()
             place += batch.num_rows
+    keep_out_of_git(output)
     with replacing(output / "audit.html") as partial:
         partial.write_text(_page(rows), encoding="utf-8")
     for expert in range(1, experts + 1):
@@ -87,8 +89,8 @@ def write_sheet(
             partial.open("w", newline="", encoding="utf-8") as file,
         ):
             writer = csv.writer(file)
-            writer.writerow(["id", *DIMENSIONS, "comment"])
-            writer.writerows([row["id"], *[""] * len(DIMENSIONS), ""] for row in rows)
+            writer.writerow(["number", "id", *DIMENSIONS, "comment"])
+            writer.writerows([number, row["id"], *[""] * len(DIMENSIONS), ""] for number, row in enumerate(rows, 1))
     return [row["id"] for row in rows]
 
 
@@ -97,14 +99,17 @@ def _page(rows: Sequence[Mapping[str, Any]]) -> str:
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><title>Expert audit</title><style>body{font:16px sans-serif;"
         "max-width:60em;margin:2em auto;padding:0 1em}article{border-top:1px solid #999;padding:1em "
-        "0}img{max-height:320px;margin-right:8px}p{white-space:pre-wrap}</style><h1>Expert audit</h1>"
+        "0}img{max-height:320px;margin-right:8px}figure{display:inline-block;margin:0}"
+        "p{white-space:pre-wrap}</style><h1>Expert audit</h1>"
         f"<p>Score each record in your CSV file; leave a field empty where a dimension does not "
         f"apply.</p><ol>{guide}</ol>"
     ]
     for number, row in enumerate(rows, start=1):
         head = f"{number}. {row['modality']} / {row['sub_task_type']} / {row['dataset']}"
         parts.append(f"<article><h2>{html.escape(head)}</h2><code>{html.escape(row['id'])}</code><div>")
-        parts += [_image_tag(picture) for picture in pictures(row)]
+        for title, shown in (("given", row["input_img"]), ("answer", row["output_img"])):
+            label = f"<figcaption>{title}</figcaption>"
+            parts += [f"<figure>{_image_tag(picture)}{label}</figure>" for picture in shown or ()]
         turns = (f"<p><b>{html.escape(turn['from'])}</b>: {html.escape(turn['value'])}</p>" for turn in row["message"])
         parts.append(f"</div>{''.join(turns)}</article>")
     return "\n".join([*parts, "</html>", ""])

@@ -2,22 +2,27 @@
 
 Paper, section 3.1: keep a record iff the shorter side of its images has 128 pixels or more and its text has 10 to 1024
 characters. We take "text" as the record's whole text (every turn, placeholders removed) and add the limits of the
-authors' loader: images that decode and have at most 20 million pixels.
+authors' loader: images that decode and have at most 20 million pixels. Damaged images are told apart from unwanted
+ones: they do not decode, or their bytes are not those whose SHA-256 the record holds.
 """
 
+import hashlib
 import io
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pyarrow as pa
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .pictures import DAMAGED, MAX_PIXELS, pictures, stored_bytes
 from .text import CAPTION_TASKS, whole_text
 
 UNDECODABLE = "undecodable"
+ALTERED = "altered"
+# Damage drops a record of whatever task, and keeps it apart.
+DAMAGES = (UNDECODABLE, ALTERED)
+TOO_MANY_PIXELS = "too_many_pixels"
 ENFORCE = ("captions", "all", "none")
 
 
@@ -33,7 +38,8 @@ class CoarseFilter:
 
     Attributes:
         enforce: whose failures drop a record: "captions" (caption and text-to-image records), "all" or "none".
-            Failures elsewhere are reported, and the record is kept. Images that do not decode always drop it.
+            Failures elsewhere are reported, and the record is kept. Images that do not decode, or are not the bytes
+            that the record was made of, always drop it.
         min_side: pixels of the shorter side of every image.
         min_characters, max_characters: of the whole text.
         max_pixels: of every image.
@@ -64,7 +70,7 @@ class CoarseFilter:
             verdict = self.judge(row)
             result = {"id": row["id"], "reason": None, "detail": None, "reported": None}
             if verdict is not None:
-                drops = verdict.reason == UNDECODABLE or self.enforces(row)
+                drops = verdict.reason in DAMAGES or self.enforces(row)
                 result["reason" if drops else "reported"] = verdict.reason
                 result["detail"] = verdict.detail
             rows.append(result)
@@ -87,14 +93,17 @@ class CoarseFilter:
                 # The header tells the size: an oversized image is never decoded.
                 if image.width * image.height <= self.max_pixels:
                     image.load()
+            except Image.DecompressionBombError:
+                return Verdict(TOO_MANY_PIXELS, f"image {number}: more than {self.max_pixels}")
             except DAMAGED as error:
-                # Pillow names the buffer with its address, which no two runs share.
-                message = re.sub(r"<[^>]*>", "bytes", str(error))[:120]
-                return Verdict(UNDECODABLE, f"image {number}: {type(error).__name__}: {message}")
+                return Verdict(UNDECODABLE, f"image {number}: {_damage(error)}")
+            # Many a JPEG with wrong bytes decodes, to another picture.
+            if picture["sha256"] and hashlib.sha256(data).hexdigest() != picture["sha256"]:
+                return Verdict(ALTERED, f"image {number}: the bytes are not those of the record's SHA-256")
             sizes.append(image.size)
         for number, (width, height) in enumerate(sizes):
             if width * height > self.max_pixels:
-                return Verdict("too_many_pixels", f"image {number}: {width}x{height} > {self.max_pixels}")
+                return Verdict(TOO_MANY_PIXELS, f"image {number}: {width}x{height} > {self.max_pixels}")
             if min(width, height) < self.min_side:
                 return Verdict("too_small", f"image {number}: {width}x{height}, shorter side < {self.min_side}")
         length = len(whole_text(row["message"]))
@@ -103,3 +112,12 @@ class CoarseFilter:
         if length > self.max_characters:
             return Verdict("text_too_long", f"{length} > {self.max_characters} characters")
         return None
+
+
+def _damage(error: Exception) -> str:
+    """What is wrong with a file, in our words: Pillow's may quote the file, which may name a patient."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no image format that Pillow knows"
+    if isinstance(error, EOFError) or "truncated" in str(error):
+        return "the file is cut short"
+    return f"damaged ({type(error).__name__})"

@@ -23,6 +23,7 @@ from ..pipeline import (
     ShardTask,
     batches,
     beside,
+    check_apart,
     measure_job,
     parquet_writer,
     replacing,
@@ -32,9 +33,10 @@ from ..pipeline import (
     write_table,
 )
 from .alignment import Alignment, Selection, select
-from .coarse import UNDECODABLE, CoarseFilter
+from .coarse import DAMAGES, CoarseFilter
 from .duplicates import FingerprintTable, find_drops
 from .fingerprints import Fingerprints
+from .pictures import keep_out_of_git
 
 DECISIONS = pa.schema(
     [
@@ -51,6 +53,9 @@ DECISIONS = pa.schema(
     ]
 )
 STAGES = ("coarse", "duplicates", "alignment")
+POORLY_ALIGNED = "poorly_aligned"
+# Between the faults of a record that is kept in spite of them.
+SEPARATOR = ", "
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,8 @@ def quality_control(
     """
     settings = settings or QualitySettings()
     sources, output = shard_paths(records), Path(output)
+    check_apart(sources, output)
+    keep_out_of_git(output)
     run_job(measure_job(settings.coarse), sources, output, executor)
     coarse = output / "measures" / settings.coarse.name
     fingerprints = alignment = None
@@ -138,14 +145,27 @@ def decide(
                     places.append(starts[name] + row["row"])
         for place, result in zip(places, select(scored, settings.selection), strict=True):
             if not result.pop("keep"):
-                detail = f"s_final {result['s_final']:.4f} is outside the kept share of its {result['scope']}"
-                result.update(stage="alignment", reason="poorly_aligned", detail=detail)
+                if settings.selection.report:
+                    result["reported"] = POORLY_ALIGNED
+                else:
+                    detail = f"s_final {result['s_final']:.4f} is outside the kept share of its {result['scope']}"
+                    result.update(stage="alignment", reason=POORLY_ALIGNED, detail=detail)
             changes[place] = result
     for name in names:
         rows = []
         for place, row in enumerate(pq.read_table(coarse / f"{name}.parquet").to_pylist(), start=starts[name]):
             stage = "coarse" if row["reason"] else None
-            rows.append({**dict.fromkeys(DECISIONS.names), **row, "stage": stage, **changes.get(place, {})})
+            change = changes.get(place, {})
+            both = [entry["reported"] for entry in (row, change) if entry.get("reported")]
+            rows.append(
+                {
+                    **dict.fromkeys(DECISIONS.names),
+                    **row,
+                    "stage": stage,
+                    **change,
+                    "reported": SEPARATOR.join(both) or None,
+                }
+            )
         path = output / "decisions" / f"{name}.parquet"
         decided = pa.Table.from_pylist(rows, schema=DECISIONS)
         if not path.is_file() or not pq.read_table(path).equals(decided):
@@ -172,7 +192,7 @@ def apply_shard(task: ShardTask) -> dict[str, Any]:
     lost = decisions.filter(decisions["reason"].is_valid())
     ledger = lost.select(["row", "id", "stage", "reason", "detail"])
     write_table(output / dropped_file, ledger)
-    damaged = UNDECODABLE in set(ledger["reason"].to_pylist())
+    damaged = not set(DAMAGES).isdisjoint(ledger["reason"].to_pylist())
     start = kept = 0
     with (
         replacing(output / kept_file) as data,
@@ -190,11 +210,12 @@ def apply_shard(task: ShardTask) -> dict[str, Any]:
             if wanted.num_rows:
                 writer.write_table(wanted)
             if damaged:
-                broken = batch.filter(pa.array([reason == UNDECODABLE for reason in part["reason"].to_pylist()]))
+                broken = batch.filter(pa.array([reason in DAMAGES for reason in part["reason"].to_pylist()]))
                 if broken.num_rows:
                     quarantine.write_table(broken)
     reasons = Counter(zip(ledger["stage"].to_pylist(), ledger["reason"].to_pylist(), strict=True))
-    reported = Counter(value for value in decisions["reported"].to_pylist() if value)
+    told = decisions["reported"].filter(decisions["reason"].is_null()).to_pylist()
+    reported = Counter(fault for faults in told if faults for fault in faults.split(SEPARATOR))
     scored = decisions["s_final"].is_valid().to_pylist().count(True)
     assert kept + lost.num_rows == start == decisions.num_rows
     return {

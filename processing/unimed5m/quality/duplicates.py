@@ -120,10 +120,10 @@ def _correlation(a: numpy.ndarray, b: numpy.ndarray) -> numpy.ndarray:
 def find_drops(table: FingerprintTable, benchmarks: Sequence[tuple[str, int, int]] = ()) -> dict[int, tuple[str, str]]:
     """Which records to drop: index -> (reason, detail).
 
-    Reasons, in order: `contaminated_image` and `contaminated_text` (a training or validation record shares a picture,
-    or, where both have none, the text with a benchmark); `leak_group` and `leak_image` (its group or picture is also
-    in a split that outranks its own: test, then validation, then train); `duplicate` (equal content, or equal text
-    about the same pictures, as an earlier record of its split).
+    Reasons, in order: `contaminated_group`, `contaminated_image` and `contaminated_text` (a training or validation
+    record shares the source's group or a picture, or, where both have none, the text with a benchmark); `leak_group`
+    and `leak_image` (its group or picture is also in a split that outranks its own: test, then validation, then
+    train); `duplicate` (equal content, or equal text about the same pictures, as an earlier record of its split).
 
     Args:
         table: fingerprints of the records, followed by those of the benchmarks.
@@ -134,14 +134,20 @@ def find_drops(table: FingerprintTable, benchmarks: Sequence[tuple[str, int, int
     drops: dict[int, tuple[str, str]] = {}
     test_pictures: dict[int, str] = {}
     test_texts: dict[int, str] = {}
+    test_groups: dict[tuple[str, str], str] = {}
     for name, first, end in benchmarks:
         for index in range(first, end):
+            if table.groups[index][1]:
+                test_groups.setdefault(table.groups[index], f"{name}: {table.ids[index]}")
             for picture in table.pictures[index]:
                 test_pictures.setdefault(picture, f"{name}: {table.ids[index]}")
             if not table.pictures[index]:
                 test_texts.setdefault(table.texts[index], f"{name}: {table.ids[index]}")
     for index in range(records):
         if table.splits[index] == "test":
+            continue
+        if table.groups[index] in test_groups:
+            drops[index] = ("contaminated_group", test_groups[table.groups[index]])
             continue
         for picture in table.pictures[index]:
             hit = next((other for other in (picture, *sorted(near.get(picture, ()))) if other in test_pictures), None)

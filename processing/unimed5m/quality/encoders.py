@@ -9,8 +9,10 @@ process that computes it.
 
 import hashlib
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -45,6 +47,11 @@ def _reproducible() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def text_prefix(path: str) -> str:
+    """What a sentence encoder wants before each text, judged by its folder or Hub name: "query: " for E5."""
+    return "query: " if re.search(r"(^|[^a-z0-9])e5([^a-z0-9]|$)", Path(path).name.lower()) else ""
+
+
 class TransformersCaptioner:
     """Any image-text-to-text model with a chat template: MedGemma, UniMedVL itself, ...
 
@@ -69,10 +76,10 @@ class TransformersCaptioner:
         trust_remote_code: bool = False,
     ) -> None:
         _announce(path)
-        self.name = f"{path} ({max_new_tokens} tokens, temperature {temperature}, top_p {top_p}): {prompt}"
+        self.name = f"{path} ({max_new_tokens} tokens, temperature {temperature}, top_p {top_p}, {dtype}): {prompt}"
         self.processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
         model: Any = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=dtype, trust_remote_code=trust_remote_code
+            path, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
         )
         self.model = model.to(device).eval()
         self.prompt = prompt
@@ -91,7 +98,7 @@ class TransformersCaptioner:
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-        ).to(self.model.device)
+        ).to(self.model.device, dtype=self.model.dtype)
         length = inputs["input_ids"].shape[1]
         outputs = list(self.model.generate(**inputs, **self.options, do_sample=False))
         if count > 1:
@@ -106,7 +113,11 @@ class TransformersCaptioner:
 
 
 class TransformersTextEncoder:
-    """A text encoder whose sentence vector is the mean over its tokens: MiniLM (no prefix), E5 (prefix "query: ")."""
+    """A text encoder whose sentence vector is the mean over its tokens.
+
+    MiniLM takes no prefix. E5 was trained with "query: " and "passage: "; its model card asks for "query: " on both
+    sides where, as here, texts of equal standing are compared: `text_prefix` gives it to texts and captions alike.
+    """
 
     def __init__(
         self, path: str, prefix: str = "", max_length: int = 256, device: str = "cpu", batch: int = 32
@@ -114,7 +125,7 @@ class TransformersTextEncoder:
         _announce(path)
         self.name = f"{path} (prefix {prefix!r}, {max_length} tokens)"
         self.tokenizer = AutoTokenizer.from_pretrained(path)
-        self.model: Any = AutoModel.from_pretrained(path).to(device).eval()
+        self.model: Any = AutoModel.from_pretrained(path, dtype="float32", use_safetensors=True).to(device).eval()
         self.prefix, self.max_length, self.batch = prefix, max_length, batch
 
     def encode(self, texts: Sequence[str]) -> numpy.ndarray:
@@ -148,7 +159,7 @@ class TransformersImageTextEncoder:
         _announce(path)
         self.name = f"{path} ({max_length} tokens)"
         self.processor = AutoProcessor.from_pretrained(path)
-        self.model: Any = AutoModel.from_pretrained(path).to(device).eval()
+        self.model: Any = AutoModel.from_pretrained(path, dtype="float32", use_safetensors=True).to(device).eval()
         self.max_length, self.batch = max_length, batch
 
     def similarity(self, images: Sequence[Image.Image], texts: Sequence[str]) -> numpy.ndarray:

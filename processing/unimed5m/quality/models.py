@@ -23,6 +23,8 @@ class ModelPaths:
         device: of the transformers models.
         trust_remote_code: whether the captioner's own code may run; UniMedVL needs it.
         max_new_tokens: longest caption.
+        dtype: of the captioner; the encoders run in float32.
+        text_prefix: before every text that the sentence encoder sees; None takes what its name asks for.
     """
 
     text_encoder: str
@@ -31,10 +33,17 @@ class ModelPaths:
     device: str = "cpu"
     trust_remote_code: bool = False
     max_new_tokens: int = 64
+    dtype: str = "float32"
+    text_prefix: str | None = None
 
     def __call__(self) -> AlignmentModels:
         # Torch and transformers are only loaded where scores are computed.
-        from .encoders import TransformersCaptioner, TransformersImageTextEncoder, TransformersTextEncoder
+        from .encoders import (
+            TransformersCaptioner,
+            TransformersImageTextEncoder,
+            TransformersTextEncoder,
+            text_prefix,
+        )
         from .scorer import CompactScorer, RetrievalCaptioner
 
         captioner: Captioner
@@ -45,9 +54,10 @@ class ModelPaths:
                 self.captioner,
                 max_new_tokens=self.max_new_tokens,
                 device=self.device,
+                dtype=self.dtype,
                 trust_remote_code=self.trust_remote_code,
             )
-        prefix = "query: " if "e5-" in Path(self.text_encoder).name.lower() else ""
+        prefix = text_prefix(self.text_encoder) if self.text_prefix is None else self.text_prefix
         image_text_encoder: ImageTextEncoder
         if is_compact_scorer(self.image_text_encoder):
             image_text_encoder = CompactScorer.load(self.image_text_encoder)
@@ -61,7 +71,7 @@ class ModelPaths:
         """Paths with a digest of the weights, so that scores of other weights are never taken for these."""
         paths = (self.captioner, self.text_encoder, self.image_text_encoder)
         names = ", ".join(f"{path} [{weights_digest(path)}]" for path in paths)
-        return f"{names}, {self.max_new_tokens} tokens"
+        return f"{names}, {self.max_new_tokens} tokens, {self.dtype}, prefix {self.text_prefix!r}"
 
 
 def is_compact_scorer(path: str) -> bool:

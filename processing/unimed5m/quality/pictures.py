@@ -1,9 +1,10 @@
-"""Reading the images of record tables."""
+"""Reading the images of record tables, and keeping what shows them out of repositories."""
 
 import io
 import struct
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -40,3 +41,9 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
         scale = 255.0 / (high - low) if high > low else 0.0
         image = image.convert("F").point(lambda value: value * scale - low * scale).convert("L")
     return image.convert(mode)
+
+
+def keep_out_of_git(folder: Path) -> None:
+    """Pictures of patients never slip into a repository that the folder happens to lie in."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".gitignore").write_text("*\n", encoding="utf-8")

@@ -1,13 +1,16 @@
 """A compact image-text scorer for M, small enough to train on a CPU in minutes, and the captioner that goes with it.
 
 Nothing like MedSigLIP is available offline, so M is measured by two small towers trained on the train split: a
-convolutional one over 64x64 pixels and a bag of hashed words and word pairs. Train it with `train_scorer`.
+convolutional one over 64x64 pixels and a bag of hashed words and word pairs. Train it with `train_scorer`. The loss
+ranks the images of a batch for each text and the texts for each image: M is a cosine to compare with other cosines of
+the same scorer, not a probability.
 """
 
 import json
 import re
 import zlib
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy
@@ -30,36 +33,36 @@ def pixels(image: Image.Image) -> numpy.ndarray:
 def word_ids(text: str, buckets: int) -> list[int]:
     """Buckets of the words and adjacent word pairs of a text; [0] for a text without words."""
     words = re.findall(r"[a-z0-9]+", text.lower())
-    pieces = words + [f"{a} {b}" for a, b in zip(words, words[1:], strict=False)]
+    pieces = words + [f"{a} {b}" for a, b in pairwise(words)]
     return [1 + zlib.crc32(piece.encode()) % (buckets - 1) for piece in pieces] or [0]
 
 
 class CompactScorer(nn.Module):
     """Two towers into one space; implements `ImageTextEncoder`."""
 
-    def __init__(self, width: int = 128, buckets: int = 8192, channels: Sequence[int] = (32, 64, 96, 128)) -> None:
+    def __init__(self, width: int = 128, buckets: int = 8192, channels: Sequence[int] = (24, 48, 96, 128)) -> None:
         super().__init__()
         self.settings = {"width": width, "buckets": buckets, "channels": list(channels)}
         self.name = "compact scorer"
-        layers: list[nn.Module] = []
-        before = 3
-        for after in channels:
-            layers += [
-                nn.Conv2d(before, after, 3, padding=1),
-                nn.GroupNorm(8, after),
-                nn.SiLU(),
-                nn.MaxPool2d(2),
-            ]
-            before = after
-        self.image = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.2), nn.Linear(before * 16, width))
+        layers: list[nn.Module] = [
+            nn.Conv2d(3, channels[0], 5, stride=2, padding=2),
+            nn.GroupNorm(8, channels[0]),
+            nn.SiLU(),
+        ]
+        for before, after in pairwise(channels):
+            layers += [nn.Conv2d(before, after, 3, padding=1), nn.GroupNorm(8, after), nn.SiLU(), nn.MaxPool2d(2)]
+        # Places are kept apart: texts name sides.
+        places = (SIDE >> len(channels)) ** 2
+        layers += [nn.Flatten(), nn.Dropout(0.4), nn.Linear(channels[-1] * places, width)]
+        self.image = nn.Sequential(*layers)
         self.text = nn.EmbeddingBag(buckets, width, mode="mean")
         self.project = nn.Linear(width, width)
         self.scale = nn.Parameter(torch.tensor(2.3))
-        self.bias = nn.Parameter(torch.tensor(-5.0))
 
     def encode_images(self, batch: torch.Tensor) -> torch.Tensor:
         """uint8 (N, 3, 64, 64) to unit vectors (N, width)."""
-        return nn.functional.normalize(self.image(batch.float() / 127.5 - 1.0), dim=-1)
+        values = (batch.float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
+        return nn.functional.normalize(self.image(values), dim=-1)
 
     def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
         ids = [word_ids(text, self.settings["buckets"]) for text in texts]

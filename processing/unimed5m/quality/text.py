@@ -1,5 +1,6 @@
 """The texts of a record that quality control looks at."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +10,8 @@ from ..schema import IMAGE_PLACEHOLDER
 # Tasks whose text says something about one image. An editing instruction ("segment the vessels") does not.
 ALIGNED_TASKS = ("caption", "diagnosis", "planned_text_to_image", "report", "text_to_image", "vqa")
 CAPTION_TASKS = ("caption", "planned_text_to_image", "text_to_image")
+# Entries of `extra` that templates put into words.
+FACTS = ("submodality", "anatomy", "plane", "label")
 
 
 def whole_text(message: Sequence[Mapping[str, str]]) -> str:
@@ -44,3 +47,15 @@ def described_image(row: Mapping[str, Any]) -> bytes | None:
         if picture["image"] is not None and picture["image"]["bytes"] is not None:
             return picture["image"]["bytes"]
     return None
+
+
+def stated_facts(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the source states about a record's image, as far as its texts can tell: records with equal facts have
+    texts that are true of each other's images.
+
+    A text that somebody wrote about this one image (a report, a question of the source) is a fact of its own.
+    """
+    extra = json.loads(row["extra"])
+    if row["sub_task_type"] == "report" or "official_split" in extra:
+        return (original_text(row),)
+    return tuple(str(extra.get(name, "")) for name in FACTS)

@@ -1,14 +1,16 @@
 """Train the compact image-text scorer on the training split of built records.
 
-    python -m unimedvl.processing.unimed5m.quality.train_scorer RECORDS OUT [--epochs 12] [--max-records N]
+    python -m unimedvl.processing.unimed5m.quality.train_scorer RECORDS OUT [--epochs 20] [--max-images N]
 
 Writes the scorer and the neighbour table of the captioner that goes with it to OUT. Minutes on one CPU core.
 """
 
 import argparse
+import hashlib
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy
@@ -20,12 +22,35 @@ from .scorer import CompactScorer, RetrievalCaptioner, pixels
 from .text import ALIGNED_TASKS, described_image, original_text
 
 logger = logging.getLogger(__name__)
-COLUMNS = ("sub_task_type", "split", "input_img", "output_img", "message")
+COLUMNS = ("sub_task_type", "dataset", "split", "input_img", "output_img", "message")
+EPOCHS = 20
+TEXTS_PER_IMAGE = 4
 
 
-def read_pairs(records: str | Path, split: str = "train", limit: int | None = None) -> tuple[numpy.ndarray, list[str]]:
-    """Images uint8 (N, 3, 64, 64) and texts of the records of a split whose text describes an image."""
-    images, texts = [], []
+@dataclass(frozen=True)
+class Pairs:
+    """Different images and what is said of each.
+
+    Attributes:
+        images: uint8 (N, 3, 64, 64).
+        texts: N lists of one text or more.
+        sources: N names of sources.
+    """
+
+    images: numpy.ndarray
+    texts: list[list[str]]
+    sources: list[str]
+
+
+def read_pairs(records: str | Path, split: str = "train", limit: int | None = None) -> Pairs:
+    """The images of a split's records whose text describes an image, each once, with their texts, captions first.
+
+    With `limit`, a random part of so many images. Raises ValueError where there is none.
+    """
+    places: dict[bytes, int] = {}
+    images: list[numpy.ndarray] = []
+    texts: list[list[str]] = []
+    sources: list[str] = []
     for path in shard_paths(records):
         for batch in batches(path, COLUMNS):
             for row in batch.to_pylist():
@@ -34,39 +59,51 @@ def read_pairs(records: str | Path, split: str = "train", limit: int | None = No
                 data = described_image(row)
                 if data is None:
                     continue
-                try:
-                    images.append(pixels(open_picture(data, "RGB")))
-                except DAMAGED:
-                    # Damaged files are the coarse filter's to report; nothing can be learned from them.
-                    continue
-                texts.append(original_text(row))
+                digest = hashlib.sha256(data).digest()
+                if digest not in places:
+                    try:
+                        images.append(pixels(open_picture(data, "RGB")))
+                    except DAMAGED:
+                        # Damaged files are the coarse filter's to report; nothing can be learned from them.
+                        continue
+                    places[digest] = len(texts)
+                    texts.append([])
+                    sources.append(row["dataset"])
+                said = texts[places[digest]]
+                said.insert(0 if row["sub_task_type"] == "caption" else len(said), original_text(row))
     if not images:
         raise ValueError(f"expected {split} records with an image and a text about it in {records}, found none")
-    if limit is not None and len(images) > limit:
-        chosen = numpy.random.default_rng(0).permutation(len(images))[:limit]
-        images, texts = [images[place] for place in chosen], [texts[place] for place in chosen]
-    return numpy.stack(images), texts
+    chosen = numpy.random.default_rng(0).permutation(len(images))[:limit] if limit else range(len(images))
+    return Pairs(
+        numpy.stack([images[place] for place in chosen]),
+        [texts[place] for place in chosen],
+        [sources[place] for place in chosen],
+    )
 
 
-def train(
-    images: numpy.ndarray, texts: Sequence[str], epochs: int = 12, batch: int = 64, rate: float = 2e-3, seed: int = 0
-) -> CompactScorer:
-    """Fit the sigmoid loss of SigLIP over all pairs of a batch; equal texts count as matching each other."""
+def train(pairs: Pairs, epochs: int = EPOCHS, batch: int = 32, rate: float = 1e-3, seed: int = 0) -> CompactScorer:
+    """Fit the contrastive loss of CLIP in both directions; equal texts count as matching each other's images.
+
+    Batches are filled source by source: what sets images of one source apart is what is hard to learn.
+    """
     torch.manual_seed(seed)
     scorer = CompactScorer().train()
-    optimiser = torch.optim.AdamW(scorer.parameters(), lr=rate, weight_decay=0.05)
-    steps = max(1, len(texts) // batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=epochs * steps)
+    told = [*scorer.text.parameters(), *scorer.project.parameters()]
+    # A word's vector moves only in the batches that hold the word.
+    groups = [{"params": [*scorer.image.parameters(), scorer.scale]}, {"params": told, "lr": 10 * rate}]
+    optimiser = torch.optim.AdamW(groups, lr=rate, weight_decay=0.05)
+    steps = max(1, len(pairs.texts) // batch)
+    rates = [group["lr"] for group in optimiser.param_groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, total_steps=epochs * steps, pct_start=0.15)
     generator = numpy.random.default_rng(seed)
     for epoch in range(epochs):
-        order, total, started = generator.permutation(len(texts)), 0.0, time.monotonic()
+        order, total, started = _order(pairs.sources, batch, generator), 0.0, time.monotonic()
         for step in range(steps):
             chosen = order[step * batch : (step + 1) * batch]
-            chunk = torch.from_numpy(_augment(images[chosen], generator))
-            words = [texts[place] for place in chosen]
-            logits = scorer.encode_images(chunk) @ scorer.encode_texts(words).T * scorer.scale.exp() + scorer.bias
-            match = torch.tensor([[one == other for other in words] for one in words], dtype=torch.float32)
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, match, reduction="sum") / len(words)
+            words, match = _said(pairs.texts, chosen, generator)
+            image = scorer.encode_images(torch.from_numpy(_augment(pairs.images[chosen], generator)))
+            logits = image @ scorer.encode_texts(words).T * scorer.scale.exp()
+            loss = _ranking(logits, match) + _ranking(logits.T, match.T)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -76,31 +113,63 @@ def train(
     return scorer.eval()
 
 
+def _ranking(logits: torch.Tensor, match: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each row with its matches, all equally wanted."""
+    wanted = match / match.sum(dim=1, keepdim=True)
+    return -(torch.log_softmax(logits, dim=1) * wanted).sum(dim=1).mean()
+
+
+def _order(sources: Sequence[str], batch: int, generator: numpy.random.Generator) -> numpy.ndarray:
+    """All places, in runs of up to `batch` of one source."""
+    runs: list[numpy.ndarray] = []
+    names = numpy.asarray(sources)
+    for name in sorted(set(sources)):
+        members = generator.permutation(numpy.flatnonzero(names == name))
+        runs += [members[start : start + batch] for start in range(0, len(members), batch)]
+    return numpy.concatenate([runs[place] for place in generator.permutation(len(runs))])
+
+
+def _said(
+    texts: Sequence[Sequence[str]], chosen: numpy.ndarray, generator: numpy.random.Generator
+) -> tuple[list[str], torch.Tensor]:
+    """Up to four texts of each image, each text once, and which image (row) each text (column) is told of."""
+    columns: dict[str, int] = {}
+    marks: list[tuple[int, int]] = []
+    for row, place in enumerate(chosen):
+        for number in generator.permutation(len(texts[place]))[:TEXTS_PER_IMAGE]:
+            marks.append((row, columns.setdefault(texts[place][number], len(columns))))
+    match = torch.zeros(len(chosen), len(columns))
+    match[[row for row, _ in marks], [column for _, column in marks]] = 1.0
+    return list(columns), match
+
+
 def _augment(images: numpy.ndarray, generator: numpy.random.Generator) -> numpy.ndarray:
-    """Shift by up to four pixels and change the brightness a little. No mirroring: texts name sides."""
-    up, left = generator.integers(-4, 5, size=2)
-    shifted = numpy.roll(images, (up, left), axis=(2, 3)).astype(numpy.float32)
-    gain = generator.uniform(0.85, 1.15, size=(len(images), 1, 1, 1))
-    return numpy.clip(shifted * gain, 0, 255).astype(numpy.uint8)
+    """Shift by up to five pixels, change contrast and brightness a little. No mirroring: texts name sides."""
+    side = images.shape[-1]
+    padded = numpy.pad(images, ((0, 0), (0, 0), (5, 5), (5, 5)), mode="edge")
+    corners = generator.integers(0, 11, size=(len(images), 2))
+    shifted = [
+        image[:, top : top + side, left : left + side] for image, (top, left) in zip(padded, corners, strict=True)
+    ]
+    gain, lift = (generator.uniform(low, high, size=(len(images), 1, 1, 1)) for low, high in ((0.8, 1.2), (-15, 15)))
+    return numpy.clip(numpy.stack(shifted) * gain + lift, 0, 255).astype(numpy.uint8)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", type=Path, help="folder of built records")
     parser.add_argument("output", type=Path, help="folder for the scorer")
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--max-records", type=int, default=None, help="train on a random part of this size")
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--max-images", type=int, default=None, help="train on a random part of this size")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    images, texts = read_pairs(options.records, limit=options.max_records)
-    scorer = train(images, texts, options.epochs)
+    pairs = read_pairs(options.records, limit=options.max_images)
+    scorer = train(pairs, options.epochs)
     scorer.save(options.output)
     with torch.inference_mode():
-        parts = [
-            scorer.encode_images(torch.from_numpy(images[start : start + 64])) for start in range(0, len(images), 64)
-        ]
-    RetrievalCaptioner(scorer, torch.cat(parts).numpy(), texts).save(options.output)
-    logger.info("scorer of %d records in %s", len(texts), options.output)
+        parts = [scorer.encode_images(chunk) for chunk in torch.from_numpy(pairs.images).split(64)]
+    RetrievalCaptioner(scorer, torch.cat(parts).numpy(), [said[0] for said in pairs.texts]).save(options.output)
+    logger.info("scorer of %d images in %s", len(pairs.texts), options.output)
 
 
 if __name__ == "__main__":

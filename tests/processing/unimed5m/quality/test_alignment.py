@@ -1,18 +1,11 @@
-"""Scores: arithmetic, ranking, exchanged texts, and the transformers-backed interfaces with models made here."""
+"""Scores: arithmetic, ranking, exchanged texts, what they tell apart, and the scorer that is trained here."""
+
+import json
+import zlib
 
 import numpy
 import pytest
 import torch
-from transformers import (
-    AutoTokenizer,
-    BertConfig,
-    BertModel,
-    BertTokenizerFast,
-    SiglipConfig,
-    SiglipImageProcessor,
-    SiglipModel,
-    SiglipProcessor,
-)
 
 from unimedvl.processing.unimed5m.quality.alignment import (
     AlignmentModels,
@@ -25,14 +18,10 @@ from unimedvl.processing.unimed5m.quality.alignment import (
     shuffled_texts,
     text_similarity,
 )
-from unimedvl.processing.unimed5m.quality.encoders import (
-    TransformersImageTextEncoder,
-    TransformersTextEncoder,
-    is_unverified,
-)
 from unimedvl.processing.unimed5m.quality.pictures import open_picture
 from unimedvl.processing.unimed5m.quality.scorer import CompactScorer, RetrievalCaptioner
-from unimedvl.processing.unimed5m.quality.separation import separation
+from unimedvl.processing.unimed5m.quality.separation import read_samples, separation
+from unimedvl.processing.unimed5m.quality.text import stated_facts
 from unimedvl.processing.unimed5m.quality.train_scorer import main as train_main
 from unimedvl.processing.unimed5m.quality.train_scorer import read_pairs, train
 
@@ -116,6 +105,28 @@ def test_exchanged_texts_differ_and_stay_in_their_block():
     assert shuffled_texts(texts, blocks) == others
 
 
+def test_exchanged_texts_state_other_facts():
+    texts = ["no tumour", "without tumour", "a tumour", "tumour seen"]
+    facts = ["none", "none", "tumour", "tumour"]
+    for seed in range(5):
+        others = shuffled_texts(texts, [1] * 4, seed, facts)
+        assert all(facts[texts.index(other)] != fact for other, fact in zip(others, facts, strict=True))
+    assert shuffled_texts(texts[:2], [1] * 2, 0, facts[:2]) == [None, None]
+
+
+def test_facts_are_what_the_source_states():
+    said = {"label": "pneumonia", "plane": "PA", "source_id": "1"}
+    one, other = (
+        record(number, extra=json.dumps({**said, "source_id": str(number)}), message=caption(text)).to_row()
+        for number, text in enumerate(("Pneumonia, PA.", "A PA view labelled pneumonia."))
+    )
+    assert stated_facts(one) == stated_facts(other)
+    assert stated_facts(one) != stated_facts({**one, "extra": json.dumps({**said, "label": "no finding"})})
+    assert stated_facts({**one, "sub_task_type": "report"}) != stated_facts({**other, "sub_task_type": "report"})
+    asked = json.dumps({**said, "official_split": "test"})
+    assert stated_facts({**one, "extra": asked}) != stated_facts({**other, "extra": asked})
+
+
 def tinted_samples(count, split="train"):
     names = list(COLOURS)
     return [
@@ -125,25 +136,47 @@ def tinted_samples(count, split="train"):
     ]  # fmt: skip
 
 
-def test_separation_of_models_that_know():
+def test_separation_of_models_that_know(tmp_path):
     models = AlignmentModels(ColourCaptioner(), WordEncoder(), ColourScorer())
-    records = tinted_samples(40)
-    images = [open_picture(entry.input_img[0].data, "RGB") for entry in records]
-    samples = [
-        {"sub_task_type": "caption", "modality": entry.modality, "dataset": "toy", "text": entry.message[1].value}
-        for entry in records
-    ]
+    samples, images = read_samples(write_shards(tmp_path, tinted_samples(40)), "train")
     result = separation(models, samples, images)
+    assert (result["records"], result["images"]) == (40, 40)
     assert result["within"]["pairs"] == result["across"]["pairs"] == 40
-    assert result["within"]["m"] == result["within"]["s_final (affine)"] == 1.0
+    assert result["within"]["overall"]["m"] == result["within"]["overall"]["s_final"] == [1.0, 1.0, 1.0]
+    assert {name: figures["pairs"] for name, figures in result["within"]["modalities"].items()} == {
+        "CT": 20,
+        "MRI": 20,
+    }
+    assert result["other_facts"] == {"pairs": 0}, "nothing is stated in `extra`"
+
+
+def test_separation_of_a_model_that_guesses_has_a_wide_interval_around_a_half(tmp_path):
+    class Guess(ColourScorer):
+        def similarity(self, images, texts):
+            return numpy.array([zlib.crc32(f"{place} {text}".encode()) / 2**32 for place, text in enumerate(texts)])
+
+    models = AlignmentModels(ColourCaptioner(), WordEncoder(), Guess())
+    samples, images = read_samples(write_shards(tmp_path, tinted_samples(60)), "train")
+    value, low, high = separation(models, samples, images)["within"]["overall"]["m"]
+    assert low < 0.5 < high and low < value < high and high - low > 0.1
+
+
+def test_records_of_one_group_are_resampled_together(tmp_path):
+    models = AlignmentModels(ColourCaptioner(), WordEncoder(), ColourScorer())
+    samples, images = read_samples(write_shards(tmp_path, tinted_samples(40)), "train")
+    for sample in samples:
+        sample["group"] = ("toy", "one patient")
+        sample["text"] = sample["text"].replace("red", "blue")
+    value, low, high = separation(models, samples, images)["within"]["overall"]["m"]
+    assert value == low == high < 1.0
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A scorer of the tints, trained and saved by the program."""
     folder = tmp_path_factory.mktemp("scorer")
-    write_shards(folder / "records", tinted_samples(128))
-    train_main([str(folder / "records"), str(folder / "scorer"), "--epochs", "8"])
+    write_shards(folder / "records", tinted_samples(96))
+    train_main([str(folder / "records"), str(folder / "scorer"), "--epochs", "16"])
     return folder / "scorer"
 
 
@@ -167,67 +200,25 @@ def test_neighbours_caption_without_the_own_text(trained):
 
 
 def test_training_is_repeatable(tmp_path):
-    images, texts = read_pairs(write_shards(tmp_path, tinted_samples(64)), limit=48)
-    assert len(texts) == 48
-    first, second = (train(images, texts, epochs=1, batch=16) for _ in range(2))
+    pairs = read_pairs(write_shards(tmp_path, tinted_samples(64)), limit=48)
+    assert len(pairs.texts) == len(pairs.images) == 48
+    first, second = (train(pairs, epochs=1, batch=16) for _ in range(2))
     for one, other in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_an_image_of_several_records_is_one_pair_with_its_caption_first(tmp_path):
+    picture = drawn(1)
+    records = [
+        record(1, picture, sub_task_type="vqa", message=caption("Yes, it is.")),
+        record(2, picture, message=caption("A smooth field.")),
+        record(3, drawn(2), split="validation"),
+        record(4, picture, sub_task_type="segmentation"),
+    ]
+    pairs = read_pairs(write_shards(tmp_path, records, shards=1))
+    assert pairs.texts == [["A smooth field.", "Describe it. Yes, it is."]] and pairs.sources == ["toy"]
 
 
 def test_missing_weights_are_named(tmp_path):
     with pytest.raises(ValueError, match="train_scorer"):
         CompactScorer.load(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        "a",
-        "query",
-        ":",
-        *"red green blue field tinted scan".split(),
-    ]
-    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
-    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)
-
-
-def test_text_encoder_gives_the_mean_of_real_tokens(tokenizer, tmp_path):
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    model = BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).eval()
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    encoder = TransformersTextEncoder(str(tmp_path), prefix="query: ")
-    texts = ["a red field", "scan", "a green field tinted blue"]
-    vectors = encoder.encode(texts)
-    for text, vector in zip(texts, vectors, strict=True):
-        with torch.no_grad():
-            hidden = model(**tokenizer("query: " + text, return_tensors="pt")).last_hidden_state[0].mean(dim=0)
-        numpy.testing.assert_allclose(vector, (hidden / hidden.norm()).numpy(), atol=1e-5)
-
-
-def test_image_text_encoder_runs_a_siglip(tokenizer, tmp_path):
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    text = {**sizes, "vocab_size": len(tokenizer), "max_position_embeddings": 16, "projection_size": 16}
-    vision = {**sizes, "image_size": 32, "patch_size": 16}
-    SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(tmp_path)
-    processor = SiglipImageProcessor(size={"height": 32, "width": 32})
-    SiglipProcessor(processor, tokenizer).save_pretrained(tmp_path)
-    encoder = TransformersImageTextEncoder(str(tmp_path), max_length=16)
-    images = [open_picture(drawn(number).data, "RGB") for number in range(3)]
-    scores = encoder.similarity(images, ["a red field", "scan", "blue"])
-    assert scores.shape == (3,) and (numpy.abs(scores) <= 1.0001).all()
-    numpy.testing.assert_allclose(encoder.similarity(images[1:2], ["scan"]), scores[1:2], atol=1e-5)
-
-
-@pytest.mark.parametrize("path", ["google/medgemma-27b-it", "/models/E5-large-v2", "google/medsiglip-448"])
-def test_models_never_run_here_are_marked(path):
-    assert is_unverified(path) and not is_unverified("all-MiniLM-L6-v2")

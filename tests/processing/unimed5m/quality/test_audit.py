@@ -1,6 +1,7 @@
 """The audit sheet goes out, comes back filled, and its numbers are right."""
 
 import csv
+import re
 from collections import Counter
 
 import numpy
@@ -16,7 +17,7 @@ from unimedvl.processing.unimed5m.quality.audit import (
     write_sheet,
 )
 
-from .toy_records import record, write_shards
+from .toy_records import drawn, record, write_shards
 
 
 def fill(path, value) -> None:
@@ -45,6 +46,23 @@ def test_sheet_shows_every_sampled_record(sheets):
     assert len(ids) == 12 and page.count("<img ") == 12 and page.count("<article>") == 12
     assert all(name in page for name in ids)
     assert "&lt;image&gt;" in page
+    with paths[0].open(newline="") as file:
+        numbers = {row["id"]: row["number"] for row in csv.DictReader(file)}
+    for name in ids:
+        assert re.search(rf"<h2>{numbers[name]}\. [^\n]*<code>{name}<", page), "the sheet's numbers are the page's"
+    assert (paths[0].parent / ".gitignore").read_text() == "*\n"
+
+
+def test_page_tells_given_images_from_answers(tmp_path):
+    pair = record(1, drawn(1), output_img=(drawn(2),), sub_task_type="super_resolution")
+    write_sheet(write_shards(tmp_path / "records", [pair], shards=1), tmp_path, size=1, experts=1)
+    page = (tmp_path / "audit.html").read_text()
+    assert re.findall(r"<figure><img [^>]*><figcaption>(\w+)<", page) == ["given", "answer"]
+
+
+def test_shards_without_a_sampled_record_are_passed_over(tmp_path):
+    write_shards(tmp_path / "records", [record(number) for number in range(9)], shards=3)
+    assert len(write_sheet(tmp_path / "records", tmp_path / "audit", size=1, experts=1)) == 1
 
 
 def test_sample_follows_the_modalities():

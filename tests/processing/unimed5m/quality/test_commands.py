@@ -42,7 +42,7 @@ def test_audit_and_agreement(records, tmp_path, capsys):
     sheets = sorted((tmp_path / "audit").glob("*.csv"))
     for sheet in sheets:
         lines = sheet.read_text().splitlines()
-        filled = [line.split(",")[0] + f",1,5,4,5,{place % 6},3,5," for place, line in enumerate(lines[1:])]
+        filled = [",".join(line.split(",")[:2]) + f",1,5,4,5,{place % 6},3,5," for place, line in enumerate(lines[1:])]
         sheet.write_text("\n".join([lines[0], *filled]) + "\n")
     out = run(capsys, "data", "agreement", *sheets, "--out", tmp_path / "audit.json")
     assert "professionalism: mean 2.100, alpha 1.000" in out

@@ -1,16 +1,22 @@
 """Quality control from end to end on drawn records: reasons, counts, leakage, contamination, scores."""
 
 import json
+import struct
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from unimedvl.processing.unimed5m.quality.alignment import Alignment, AlignmentModels, Selection
-from unimedvl.processing.unimed5m.quality.coarse import CoarseFilter
+from unimedvl.processing.unimed5m.quality.coarse import CoarseFilter, Verdict
 from unimedvl.processing.unimed5m.quality.control import QualitySettings, quality_control
 from unimedvl.processing.unimed5m.quality.duplicates import FingerprintTable, close_pairs, find_drops
+from unimedvl.processing.unimed5m.schema import ARROW_SCHEMA, Picture
+from unimedvl.processing.unimed5m.shards import write_table
 
 from .toy_models import ColourCaptioner, ColourScorer, WordEncoder
 from .toy_records import all_bytes, caption, drawn, faulty_records, record, write_shards
@@ -94,6 +100,47 @@ def test_reporting_keeps_what_decodes(tmp_path):
     assert summary["kept"] == 48
 
 
+def test_a_damaged_file_says_nothing_of_its_content(tmp_path, capfd, caplog):
+    """A DICOM file and a text header in the place of a picture: kept in quarantine, named nowhere."""
+    dicom = b"\0" * 128 + b"DICM" + b"\x10\x00\x10\x00PN\x0c\x00Doe^Jane 123 "
+    note = b"P2 Doe^Jane 123 Doe^Jane 123 " * 9
+    held = [record(number, Picture(data, "x.png", 136, 136)) for number, data in enumerate((dicom, note))]
+    records = write_shards(tmp_path / "records", [*held, record(2)], shards=1)
+    with caplog.at_level(0):
+        assert quality_control(records, tmp_path / "checked")["dropped"] == 2
+    for part in ("dropped", "decisions", "measures", "receipts"):
+        files = [path for path in (tmp_path / "checked" / part).rglob("*") if path.is_file()]
+        assert files and not any(b"Doe" in path.read_bytes() for path in files)
+    rows = pq.read_table(tmp_path / "checked" / "dropped" / "shard-00000.parquet").to_pylist()
+    assert not any("Doe" in row["detail"] for row in rows)
+    assert rows[0]["detail"] == "image 0: no image format that Pillow knows"
+    assert "Doe" not in "".join(capfd.readouterr()) + caplog.text
+    kept = pq.read_table(tmp_path / "checked" / "quarantine" / "shard-00000.parquet")
+    assert [row["input_img"][0]["image"]["bytes"] for row in kept.to_pylist()] == [dicom, note]
+
+
+def test_cut_files_are_said_to_be_cut():
+    for file_format in ("PNG", "JPEG"):
+        data = drawn(1, file_format=file_format).data
+        for part in (0.3, 0.6, 0.95):
+            verdict = CoarseFilter().judge(record(1, Picture(data[: int(len(data) * part)], "x", 136, 136)).to_row())
+            assert verdict == Verdict("undecodable", "image 0: the file is cut short")
+
+
+def test_wrong_bytes_that_still_decode_are_found(tmp_path):
+    whole = drawn(1, file_format="BMP").data
+    row = record(1, drawn(1, file_format="BMP"), sub_task_type="vqa").to_row()
+    row["input_img"][0]["image"]["bytes"] = whole[:-1] + bytes([whole[-1] ^ 1])
+    write_table(tmp_path / "records" / "a.parquet", pa.Table.from_pylist([row], schema=ARROW_SCHEMA))
+    summary = quality_control(tmp_path / "records", tmp_path / "checked")
+    assert summary["stages"][0]["dropped"] == {"altered": 1}
+    assert pq.read_metadata(tmp_path / "checked" / "quarantine" / "a.parquet").num_rows == 1
+
+
+def test_results_stay_out_of_git(checked):
+    assert (checked[0] / ".gitignore").read_text() == "*\n"
+
+
 def test_only_caption_records_are_dropped_by_default():
     small = record(1, drawn(1, side=64))
     judge = CoarseFilter()
@@ -121,6 +168,15 @@ def test_oversized_images_are_refused_by_their_header():
     assert verdict is not None and verdict.reason == "too_many_pixels"
 
 
+def test_a_bomb_has_too_many_pixels_and_is_not_damaged():
+    """A header that Pillow itself refuses; only its size is known to be wrong."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", 40_000, 40_000, 8, 0, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    bomb += struct.pack(">I", 100) + b"IDAT" + bytes(100)
+    verdict = CoarseFilter().judge(record(1, Picture(bomb, "x.png", 40_000, 40_000)).to_row())
+    assert verdict == Verdict("too_many_pixels", "image 0: more than 20000000")
+
+
 def aligned_settings(**selection) -> QualitySettings:
     models = AlignmentModels(ColourCaptioner(), WordEncoder(), ColourScorer())
     return QualitySettings(
@@ -145,6 +201,32 @@ def test_alignment_keeps_the_better_half_and_its_texts(tmp_path):
     assert row["quality"]["s_final"] == pytest.approx(0.5 * row["quality"]["s"] + row["quality"]["m"], abs=2e-5)
     assert row["quality"]["scope"] == "global"
     assert row["message"] == next(entry for entry in records if entry.id == row["id"]).to_row()["message"]
+
+
+def test_alignment_may_only_report(tmp_path):
+    tinted = drawn(2, colour="red")
+    small = drawn(3, side=64, colour="red")
+    records = [
+        record(1, tinted, message=caption("A field tinted red all over.")),
+        record(2, tinted, message=caption("A field tinted blue all over.")),
+        record(3, small, message=caption("A field tinted green all over.")),
+    ]
+    folder = write_shards(tmp_path / "records", records, shards=1)
+    settings = aligned_settings(scope="global", keep=0.3, report=True)
+    summary = quality_control(folder, tmp_path / "checked", replace(settings, coarse=CoarseFilter(enforce="none")))
+    assert (summary["kept"], summary["scored"]) == (3, 3)
+    assert summary["reported_only"] == {"poorly_aligned": 2, "too_small": 1}
+    decisions = pq.read_table(tmp_path / "checked" / "decisions" / "shard-00000.parquet").to_pylist()
+    assert [row["reported"] for row in decisions] == [None, "poorly_aligned", "too_small, poorly_aligned"]
+
+
+def test_patients_of_a_benchmark_are_kept_out():
+    table = FingerprintTable(
+        ids=["a", "b", "c", "d"], splits=["train", "validation", "train", "test"],
+        groups=[("d", "1"), ("d", "2"), ("other", "1"), ("d", "1")], contents=list("wxyz"), texts=[1, 2, 3, 4],
+        pictures=[[], [], [], []],
+    )  # fmt: skip
+    assert find_drops(table, [("bench", 3, 4)]) == {0: ("contaminated_group", "bench: d")}
 
 
 def test_held_out_and_unscored_records_are_not_ranked(tmp_path):

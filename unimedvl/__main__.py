@@ -1,0 +1,7 @@
+"""`python -m unimedvl` is the command `unimedvl`."""
+
+import sys
+
+from .command import main
+
+sys.exit(main())
