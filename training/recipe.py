@@ -1,0 +1,254 @@
+"""Recipes: YAML files that say everything about a run, and curricula that chain them."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .data_recipe import DataRecipe
+
+PARTS = ("llm", "vit", "vae", "others")
+SCHEDULES = ("constant", "cosine")
+CARRIED_WEIGHTS = ("model", "ema")
+
+
+@dataclass
+class OptimizerRecipe:
+    """AdamW and its schedule; the defaults are the released training's.
+
+    Attributes:
+        learning_rate: of all parts that `learning_rates` does not name.
+        learning_rates: by part: "llm", "vit", "vae", "others" (connector, projections, time embedding).
+        schedule: "constant" or "cosine" (down to `min_learning_rate`), after a linear warm-up from 0.
+        warmup_steps: of the warm-up.
+        betas, eps, weight_decay, max_grad_norm: AdamW's, and the norm that gradients are clipped to.
+    """
+
+    learning_rate: float = 1e-4
+    learning_rates: dict[str, float] = field(default_factory=dict)
+    schedule: str = "constant"
+    warmup_steps: int = 2000
+    min_learning_rate: float = 1e-7
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    eps: float = 1e-15
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        _one_of("optimizer.schedule", [self.schedule], SCHEDULES)
+        _one_of("optimizer.learning_rates", self.learning_rates, PARTS)
+
+
+@dataclass
+class TrainingRecipe:
+    """One stage.
+
+    Attributes:
+        model: checkpoint to start from, a folder or a name on the Hub.
+        output_dir: checkpoints, logs, and the finished model.
+        data: what is read.
+        steps: optimiser steps.
+        accumulation: micro-batches per step and process.
+        freeze: parts that do not learn: "llm", "vit", "vae", or "und", the understanding expert, whose weights stay in
+            the optimiser without gradients as in the reference.
+        ce_weight, mse_weight: of the two losses.
+        timestep_shift: of the training times.
+        ema_decay: of the average of the weights, after each step; no average if 0.
+        optimizer: see `OptimizerRecipe`.
+        bf16: compute in bfloat16 beside float32 weights.
+        gradient_checkpointing: recompute activations in the backward pass.
+        save_steps, keep_checkpoints: steps between checkpoints, and how many are kept.
+        log_steps: steps between log lines.
+        report_to: "tensorboard", "trackio", "wandb", or nothing.
+        spike_factor: stop when the loss of a step exceeds this many times the median of the last hundred; never if 0.
+        seed: of everything.
+    """
+
+    model: str
+    output_dir: str
+    data: DataRecipe
+    steps: int
+    accumulation: int = 1
+    freeze: list[str] = field(default_factory=lambda: ["vae"])
+    ce_weight: float = 0.25
+    mse_weight: float = 1.0
+    timestep_shift: float = 1.0
+    ema_decay: float = 0.995
+    optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
+    bf16: bool = True
+    gradient_checkpointing: bool = False
+    save_steps: int = 2000
+    keep_checkpoints: int = 2
+    log_steps: int = 10
+    report_to: list[str] = field(default_factory=list)
+    spike_factor: float = 0.0
+    seed: int = 4396
+
+    def __post_init__(self) -> None:
+        _one_of("freeze", self.freeze, ("llm", "vit", "vae", "und"))
+        for name in ("steps", "accumulation", "save_steps", "keep_checkpoints", "log_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in [0, 1), not {self.ema_decay}.")
+
+
+@dataclass
+class StageRecipe:
+    """A stage of a curriculum.
+
+    Attributes:
+        name: folder of the stage within the curriculum's.
+        recipe: its file, relative to the curriculum's file. The recipe's `output_dir`, and its `model` from the second
+            stage on, are the curriculum's business.
+        weights: what it starts from: the "model" or the "ema" of the stage before.
+    """
+
+    name: str
+    recipe: str
+    weights: str = "ema"
+
+    def __post_init__(self) -> None:
+        _one_of("weights", [self.weights], CARRIED_WEIGHTS)
+
+
+@dataclass
+class CurriculumRecipe:
+    """Stages one after the other (paper, section 3.2).
+
+    Attributes:
+        model: checkpoint that the first stage starts from.
+        output_dir: one folder per stage in it.
+        stages: in order.
+    """
+
+    model: str
+    output_dir: str
+    stages: list[StageRecipe]
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError("stages is empty: name at least one.")
+
+
+def _one_of(name: str, values: Iterable[str], allowed: Iterable[str]) -> None:
+    for value in values:
+        if value not in allowed:
+            raise ValueError(f"{name} must be of {', '.join(allowed)}, not {value!r}{_nearest(value, allowed)}.")
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> TrainingRecipe | CurriculumRecipe:
+    """Read a recipe or a curriculum.
+
+    Args:
+        path: a YAML file; one with the key `stages` is a curriculum.
+        overrides: "key=value" with dots into sections and numbers into lists, values in YAML:
+            "optimizer.learning_rate=1e-5", "data.groups.0.weight=2".
+
+    Raises:
+        ValueError: in one sentence, for a file that is no recipe, an unknown key (with the nearest one that exists), a
+            missing one, or a value of the wrong type.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold keys and values, found {type(values).__name__}.")
+    for override in overrides:
+        _override(values, override)
+    kind = CurriculumRecipe if "stages" in values else TrainingRecipe
+    recipe = from_mapping(kind, values, str(path))
+    assert isinstance(recipe, (TrainingRecipe, CurriculumRecipe))
+    return recipe
+
+
+def _override(values: Any, text: str) -> None:
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise ValueError(f"{text!r} is no override: write key=value, with dots into sections.")
+    *parents, last = name.split(".")
+    place = values
+    for parent in parents:
+        if isinstance(place, list):
+            place = place[_index(place, parent, text)]
+        else:
+            place = place.setdefault(parent, {})
+        if not isinstance(place, (dict, list)):
+            raise ValueError(f"{text!r}: {parent!r} is a value, not a section.")
+    place[_index(place, last, text) if isinstance(place, list) else last] = yaml.safe_load(value)
+
+
+def _index(values: list, name: str, text: str) -> int:
+    if not name.isdigit() or int(name) >= len(values):
+        raise ValueError(f"{text!r}: {name!r} must be a number below {len(values)} here.")
+    return int(name)
+
+
+def from_mapping(kind: type, values: Mapping[str, Any], where: str) -> Any:
+    """An object of a dataclass from nested dicts and lists.
+
+    Raises:
+        ValueError: naming `where` and the key.
+    """
+    fields = {item.name: item for item in dataclasses.fields(kind)}
+    for key in values:
+        if key not in fields:
+            raise ValueError(f"{where}: unknown key {key!r}{_nearest(str(key), fields)}.")
+    missing = [
+        name
+        for name, item in fields.items()
+        if name not in values and item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ValueError(f"{where}: the key {missing[0]!r} is missing.")
+    types_of = typing.get_type_hints(kind)
+    read = {name: _value(types_of[name], value, f"{where}: {name}") for name, value in values.items()}
+    try:
+        return kind(**read)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _value(kind: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _value(next(argument for argument in arguments if argument is not type(None)), value, where)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} must be a section of keys and values, not {value!r}.")
+        return from_mapping(typing.cast(type, kind), value, where)
+    if origin is list:
+        if not isinstance(value, list):
+            raise ValueError(f"{where} must be a list, not {value!r}.")
+        return [_value(arguments[0], entry, f"{where}.{number}") for number, entry in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} must be a section of keys and values, not {value!r}.")
+        return {key: _value(arguments[1], entry, f"{where}.{key}") for key, entry in value.items()}
+    if kind is float and isinstance(value, str):
+        # YAML reads 1e-5, without a point, as text.
+        try:
+            return float(value)
+        except ValueError:
+            raise ValueError(f"{where} must be a number, not {value!r}.") from None
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+        raise ValueError(f"{where} must be {names[kind]}, not {value!r}.")
+    return value
