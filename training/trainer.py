@@ -44,6 +44,9 @@ class _AverageWeights(TrainerCallback):
 def training_arguments(recipe: TrainingRecipe) -> TrainingArguments:
     """Transformers' arguments of a recipe."""
     on_cpu = not torch.cuda.is_available()
+    checkpointing: dict[str, Any] = {}
+    if recipe.gradient_checkpointing:
+        checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     return TrainingArguments(
         output_dir=recipe.output_dir,
         max_steps=recipe.steps,
@@ -52,8 +55,7 @@ def training_arguments(recipe: TrainingRecipe) -> TrainingArguments:
         max_grad_norm=recipe.optimizer.max_grad_norm,
         bf16=recipe.bf16,
         use_cpu=on_cpu,
-        gradient_checkpointing=recipe.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
+        **checkpointing,
         logging_steps=recipe.log_steps,
         logging_nan_inf_filter=False,
         save_steps=recipe.save_steps,
@@ -120,15 +122,14 @@ class UniMedVLTrainer(Trainer):
         self._window = [batch["info"] for batch in batches]
         samples = [sample for info in self._window for sample in info.samples]
         counts = torch.tensor(
-            [
-                sum(sample.label_tokens for sample in samples),
-                sum(sample.flow_tokens for sample in samples),
-                sum(sample.num_tokens for sample in samples),
-                sum(info.capacity for info in self._window),
-            ],
+            [sum(sample.label_tokens for sample in samples), sum(sample.flow_tokens for sample in samples)],
             device=device,
         )
-        labels, flow, tokens, capacity = self.accelerator.reduce(counts, reduction="sum").tolist()
+        labels, flow = self.accelerator.reduce(counts, reduction="sum").tolist()
+        tokens, capacity = (
+            sum(sample.num_tokens for sample in samples),
+            sum(info.capacity for info in self._window),
+        )
         self._add("tokens", tokens, 1.0)
         self._add("padding", capacity - tokens, capacity)
         # The last process took the stream's last micro-batch of this step.
@@ -229,11 +230,16 @@ class UniMedVLTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             now = time.perf_counter()
-            tokens = self._sums.get("tokens", [0.0])[0]
-            for name, (total, weight) in sorted(self._sums.items()):
-                if name != "tokens":
+            gathered = [self._sums]
+            if self.args.world_size > 1:
+                gathered = [{} for _ in range(self.args.world_size)]
+                torch.distributed.all_gather_object(gathered, self._sums)
+            for name in sorted({name for sums in gathered for name in sums}):
+                total, weight = (sum(sums.get(name, [0.0, 0.0])[place] for sums in gathered) for place in (0, 1))
+                if name == "tokens":
+                    logs["tokens_per_second"] = total / (now - self._since)
+                else:
                     logs[name] = total / weight
-            logs["tokens_per_second"] = tokens / (now - self._since)
             self._sums, self._since = {}, now
         super().log(logs, start_time)
 
@@ -307,7 +313,10 @@ class UniMedVLTrainer(Trainer):
         assert self.optimizer is not None and self.lr_scheduler is not None
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         load_optimizer(optimizer, self._names(), folder / "optimizer.safetensors")
-        self.lr_scheduler.load_state_dict(self._progress(folder)["schedule"])
+        schedule = self._progress(folder)["schedule"]
+        # The functions themselves come from the recipe.
+        schedule["lr_lambdas"] = [None] * len(schedule["base_lrs"])
+        self.lr_scheduler.load_state_dict(schedule)
         for group, rate in zip(optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
 

@@ -130,10 +130,21 @@ def build(
         }
         assert summary["kept"] + summary["rejected"] == summary["read"]
         if not summary["kept"]:
-            raise ValueError(f"{source.name}: no valid record in {root}; see {output / 'rejected'} for the reasons.")
+            first = _first_reason(output / "rejected") or "nothing was read."
+            raise ValueError(
+                f"{source.name}: no valid record in {root}; reasons in {output / 'rejected'}, first: {first}"
+            )
         check_splits(sorted((output / "data").glob("*.parquet")))
         write_json(output / "build.json", summary)
     return summary
+
+
+def _first_reason(folder: Path) -> str:
+    for path in sorted(folder.glob("*.jsonl")):
+        with open(path, encoding="utf-8") as lines:
+            for line in lines:
+                return json.loads(line)["reason"]
+    return ""
 
 
 def _state(source: RecordSource, root: Path) -> str:

@@ -44,6 +44,24 @@ LESION_SOURCES = {
     "brain-tumor-classification": True,
     "busi": False,
 }
+# Labels as they read after "is there"; the others read well as they stand.
+LABEL_NOUNS = {
+    "benign": "a benign lesion",
+    "malignant": "a malignant lesion",
+    "glioma tumor": "a glioma",
+    "meningioma tumor": "a meningioma",
+    "pituitary tumor": "a pituitary tumor",
+    "hemorrhage": "a hemorrhage",
+    "cataract": "a cataract",
+    "Streptococcus": "a Streptococcus infection",
+    "Pneumocystis": "a Pneumocystis infection",
+    "Legionella": "a Legionella infection",
+    "Klebsiella": "a Klebsiella infection",
+}
+# Labels that go along with others: where they are not stated they need not be absent.
+ACCOMPANYING_LABELS = frozenset({"ARDS"})
+# What labels are called in questions; text mining finds words in a report, not findings in an image.
+LABEL_KINDS = {"finding (text-mined)": "label"}
 CELLS = {"RBC": "red blood cells", "WBC": "white blood cells", "Platelets": "platelets"}
 VIEWS = {
     "axial": "axial plane",
@@ -174,7 +192,7 @@ def _row_records(row: dict[str, Any], context: _Context) -> Iterator[Record]:
     if row["label"]:
         yield from _label_records(row, context, origin, picture)
     if row["report"]:
-        yield tasks.report(origin, [picture], row["report"])
+        yield tasks.report(origin, [picture], row["report"], note=True)
         if row["label"]:
             yield tasks.note_dialogue(origin, row["report"], " and ".join(row["labels"]))
     if row["mask"] is not None:
@@ -222,7 +240,7 @@ def _picture(row: dict[str, Any], column: str) -> Picture:
 
 
 def _label_records(row: dict[str, Any], context: _Context, origin: tasks.Origin, picture: Picture) -> Iterator[Record]:
-    kind = row["label_kind"].partition(" (")[0]
+    kind = _kind(row)
     if kind == "annotated cell count":
         for entry in row["labels"]:
             name, _, number = entry.partition(": ")
@@ -235,18 +253,34 @@ def _label_records(row: dict[str, Any], context: _Context, origin: tasks.Origin,
     truth = " and ".join(row["labels"])
     yield tasks.diagnosis(origin, picture, truth, kind)
     positive = sorted(label for label in context.labels if label.lower() not in NEGATIVE_LABELS)
-    absent = [label for label in positive if label not in row["labels"]]
     stated = [label for label in positive if label in row["labels"]]
-    # Without another label the answer would always be yes.
-    if not stated or (absent and _one_in(2, row, "absent")):
-        if absent:
-            asked = absent[int(origin.record_id("vqa", "presence")[:8], 16) % len(absent)]
-            yield tasks.presence(origin, picture, asked, truth, False, kind)
-    elif len(context.labels) > 1:
-        yield tasks.presence(origin, picture, stated[0], truth, True, kind)
+    absent = [label for label in positive if label not in ACCOMPANYING_LABELS and _excluded(label, row["labels"])]
+    # Without a label that this one excludes the answer would always be yes.
+    if stated and any(_excluded(label, stated) for label in context.labels) and not (absent and _one_in(2, row, "no")):
+        shown = LABEL_NOUNS.get(stated[0], "")
+        yield tasks.presence(origin, picture, stated[0], truth, True, kind, shown)
+    elif absent:
+        asked = absent[int(origin.record_id("vqa", "presence")[:8], 16) % len(absent)]
+        yield tasks.presence(origin, picture, asked, truth, False, kind, LABEL_NOUNS.get(asked, ""))
     if row["source"] in LESION_SOURCES and row["label"].lower() in NEGATIVE_LABELS:
         removed = _one_in(2, row, "removed")
         yield tasks.synthetic_counterfactual(origin, picture, removed=removed, bright=LESION_SOURCES[row["source"]])
+
+
+def _kind(row: dict[str, Any]) -> str:
+    """What the source's label is called in a question."""
+    return LABEL_KINDS.get(row["label_kind"], row["label_kind"].partition(" (")[0])
+
+
+def _excluded(label: str, stated: Collection[str]) -> bool:
+    """Whether an image with the stated labels does not have this one; a sessile polyp is a polyp as well."""
+    for other in stated:
+        same = label.lower() == other.lower()
+        negative = not NEGATIVE_LABELS.isdisjoint((label.lower(), other.lower()))
+        words, others = set(label.lower().split()), set(other.lower().split())
+        if same or (not negative and (words <= others or others <= words)):
+            return False
+    return True
 
 
 def _segmentations(row: dict[str, Any], origin: tasks.Origin, picture: Picture) -> Iterator[Record]:
@@ -293,10 +327,11 @@ def _descriptions(row: dict[str, Any], origin: tasks.Origin, picture: Picture) -
     acquired = row["label_kind"] in (*ACQUISITION_KINDS, "annotated cell count")
     finding = "" if acquired else " and ".join(row["labels"] or [])
     facts = [("modality", tasks.MODALITY_NAMES[row["modality"]]), ("image type", origin.description)]
-    facts += [(name, value) for name, value in (("anatomy", row["anatomy"]), ("view", view)) if value]
+    side = "laterality" if view.endswith("eye") else "view"
+    facts += [(name, value) for name, value in (("anatomy", row["anatomy"]), (side, view)) if value]
     site = row["anatomy"] if row["anatomy"] and row["anatomy"] not in origin.description else ""
     where = ", ".join(part for part in (site, view) if part)
-    facts += [(row["label_kind"].partition(" (")[0], finding)] if finding else []
+    facts += [(_kind(row), finding)] if finding else []
 
     phrase = facts_phrase(origin.description, where, finding)
 
@@ -307,7 +342,7 @@ def _descriptions(row: dict[str, Any], origin: tasks.Origin, picture: Picture) -
     if _one_in(MODALITY_QUESTION_SHARE, row, "modality"):
         yield tasks.acquisition(origin, picture, "imaging modality", tasks.MODALITY_NAMES[row["modality"]])
     if view and _one_in(MODALITY_QUESTION_SHARE, row, "view"):
-        yield tasks.acquisition(origin, picture, "view", view)
+        yield tasks.acquisition(origin, picture, side, view)
     yield tasks.caption(origin, [picture], sentence("caption"))
     yield tasks.text_to_image(origin, picture, phrase)
     if _one_in(PLANNED_SHARE, row, "planned"):

@@ -13,6 +13,8 @@ from PIL import Image
 from .schema import Picture
 
 RESAMPLING = ("bicubic", "k-space")
+# Grey levels between a drawn lesion and its surroundings.
+LEAST_DIFFERENCE = 80.0
 
 
 def stored_picture(data: bytes, path: str) -> Picture:
@@ -42,6 +44,8 @@ def drawn_picture(pixels: numpy.ndarray, path: str) -> Picture:
 def pixels_of(picture: Picture) -> numpy.ndarray:
     """The decoded pixels, grey images as (height, width), others as (height, width, 3) RGB.
 
+    Grey levels beyond 8 bits are windowed as `load_medical_image` windows them.
+
     Raises:
         ValueError: if the picture has no bytes or cannot be decoded.
     """
@@ -49,7 +53,12 @@ def pixels_of(picture: Picture) -> numpy.ndarray:
         raise ValueError(f"{picture.path}: expected image bytes, found a path only.")
     try:
         with Image.open(io.BytesIO(picture.data)) as image:
-            return numpy.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+            if image.mode.startswith(("I", "F")):
+                # PIL's own conversion would make everything above 255 white.
+                from ..medical_formats_unimedvl import load_medical_image
+
+                return numpy.asarray(load_medical_image(picture.data))
+            return numpy.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{picture.path}: the image cannot be decoded ({error}).") from error
 
@@ -117,7 +126,8 @@ def draw_lesion(pixels: numpy.ndarray, seed: int, *, bright: bool) -> tuple[nump
         raise ValueError(f"expected an image of at least 32x32 to draw a lesion in, found {height}x{width}.")
     generator = numpy.random.default_rng(seed)
     grey = pixels if pixels.ndim == 2 else pixels.mean(axis=2)
-    row, column = _inner_place(grey, generator)
+    colour = 225.0 if bright else 20.0
+    row, column = _inner_place(grey, colour, generator)
     short = min(height, width)
     radii = generator.uniform(0.05, 0.1, size=2) * short
     angle = generator.uniform(0, numpy.pi)
@@ -128,7 +138,6 @@ def draw_lesion(pixels: numpy.ndarray, seed: int, *, bright: bool) -> tuple[nump
     opacity = generator.uniform(0.5, 0.75) / (1 + numpy.exp((distance - 1) / 0.12))
     if pixels.ndim == 3:
         opacity = opacity[..., None]
-    colour = 225.0 if bright else 20.0
     altered = numpy.rint(pixels * (1 - opacity) + colour * opacity).astype(numpy.uint8)
     vertical = ("upper", "middle", "lower")[min(int(3 * row / height), 2)]
     horizontal = ("left", "centre", "right")[min(int(3 * column / width), 2)]
@@ -136,15 +145,18 @@ def draw_lesion(pixels: numpy.ndarray, seed: int, *, bright: bool) -> tuple[nump
     return altered, place
 
 
-def _inner_place(grey: numpy.ndarray, generator: numpy.random.Generator) -> tuple[float, float]:
-    """A point in the inner half of the image where something is shown: not on empty background, not saturated."""
+def _inner_place(grey: numpy.ndarray, colour: float, generator: numpy.random.Generator) -> tuple[float, float]:
+    """A point in the inner half of the image, not on empty background, where a spot of that colour can be seen."""
     height, width = grey.shape
-    candidates = []
+    places = []
     for row in numpy.linspace(0.25, 0.75, 9) * height:
         for column in numpy.linspace(0.25, 0.75, 9) * width:
             size = max(min(height, width) // 16, 2)
             patch = grey[int(row) - size : int(row) + size, int(column) - size : int(column) + size]
-            if 12 < patch.mean() < 190:
-                candidates.append((float(row), float(column)))
-    candidates = candidates or [(height / 2, width / 2)]
-    return candidates[int(generator.integers(len(candidates)))]
+            if patch.mean() > 12:
+                places.append((abs(colour - float(patch.mean())), float(row), float(column)))
+    places = places or [(0.0, height / 2, width / 2)]
+    # Half of the difference is the least that is drawn; where no place has enough, the best one is taken.
+    candidates = [place for place in places if place[0] >= LEAST_DIFFERENCE] or [max(places)]
+    _, row, column = candidates[int(generator.integers(len(candidates)))]
+    return row, column

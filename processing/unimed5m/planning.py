@@ -133,9 +133,9 @@ def plan_from_facts(key: str, caption: str, modality: str, facts: Sequence[tuple
         modality: as it reads before "image": "chest X-ray".
         facts: names and values, such as ("anatomy", "chest").
     """
-    listed = "; ".join(f"the {name} is {value}" for name, value in facts)
+    listed = "; ".join(f"{name} {value}" for name, value in facts)
     kind = f"{article(modality)} {modality} image"
-    thought = f"The image has to look like {kind}: {listed}. Nothing beyond these facts may be added."
+    thought = f"The image has to look like {kind}. Known facts: {listed}. Nothing else may be added."
     display = "\n".join(
         [choose("plan", "gpt", key, modality=modality), *(f"- {name}: {value}" for name, value in facts)]
     )

@@ -43,7 +43,8 @@ SUB_TASK_TYPES = (
     "dialogue",
     "reasoning",
 )
-MODALITIES = ("CFP", "CXR", "CT", "HIS", "MRI", "OCT", "US", "ENDO", "RAD", "TEXT")
+# The paper's eight, dermoscopy (in its segmentation benchmark only), and RAD: radiology of no stated kind.
+MODALITIES = ("CFP", "CXR", "CT", "HIS", "MRI", "OCT", "US", "ENDO", "DERM", "RAD", "TEXT")
 SPLITS = ("train", "validation", "test")
 ROLES = ("human", "gpt")
 UNKNOWN = "unknown"

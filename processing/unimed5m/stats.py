@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy
@@ -17,6 +17,9 @@ import pyarrow.parquet as parquet
 
 from .pipeline import shard_paths, write_json
 from .schema import IMAGE_PLACEHOLDER, SPLITS, Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLUMNS = (
     "id",
@@ -38,6 +41,8 @@ COLUMNS = (
 PAGE_NAME = "samples.html"
 # Validated colours of the plots, light to dark by split; grey text and thin grid lines carry the rest.
 SPLIT_COLOURS = {"train": "#2b6cb0", "validation": "#dd8452", "test": "#55a868"}
+# From permissive to unclear; sources whose cards state no tier are grey.
+TIER_COLOURS = {"A": "#2b6cb0", "B": "#e0a030", "C": "#7b4173", "": "#8c8c8c"}
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Random records</title>
@@ -179,55 +184,61 @@ def draw(numbers: Mapping[str, Any], target: Path) -> list[Path]:
 
     tasks = sorted(numbers["sub_task_type"], key=lambda task: numbers["sub_task_type"][task])
     splits = [split for split in SPLITS if split in numbers["split"]]
-    figure = Figure(figsize=(8, 0.4 * len(tasks) + 1.6), layout="constrained")
-    axes = figure.subplots()
-    left = [0] * len(tasks)
-    for split in splits:
-        widths = [numbers["task and split"].get(f"{task}/{split}", 0) for task in tasks]
-        axes.barh(tasks, widths, left=left, color=SPLIT_COLOURS[split], label=split)
-        left = [start + width for start, width in zip(left, widths, strict=True)]
-    for index, total in enumerate(left):
-        axes.annotate(f" {total}", (total, index), va="center", fontsize=8, color="#444")
-    _finish(axes, "Records per task")
-    axes.legend(frameon=False)
+    parts = {split: [numbers["task and split"].get(f"{task}/{split}", 0) for task in tasks] for split in splits}
+    figure = _bars(tasks, parts, SPLIT_COLOURS, "Records per task and split")
     files = [_save(figure, target / "tasks.png")]
 
     modalities = list(numbers["modality"])
     cells = [[numbers["task and modality"].get(f"{task}/{name}", 0) for name in modalities] for task in tasks]
-    figure = Figure(figsize=(0.8 * len(modalities) + 3, 0.4 * len(tasks) + 1.4), layout="constrained")
+    figure = Figure(figsize=(0.8 * len(modalities) + 3, 0.4 * len(tasks) + 1.6), layout="constrained")
     axes = figure.subplots()
     logs = [[math.log10(number) if number else math.nan for number in row] for row in cells]
-    axes.imshow(logs, cmap="Blues", aspect="auto", origin="lower", vmin=-0.5)
     largest = max(max(row) for row in cells)
+    # Light enough for black figures at the top end too: the figures are the data, the colour only guides the eye.
+    axes.imshow(logs, cmap="Blues", aspect="auto", origin="lower", vmin=-0.5, vmax=2 * math.log10(max(largest, 2)))
     for row_index, row in enumerate(cells):
         for column, number in enumerate(row):
             if number:
-                dark = math.log10(number) > 0.65 * math.log10(max(largest, 2))
-                axes.text(
-                    column, row_index, str(number), ha="center", va="center", fontsize=8, color="w" if dark else "k"
-                )
-    axes.set_xticks(range(len(modalities)), modalities)
+                axes.text(column, row_index, f"{number:,}", ha="center", va="center", fontsize=8)
+    axes.set_xticks(range(len(modalities)), [f"{name}\n{numbers['modality'][name]:,}" for name in modalities])
     axes.set_yticks(range(len(tasks)), tasks)
-    axes.set_title("Records per task and modality", loc="left")
+    axes.set_title("Records per task and modality (below: all tasks; shade: logarithm)", loc="left", fontsize=11)
     files.append(_save(figure, target / "modalities.png"))
 
-    sources = list(numbers["dataset"].items())[::-1]
-    figure = Figure(figsize=(8, 0.3 * len(sources) + 1.4), layout="constrained")
-    axes = figure.subplots()
-    axes.barh([name for name, _ in sources], [number for _, number in sources], color=SPLIT_COLOURS["train"])
-    for index, (_, number) in enumerate(sources):
-        axes.annotate(f" {number}", (number, index), va="center", fontsize=8, color="#444")
-    _finish(axes, "Records per source")
-    files.append(_save(figure, target / "sources.png"))
+    sources = list(numbers["dataset"])[::-1]
+    tiers = sorted({name.rpartition("/")[2] for name in numbers["source and tier"]}, key=lambda tier: (not tier, tier))
+    parts = {tier: [numbers["source and tier"].get(f"{name}/{tier}", 0) for name in sources] for tier in tiers}
+    named = {f"tier {tier}" if tier else "no tier stated": values for tier, values in parts.items()}
+    colours = dict(zip(named, (TIER_COLOURS.get(tier, TIER_COLOURS[""]) for tier in tiers), strict=True))
+    files.append(_save(_bars(sources, named, colours, "Records per source and licence tier"), target / "sources.png"))
     return files
 
 
-def _finish(axes: Any, title: str) -> None:
+def _bars(
+    names: Sequence[str], parts: Mapping[str, Sequence[int]], colours: Mapping[str, str], title: str
+) -> "Figure":
+    """Horizontal stacked bars, each with its numbers: bars of a few records are too thin to be seen."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 0.32 * len(names) + 1.5), layout="constrained")
+    axes = figure.subplots()
+    left = [0] * len(names)
+    for part, widths in parts.items():
+        axes.barh(names, widths, left=left, color=colours[part], label=part)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    for index, total in enumerate(left):
+        shares = [f"{widths[index]:,}" for widths in parts.values() if widths[index]]
+        axes.annotate(" " + " + ".join(shares), (total, index), va="center", fontsize=8, color="#444")
     axes.set_title(title, loc="left")
+    axes.set_xlabel("records")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.1)
+    axes.set_xlim(0, 1.18 * max(left))
+    axes.margins(y=0.02)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(axis="x", color="#ddd", linewidth=0.6)
     axes.set_axisbelow(True)
+    axes.legend(frameon=False, loc="lower right")
+    return figure
 
 
 def _save(figure: Any, path: Path) -> Path:

@@ -32,6 +32,7 @@ MODALITY_NAMES = {
     "OCT": "optical coherence tomography",
     "US": "ultrasound",
     "ENDO": "endoscopy",
+    "DERM": "dermoscopy",
 }
 SHORT_NAMES = MODALITY_NAMES | {
     "CFP": "colour fundus",
@@ -83,7 +84,7 @@ def image_first(dataset: str, task: str, *, sampled: bool = False) -> bool:
 def vqa(origin: Origin, pictures: Sequence[Picture], question: str, answer: str, variant: str = "") -> Record:
     """A question about one or more images, with people's own answer."""
     key = origin.record_id("vqa", variant)
-    human = choose("vqa", "human", key, question=clean(question))
+    human = choose("vqa" if len(pictures) == 1 else "vqa_images", "human", key, question=clean(question))
     return _understanding(origin, key, "vqa", pictures, human, clean(answer))
 
 
@@ -115,11 +116,19 @@ def diagnosis(origin: Origin, picture: Picture, label: str, kind: str = "diagnos
     return _understanding(origin, key, "diagnosis", [picture], human, gpt, {"label": label, "kind": kind})
 
 
-def presence(origin: Origin, picture: Picture, label: str, truth: str, present: bool, kind: str = "finding") -> Record:
-    """A yes-or-no question: is `label` there? `truth` is the label that the source states."""
+def presence(
+    origin: Origin, picture: Picture, label: str, truth: str, present: bool, kind: str = "finding", shown: str = ""
+) -> Record:
+    """A yes-or-no question: is `label` there?
+
+    Args:
+        truth: the label that the source states.
+        shown: the asked label as it reads after "is there" ("a polyp"); the label itself by default.
+    """
     key = origin.record_id("vqa", f"presence/{label}")
     verdict = "Yes" if present else "No"
-    values = {"description": origin.description, "label": label, "truth": truth, "kind": kind, "verdict": verdict}
+    words = shown or label
+    values = {"description": origin.description, "label": words, "truth": truth, "kind": kind, "verdict": verdict}
     human, gpt = (choose("presence", side, key, **values) for side in ("human", "gpt"))
     return _understanding(origin, key, "vqa", [picture], human, gpt, {"answer": verdict.lower()})
 
@@ -127,7 +136,7 @@ def presence(origin: Origin, picture: Picture, label: str, truth: str, present: 
 def count(origin: Origin, picture: Picture, things: str, number: int) -> Record:
     """How many of the annotated `things` (a plural) the image has."""
     key = origin.record_id("vqa", f"count/{things}")
-    values = {"description": origin.description, "things": things, "count": str(number)}
+    values = {"description": origin.description, "count": str(number), **cased(things=things)}
     human, gpt = (choose("count", side, key, **values) for side in ("human", "gpt"))
     return _understanding(origin, key, "vqa", [picture], human, gpt, {"answer": str(number)})
 
@@ -155,13 +164,14 @@ def reasoning(
 def caption(origin: Origin, pictures: Sequence[Picture], text: str, variant: str = "") -> Record:
     """The source's caption of one image, or of the panels of a figure."""
     key = origin.record_id("caption", variant)
-    return _understanding(origin, key, "caption", pictures, choose("caption", "human", key), clean(text))
+    human = choose("caption" if len(pictures) == 1 else "caption_images", "human", key)
+    return _understanding(origin, key, "caption", pictures, human, clean(text))
 
 
-def report(origin: Origin, pictures: Sequence[Picture], text: str, variant: str = "") -> Record:
-    """The source's report or clinical note of a study."""
+def report(origin: Origin, pictures: Sequence[Picture], text: str, variant: str = "", *, note: bool = False) -> Record:
+    """The source's report of a study, or (`note`) its clinical note, which also tells about the patient."""
     key = origin.record_id("report", variant)
-    human = choose("report", "human", key, description=origin.description)
+    human = choose("clinical_note" if note else "report", "human", key, description=origin.description)
     return _understanding(origin, key, "report", pictures, human, clean(text))
 
 
@@ -199,7 +209,7 @@ def note_dialogue(origin: Origin, note: str, label: str) -> Record:
 def writing_dialogue(origin: Origin, facts: Sequence[tuple[str, str]], sentence: str) -> Record:
     """Stated facts turned into a sentence; no image."""
     key = origin.record_id("dialogue", "writing")
-    listed = ", ".join(f"{name} {value}" for name, value in facts)
+    listed = "; ".join(f"{name}: {value}" for name, value in facts)
     human = choose("writing", "human", key, facts=listed)
     return _record(origin, key, "text_only", "dialogue", (), (), human, sentence)
 

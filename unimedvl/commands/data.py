@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_quality_commands(commands, add_executor_arguments)
 
     sources = commands.add_parser("sources", help="list the sources, their licences and layouts")
+    sources.add_argument("--markdown", action="store_true", help="print the table of named sources in the manual")
 
     for command in (build, stats, sources):
         command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
@@ -84,6 +85,8 @@ def _build(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     summary = build(source, arguments.root, arguments.output, arguments.shards, _executor(arguments))
     lines = [f"{summary['source']}: {summary['kept']} records in {arguments.output}, {summary['rejected']} rejected"]
     lines += [f"  {number:8d}  {name}" for name, number in summary["tasks"].items()]
+    if summary["rejected"]:
+        lines.append(f"reasons of the rejected: {arguments.output}/rejected/*.jsonl")
     return summary, "\n".join(lines)
 
 
@@ -94,7 +97,9 @@ def _stats(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def _sources(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from ..processing.unimed5m.builders import table_of_sources
+    from ..processing.unimed5m.builders import markdown_table, table_of_sources
 
     rows = table_of_sources()
+    if arguments.markdown:
+        return {"sources": rows}, markdown_table().rstrip("\n")
     return {"sources": rows}, "\n\n".join("\n".join(f"{key}: {value}" for key, value in row.items()) for row in rows)

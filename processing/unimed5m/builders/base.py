@@ -150,9 +150,13 @@ class Source(abc.ABC):
             if position % count != index or (split and self.split_of_unit(unit) not in ("", split)):
                 continue
             try:
+                made = False
                 for record in self.records_of(root, unit):
+                    made = True
                     if split is None or record.split == split:
                         yield record
+                if not made:
+                    raise LeftOut(f"{self.name}: {_place_of(unit, root)} holds nothing to make a record of.")
             except ValueError as error:
                 if problem is not None:
                     problem(str(error))
@@ -233,6 +237,14 @@ class Source(abc.ABC):
         if not found:
             raise self.wrong_folder(root, pattern)
         return found
+
+
+def _place_of(unit: Any, root: Path) -> str:
+    """Where a unit was found, in words: the first path in it, below the folder."""
+    if isinstance(unit, Path):
+        return unit.relative_to(root).as_posix() if unit.is_relative_to(root) else unit.name
+    places = [_place_of(part, root) for part in unit] if isinstance(unit, tuple) else []
+    return next((place for place in places if place), "")
 
 
 def hashed_split(group_id: str, validation: float = 0.1, test: float = 0.1) -> str:

@@ -87,7 +87,8 @@ def _gmai_mmbench(source: TableSource, folder: Path, unit: TableRow) -> Iterator
     try:
         content = base64.b64decode(row["image"], validate=True)
     except binascii.Error as error:
-        raise ValueError(f"{unit.table}: expected a base64 image in row {unit.position}, found: {error}.") from error
+        place = f"{unit.table}: row {unit.position + 1}"
+        raise ValueError(f"{place}: expected a base64 image, found a problem: {error}.") from error
     stated = " ".join(str(row.get(name, "")) for name in ("modality", "category", "l2-category", "question"))
     extra = kept(
         row, "category", "l2-category", "modality", "clinical vqa task", "department", "perceptual granularity"

@@ -66,7 +66,7 @@ def llava_rows(source: TableSource, folder: Path, unit: TableRow) -> Iterator[Re
     names = [named] if isinstance(named, str) else list(named)
     turns = turns_of(row["conversations"], len(names))
     if not turns or turns[-1].role != "gpt":
-        raise ValueError(f"{unit.table}: expected an answer at the end of row {unit.position}, found none.")
+        raise ValueError(f"{unit.table}: expected an answer at the end of row {unit.position + 1}, found none.")
     place = f"{unit.table.stem}#{row.get('id', unit.position)}"
     stated = " ".join(str(row.get(name, "")) for name in ("modality", "image")) + " " + turns[0].value
     origin = source.origin(

@@ -1,10 +1,9 @@
 """Sources for folders of no particular publisher.
 
-What the files can not tell stands in an optional `source.json` in the folder; see `Settings`.
+What the files can not tell stands in an optional `source.json` in the folder; see `settings.Settings`.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -19,59 +18,10 @@ from .base import SPLIT_NAMES, Card, Source, split_of
 from .conversations import captioned, choice, llava_rows
 from .images import PICTURE_SUFFIXES, file_picture, named_picture, read_volume
 from .readers import SUPER_RESOLUTION, Channel, MaskPart, MaskSource, PairSource, TableRow, TableSource, any_value
+from .settings import SETTINGS, Settings, read_settings
 
-SETTINGS = "source.json"
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima", "")
 OURS = "this project's own layout"
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What `source.json` may say; an unknown name is an error.
-
-    Attributes:
-        dataset: name in the records; the folder's name by default.
-        modality: one of `MODALITIES`; rows of tables may have a column of that name.
-        description: what an image is, without an article ("knee MRI slice").
-        license, license_tier, redistributable, url: as in `Card`.
-        classes: structure -> values in the masks; by default one structure, everything that is not 0.
-        origin, target: what the two sides of image pairs are.
-        window: (center, width) for DICOM files and volumes.
-    """
-
-    dataset: str = ""
-    modality: str = "RAD"
-    description: str = "medical image"
-    license: str = "not stated"
-    license_tier: str = "C"
-    redistributable: str = "unclear"
-    url: str = ""
-    classes: dict[str, list[int]] = dataclasses.field(default_factory=dict)
-    origin: str = "first image"
-    target: str = "second image"
-    window: tuple[float, float] | None = None
-
-
-def read_settings(root: Path) -> Settings:
-    """The folder's settings.
-
-    Raises:
-        ValueError: one line, for an unknown name or modality.
-    """
-    path = root / SETTINGS
-    values: Any = {}
-    if path.is_file():
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path}: expected a JSON object, found a problem: {error}.") from error
-    known = {field.name for field in dataclasses.fields(Settings)}
-    if not isinstance(values, dict) or not set(values) <= known:
-        raise ValueError(f"{path}: expected only {', '.join(sorted(known))}, found {', '.join(map(str, values))}.")
-    settings = Settings(**{"dataset": root.resolve().name, **values})
-    if settings.modality not in (*MODALITIES, "DERM"):
-        raise ValueError(f"{path}: expected a modality of {', '.join(MODALITIES)}, found {settings.modality!r}.")
-    return settings
 
 
 class GenericUnit(NamedTuple):
@@ -111,6 +61,10 @@ class GenericSource(Source):
 def _row_origin(source: Source, unit: TableRow, settings: Settings, name: str, *used: str) -> Origin:
     """The origin of a row with our column names: image, split, group, modality, description and its texts."""
     row = unit.row
+    if row.get("split") and str(row["split"]).strip().lower() not in SPLIT_NAMES:
+        raise _wrong_cell(unit, "split", f"one of {', '.join(sorted(SPLIT_NAMES))}")
+    if row.get("modality") and row["modality"] not in MODALITIES:
+        raise _wrong_cell(unit, "modality", f"one of {', '.join(MODALITIES)}")
     extra = {key: value for key, value in row.items() if value not in ("", None) and key not in (*used, *_COLUMNS)}
     return source.origin(
         f"{unit.table.stem}#{unit.position}",
@@ -121,6 +75,11 @@ def _row_origin(source: Source, unit: TableRow, settings: Settings, name: str, *
         description=row.get("description") or settings.description,
         extra=extra,
     )
+
+
+def _wrong_cell(unit: TableRow, name: str, expected: str) -> ValueError:
+    found = unit.row.get(name)
+    return ValueError(f"{unit.table.name}: row {unit.position + 1}: {name}: expected {expected}, found {found!r}.")
 
 
 _COLUMNS = ("image", "split", "group", "modality", "description")
@@ -180,8 +139,25 @@ def _make_table(
         tables=dict.fromkeys(patterns, ""),
         needs=needs,
         images=images,
-        read=partial(read, settings),
+        read=partial(_checked_row, read, settings, needs),
     )
+
+
+def _checked_row(
+    read: Callable[..., Iterator[Record]],
+    settings: Settings,
+    needs: tuple[str, ...],
+    source: TableSource,
+    folder: Path,
+    unit: TableRow,
+) -> Iterator[Record]:
+    """The records of a row whose needed cells hold something."""
+    for name in needs:
+        value = unit.row.get(name)
+        wrong = not value.strip() if isinstance(value, str) else name not in ("answer", "conversations")
+        if wrong or value is None:
+            raise _wrong_cell(unit, name, "a text")
+    yield from read(settings, source, folder, unit)
 
 
 def _conversation_row(settings: Settings, source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
@@ -233,6 +209,7 @@ def _mask_pairs(generic: GenericSource, settings: Settings, card: Card) -> Sourc
         structures or {"marked structure": any_value},
         settings.modality,
         settings.description,
+        lone_masks="masks/*",
     )
 
 

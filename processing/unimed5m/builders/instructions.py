@@ -52,16 +52,20 @@ SOURCES: tuple[Source, ...] = (
             license="Other; gated, images per upstream set",
             license_tier="C",
             redistributable="no",
-            layout="*.json or *.jsonl (image, conversations) in any folder and the images below images/ or the folder",
-            layout_source=f"{UNVERIFIED}: https://huggingface.co/datasets/General-Medical-AI/GMAI-VL-5.5M says JSON "
-            "and llava, its files could not be seen",
+            layout="GMAI-VL-5.5M-OpenSource/annotations/*.jsonl (image, conversations) and .../images/, into which "
+            "the archives of zips/ are unpacked",
+            layout_source=f"{UNVERIFIED}: rows as in https://github.com/uni-medical/GMAI-VL/blob/"
+            "4ea5abfa248e8974d80f8b19b89f3e88b876812b/examples/example_data.json; folders as quoted from the gated "
+            "data card, which could not be seen",
             paper="Table 15: 288K, enhanced text-to-image",
-            notes="First answers to a single image of a stated modality also become captions to generate from.",
+            notes="Rows name their images images/...; the archives' members lack that folder. Rows of the part that "
+            "is not open have no images here and are set aside. First answers to a single image of a stated modality "
+            "also become captions to generate from.",
         ),
         tasks=("vqa", "text_to_image"),
-        tables={"**/*.json": "train", "**/*.jsonl": "train"},
+        tables={"**/annotations/*.jsonl": "train"},
         needs=("conversations",),
-        images=("images", "."),
+        images=("GMAI-VL-5.5M-OpenSource", "."),
         read=llava_rows,
     ),
     TableSource(

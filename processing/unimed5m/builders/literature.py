@@ -67,9 +67,9 @@ def _medicat(source: TableSource, folder: Path, unit: TableRow) -> Iterator[Reco
     row = unit.row
     text = row.get("s2_caption") or row.get("s2orc_caption") or ""
     if not text:
-        raise LeftOut(f"{unit.table.name}: row {unit.position} has no caption.")
+        raise LeftOut(f"{unit.table.name}: row {unit.position + 1} has no caption.")
     name = f"{row['pdf_hash']}_{row['fig_uri']}"
-    extra = kept(row, "fig_key", "radiology", "scope", "predicted_type", "s2orc_references")
+    extra = kept(row, "fig_key", "radiology", "scope", "predicted_type", "s2orc_references", "oa_info")
     origin = source.origin(
         f"{unit.position}/{name}", f"pdf-{row['pdf_hash']}", "", modality_of(text), name, extra=extra
     )
@@ -229,8 +229,7 @@ SOURCES: tuple[Source, ...] = (
         card=Card(
             title="MedICaT",
             url="https://github.com/allenai/medicat",
-            license="Per article; released by agreement for non-commercial research",
-            license_read=False,
+            license="Per article, stated in each entry (oa_info); access by request",
             license_tier="C",
             redistributable="no",
             layout="*.jsonl (pdf_hash, fig_uri, s2_caption) and figures/HASH_URI",

@@ -70,18 +70,22 @@ class TableSource(Source):
             yield unit._replace(held_by=held.get(self.row_group(unit.row), "")) if self.row_group else unit
 
     def _rows(self, root: Path) -> Iterator[TableRow]:
-        found = False
+        found: list[str] = []
+        empty = True
         for pattern, split in self.tables.items():
             if found and self.first_only:
-                return
+                break
             for table in sorted(root.glob(pattern)):
-                found = True
+                found.append(table.name)
                 for position, row in enumerate(rows(table)):
+                    empty = False
                     if position == 0:
                         columns(row, table, *self.needs)
                     yield TableRow(table, position, row, self.row_split(row) if self.row_split else split)
         if not found:
             raise self.wrong_folder(root, " or ".join(self.tables))
+        if empty:
+            raise ValueError(f"{self.name}: expected rows in {', '.join(found)} in {root}, found none.")
 
     def split_of_unit(self, unit: TableRow) -> str:
         return unit.split
@@ -89,14 +93,14 @@ class TableSource(Source):
     def records_of(self, root: Path, unit: TableRow) -> Iterator[Record]:
         if unit.held_by and unit.held_by != unit.split:
             raise LeftOut(
-                f"{unit.table.name}: row {unit.position} of {unit.split} shows what {unit.held_by} shows as well."
+                f"{unit.table.name}: row {unit.position + 1} of {unit.split} shows what {unit.held_by} shows as well."
             )
         try:
             yield from self.read(self, self.need(root, *self.images) if self.images else root, unit)
         # A row without a column, or with nothing where a text or a list belongs.
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(
-                f"{unit.table}: expected row {unit.position} to be like the first, found a problem: {error!r}."
+                f"{unit.table}: expected row {unit.position + 1} to be like the first, found a problem: {error!r}."
             ) from error
 
 
@@ -127,6 +131,7 @@ class MaskSource(Source):
         modality, description: of all images.
         group: the group of an image's path; every image is its own by default.
         extra: values for the record's `extra`, from the image's path.
+        lone_masks: pattern of the masks, where one without an image of its name is a mistake to be told.
     """
 
     parts: tuple[tuple[MaskPart, ...], ...]
@@ -135,6 +140,7 @@ class MaskSource(Source):
     description: str
     group: Callable[[Path], str] | None = None
     extra: Callable[[Path], dict[str, Any]] | None = None
+    lone_masks: str = ""
 
     def units(self, root: Path) -> Iterator[tuple[Path, MaskPart]]:
         for alternative in self.parts:
@@ -145,6 +151,12 @@ class MaskSource(Source):
                 for path in sorted(path for path in root.glob(part.images) if path.suffix.lower() in PICTURE_SUFFIXES):
                     if not (part.skip and re.search(part.skip, path.name)):
                         yield path, part
+            if self.lone_masks:
+                folder = (root / alternative[0].images).parent
+                known = {path.stem for path in root.glob(alternative[0].images)}
+                for mask in sorted(root.glob(self.lone_masks)):
+                    if mask.stem not in known:
+                        yield folder / mask.name, alternative[0]
             return
         raise self.wrong_folder(root, " or ".join(alternative[0].images for alternative in self.parts))
 
@@ -228,6 +240,10 @@ class PairSource(Source):
                 folder = self.need(root, targets)
                 for path in found:
                     yield Pair(path, folder / path.name, split)
+                known = {path.name for path in found}
+                for path in sorted(folder.iterdir()):
+                    if path.name not in known and path.suffix.lower() in PICTURE_SUFFIXES:
+                        yield Pair(found[0].parent / path.name, path, split)
 
     def split_of_unit(self, unit: Pair) -> str:
         return unit.split
@@ -235,7 +251,12 @@ class PairSource(Source):
     def records_of(self, root: Path, unit: Pair) -> Iterator[Record]:
         name = unit.origin.relative_to(root).with_suffix("").as_posix()
         origin = self.origin(name, name, unit.split, self.modality, description=self.description)
-        yield self.make(origin, file_picture(unit.origin, root), file_picture(unit.target, root), unit.origin)
+        picture, other = file_picture(unit.origin, root), file_picture(unit.target, root)
+        # Two sizes of one picture may differ by rounding, not by more.
+        if abs(picture.width * other.height - other.width * picture.height) > 0.02 * picture.width * other.height:
+            sizes = [f"{side.width}x{side.height}" for side in (picture, other)]
+            raise ValueError(f"{self.name}: expected a pair of one shape, found {' and '.join(sizes)} for {name}.")
+        yield self.make(origin, picture, other, unit.origin)
 
 
 class Channel(NamedTuple):

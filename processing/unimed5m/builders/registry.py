@@ -52,12 +52,13 @@ def table_of_sources(named_only: bool = False) -> list[dict[str, str]]:
 
 
 def markdown_table() -> str:
-    """The named sources as a Markdown table: records, licence, what may be passed on, what shows the layout."""
-    lines = ["| source | records | licence | redistribution | layout shown by |", "|---|---|---|---|---|"]
+    """The named sources as a Markdown table, generated from their cards."""
+    titles = ("name", "data set", "tasks", "licence", "redistribution", "where to get", "layout shown by")
+    lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
     for source in NAMED:
         card = source.card
         shown = card.layout_source if card.verified else UNVERIFIED
-        name = f"[{card.title}]({card.url}) (`{source.name}`)"
-        cells = (name, ", ".join(source.tasks), card.license_words, card.redistributable, shown)
+        made = ", ".join(task.replace("_", " ") for task in source.tasks)
+        cells = (f"`{source.name}`", card.title, made, card.license_words, card.redistributable, card.url, shown)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"

@@ -70,8 +70,8 @@ def _synthrad(region: str, entries: str) -> VolumeSource:
             license_tier="B",
             redistributable="non-commercial",
             layout=f"Task1/{region}/PATIENT/mr.nii.gz and ct.nii.gz",
-            layout_source="layout unverified: public loaders read Task1/brain/1BA001/mr.nii.gz and ct.nii.gz, none "
-            "could be cited by repository and commit",
+            layout_source="https://github.com/lucianoAvinas/SynthRad23_CycleCUT/blob/"
+            "1d1b6d27122b6a2ef081b05e81fd1ef6bf3b22f5/process_nifti.py",
             paper=f"Table 15: {entries}, cross-modal synthesis",
             notes="CT is shown from -1000 to 1000 HU, MR from its own 0.5th to 99.5th percentile; axial slices with "
             "content, both directions. Splits by patient.",

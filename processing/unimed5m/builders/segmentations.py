@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .base import UNVERIFIED, Card, Source
+from .base import Card, Source
 from .readers import Channel, MaskPart, MaskSource, VolumeSource, any_value, bright
 
 TORCH_EM = "https://github.com/constantinpape/torch-em/blob"
@@ -88,8 +88,8 @@ SOURCES: tuple[Source, ...] = (
             license_tier="C",
             redistributable="unclear",
             layout="QaTa-COV19-v2/Train Set/Images, .../Ground-truths/mask_NAME.png and the same in Test Set",
-            layout_source=f"{UNVERIFIED}: public loaders read QaTa-COV19-v2/Train Set/Images and Ground-truths with "
-            "mask_ in front of names, none could be cited by repository and commit",
+            layout_source="https://github.com/bio-mlhui/MyFramework/blob/6480ce18a16fb4ad0022f6aff8a85b4b0777148e/"
+            "data_schedule/rios/qata.py",
             paper="Table 18",
         ),
         tasks=("segmentation",),
@@ -186,15 +186,15 @@ SOURCES: tuple[Source, ...] = (
         card=Card(
             title="ISIC 2018, task 1",
             url="https://challenge.isic-archive.com/data/#2018",
-            license="CC0 (images of MSK) and CC BY-NC 4.0 (HAM10000)",
-            license_read=False,
+            license="CC BY-NC 4.0, as listed by https://datasetninja.com/isic-challenge-2018",
             license_tier="B",
             redistributable="non-commercial",
             layout="ISIC2018_Task1-2_Training_Input/ISIC_0000000.jpg and "
             "ISIC2018_Task1_Training_GroundTruth/ISIC_0000000_segmentation.png, also Validation and Test",
             layout_source=f"{TORCH_EM}/30a7b56cf5ddaa1346ac1cc2253b3ad25c8a1ecc/torch_em/data/datasets/medical/isic.py",
             paper="Table 18",
-            notes="Dermoscopy is none of the paper's eight modalities; records say DERM.",
+            notes="Dermoscopy is none of the paper's eight modalities; records say DERM. Single images may have other "
+            "terms.",
         ),
         tasks=("segmentation",),
         parts=(

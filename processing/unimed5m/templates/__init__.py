@@ -9,7 +9,7 @@ import hashlib
 import re
 import string
 
-from . import dialogue, editing, generation, understanding
+from . import describing, dialogue, editing, generation, understanding
 
 # Fewer phrasings than this and a model learns the sentence instead of the task.
 MINIMUM = 20
@@ -41,9 +41,9 @@ def _library(*modules: object) -> dict[str, Phrasings]:
     }
 
 
-LIBRARY = _library(understanding, generation, editing, dialogue)
+LIBRARY = _library(understanding, describing, generation, editing, dialogue)
 _ARTICLE = re.compile(r"(?<=\b[Aa])(?= \{(\w+)\})")
-_SPOKEN_AS_WORDS = frozenset({"FLAIR"})
+_SPOKEN_AS_WORDS = frozenset({"FLAIR", "HER2"})
 
 
 def choose(name: str, side: str, key: str, **fields: str) -> str:

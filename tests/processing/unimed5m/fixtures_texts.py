@@ -121,8 +121,9 @@ def gmai_vl(root: Path) -> Counts:
         "id": "t",
         "conversations": [{"from": "human", "value": "What is sepsis?"}, {"from": "gpt", "value": "A syndrome."}],
     }
-    write_lines(root / "GMAI-MM-Caption" / "part_0.jsonl", [llava_row("set/1.png"), text])
-    write_image(root / "images" / "set" / "1.png")
+    folder = root / "GMAI-VL-5.5M-OpenSource"
+    write_lines(folder / "annotations" / "GMAI-MM-Caption-1.7M.jsonl", [llava_row("images/set/1.png"), text])
+    write_image(folder / "images" / "set" / "1.png")
     return {"vqa": 1, "dialogue": 1, "text_to_image": 1}
 
 

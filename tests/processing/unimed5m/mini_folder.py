@@ -62,7 +62,8 @@ def _row(source: str, split: str, index: int, **values: Any) -> dict[str, Any]:
     return row
 
 
-def _labelled(source: str, split: str, index: int, labels: list[str], **values: Any) -> dict[str, Any]:
+def labelled_row(source: str, split: str, index: int, labels: list[str], **values: Any) -> dict[str, Any]:
+    """A row with labels; `values` replace its other columns."""
     values = {"label_kind": "finding (text-mined)", "tasks": ["classification"]} | values
     return _row(source, split, index, labels=labels, label="; ".join(labels), **values)
 
@@ -73,7 +74,7 @@ def rows(split: str, count: int) -> dict[tuple[str, str], list[dict[str, Any]]]:
     numbers = range(count)
     found = {
         ("A", "nih-chestxray14-subset"): [
-            _labelled("nih-chestxray14-subset", split, i, ["no finding" if i % 2 else "pneumonia"], plane="PA")
+            labelled_row("nih-chestxray14-subset", split, i, ["no finding" if i % 2 else "pneumonia"], plane="PA")
             for i in numbers
         ],
         ("A", "vqa-rad"): [
@@ -91,7 +92,7 @@ def rows(split: str, count: int) -> dict[tuple[str, str], list[dict[str, Any]]]:
             for i in numbers
         ],
         ("B", "covid-chestxray"): [
-            _labelled(
+            labelled_row(
                 "covid-chestxray",
                 split,
                 i,
@@ -104,7 +105,7 @@ def rows(split: str, count: int) -> dict[tuple[str, str], list[dict[str, Any]]]:
             for i in numbers
         ],
         ("A", "tcia-brain-tumor-progression"): [
-            _labelled(
+            labelled_row(
                 "tcia-brain-tumor-progression",
                 split,
                 i,
@@ -134,7 +135,7 @@ def rows(split: str, count: int) -> dict[tuple[str, str], list[dict[str, Any]]]:
             for i in numbers
         ],
         ("A", "bccd"): [
-            _labelled(
+            labelled_row(
                 "bccd",
                 split,
                 i,

@@ -90,7 +90,6 @@ def test_processes_do_not_show_in_the_bytes(built, mini_folder, tmp_path):
     assert digests(tmp_path / "four") == digests(built)
 
 
-@pytest.mark.slow
 def test_ray_does_not_show_in_the_bytes(built, mini_folder, tmp_path):
     pytest.importorskip("ray")
     build(MiniSource(), mini_folder, tmp_path / "ray", shards=3, executor=RayExecutor(2))
@@ -137,7 +136,6 @@ def test_a_killed_build_is_resumed_to_the_same_bytes(built, mini_folder, tmp_pat
     assert digests(tmp_path / "killed") == digests(built)
 
 
-@pytest.mark.slow
 def test_a_build_killed_ten_times_is_resumed_to_the_same_bytes(tmp_path):
     folder = write_folder(tmp_path / "mini", count=60)
     build(MiniSource(), folder, tmp_path / "whole", shards=12)
@@ -279,9 +277,15 @@ def test_the_command_builds_and_describes(mini_folder, tmp_path, capsys):
 def test_the_real_folder_gives_every_task(real_folder):
     found = {"train": set(), "validation": set()}
     groups = {"train": set(), "validation": set()}
+    held = {
+        name
+        for path in real_folder.glob("tier_*/*/validation.parquet")
+        for name in parquet.read_table(path, columns=["id"])["id"].to_pylist()
+    }
     for item in MiniSource().records(real_folder, shard=(0, 20)):
         item.validate()
         found[item.split].add(item.sub_task_type)
         groups[item.split].add(item.group_id)
+        assert (json.loads(item.extra)["source_id"] in held) is (item.split == "validation")
     assert found["train"] | {"virtual_staining"} == TASKS
     assert not groups["train"] & groups["validation"]

@@ -2,10 +2,12 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from unimedvl.command import main
 from unimedvl.processing.medical_formats_unimedvl import load_medical_image
 from unimedvl.processing.unimed5m.builders import get_source, markdown_table, table_of_sources, tables, words
 from unimedvl.processing.unimed5m.builders.images import file_picture, named_picture, read_volume
@@ -109,13 +111,18 @@ def test_tables_for_people_name_unverified_layouts():
     named = table_of_sources(named_only=True)
     assert {row["name"] for row in named if row["layout source"].startswith("layout unverified")} == {
         "gmai-vl",
-        "qata-cov19",
-        "synthrad2023-brain",
-        "synthrad2023-pelvis",
         "vl-health",
     }
     text = markdown_table()
-    assert text.count("\n") == len(named) + 2 and text.count("layout unverified") == 5
+    assert text.count("\n") == len(named) + 2 and text.count("layout unverified") == 2
+
+
+def test_the_manual_holds_the_table_of_the_cards(capsys):
+    manual = (Path(__file__).parents[3] / "docs" / "unimed5m.md").read_text(encoding="utf-8")
+    start, end = "<!-- begin: unimedvl data sources --markdown -->\n", "<!-- end -->"
+    assert manual.partition(start)[2].partition(end)[0] == markdown_table()
+    assert main(["data", "sources", "--markdown"]) == 0
+    assert capsys.readouterr().out == markdown_table()
 
 
 def test_fingerprint_follows_the_folder(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from unimedvl.processing.unimed5m.build import build
 from unimedvl.processing.unimed5m.builders import get_source, list_sources
-from unimedvl.processing.unimed5m.schema import SPLITS, Record
+from unimedvl.processing.unimed5m.schema import MODALITIES, SPLITS, Record
 
 from . import fixtures_generic, fixtures_scans, fixtures_texts
 
@@ -72,6 +72,22 @@ def test_wrong_folder_gets_one_line(name, tmp_path):
     message = str(caught.value)
     assert "\n" not in message and message.startswith(f"{name}: ")
     assert "pictures/" in message and "readme.txt" in message
+
+
+def test_the_sources_of_the_paper_are_there():
+    """Table 15, the benchmark sets and the eight segmentation sets of section 5.4."""
+    names = {source.name for source in list_sources(named_only=True)}
+    table = {"pmc-oa", "quilt-1m", "vl-health", "pubmedvision", "gmai-vl", "bigbio-pubmed-qa", "chexpert-plus"}
+    table |= {"pmc-vqa", "internvl-medical", "medicat", "medical-diff-vqa", "pmc-inline", "ixi", "brats2023"}
+    table |= {"synthrad2023-brain", "synthrad2023-pelvis", "icg-cxr", "bci"}
+    benchmarks = {"vqa-rad", "slake", "path-vqa", "omnimedvqa", "gmai-mmbench", "mimic-cxr", "rocov2"}
+    masks = {"kits", "qata-cov19", "busi", "cvc-clinicdb", "glas", "isic2018", "kvasir-seg", "refuge"}
+    assert names == table | benchmarks | masks
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_modalities_are_known(name, folders):
+    assert {record.modality for record in all_records(name, folders(name)[0])} <= set(MODALITIES)
 
 
 def test_missing_folder_gets_one_line(tmp_path):
@@ -142,7 +158,7 @@ def test_a_row_unlike_the_others_gets_one_line(tmp_path, row):
         stream.write(json.dumps(row) + "\n")
     reasons: list[str] = []
     assert len(list(get_source("pmc-oa").records(tmp_path, problem=reasons.append))) == 3
-    assert len(reasons) == 1 and "expected row 3 to be like the first" in reasons[0]
+    assert len(reasons) == 1 and reasons[0].startswith(f"{tmp_path}/pmc_oa.jsonl: expected row 4 to be like the first")
 
 
 def test_settings_of_a_generic_folder_are_checked(tmp_path):

@@ -41,9 +41,12 @@ OTHER = drawn_picture(GREY[::-1].copy(), "other.png")
 # Answers that are the source's own text, and phrasings that exist for one side only.
 OWN_ANSWERS = {
     "vqa",
+    "vqa_images",
     "multiple_choice",
     "caption",
+    "caption_images",
     "report",
+    "clinical_note",
     "reasoning",
     "planned_text_to_image",
     "writing",
@@ -68,6 +71,25 @@ def test_every_side_has_enough_different_phrasings(name):
             assert "{" not in phrasing.format(**values)
 
 
+def test_phrasings_agree_with_one_image_or_several_and_with_any_target():
+    several = re.compile(r"\b(this|the) (image|picture)\b", re.IGNORECASE)
+    for name in ("vqa_images", "caption_images"):
+        assert not [phrasing for phrasing in LIBRARY[name].human if several.search(phrasing)]
+    many = tasks.vqa(ORIGIN, [PICTURE, OTHER], "What changed?", "Nothing.")
+    assert many.message[0].value.removeprefix("<image><image>\n") in {
+        phrasing.format(question="What changed?") for phrasing in LIBRARY["vqa_images"].human
+    }
+    # Targets may be plural: "the kidneys".
+    for phrasing in LIBRARY["segmentation"].human + LIBRARY["segmentation"].gpt:
+        assert not re.search(r"^(Where|What) is the \{target\}|^The \{target\} (is|has|was)\b", phrasing)
+
+
+def test_notes_are_asked_for_as_notes():
+    asked = {tasks.report(ORIGIN, [PICTURE], "Fever.", str(index), note=True).message[0].value for index in range(99)}
+    assert len(asked) == len(LIBRARY["clinical_note"].human)
+    assert not [text for text in asked if "report" in text]
+
+
 def test_phrasings_are_chosen_by_id_and_all_of_them_occur():
     def chosen(index: int) -> str:
         return choose("segmentation", "human", f"id {index}", target="liver", description="CT")
@@ -75,7 +97,7 @@ def test_phrasings_are_chosen_by_id_and_all_of_them_occur():
     assert [chosen(index) for index in range(400)] == [chosen(index) for index in range(400)]
     assert len({chosen(index) for index in range(400)}) == len(LIBRARY["segmentation"].human)
     # Fixed: a published record must not change its words.
-    assert chosen(1) == "Where is the liver? Show it as a mask."
+    assert chosen(1) == "Where do you see the liver? Answer with a mask."
 
 
 def built() -> dict[str, tasks.Record]:
@@ -204,6 +226,23 @@ def test_a_drawn_lesion_changes_one_place_and_says_so():
     assert built()["removed"].output_img[0] == PICTURE
     with pytest.raises(ValueError, match="32x32"):
         draw_lesion(GREY[:20], 0, bright=False)
+
+
+@pytest.mark.parametrize("bright", [True, False])
+def test_a_drawn_lesion_can_be_seen(bright):
+    # Bright tissue on the left, dark tissue on the right.
+    image = numpy.tile(numpy.where(numpy.arange(80) < 40, 215, 40).astype(numpy.uint8), (64, 1))
+    for seed in range(20):
+        altered, _ = draw_lesion(image, seed, bright=bright)
+        assert numpy.abs(altered.astype(int) - image).max() >= 40
+
+
+def test_grey_levels_beyond_8_bits_are_windowed():
+    buffer = io.BytesIO()
+    Image.fromarray(numpy.arange(0, 64 * 64 * 16, 16, dtype=numpy.uint16).reshape(64, 64)).save(buffer, format="PNG")
+    pixels = pixels_of(stored_picture(buffer.getvalue(), "deep.png"))
+    assert pixels.shape == (64, 64) and pixels.dtype == numpy.uint8
+    assert pixels.min() == 0 and pixels.max() == 255 and 100 < pixels.mean() < 155
 
 
 def test_pictures_that_are_none_are_refused():

@@ -1,0 +1,80 @@
+"""What `source.json` in the folder of a generic source may say."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from ..schema import MODALITIES
+
+SETTINGS = "source.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What `source.json` may say; an unknown name is an error.
+
+    Attributes:
+        dataset: name in the records; the folder's name by default.
+        modality: one of `MODALITIES`; rows of tables may have a column of that name.
+        description: what an image is, without an article ("knee MRI slice").
+        license, license_tier, redistributable, url: as in `Card`.
+        classes: structure -> values in the masks; by default one structure, everything that is not 0.
+        origin, target: what the two sides of image pairs are.
+        window: (center, width) for DICOM files and volumes.
+    """
+
+    dataset: str = ""
+    modality: str = "RAD"
+    description: str = "medical image"
+    license: str = "not stated"
+    license_tier: str = "C"
+    redistributable: str = "unclear"
+    url: str = ""
+    classes: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    origin: str = "first image"
+    target: str = "second image"
+    window: tuple[float, float] | None = None
+
+
+def read_settings(root: Path) -> Settings:
+    """The folder's settings.
+
+    Raises:
+        ValueError: one line, for an unknown name or modality.
+    """
+    path = root / SETTINGS
+    values: Any = {}
+    if path.is_file():
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: expected a JSON object, found a problem: {error}.") from error
+    known = {field.name for field in dataclasses.fields(Settings)}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}.")
+    if not set(values) <= known:
+        raise ValueError(f"{path}: expected only {', '.join(sorted(known))}, found {', '.join(map(str, values))}.")
+    for name, value in values.items():
+        _check_setting(path, name, value)
+    settings = Settings(**{"dataset": root.resolve().name, **values})
+    if settings.modality not in MODALITIES:
+        raise ValueError(f"{path}: expected a modality of {', '.join(MODALITIES)}, found {settings.modality!r}.")
+    return settings
+
+
+def _check_setting(path: Path, name: str, value: Any) -> None:
+    numbers = (int, float)
+    if name == "classes":
+        right = isinstance(value, dict) and all(
+            isinstance(levels, list) and levels and all(type(level) is int for level in levels)
+            for levels in value.values()
+        )
+        expected = "structures with lists of whole numbers"
+    elif name == "window":
+        right = isinstance(value, list) and len(value) == 2 and all(type(part) in numbers for part in value)
+        expected = "center and width, two numbers"
+    else:
+        right, expected = isinstance(value, str) and bool(value or name == "url"), "a text"
+    if not right:
+        raise ValueError(f"{path}: {name}: expected {expected}, found {value!r}.")
