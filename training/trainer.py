@@ -241,6 +241,8 @@ class UniMedVLTrainer(Trainer):
                 else:
                     logs[name] = total / weight
             self._sums, self._since = {}, now
+        # An endless stream has no epochs; the share of the run takes their place, also after resuming.
+        self.state.epoch = self.state.global_step / self.args.max_steps
         super().log(logs, start_time)
 
     # --- Optimiser ---------------------------------------------------------------------------------------------------
