@@ -112,7 +112,13 @@ class UniMedVLTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         # Accelerate would deal the stream out a second time: every process takes its own part already.
-        return DataLoader(self.train_dataset, batch_size=None, num_workers=self.args.dataloader_num_workers)
+        return DataLoader(
+            self.train_dataset,
+            batch_size=None,
+            num_workers=self.args.dataloader_num_workers,
+            # Its workers' seed would else be drawn from the global generator once more at every resuming.
+            generator=torch.Generator(),
+        )
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device

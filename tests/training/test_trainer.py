@@ -128,6 +128,13 @@ def test_two_processes_equal_one(recipe, tmp_path):
         assert one == pytest.approx(two, rel=1e-4)
 
 
+def whole_run(path: Path) -> None:
+    """Run in a process of its own: the number of threads is part of the bits."""
+    process = launch(path)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+
+
 def killed_runs(path: Path, folder: Path, kills: int, seed: int) -> None:
     """Kill the run at random moments after its first checkpoints, then let it finish."""
     draw = random.Random(seed)
@@ -142,14 +149,12 @@ def killed_runs(path: Path, folder: Path, kills: int, seed: int) -> None:
         time.sleep(draw.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    process = launch(path)
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, output
+    whole_run(path)
 
 
 def test_a_killed_run_ends_in_the_same_bits(recipe, tmp_path):
     changes = {"steps": 24, "save_steps": 1}
-    run(recipe("whole", **changes), [])
+    whole_run(recipe("whole", **changes))
     killed_runs(recipe("killed", **changes), tmp_path / "killed", kills=2, seed=0)
     assert_bits(tmp_path / "whole", tmp_path / "killed")
 
@@ -157,7 +162,7 @@ def test_a_killed_run_ends_in_the_same_bits(recipe, tmp_path):
 @pytest.mark.slow
 def test_ten_kills_end_in_the_same_bits(recipe, tmp_path):
     changes = {"steps": 60, "save_steps": 1}
-    run(recipe("whole", **changes), [])
+    whole_run(recipe("whole", **changes))
     killed_runs(recipe("killed", **changes), tmp_path / "killed", kills=10, seed=1)
     assert_bits(tmp_path / "whole", tmp_path / "killed")
 
@@ -172,7 +177,7 @@ def curriculum(recipe, tmp_path, name: str) -> Path:
 
 
 def test_stages_hand_their_averages_on_and_resume_across_the_boundary(recipe, tmp_path):
-    run(curriculum(recipe, tmp_path, "whole"), [])
+    whole_run(curriculum(recipe, tmp_path, "whole"))
     first, second = tmp_path / "whole" / "first", tmp_path / "whole" / "second"
     frozen = {name: value for name, value in weights(second / "final").items() if ".vit_model." in name}
     given = weights(first / "final-ema")
