@@ -8,7 +8,7 @@ import io
 from collections.abc import Sequence
 
 import numpy
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .schema import Picture
 
@@ -26,6 +26,9 @@ def stored_picture(data: bytes, path: str) -> Picture:
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
+    except UnidentifiedImageError as error:
+        # PIL's own sentence names an object by its address, which differs from run to run.
+        raise ValueError(f"{path}: expected an image, found {len(data)} bytes of no known format.") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"{path}: expected an image, found {len(data)} bytes that cannot be read ({error})."
@@ -59,6 +62,8 @@ def pixels_of(picture: Picture) -> numpy.ndarray:
 
                 return numpy.asarray(load_medical_image(picture.data))
             return numpy.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{picture.path}: the image cannot be decoded (no known format).") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{picture.path}: the image cannot be decoded ({error}).") from error
 
