@@ -93,6 +93,24 @@ def test_killed_ten_times_and_resumed_writes_the_same_bytes(uninterrupted, tmp_p
     assert all_bytes(tmp_path) == uninterrupted
 
 
+@pytest.mark.slow
+def test_killed_ray_runs_are_resumed_to_the_same_bytes(uninterrupted, tmp_path):
+    """Ray's own processes go down a moment after their driver: the next run may meet their last writes."""
+    pytest.importorskip("ray", reason="Ray is not installed (extra `ray`)")
+    moments = random.Random(1)
+    for _ in range(KILLS):
+        goal = shards_done(tmp_path) + moments.randrange(1, 4)
+        process = start(tmp_path, "ray")
+        while shards_done(tmp_path) < goal and process.poll() is None:
+            time.sleep(0.002)
+        assert process.poll() is None, process.communicate()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+        assert not (tmp_path / "published" / "statistics.json").exists()
+    finish(start(tmp_path, "ray"))
+    assert all_bytes(tmp_path) == uninterrupted
+
+
 @pytest.mark.parametrize("moment", ["first child", "first shard"])
 def test_workers_end_with_a_killed_driver(moment, tmp_path):
     process = start(tmp_path, "2")
