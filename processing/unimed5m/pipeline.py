@@ -40,6 +40,7 @@ from .shards import (
     parquet_writer,
     remove_partials,
     replacing,
+    shard_names,
     shard_paths,
     unfinished,
     write_json,
@@ -290,7 +291,7 @@ def run_job(
     """
     check_apart(sources, output)
     output = Path(output).resolve()
-    names = [Path(source).stem for source in sources]
+    names = shard_names(sources)
     if len(set(names)) != len(names):
         raise ValueError("two input shards have the same file name; give every shard a name of its own")
     tasks = [

@@ -8,26 +8,33 @@
 Configs are the task types. `relink` gives the metadata records back to someone who has the sources.
 """
 
+import hashlib
+import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
+from .builders import public_datasets
 from .pipeline import Executor, Job, ShardTask, check_apart, run_job
 from .publish_card import write_card
 from .record_index import RecordIndex
 from .schema import ARROW_SCHEMA, SPLITS
 from .shards import (
     BATCH_ROWS,
+    UNFINISHED_SUFFIX,
     batches,
     check_finished,
+    parquet_identity,
     parquet_writer,
     replacing,
+    shard_names,
     shard_paths,
+    shards_of_all,
     unfinished,
     write_json,
 )
@@ -36,9 +43,16 @@ from .shards import (
 GROUP_BYTES = 16 * 2**20
 # The first words of `redistributable` that let images be embedded; everything else is published as metadata.
 EMBED = ("yes",)
+# How provenance begins that names a public copy of the sample.
+PUBLIC_PLACES = ("github:", "pypi:")
+# What records say in `extra` about the task; other names there are a source's own columns.
+TASK_FACTS = frozenset(
+    ("answer", "area", "change", "kind", "label", "method", "options", "place", "scale", "synthetic", "target")
+)
 # What a published folder consists of; nothing else that may lie there is uploaded.
 PUBLISHED = [
     "README.md",
+    "LICENSE.md",
     "ACKNOWLEDGMENTS.md",
     "RELINKING.md",
     "statistics.json",
@@ -50,16 +64,31 @@ PUBLISHED = [
 COUNTED = ("main_task_type", "sub_task_type", "modality", "dataset", "license_tier")
 
 
-def may_embed(redistributable: str | None, allowed: Sequence[str] = EMBED) -> bool:
-    """Whether a record's own statement of what may be passed on starts with one of the allowed words."""
-    return any((redistributable or "").lower().startswith(word) for word in allowed)
+def may_embed(redistributable: str | None, license_tier: str | None, allowed: Sequence[str] = EMBED) -> bool:
+    """Whether a record's own statement of what may be passed on starts with one of the allowed words.
+
+    A bare "yes" is enough; a qualified one ("yes (author statement, no formal licence)") only in licence tier A,
+    unless its words are among those allowed.
+    """
+    statement = (redistributable or "").lower()
+    if any(word != "yes" and statement.startswith(word) for word in allowed):
+        return True
+    return "yes" in allowed and (statement == "yes" or (statement.startswith("yes") and license_tier == "A"))
 
 
 @dataclass(frozen=True)
 class PublishShard:
-    """Splits one shard by config and split, with images or without."""
+    """Splits one shard by config and split, with images or without.
 
-    embed: tuple[str, ...] = EMBED
+    Attributes:
+        embed: see `may_embed`.
+        public: data sets whose names of files and groups are public already.
+        key: of the digests that stand for all other names.
+    """
+
+    embed: tuple[str, ...]
+    public: frozenset[str]
+    key: str
 
     def __call__(self, task: ShardTask) -> dict[str, Any]:
         rows: Counter[str] = Counter()
@@ -70,7 +99,7 @@ class PublishShard:
         with ExitStack() as stack:
             for batch in batches(task.source):
                 read += batch.num_rows
-                batch = batch.cast(ARROW_SCHEMA)
+                batch = without_names(batch.cast(ARROW_SCHEMA), self.public, self.key)
                 keys = self._keys(batch)
                 for key in sorted(set(keys)):
                     part = batch.filter(pa.array([other == key for other in keys]))
@@ -95,10 +124,11 @@ class PublishShard:
         }
 
     def _keys(self, batch: pa.Table) -> list[tuple[str, str, str]]:
-        columns = (batch[name].to_pylist() for name in ("redistributable", "sub_task_type", "split"))
+        names = ("redistributable", "license_tier", "sub_task_type", "split")
+        columns = (batch[name].to_pylist() for name in names)
         return [
-            ("data" if may_embed(allowed, self.embed) else "metadata", config_name(task), split)
-            for allowed, task, split in zip(*columns, strict=True)
+            ("data" if may_embed(statement, tier, self.embed) else "metadata", config_name(task), split)
+            for statement, tier, task, split in zip(*columns, strict=True)
         ]
 
 
@@ -156,6 +186,52 @@ def without_content(table: pa.Table) -> pa.Table:
     return _with_column(table, "extra", ["{}"] * table.num_rows)
 
 
+def without_names(table: pa.Table, public: Collection[str], key: str) -> pa.Table:
+    """The records with names of files and groups that nobody has published yet exchanged for keyed digests.
+
+    Folder names, file names and tables of a user's own data may name patients. Records of the data sets in `public`,
+    and those whose provenance names a public copy, are left as they are. For the others `group_id` and the pictures'
+    paths become digests, provenance the address of the source alone, and `extra` keeps `TASK_FACTS` only. Ids are
+    digests already; texts are left to whoever publishes them.
+    """
+    columns = {name: table[name].to_pylist() for name in ("dataset", "provenance", "group_id", "extra")}
+    pictures = {name: table[name].to_pylist() for name in ("input_img", "output_img")}
+    touched = False
+    for row in range(table.num_rows):
+        dataset, provenance = columns["dataset"][row], columns["provenance"][row]
+        if dataset in public or provenance.startswith(PUBLIC_PLACES):
+            continue
+        touched = True
+        columns["group_id"][row] = f"{dataset}/{_keyed(key, columns['group_id'][row])}"
+        address = provenance.split(" ")[0]
+        columns["provenance"][row] = address if "://" in address else dataset
+        facts = {name: value for name, value in json.loads(columns["extra"][row]).items() if name in TASK_FACTS}
+        columns["extra"][row] = json.dumps(facts, ensure_ascii=False, sort_keys=True)
+        for name in pictures:
+            pictures[name][row] = [
+                {**picture, "path": _keyed(key, picture["path"]) + PurePosixPath(picture["path"]).suffix.lower()}
+                if picture["path"]
+                else picture
+                for picture in pictures[name][row] or []
+            ]
+    if not touched:
+        return table
+    for name, values in [*columns.items(), *pictures.items()]:
+        table = _with_column(table, name, values)
+    return table
+
+
+def _keyed(key: str, text: str) -> str:
+    return hashlib.blake2b(text.encode(), key=bytes.fromhex(key), digest_size=8).hexdigest()
+
+
+def cited(provenance: str) -> str:
+    """The public place that a provenance names, without the path of one sample: repository and commit, or address."""
+    if provenance.startswith(PUBLIC_PLACES):
+        return ":".join(provenance.split(":")[:2])
+    return provenance.split(" ")[0]
+
+
 def _with_column(table: pa.Table, name: str, values: list[Any]) -> pa.Table:
     field = table.schema.field(name)
     return table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type))
@@ -169,37 +245,51 @@ def _count(batch: pa.Table, counts: dict[str, Counter[str]], sources: dict[str, 
         counts["split"][row["split"]] += 1
         counts["modality x task"][f"{row['modality']} / {row['sub_task_type']}"] += 1
         counts["synthetic"][str(bool(row["synthetic"])).lower()] += 1
-        source = sources.setdefault(row["dataset"], {"records": 0, "licenses": {}, "provenance": row["provenance"]})
+        place = cited(row["provenance"])
+        source = sources.setdefault(row["dataset"], {"records": 0, "licenses": {}, "provenance": place})
         source["records"] += 1
         terms = f"{row['license']} | redistribution: {row['redistributable']}"
         source["licenses"][terms] = source["licenses"].get(terms, 0) + 1
 
 
 def publish(
-    records: str | Path,
+    records: str | Path | Sequence[str | Path],
     output: str | Path,
     name: str = "UniMed-5M",
     embed: Sequence[str] = EMBED,
     executor: Executor | None = None,
+    public: Collection[str] = (),
 ) -> dict[str, Any]:
     """Write the repository folder of `records` to `output` and return its statistics.
 
     Args:
-        records: folder of record shards, built or checked.
+        records: folder of record shards, built or checked, or several.
         output: folder to write; a second call resumes or does nothing.
         name: title of the card.
-        embed: first words of `redistributable` whose records keep their images. Add "non-commercial" only where the
-            repository itself is under such terms.
+        embed: see `may_embed`. Add "non-commercial" only where the repository itself is under such terms.
+        public: further data sets whose names of files and groups may be published as they are (`without_names`).
 
     Raises:
-        ValueError: where `records` holds no record or is unfinished, or where `output` is the same folder.
+        ValueError: where `records` holds no record or is unfinished, or where `output` holds anything else.
     """
-    output, sources = Path(output), shard_paths(records)
-    stems = {path.stem for path in sources}
+    output, sources = Path(output), shards_of_all(records)
+    stems = set(shard_names(sources))
     if any(f"{split}-{stem}" in stems for split in SPLITS for stem in stems):
         raise ValueError(f"two shards in {records} differ in a leading split name only; give them other names")
-    job = Job("publish", PublishShard(tuple(embed)), {"embed": list(embed)})
+    known = public_datasets().union(public)
+    # Nobody without the records can compute it, and equal records give equal digests.
+    key = hashlib.sha256("".join(parquet_identity(path) for path in sources).encode()).hexdigest()
+    settings = {"embed": list(embed), "public": sorted(known), "key": key}
+    job = Job("publish", PublishShard(tuple(embed), frozenset(known), key), settings)
     check_apart(sources, output)
+    earlier = output / "receipts"
+    if (
+        output.exists()
+        and any(output.iterdir())
+        and not (earlier / "publish").exists()
+        and not (earlier / f"card{UNFINISHED_SUFFIX}").exists()
+    ):
+        raise ValueError(f"{output} holds other files; choose a new folder for the repository")
     # Records without the card that describes them are not published.
     with unfinished(output, "card"):
         receipts = run_job(job, sources, output, executor)

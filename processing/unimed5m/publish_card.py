@@ -31,6 +31,7 @@ def write_card(output: Path, name: str, statistics: Mapping[str, Any]) -> None:
     shutil.rmtree(output / "LICENSES", ignore_errors=True)
     for source, name_of_file in file_names(statistics["sources"]).items():
         write_text(output / "LICENSES" / name_of_file, _license(source, statistics["sources"][source]))
+    write_text(output / "LICENSE.md", LICENSE)
     write_text(output / "ACKNOWLEDGMENTS.md", _acknowledgments(statistics["sources"]))
     write_text(output / "RELINKING.md", RELINKING)
     write_text(output / "README.md", _front_matter(name, statistics) + _body(name, statistics, plots))
@@ -50,8 +51,8 @@ def file_names(sources: Iterable[str]) -> dict[str, str]:
 
 def _front_matter(name: str, statistics: Mapping[str, Any]) -> str:
     """The YAML head of the card. JSON strings are YAML strings, so names need no quoting rules of their own."""
-    lines = ["---", f"pretty_name: {json.dumps(name)}", "license: other", "license_name: per-source"]
-    lines += ["license_link: LICENSES", "language:", "- en", "tags:", "- medical", "- multimodal", "- unimedvl"]
+    lines = ["---", f"pretty_name: {_quoted(name)}", "license: other", "license_name: per-source"]
+    lines += ["license_link: LICENSE.md", "language:", "- en", "tags:", "- medical", "- multimodal", "- unimedvl"]
     lines += [
         "task_categories:",
         "- visual-question-answering",
@@ -61,7 +62,7 @@ def _front_matter(name: str, statistics: Mapping[str, Any]) -> str:
     ]
     size = next((label for limit, label in SIZES if statistics["records"] < limit), "1M<n<10M")
     lines += ["size_categories:", f"- {size}"]
-    lines += [f"extra_gated_prompt: {json.dumps(GATING)}", "extra_gated_fields:"]
+    lines += [f"extra_gated_prompt: {_quoted(GATING)}", "extra_gated_fields:"]
     lines += ["  Name: text", "  Institution: text", "  Intended use: text", "  I agree to the terms above: checkbox"]
     lines.append("configs:")
     configs = statistics["configs"]
@@ -75,10 +76,15 @@ def _front_matter(name: str, statistics: Mapping[str, Any]) -> str:
             lines += [f"  - split: {split}", "    path:", *(f"    - {path}" for path in whole[split])]
     for kind, prefix in (("data", ""), ("metadata", "metadata_")):
         for config, splits in configs.get(kind, {}).items():
-            lines += [f"- config_name: {prefix}{config}", "  data_files:"]
+            lines += [f"- config_name: {_quoted(prefix + config)}", "  data_files:"]
             for split in splits:
                 lines += [f"  - split: {split}", f"    path: {kind}/{config}/{split}-*.parquet"]
     return "\n".join([*lines, "---", ""])
+
+
+def _quoted(text: str) -> str:
+    """A YAML string: a JSON string is one, whatever it holds; unquoted, "no" would be false."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _body(name: str, statistics: Mapping[str, Any], plots: list[str]) -> str:
@@ -142,7 +148,7 @@ def _first_config(configs: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _license(source: str, facts: Mapping[str, Any]) -> str:
-    lines = [f"Source: {source}", f"Example of provenance: {facts['provenance']}", "", "Terms as recorded (records):"]
+    lines = [f"Source: {source}", f"From: {facts['provenance']}", "", "Terms as recorded (records):"]
     lines += [f"- {terms} ({count})" for terms, count in sorted(facts["licenses"].items())]
     return "\n".join([*lines, ""])
 
@@ -154,6 +160,12 @@ def _acknowledgments(sources: Mapping[str, Any]) -> str:
     ]
     return "\n".join([*lines, ""])
 
+
+LICENSE = """# Licences
+
+Every record keeps the licence of its source: the columns `license`, `license_tier` and `redistributable` say which,
+and `LICENSES/` has one file per source. There is no licence for the collection as a whole.
+"""
 
 RELINKING = """# Relinking
 

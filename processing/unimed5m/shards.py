@@ -38,6 +38,31 @@ def shard_paths(folder: str | Path) -> list[Path]:
     raise ValueError(f"expected Parquet shards in {folder} or {folder / 'data'}, found none; build the records first")
 
 
+def shards_of_all(records: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The shards of one or several record folders, folder by folder.
+
+    Raises:
+        ValueError: as `shard_paths`, and where two folders are the same or their shards would get one name.
+    """
+    folders = [Path(records)] if isinstance(records, (str, Path)) else [Path(folder) for folder in records]
+    if len({folder.resolve() for folder in folders}) != len(folders):
+        raise ValueError("the same record folder is given twice; name each once")
+    paths = [path for folder in folders for path in shard_paths(folder)]
+    names = shard_names(paths)
+    if len(set(names)) != len(names):
+        raise ValueError("two record folders have the same name and the same shards; rename one of the folders")
+    return paths
+
+
+def shard_names(paths: Sequence[str | Path]) -> list[str]:
+    """A name for each shard: its file's, with its record folder's in front where shards of several folders meet."""
+    folders = [Path(path).resolve().parent for path in paths]
+    if len(set(folders)) < 2:
+        return [Path(path).stem for path in paths]
+    names = [folder.parent.name if folder.name == "data" else folder.name for folder in folders]
+    return [f"{name}-{Path(path).stem}" for name, path in zip(names, paths, strict=True)]
+
+
 def check_finished(folder: Path) -> None:
     """Raises ValueError where a run that writes `folder` did not end well: some of its records are missing or old."""
     marks = sorted(path.name for path in (folder / "receipts").glob(f"*{UNFINISHED_SUFFIX}"))

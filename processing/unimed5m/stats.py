@@ -16,6 +16,7 @@ import numpy
 import pyarrow.parquet as parquet
 
 from .pipeline import shard_paths, write_json
+from .quality.pictures import keep_out_of_git
 from .schema import IMAGE_PLACEHOLDER, SPLITS, Record
 
 if TYPE_CHECKING:
@@ -84,13 +85,11 @@ def describe(
         The numbers, and the same as text.
 
     Raises:
-        ValueError: if the folder has no shards.
+        ValueError: if the folder has no shards, or where `to` holds other files.
     """
     paths = shard_paths(folder)
     target = Path(folder) / "stats" if to is None else Path(to)
-    target.mkdir(parents=True, exist_ok=True)
-    # Pictures of patients never slip into a repository that the folder happens to lie in.
-    (target / ".gitignore").write_text("*\n", encoding="utf-8")
+    keep_out_of_git(target)
     numbers, chosen = count(paths, samples, seed)
     write_json(target / "stats.json", numbers)
     plots = draw(numbers, target)

@@ -3,6 +3,7 @@
 unimedvl data sources
 unimedvl data build --source unimed-mini DATA_FOLDER RECORDS
 unimedvl data stats RECORDS
+unimedvl data augment RECORDS MORE --writer MODEL
 unimedvl data check RECORDS CHECKED
 unimedvl data audit | agreement
 unimedvl data publish CHECKED REPOSITORY
@@ -14,7 +15,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from .data_quality import add_quality_commands, run_agreement, run_audit, run_check, run_publish
+from .data_quality import add_quality_commands, run_agreement, run_audit, run_augment, run_check, run_publish
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
     actions: dict[str, Callable[[argparse.Namespace], tuple[dict[str, Any], str]]] = {
         "build": _build,
         "stats": _stats,
+        "augment": lambda given: run_augment(given, _executor(given)),
         "check": lambda given: run_check(given, _executor(given)),
         "sources": _sources,
         "audit": run_audit,

@@ -1,9 +1,10 @@
-"""The part of `unimedvl data` that checks, audits and publishes records.
+"""The part of `unimedvl data` that adds to, checks, audits and publishes records.
 
-unimedvl data check RECORDS OUT [--text-encoder M --image-text-encoder M [--captioner M]]
+unimedvl data augment RECORDS [RECORDS ...] OUT --writer MODEL
+unimedvl data check RECORDS [RECORDS ...] OUT [--text-encoder M --image-text-encoder M [--captioner M]]
 unimedvl data audit RECORDS OUT
 unimedvl data agreement OUT/scores-expert-*.csv
-unimedvl data publish RECORDS OUT [--push REPO]
+unimedvl data publish RECORDS [RECORDS ...] OUT [--push REPO]
 """
 
 import argparse
@@ -16,9 +17,24 @@ Result = tuple[dict[str, Any], str]
 
 
 def add_quality_commands(commands: Any, add_executor_arguments: Callable[[argparse.ArgumentParser], None]) -> None:
-    """Add `check`, `audit`, `agreement` and `publish` to the sub-commands of `unimedvl data`."""
+    """Add `augment`, `check`, `audit`, `agreement` and `publish` to the sub-commands of `unimedvl data`."""
+    augment = commands.add_parser("augment", help="let a model write plans for captioned images, or other words")
+    augment.add_argument("records", metavar="RECORDS", nargs="+", help="folder that `build` wrote, or several")
+    augment.add_argument("output", metavar="OUT", help="folder for the records and what the model adds")
+    augment.add_argument("--writer", required=True, metavar="MODEL", help="vision-language model, folder or Hub name")
+    augment.add_argument(
+        "--steps",
+        default="plan",
+        metavar="STEPS",
+        help="plan (caption augmented generation), rewrite (templated sentences in other words), or plan,rewrite "
+        "(default: plan)",
+    )
+    augment.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="longest answer (default: 512)")
+    augment.add_argument("--trust-remote-code", action="store_true", help="run the model's own code")
+    add_executor_arguments(augment)
+
     check = commands.add_parser("check", help="drop what fails the quality control, with reasons")
-    check.add_argument("records", metavar="RECORDS", help="folder that `build` wrote")
+    check.add_argument("records", metavar="RECORDS", nargs="+", help="folder that `build` wrote, or several")
     check.add_argument("output", metavar="OUT", help="folder for the kept records and the reasons")
     check.add_argument(
         "--enforce",
@@ -32,7 +48,8 @@ def add_quality_commands(commands: Any, add_executor_arguments: Callable[[argpar
         action="append",
         default=[],
         metavar="NAME=RECORDS",
-        help="records of a test set that no training record may share (repeatable)",
+        help="test set that no training record may share a group, image or text with: the test records of the folder, "
+        "else its validation records, else all (repeatable)",
     )
     check.add_argument("--text-encoder", metavar="MODEL", help="sentence encoder, for scores of alignment")
     check.add_argument("--image-text-encoder", metavar="MODEL", help="dual encoder, or a folder of train_scorer")
@@ -70,7 +87,7 @@ def add_quality_commands(commands: Any, add_executor_arguments: Callable[[argpar
     agreement.add_argument("--out", default="audit.json", metavar="FILE", help="JSON result (default: audit.json)")
 
     publish = commands.add_parser("publish", help="write a data set repository")
-    publish.add_argument("records", metavar="RECORDS", help="folder that `check` or `build` wrote")
+    publish.add_argument("records", metavar="RECORDS", nargs="+", help="folder that `check` or `build` wrote")
     publish.add_argument("output", metavar="OUT", help="folder for the repository")
     publish.add_argument("--name", default="UniMed-5M", help="title of the card (default: UniMed-5M)")
     publish.add_argument(
@@ -79,13 +96,39 @@ def add_quality_commands(commands: Any, add_executor_arguments: Callable[[argpar
         metavar="WORDS",
         help="first words of `redistributable` whose images are embedded, separated by commas (default: yes)",
     )
+    publish.add_argument(
+        "--public-names",
+        action="append",
+        default=[],
+        metavar="DATASET",
+        help="publish this data set's own file and group names and columns; without it a data set that is not one of "
+        "the named sources gets digests in their place (repeatable)",
+    )
     publish.add_argument("--push", metavar="REPO", help="upload to this data set repository of the Hub")
     publish.add_argument("--public", action="store_true", help="make a new repository public")
     add_executor_arguments(publish)
 
-    for command in (check, audit, agreement, publish):
+    for command in (augment, check, audit, agreement, publish):
         command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
         command.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+
+
+def run_augment(arguments: argparse.Namespace, executor: Any) -> Result:
+    from ..processing.unimed5m.augment import augment
+    from ..processing.unimed5m.planning import TransformersWriter
+
+    writer = TransformersWriter(
+        arguments.writer, arguments.max_new_tokens, trust_remote_code=arguments.trust_remote_code
+    )
+    steps = [step.strip() for step in arguments.steps.split(",") if step.strip()]
+    counts = augment(arguments.records, arguments.output, writer, arguments.writer, steps, executor)
+    text = (
+        f"{counts['read']} records in {arguments.output}: {counts['planned']} planned, {counts['rewritten']} "
+        f"rewritten, {counts['failed']} answers did not fit"
+    )
+    if counts["failed"]:
+        text += f"\nreasons: {arguments.output}/rejected/*.jsonl"
+    return dict(counts), text
 
 
 def run_check(arguments: argparse.Namespace, executor: Any) -> Result:
@@ -108,11 +151,14 @@ def run_check(arguments: argparse.Namespace, executor: Any) -> Result:
             text_prefix=arguments.text_prefix,
         )
         alignment = alignment_with(models, arguments.captions)
-    enforce = arguments.enforce or _default_enforcement(Path(arguments.records))
+    enforce = arguments.enforce or _default_enforcement([Path(folder) for folder in arguments.records])
+    benchmarks = dict(_named_folder(text) for text in arguments.benchmark)
+    if len(benchmarks) != len(arguments.benchmark):
+        raise ValueError("two benchmarks have the same name; give each NAME=RECORDS a name of its own")
     settings = QualitySettings(
         CoarseFilter(enforce),
         not arguments.keep_duplicates,
-        dict(_named_folder(text) for text in arguments.benchmark),
+        benchmarks,
         alignment,
         Selection(arguments.keep, arguments.scope, arguments.normalisation, report=enforce == "none"),
     )
@@ -124,11 +170,13 @@ def run_check(arguments: argparse.Namespace, executor: Any) -> Result:
     return summary, "\n".join(lines)
 
 
-def _default_enforcement(records: Path) -> str:
+def _default_enforcement(folders: list[Path]) -> str:
     """`unimed-mini` keeps its small images and short answers: they are reported."""
-    mark = records / "build.json"
-    is_mini = mark.is_file() and json.loads(mark.read_text(encoding="utf-8"))["source"] == "unimed-mini"
-    return "none" if is_mini else "captions"
+    marks = [folder / "build.json" for folder in folders]
+    sources = [json.loads(mark.read_text(encoding="utf-8"))["source"] if mark.is_file() else "" for mark in marks]
+    if "unimed-mini" in sources and len(set(sources)) > 1:
+        raise ValueError("unimed-mini keeps what others drop: say with --enforce what holds for all these folders")
+    return "none" if "unimed-mini" in sources else "captions"
 
 
 def _named_folder(text: str) -> tuple[str, str]:
@@ -164,7 +212,7 @@ def run_publish(arguments: argparse.Namespace, executor: Any) -> Result:
     from ..processing.unimed5m.publish import publish, push_to_hub
 
     embed = tuple(word.strip().lower() for word in arguments.embed.split(",") if word.strip())
-    statistics = publish(arguments.records, arguments.output, arguments.name, embed, executor)
+    statistics = publish(arguments.records, arguments.output, arguments.name, embed, executor, arguments.public_names)
     text = (
         f"{statistics['records']} records in {arguments.output}: {statistics['with_images']} with images, "
         f"{statistics['metadata_only']} as metadata"

@@ -31,6 +31,11 @@ def get_source(name: str) -> Source:
     return _SOURCES[name]
 
 
+def public_datasets() -> frozenset[str]:
+    """The data sets of the named sources: their files and groups have the names that their publishers gave them."""
+    return frozenset(source.dataset for source in NAMED)
+
+
 def table_of_sources(named_only: bool = False) -> list[dict[str, str]]:
     """One row per source for people: name, title, tasks, licence, layout and where the layout is shown."""
     return [

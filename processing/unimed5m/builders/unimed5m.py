@@ -1,4 +1,4 @@
-"""The sources as a builder of the `datasets` library: `UniMed5M("busi").download_and_prepare([folder], ...)`.
+"""The sources as a builder of the `datasets` library: `UniMed5M(config_name="busi", data_dir=FOLDER)`.
 
 A configuration is the name of a source, alone or with a task: `vqa-rad`, `busi-segmentation`. Nothing is downloaded.
 """

@@ -68,7 +68,13 @@ def write_sheet(
     """Sample records by modality and write `audit.html` and one `scores-expert-N.csv` per expert; returns the ids.
 
     The experts read the page and fill the seven columns of their file; `read_scores` reads the files back.
+
+    Raises:
+        ValueError: for a size or number of experts below 1, or where `output` holds something else: filled sheets are
+            never written over.
     """
+    if size < 1 or experts < 1:
+        raise ValueError(f"an audit needs 1 record and 1 expert or more, found size {size} and {experts} experts")
     paths, output = shard_paths(records), Path(output)
     labels = [
         label for path in paths for batch in batches(path, ("modality",)) for label in batch["modality"].to_pylist()
@@ -81,17 +87,24 @@ def write_sheet(
             rows += batch.take(wanted).to_pylist()
             place += batch.num_rows
     keep_out_of_git(output)
+    sheet = _empty_sheet([row["id"] for row in rows])
+    for path in sorted(output.glob("scores-expert-*.csv")):
+        if path.read_bytes() != sheet:
+            raise ValueError(f"{path} is filled or of another audit; choose a new folder for the sheets")
     with replacing(output / "audit.html") as partial:
         partial.write_text(_page(rows), encoding="utf-8")
     for expert in range(1, experts + 1):
-        with (
-            replacing(output / f"scores-expert-{expert}.csv") as partial,
-            partial.open("w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.writer(file)
-            writer.writerow(["number", "id", *DIMENSIONS, "comment"])
-            writer.writerows([number, row["id"], *[""] * len(DIMENSIONS), ""] for number, row in enumerate(rows, 1))
+        with replacing(output / f"scores-expert-{expert}.csv") as partial:
+            partial.write_bytes(sheet)
     return [row["id"] for row in rows]
+
+
+def _empty_sheet(ids: Sequence[str]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["number", "id", *DIMENSIONS, "comment"])
+    writer.writerows([number, name, *[""] * len(DIMENSIONS), ""] for number, name in enumerate(ids, 1))
+    return text.getvalue().encode()
 
 
 def _page(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -132,10 +145,13 @@ def _image_tag(picture: Mapping[str, Any]) -> str:
 def read_scores(paths: Sequence[str | Path]) -> tuple[list[str], numpy.ndarray]:
     """Filled sheets as (ids, scores); scores are float (experts, records, dimensions), nan where left empty.
 
-    Raises ValueError, naming file, record and column, for a missing column, an unknown record or a score out of range.
+    Raises ValueError, naming file, record and column, for a missing column, an unknown record, a score out of range,
+    or one sheet given twice.
     """
     if not paths:
         raise ValueError("expected one filled score sheet per expert, found none")
+    if len({Path(path).resolve() for path in paths}) != len(paths):
+        raise ValueError("the same score sheet is given twice; name each expert's sheet once")
     tables = [_read_sheet(Path(path)) for path in paths]
     ids = list(tables[0])
     scores = numpy.full((len(tables), len(ids), len(DIMENSIONS)), numpy.nan)
@@ -148,14 +164,23 @@ def read_scores(paths: Sequence[str | Path]) -> tuple[list[str], numpy.ndarray]:
 
 
 def _read_sheet(path: Path) -> dict[str, list[float]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8; save the sheet as CSV UTF-8") from error
+    with io.StringIO(text, newline="") as file:
         reader = csv.DictReader(file)
         missing = [name for name in ("id", *DIMENSIONS) if name not in (reader.fieldnames or ())]
         if missing:
             raise ValueError(
                 f"{path}: expected the column {missing[0]}, found {', '.join(reader.fieldnames or ['nothing'])}"
             )
-        return {row["id"]: [_score(path, row, name) for name in DIMENSIONS] for row in reader}
+        scores: dict[str, list[float]] = {}
+        for row in reader:
+            if row["id"] in scores:
+                raise ValueError(f"{path}: the record {row['id']} stands in two lines; keep one")
+            scores[row["id"]] = [_score(path, row, name) for name in DIMENSIONS]
+        return scores
 
 
 def _score(path: Path, row: Mapping[str, str], name: str) -> float:
@@ -168,6 +193,8 @@ def _score(path: Path, row: Mapping[str, str], name: str) -> float:
         value = float("nan")
     if not 0 <= value <= highest:
         raise ValueError(f"{path}: {row['id']}: {name}: expected a number from 0 to {highest}, found {text!r}")
+    if highest == 1 and value not in (0.0, 1.0):
+        raise ValueError(f"{path}: {row['id']}: {name}: expected 0 or 1, found {text!r}")
     return value
 
 

@@ -28,10 +28,12 @@ from ..pipeline import (
     parquet_writer,
     replacing,
     run_job,
+    shard_names,
     shard_paths,
     write_json,
     write_table,
 )
+from ..shards import shards_of_all, unfinished
 from .alignment import Alignment, Selection, select
 from .coarse import DAMAGES, CoarseFilter
 from .duplicates import FingerprintTable, find_drops
@@ -78,7 +80,7 @@ class QualitySettings:
 
 
 def quality_control(
-    records: str | Path,
+    records: str | Path | Sequence[str | Path],
     output: str | Path,
     settings: QualitySettings | None = None,
     executor: Executor | None = None,
@@ -86,10 +88,17 @@ def quality_control(
     """Check the shards of `records`, write the kept ones and the reasons for the others to `output`; returns
     `qc.json`.
 
-    Raises ValueError where `records` holds no shards.
+    Args:
+        records: a record folder, or several: duplicates, leaks and ranks are then looked for across all of them.
+        output: a new or empty folder, or one with an earlier check.
+        settings: see `QualitySettings`.
+        executor: where the shards run; this process by default.
+
+    Raises:
+        ValueError: where `records` holds no shards, or where `output` holds something else.
     """
     settings = settings or QualitySettings()
-    sources, output = shard_paths(records), Path(output)
+    sources, output = shards_of_all(records), Path(output)
     check_apart(sources, output)
     keep_out_of_git(output)
     run_job(measure_job(settings.coarse), sources, output, executor)
@@ -103,10 +112,12 @@ def quality_control(
     if settings.alignment is not None:
         run_job(measure_job(settings.alignment, skip=coarse), sources, output, executor)
         alignment = output / "measures" / settings.alignment.name
-    names = [source.stem for source in sources]
+    names = shard_names(sources)
     decide(names, output, coarse, fingerprints, alignment, settings)
-    receipts = run_job(Job("apply", apply_shard, {}, beside(output / "decisions")), sources, output, executor)
-    return summarise(receipts, output, settings)
+    # Records never stand beside the counts of an earlier check.
+    with unfinished(output, "summary"):
+        receipts = run_job(Job("apply", apply_shard, {}, beside(output / "decisions")), sources, output, executor)
+        return summarise(receipts, output, settings)
 
 
 def decide(
@@ -131,8 +142,12 @@ def decide(
         benchmarks = []
         for name in sorted(settings.benchmarks):
             first = len(table.ids)
-            for path in sorted((output / "benchmarks" / name / "measures" / Fingerprints.name).glob("*.parquet")):
-                table.add(path)
+            paths = sorted((output / "benchmarks" / name / "measures" / Fingerprints.name).glob("*.parquet"))
+            present = {split for path in paths for split in _column(path, "split")}
+            # A benchmark's own training records are no test.
+            held_out = next((split for split in ("test", "validation") if split in present), None)
+            for path in paths:
+                table.add(path, held_out)
             benchmarks.append((name, first, len(table.ids)))
         for index, (reason, detail) in find_drops(table, benchmarks).items():
             changes[places[index]] = {"stage": "duplicates", "reason": reason, "detail": detail}

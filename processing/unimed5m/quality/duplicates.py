@@ -28,7 +28,8 @@ class FingerprintTable:
 
     ids: list[str] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
-    groups: list[tuple[str, str]] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+    """Unique across sources: sets with the same patients number them alike."""
     contents: list[str] = field(default_factory=list)
     texts: list[int] = field(default_factory=list)
     pictures: list[list[int]] = field(default_factory=list)
@@ -39,13 +40,13 @@ class FingerprintTable:
     def __post_init__(self) -> None:
         self._known: dict[tuple[int, int], int] = {}
 
-    def add(self, path: str | Path) -> int:
-        """Append a measured shard; returns its number of records."""
-        rows = pq.read_table(path).to_pylist()
+    def add(self, path: str | Path, split: str | None = None) -> int:
+        """Append a measured shard, of it the records of `split` if given; returns how many were added."""
+        rows = [row for row in pq.read_table(path).to_pylist() if split in (None, row["split"])]
         for row in rows:
             self.ids.append(row["id"])
             self.splits.append(row["split"])
-            self.groups.append((row["dataset"], row["group_id"]))
+            self.groups.append(row["group_id"])
             self.contents.append(row["content_hash"])
             self.texts.append(row["text"])
             entry = []
@@ -134,10 +135,10 @@ def find_drops(table: FingerprintTable, benchmarks: Sequence[tuple[str, int, int
     drops: dict[int, tuple[str, str]] = {}
     test_pictures: dict[int, str] = {}
     test_texts: dict[int, str] = {}
-    test_groups: dict[tuple[str, str], str] = {}
+    test_groups: dict[str, str] = {}
     for name, first, end in benchmarks:
         for index in range(first, end):
-            if table.groups[index][1]:
+            if table.groups[index]:
                 test_groups.setdefault(table.groups[index], f"{name}: {table.ids[index]}")
             for picture in table.pictures[index]:
                 test_pictures.setdefault(picture, f"{name}: {table.ids[index]}")
@@ -164,13 +165,13 @@ def find_drops(table: FingerprintTable, benchmarks: Sequence[tuple[str, int, int
 def _find_leaks(
     table: FingerprintTable, near: dict[int, set[int]], records: int, drops: dict[int, tuple[str, str]]
 ) -> None:
-    groups: dict[tuple[str, str], tuple[int, int]] = {}
+    groups: dict[str, tuple[int, int]] = {}
     pictures: dict[int, tuple[int, int]] = {}
     for index in range(records):
         if index in drops:
             continue
         place = (SPLIT_RANK[table.splits[index]], index)
-        if table.groups[index][1]:
+        if table.groups[index]:
             groups[table.groups[index]] = min(place, groups.get(table.groups[index], place))
         for picture in table.pictures[index]:
             pictures[picture] = min(place, pictures.get(picture, place))
@@ -180,7 +181,7 @@ def _find_leaks(
         rank = SPLIT_RANK[table.splits[index]]
         owner = groups.get(table.groups[index])
         if owner is not None and owner[0] < rank:
-            drops[index] = ("leak_group", f"{table.groups[index][1]} is in {table.splits[owner[1]]}")
+            drops[index] = ("leak_group", f"{table.groups[index]} is in {table.splits[owner[1]]}")
             continue
         for picture in table.pictures[index]:
             best = min(pictures[other] for other in (picture, *near.get(picture, ())) if other in pictures)

@@ -44,6 +44,13 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def keep_out_of_git(folder: Path) -> None:
-    """Pictures of patients never slip into a repository that the folder happens to lie in."""
+    """Make the folder one for results: pictures of patients never slip into a repository that it happens to lie in.
+
+    Raises:
+        ValueError: where it holds something else, which results would overwrite.
+    """
+    mark = folder / ".gitignore"
+    if folder.exists() and any(folder.iterdir()) and not (mark.is_file() and mark.read_bytes() == b"*\n"):
+        raise ValueError(f"{folder} holds other files; choose a new folder for the results")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / ".gitignore").write_text("*\n", encoding="utf-8")
+    mark.write_bytes(b"*\n")

@@ -39,7 +39,7 @@ SEGMENTATION = (
         "I delineated the {target}.",
         "The mask covers the {target}.",
         "I separated the {target} from the background.",
-        "Below is the {target} mask.",
+        "Requested: the {target} mask.",
         "The requested {target} mask is ready.",
         "This image shows the {target} only.",
         "I isolated the {target}.",

@@ -55,8 +55,8 @@ def test_sheet_shows_every_sampled_record(sheets):
 
 def test_page_tells_given_images_from_answers(tmp_path):
     pair = record(1, drawn(1), output_img=(drawn(2),), sub_task_type="super_resolution")
-    write_sheet(write_shards(tmp_path / "records", [pair], shards=1), tmp_path, size=1, experts=1)
-    page = (tmp_path / "audit.html").read_text()
+    write_sheet(write_shards(tmp_path / "records", [pair], shards=1), tmp_path / "audit", size=1, experts=1)
+    page = (tmp_path / "audit" / "audit.html").read_text()
     assert re.findall(r"<figure><img [^>]*><figcaption>(\w+)<", page) == ["given", "answer"]
 
 
@@ -141,3 +141,31 @@ def test_sheets_of_different_audits_are_refused(sheets):
     paths[1].write_text("id,comment\nx,\n")
     with pytest.raises(ValueError, match="expected the column modality_match"):
         read_scores(paths[1:2])
+
+
+def test_filled_sheets_are_never_written_over(sheets, tmp_path):
+    _, paths = sheets
+    write_sheet(tmp_path / "records", tmp_path / "audit", size=12, experts=3)
+    filled = paths[0].read_text().replace(",,,,,,,,", ",1,5,5,5,5,5,5,", 1)
+    paths[0].write_text(filled)
+    with pytest.raises(ValueError, match="is filled or of another audit; choose a new folder"):
+        write_sheet(tmp_path / "records", tmp_path / "audit", size=12, experts=3)
+    assert paths[0].read_text() == filled
+
+
+def test_sheets_that_would_count_wrongly_are_refused(sheets, tmp_path):
+    _, paths = sheets
+    with pytest.raises(ValueError, match="the same score sheet is given twice"):
+        read_scores([paths[0], paths[0]])
+    lines = paths[0].read_text().splitlines()
+    paths[0].write_text("\n".join([*lines, lines[1]]) + "\n")
+    with pytest.raises(ValueError, match="stands in two lines; keep one"):
+        read_scores(paths)
+    paths[0].write_text("\n".join([lines[0], lines[1].replace(",,,,,,,,", ",0.5,,,,,,,", 1), *lines[2:]]) + "\n")
+    with pytest.raises(ValueError, match="modality_match: expected 0 or 1, found '0.5'"):
+        read_scores(paths)
+    paths[0].write_bytes("\n".join(lines).replace(",,,,,,,,", ",1,5,5,5,5,5,5,süß", 1).encode("latin-1"))
+    with pytest.raises(ValueError, match="scores-expert-1.csv is not UTF-8"):
+        read_scores(paths)
+    with pytest.raises(ValueError, match="1 record and 1 expert or more"):
+        write_sheet(tmp_path / "records", tmp_path / "none", size=-3, experts=0)

@@ -16,7 +16,7 @@ from unimedvl.processing.unimed5m.quality.coarse import CoarseFilter, Verdict
 from unimedvl.processing.unimed5m.quality.control import QualitySettings, quality_control
 from unimedvl.processing.unimed5m.quality.duplicates import FingerprintTable, close_pairs, find_drops
 from unimedvl.processing.unimed5m.schema import ARROW_SCHEMA, Picture
-from unimedvl.processing.unimed5m.shards import write_table
+from unimedvl.processing.unimed5m.shards import shard_paths, write_table
 
 from .toy_models import ColourCaptioner, ColourScorer, WordEncoder
 from .toy_records import all_bytes, caption, drawn, faulty_records, record, write_shards
@@ -223,7 +223,7 @@ def test_alignment_may_only_report(tmp_path):
 def test_patients_of_a_benchmark_are_kept_out():
     table = FingerprintTable(
         ids=["a", "b", "c", "d"], splits=["train", "validation", "train", "test"],
-        groups=[("d", "1"), ("d", "2"), ("other", "1"), ("d", "1")], contents=list("wxyz"), texts=[1, 2, 3, 4],
+        groups=["d/1", "d/2", "other/1", "d/1"], contents=list("wxyz"), texts=[1, 2, 3, 4],
         pictures=[[], [], [], []],
     )  # fmt: skip
     assert find_drops(table, [("bench", 3, 4)]) == {0: ("contaminated_group", "bench: d")}
@@ -283,3 +283,68 @@ def test_masks_and_texts_without_images_do_not_leak():
 def test_a_folder_without_shards_is_refused(tmp_path):
     with pytest.raises(ValueError, match="expected Parquet shards"):
         quality_control(tmp_path, tmp_path / "out")
+
+
+def test_a_patient_in_two_data_sets_is_on_one_side(tmp_path):
+    rows = [
+        record(1, split="test", group_id="cxr/p1", dataset="reports"),
+        record(2, split="train", group_id="cxr/p1", dataset="questions"),
+        record(3, split="train", group_id="cxr/p2", dataset="questions"),
+    ]
+    write_shards(tmp_path / "records", rows)
+    quality_control(tmp_path / "records", tmp_path / "checked")
+    assert ledger(tmp_path / "checked") == {"toy-00002": "leak_group"}
+
+
+def test_several_folders_are_checked_as_one(tmp_path):
+    """Built folders name their shards alike; duplicates and leaks are found across them."""
+    for name, rows in (
+        ("first", [record(1), record(2, split="test")]),
+        ("second", [record(1, id="again", group_id="group-1"), record(3), record(4, group_id="group-2")]),
+    ):
+        write_shards(tmp_path / name / "data", rows, shards=1)
+    folders = [tmp_path / "first", tmp_path / "second"]
+    summary = quality_control(folders, tmp_path / "checked")
+    assert (summary["read"], summary["kept"]) == (5, 3)
+    assert ledger(tmp_path / "checked") == {"again": "duplicate", "toy-00004": "leak_group"}
+    names = [path.name for path in sorted((tmp_path / "checked" / "data").glob("*.parquet"))]
+    assert names == ["first-shard-00000.parquet", "second-shard-00000.parquet"]
+    with pytest.raises(ValueError, match="given twice"):
+        quality_control([folders[0], folders[0]], tmp_path / "other")
+
+
+def test_a_benchmark_s_own_training_records_contaminate_nothing(tmp_path):
+    rows = [record(1), record(2, split="validation"), record(3, split="test")]
+    write_shards(tmp_path / "records", rows, shards=1)
+    benchmark = {"own": str(tmp_path / "records")}
+    quality_control(tmp_path / "records", tmp_path / "checked", QualitySettings(benchmarks=benchmark))
+    assert ledger(tmp_path / "checked") == {}
+    write_shards(tmp_path / "train_only", [record(1)], shards=1)
+    settings = QualitySettings(benchmarks={"whole": str(tmp_path / "train_only")})
+    quality_control(tmp_path / "records", tmp_path / "decontaminated", settings)
+    assert ledger(tmp_path / "decontaminated") == {"toy-00001": "contaminated_group"}
+
+
+def test_counts_of_an_earlier_check_never_stand_beside_newer_records(tmp_path, monkeypatch):
+    from unimedvl.processing.unimed5m.quality import control
+
+    write_shards(tmp_path / "records", [record(1), record(2, drawn(2, side=40))], shards=1)
+    quality_control(tmp_path / "records", tmp_path / "checked", QualitySettings(CoarseFilter("none")))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(control, "summarise", killed)
+    with pytest.raises(KeyboardInterrupt):
+        quality_control(tmp_path / "records", tmp_path / "checked")
+    with pytest.raises(ValueError, match="unfinished"):
+        shard_paths(tmp_path / "checked")
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path):
+    write_shards(tmp_path / "records", [record(1)], shards=1)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / ".gitignore").write_text("build/\n")
+    with pytest.raises(ValueError, match="holds other files; choose a new folder"):
+        quality_control(tmp_path / "records", tmp_path / "mine")
+    assert (tmp_path / "mine" / ".gitignore").read_text() == "build/\n"

@@ -15,6 +15,7 @@ import yaml
 
 from tests.hub_server import HubServer
 from unimedvl.processing.unimed5m.publish import may_embed, publish, push_to_hub, relink
+from unimedvl.processing.unimed5m.schema import Picture
 
 from .clean_site import link_packages
 from .toy_records import all_bytes, caption, drawn, record, write_shards
@@ -86,12 +87,18 @@ def test_large_images_make_smaller_row_groups(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("said", "embedded"),
-    [("yes", True), ("yes (share-alike)", True), ("no", False), ("non-commercial", False), ("unclear", False),
-     ("", False), (None, False)],
+    ("said", "tier", "embedded"),
+    [("yes", "A", True), ("yes", "C", True), ("yes (share-alike)", "A", True), ("yes (author statement)", "B", False),
+     ("no", "A", False), ("non-commercial", "B", False), ("unclear", "A", False), ("", "A", False), (None, "", False)],
 )  # fmt: skip
-def test_only_a_clear_yes_embeds(said, embedded):
-    assert may_embed(said) is embedded
+def test_only_a_clear_yes_embeds(said, tier, embedded):
+    assert may_embed(said, tier) is embedded
+
+
+def test_conditions_are_accepted_by_name():
+    assert may_embed("non-commercial", "B", ("yes", "non-commercial"))
+    assert may_embed("yes (author statement)", "B", ("yes", "yes (author"))
+    assert not may_embed("yes", "A", ("non-commercial",))
 
 
 def test_card_has_configs_gate_licences_and_plots(published):
@@ -179,17 +186,17 @@ def test_sources_with_names_alike_keep_their_own_licence(tmp_path):
 
 
 def test_tasks_named_like_the_card_s_own_configs_load(tmp_path):
-    tasks = ("all", "caption", "metadata_caption")
+    tasks = ("all", "caption", "metadata_caption", "no")
     records = [record(number, sub_task_type=task) for number, task in enumerate(tasks)]
-    records.append(record(3, redistributable="no"))
+    records.append(record(4, redistributable="no"))
     write_shards(tmp_path / "records", records, shards=1)
     publish(tmp_path / "records", tmp_path / "out")
     folder = str(tmp_path / "out")
     names = datasets.get_dataset_config_names(folder)
-    assert sorted(names) == ["all", "caption", "metadata_caption", "task_all", "task_metadata_caption"]
+    assert sorted(names) == ["all", "caption", "metadata_caption", "no", "task_all", "task_metadata_caption"]
     parts = {name: datasets.load_dataset(folder, name, split="train", streaming=True) for name in names}
     rows = {name: len(list(part)) for name, part in parts.items()}
-    assert rows == {"all": 3, "caption": 1, "metadata_caption": 1, "task_all": 1, "task_metadata_caption": 1}
+    assert rows == {name: 4 if name == "all" else 1 for name in names}
 
 
 def test_the_card_of_a_folder_without_images_names_a_config_that_exists(tmp_path):
@@ -257,7 +264,7 @@ def test_the_hub_holds_what_is_published_and_nothing_else(tmp_path):
         assert push(tmp_path / "out", hub, tmp_path / "home2") == ["toy-00000", "toy-00001"]
         second = hub_files(hub)
     assert {name.split("/")[0] for name in first} == {
-        "README.md", "ACKNOWLEDGMENTS.md", "RELINKING.md", "statistics.json", "LICENSES", "plots",
+        "README.md", "LICENSE.md", "ACKNOWLEDGMENTS.md", "RELINKING.md", "statistics.json", "LICENSES", "plots",
         "data",
     }  # fmt: skip
     assert first - second == {"data/caption/train-shard-00001.parquet"}
@@ -268,3 +275,58 @@ def test_features_survive(published):
     picture = loaded.features["input_img"].feature
     assert isinstance(picture["image"], datasets.Image)
     assert "group_id" in loaded.features and "quality" in loaded.features
+
+
+def test_names_that_nobody_published_stay_at_home(tmp_path):
+    """Folders and tables of a user's own data may name patients; named sources and public copies do not."""
+    own = {
+        "dataset": "ward",
+        "group_id": "ward/DOE_JANE_19500101",
+        "provenance": "/home/alice/scans DOE_JANE_19500101/CT1.dcm",
+        "extra": json.dumps({"patient_name": "Doe", "target": "liver"}),
+    }
+    secret = [
+        record(number, Picture(drawn(number).data, f"DOE_JANE/{number}.DCM", 136, 136), **own) for number in (1, 2)
+    ]
+    closed = record(3, Picture(drawn(3).data, "DOE_JANE/3.DCM", 136, 136), redistributable="no", **own)
+    public = record(4, provenance="github:owner/repository@0123abc:images/4.png", extra='{"original_id": "4.png"}')
+    known = record(5, dataset="busi", provenance="https://example.org benign (5).png", group_id="busi/benign (5)")
+    write_shards(tmp_path / "records", [*secret, closed, public, known], shards=1)
+    publish(tmp_path / "records", tmp_path / "published")
+    for path in (tmp_path / "published").rglob("*"):
+        if path.is_file() and "receipts" not in path.parts:
+            content = str(pq.read_table(path).to_pylist()) if path.suffix == ".parquet" else str(path.read_bytes())
+            assert not any(name in content for name in ("DOE", "alice", "Doe")), path
+    rows = {
+        row["id"]: row
+        for path in (tmp_path / "published").glob("*/*/*.parquet")
+        for row in pq.read_table(path).to_pylist()
+    }
+    first, second, third = (rows[f"toy-{number:05d}"] for number in (1, 2, 3))
+    assert first["group_id"] == second["group_id"] == third["group_id"] != "ward/DOE_JANE_19500101"
+    assert first["provenance"] == "ward" and json.loads(first["extra"]) == {"target": "liver"}
+    assert first["input_img"][0]["path"].endswith(".dcm")
+    assert rows["toy-00004"] == public.to_row()
+    assert rows["toy-00005"] == known.to_row()
+    cited = (tmp_path / "published" / "ACKNOWLEDGMENTS.md").read_text()
+    assert "github:owner/repository@0123abc" in cited and "images/4.png" not in cited
+    publish(tmp_path / "records", tmp_path / "named", public=["ward"])
+    shown = b"".join(path.read_bytes() for path in (tmp_path / "named").glob("*/*/*.parquet"))
+    assert b"DOE_JANE" in shown
+
+
+def test_a_folder_with_other_files_is_not_published_into(tmp_path):
+    write_shards(tmp_path / "records", [record(1)], shards=1)
+    (tmp_path / "mine" / "LICENSES").mkdir(parents=True)
+    (tmp_path / "mine" / "LICENSES" / "MIT.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds other files; choose a new folder"):
+        publish(tmp_path / "records", tmp_path / "mine")
+    assert (tmp_path / "mine" / "LICENSES" / "MIT.txt").read_text() == "mine"
+
+
+def test_several_built_folders_are_published_as_one(tmp_path):
+    for name, number in (("first", 1), ("second", 2)):
+        write_shards(tmp_path / name / "data", [record(number)], shards=1)
+    statistics = publish([tmp_path / "first", tmp_path / "second"], tmp_path / "published")
+    assert statistics["records"] == 2
+    assert len(datasets.load_dataset(str(tmp_path / "published"), split="train", cache_dir=str(tmp_path / "c"))) == 2
