@@ -289,7 +289,7 @@ def test_executors_refuse_no_workers(make):
 
 def test_shards_with_one_name_are_refused(tmp_path):
     with pytest.raises(ValueError, match="same file name"):
-        run_job(Job("count", count_rows), [tmp_path / "a" / "x.parquet", tmp_path / "b" / "x.parquet"], tmp_path)
+        run_job(Job("count", count_rows), [tmp_path / "1/a/x.parquet", tmp_path / "2/a/x.parquet"], tmp_path)
 
 
 def test_a_second_run_into_one_folder_is_refused_and_the_first_unharmed(tmp_path):
