@@ -55,6 +55,7 @@ class RecordGroup:
         rows = datasets.Dataset.from_parquet([str(path) for path in paths], features=features(decode=False))
         keep = numpy.asarray(rows["split"]) == recipe.split
         for column, wanted in (
+            ("main_task_type", recipe.kinds),
             ("sub_task_type", recipe.tasks),
             ("dataset", recipe.sources),
             ("modality", recipe.modalities),
