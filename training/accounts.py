@@ -1,4 +1,4 @@
-"""What a run tells about itself: losses by task and modality, shares, speed, and the part of the device that is used."""
+"""What a run tells about itself: losses by task and modality, shares, padding, speed and floating point operations."""
 
 from collections import Counter
 from collections.abc import Mapping

@@ -216,7 +216,7 @@ def load_optimizer(
     Args:
         names: name of every parameter by its `id`.
         steps: see `optimizer_steps`.
-        strict: whether the checkpoint must be of exactly the weights that are trained; else those that both have count.
+        strict: whether the checkpoint must be of just the weights that are trained; else those count that both have.
 
     Raises:
         ValueError: if it is of others, or damaged.

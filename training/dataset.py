@@ -42,11 +42,15 @@ class Outline:
     message: tuple[Turn, ...]
 
 
+class EmptyGroupError(ValueError):
+    """A folder holds no record of the kind that a group wants."""
+
+
 class RecordGroup:
     """The records of a group, memory-mapped.
 
     Raises:
-        ValueError: if the folder holds none of the wanted kind.
+        EmptyGroupError: if the folder holds none of the wanted kind.
     """
 
     def __init__(self, recipe: GroupRecipe):
@@ -65,7 +69,7 @@ class RecordGroup:
         self.rows, self.kept = rows, numpy.flatnonzero(keep)
         self.arrow = rows.with_format("arrow")
         if len(self.kept) == 0:
-            raise ValueError(
+            raise EmptyGroupError(
                 f"Group {recipe.name!r}: {recipe.path} holds no {recipe.split} record of the wanted tasks, sources "
                 "and modalities; `unimedvl data stats` lists what it holds."
             )

@@ -1,5 +1,6 @@
-"""What is looked at while a run goes on: losses on records that are not learnt from, pictures, and a line of progress."""
+"""What is looked at while a run goes on: losses on records that are not learnt from, pictures, lines of progress."""
 
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -14,7 +15,7 @@ from transformers import TrainerCallback
 
 from .accounts import Accounts
 from .data_recipe import ConditionDropout, DataRecipe
-from .dataset import PackedRecords, RecordGroup
+from .dataset import EmptyGroupError, PackedRecords, RecordGroup
 from .latents import LatentCache, scaled_latents
 from .recipe import SamplesRecipe, TrainingRecipe
 
@@ -23,13 +24,26 @@ logger = logging.getLogger(__name__)
 _GAP = 4  # pixels between pictures of a sheet
 
 
-def validation_recipe(recipe: TrainingRecipe) -> DataRecipe:
-    """What a validation reads: its groups without condition dropout."""
-    groups = recipe.validation.groups or [
-        dataclasses.replace(group, split=recipe.validation.split) for group in recipe.data.groups
-    ]
+def open_validation(recipe: TrainingRecipe) -> tuple[DataRecipe, list[RecordGroup]]:
+    """What a validation reads, without condition dropout: its own groups, or those of the training that have a split
+    for it.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    opened = [RecordGroup(group) for group in recipe.validation.groups]
+    if not opened:
+        for group in recipe.data.groups:
+            with contextlib.suppress(EmptyGroupError):
+                opened.append(RecordGroup(dataclasses.replace(group, split=recipe.validation.split)))
+    if not opened:
+        raise ValueError(
+            f"No group of the data holds a {recipe.validation.split} record: name validation.groups, or set "
+            "validation.every to 0."
+        )
     nothing = ConditionDropout(0.0, 0.0, 0.0, recipe.data.condition_dropout.scope)
-    return dataclasses.replace(recipe.data, groups=groups, condition_dropout=nothing)
+    groups = [group.recipe for group in opened]
+    return dataclasses.replace(recipe.data, groups=groups, condition_dropout=nothing), opened
 
 
 class Validation:
@@ -37,7 +51,7 @@ class Validation:
 
     Args:
         recipe: of the run.
-        records: of `validation_recipe(recipe)`.
+        records: what `open_validation` gives.
         count: micro-batches of this process.
         cache: of posteriors, the one that `records` uses.
     """
@@ -59,11 +73,6 @@ class Validation:
         parts = [(self.recipe.ce_weight, means.get("ce")), (self.recipe.mse_weight, means.get("mse"))]
         means["loss"] = sum(weight * mean for weight, mean in parts if mean is not None)
         return {f"validation/{name}": value for name, value in means.items()}
-
-
-def open_records(recipe: DataRecipe) -> list[RecordGroup]:
-    """The groups of a recipe, opened."""
-    return [RecordGroup(group) for group in recipe.groups]
 
 
 def to_device(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from .checkpoints import checkpoints, is_whole, several_processes
 from .data_recipe import DataRecipe
 from .dataset import PackedRecords, RecordGroup
 from .latents import LatentCache, autoencoder_fingerprint
-from .observation import Validation, open_records, validation_recipe
+from .observation import Validation, open_validation
 from .recipe import CurriculumRecipe, StageRecipe, TrainingRecipe, find_recipe, load_recipe, split_overrides
 from .sharding import load_sharded
 from .trainer import UniMedVLTrainer
@@ -56,8 +56,8 @@ def run_recipe(recipe: TrainingRecipe, before: Path | None = None, carried: Stag
     _check_writable(output)
     state = PartialState(cpu=not torch.cuda.is_available())
     set_seed(recipe.seed)
-    groups = open_records(recipe.data)
-    validation_groups = open_records(validation_recipe(recipe)) if recipe.validation.every else []
+    groups = [RecordGroup(group) for group in recipe.data.groups]
+    held_out = open_validation(recipe) if recipe.validation.every else None
     checkpoint = open_checkpoint(recipe.model)
     processor = load_processor(checkpoint.directory)
     if recipe.parallelism == "fsdp2" and state.num_processes > 1:
@@ -82,10 +82,9 @@ def run_recipe(recipe: TrainingRecipe, before: Path | None = None, carried: Stag
         )
 
     validation = None
-    if validation_groups:
-        chosen = validation_recipe(recipe)
+    if held_out is not None:
         count = -(-recipe.validation.batches // state.num_processes)
-        validation = Validation(recipe, packed(chosen, validation_groups), count, cache)
+        validation = Validation(recipe, packed(*held_out), count, cache)
     trainer = UniMedVLTrainer(model, recipe, packed(recipe.data, groups), processor, cache, validation)
     found = checkpoints(output)
     if found:

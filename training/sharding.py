@@ -52,7 +52,8 @@ def load_sharded(
     """
     if checkpoint.layout != "transformers":
         raise ValueError(
-            f"{checkpoint.directory} has the published layout, which is not read in shares: run `unimedvl convert` first."
+            f"{checkpoint.directory} has the published layout, which is not read in shares: run `unimedvl convert` "
+            "first."
         )
     with torch.device("meta"):
         model = UniMedVLForConditionalGeneration(read_config(checkpoint.directory))
@@ -82,7 +83,7 @@ def _shard(model: UniMedVLForConditionalGeneration, mesh: DeviceMesh, bf16: bool
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    for name, module in model.named_modules():
+    for module in list(model.modules()):
         if type(module).__name__ in ("UniMedVLDecoderLayer", "SiglipEncoderLayer"):
             fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=whole)
     fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=whole)

@@ -209,17 +209,15 @@ class UniMedVLTrainer(Trainer):
     def _check_spike(self, loss: float) -> None:
         factor = self.recipe.spike_factor
         if len(self._recent) == self._recent.maxlen and loss > factor * statistics.median(self._recent):
-            infos = [info for window in gather(self._window) for info in window]
-            self._stop(f"The loss jumped to {loss:.4g}, {factor:g} times its median,", infos)
+            what = f"The loss jumped to {loss:.4g}, more than {factor:g} times its median,"
+            self._stop(what, sum(gather(self._window), []))
         self._recent.append(loss)
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm)
         value = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         if not value < float("inf"):
-            self._stop(
-                f"The norm of the gradients is {value}", [info for window in gather(self._window) for info in window]
-            )
+            self._stop(f"The norm of the gradients is {value}", sum(gather(self._window), []))
         return value
 
     # --- Logs --------------------------------------------------------------------------------------------------------
@@ -350,8 +348,8 @@ class UniMedVLTrainer(Trainer):
         others = sorted(name for name in stored.keys() - tensors.keys() if not name.startswith("optimizer."))
         if others:
             raise ValueError(
-                f"{folder} is a checkpoint of another model or recipe (it has {others[0]}): choose another output_dir, "
-                "or remove it."
+                f"{folder} is a checkpoint of another model or recipe (it has {others[0]}): choose another "
+                "output_dir, or remove it."
             )
         load_tensors(tensors, folder)
         progress = self._progress(folder)
