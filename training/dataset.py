@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import numpy
 import pyarrow
+import pyarrow.parquet as parquet
 from torch.utils.data import IterableDataset, get_worker_info
 
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
@@ -51,12 +52,19 @@ class RecordGroup:
 
     Raises:
         EmptyGroupError: if the folder holds none of the wanted kind.
+        ValueError: if a shard is damaged, naming it.
     """
 
     def __init__(self, recipe: GroupRecipe):
         self.recipe = recipe
         paths = published_paths(recipe.path, recipe.split)
-        rows = datasets.Dataset.from_parquet([str(path) for path in paths], features=features(decode=False))
+        try:
+            rows = datasets.Dataset.from_parquet([str(path) for path in paths], features=features(decode=False))
+        except (datasets.exceptions.DatasetGenerationError, pyarrow.ArrowException, OSError) as error:
+            raise ValueError(
+                f"Group {recipe.name!r}: {_damaged(paths) or recipe.path} cannot be read "
+                f"({' '.join(str(error.__cause__ or error).split())}): build the records again."
+            ) from error
         keep = numpy.asarray(rows["split"]) == recipe.split
         for column, wanted in (
             ("main_task_type", recipe.kinds),
@@ -94,6 +102,15 @@ class RecordGroup:
             _sizes(row, "output_img"),
             turns,
         )
+
+
+def _damaged(paths: Sequence[Path]) -> Path | None:
+    for path in paths:
+        try:
+            parquet.read_table(path)
+        except (pyarrow.ArrowException, OSError):
+            return path
+    return None
 
 
 def _sizes(row: pyarrow.Table, column: str) -> tuple[PictureSize, ...]:
