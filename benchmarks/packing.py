@@ -103,7 +103,7 @@ def measure(recipe: TrainingRecipe, samples: int) -> dict[str, Any]:
     started = time.process_time()
     for pack in alone:
         count += len(pack.keys)
-        if count >= samples:
+        if count >= min(samples, SHARE_SAMPLES):
             break
     planning = time.process_time() - started
     return {

@@ -91,7 +91,7 @@ def run_recipe(recipe: TrainingRecipe, before: Path | None = None, carried: Stag
         logger.info("going on from %s", found[-1])
     elif before is not None and carried is not None:
         trainer.carry(checkpoints(before), carried)
-    trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
+    trainer.go_on(found[-1] if found else None)
     trainer.save_stage(output / FINISHED["model"], average=False)
     if trainer.average is not None:
         trainer.save_stage(output / FINISHED["ema"], average=True)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .accounts import Accounts, Operations, peak_flops
@@ -398,6 +398,16 @@ class UniMedVLTrainer(Trainer):
     @staticmethod
     def _progress(folder: Path) -> dict[str, Any]:
         return json.loads((folder / "progress.json").read_text())
+
+    def go_on(self, checkpoint: Path | None) -> None:
+        """Train from a checkpoint, or from the start, to the last step."""
+        if checkpoint is not None:
+            state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+            if state.global_step >= self.args.max_steps:
+                # Stopped between its last step and its finished model; transformers would do one step more.
+                self._load_from_checkpoint(str(checkpoint))
+                return
+        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
     def save_stage(self, folder: str | Path, average: bool) -> None:
         """Write the finished model with its processor, from the averaged weights if asked; every process calls it."""

@@ -85,11 +85,10 @@ def test_rates_of_modules(recipe):
     rates = {"vit": 1.0, "model.connector": 2.0, "model.language_model.layers.1": 3.0}
     optimizer = make_optimizer(model, OptimizerRecipe(learning_rate=4.0, learning_rates=rates))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for group, parameter in ((group, parameter) for group in optimizer.param_groups for parameter in group["params"]):
-        name = names[id(parameter)]
-        matches = [rate for prefix, rate in rates.items() if "." in prefix and name.startswith(prefix)]
-        expected = matches[0] if matches else 1.0 if name.startswith("model.vit_model") else 4.0
-        assert group["lr"] == expected, name
+    rate_of = {names[id(weight)]: group["lr"] for group in optimizer.param_groups for weight in group["params"]}
+    for name, rate in rate_of.items():
+        matches = [given for prefix, given in rates.items() if "." in prefix and name.startswith(prefix)]
+        assert rate == (matches[0] if matches else 1.0 if name.startswith("model.vit_model") else 4.0), name
     with pytest.raises(ValueError, match="begins with 'model.conector'"):
         make_optimizer(model, OptimizerRecipe(learning_rates={"model.conector": 1.0}))
 
@@ -97,22 +96,12 @@ def test_rates_of_modules(recipe):
 def test_operations_are_six_for_each_weight_and_token():
     model = tiny_model()
     operations = Operations(model)
-    layers = model.model.language_model.layers
-    generation = sum(
-        parameter.numel()
-        for name, parameter in layers.named_parameters()
-        if "_moe_gen" in name and parameter.dim() > 1
-    )
-    understanding = sum(
-        parameter.numel()
-        for name, parameter in layers.named_parameters()
-        if "_moe_gen" not in name and parameter.dim() > 1
-    )
-    assert operations.weights["und"] == understanding
-    latents = sum(getattr(model.model, name).weight.numel() for name in ("vae2llm", "llm2vae")) + sum(
-        parameter.numel() for parameter in model.model.time_embedder.parameters() if parameter.dim() > 1
-    )
-    assert operations.weights["gen"] == generation + latents
+    matrices = {name: weight.numel() for name, weight in model.named_parameters() if weight.dim() > 1}
+    layers = {name: count for name, count in matrices.items() if ".language_model.layers." in name}
+    assert operations.weights["und"] == sum(count for name, count in layers.items() if "_moe_gen" not in name)
+    latents = [count for name, count in matrices.items() if any(part in name for part in ("vae2", "2vae", "time_"))]
+    generation = sum(count for name, count in layers.items() if "_moe_gen" in name)
+    assert operations.weights["gen"] == generation + sum(latents)
     assert operations.weights["head"] == model.lm_head.weight.numel()
     for parameter in itertools.chain(model.model.vit_model.parameters(), model.model.connector.parameters()):
         parameter.requires_grad_(False)
