@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .accounts import Accounts, Operations, peak_flops
+from .arguments import training_arguments
 from .checkpoints import (
     checkpoints,
     gather,
@@ -47,36 +48,6 @@ class _AverageWeights(TrainerCallback):
     def on_optimizer_step(self, args, state, control, **kwargs):
         if self.trainer.average is not None:
             self.trainer.average.update(self.trainer.bare)
-
-
-def training_arguments(recipe: TrainingRecipe) -> TrainingArguments:
-    """Transformers' arguments of a recipe."""
-    on_cpu = not torch.cuda.is_available()
-    checkpointing: dict[str, Any] = {}
-    if recipe.gradient_checkpointing:
-        checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
-    return TrainingArguments(
-        output_dir=recipe.output_dir,
-        max_steps=recipe.steps,
-        gradient_accumulation_steps=recipe.accumulation,
-        per_device_train_batch_size=1,
-        max_grad_norm=recipe.optimizer.max_grad_norm,
-        bf16=recipe.bf16,
-        use_cpu=on_cpu,
-        **checkpointing,
-        logging_steps=recipe.log_steps,
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,
-        save_steps=recipe.save_steps,
-        # Transformers refuses to save the optimiser of a sharded model; what is saved is ours to say.
-        save_only_model=recipe.parallelism == "fsdp2",
-        report_to=recipe.report_to,
-        remove_unused_columns=False,
-        ignore_data_skip=True,
-        dataloader_num_workers=recipe.data.workers,
-        ddp_find_unused_parameters=False,
-        seed=recipe.seed,
-    )
 
 
 class UniMedVLTrainer(Trainer):

@@ -72,3 +72,17 @@ def test_what_a_user_can_mend_is_one_line(recipe, capsys, changes, message):
     assert main([str(recipe("wrong", **changes))]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("unimedvl:")]
     assert len(lines) == 1 and message in lines[0]
+
+
+def test_recomputed_activations_change_nothing(recipe, tmp_path):
+    run(recipe("kept", steps=2), [])
+    run(recipe("recomputed", steps=2, gradient_checkpointing=True), [])
+    assert_close(tmp_path / "kept", tmp_path / "recomputed")
+
+
+def test_bfloat16_is_near_float32_and_keeps_float32_weights(recipe, tmp_path):
+    for name, bf16 in (("full", False), ("half", True)):
+        run(recipe(name, steps=2, bf16=bf16), [])
+    full, half = history(tmp_path / "full"), history(tmp_path / "half")
+    assert half[0]["loss"] == pytest.approx(full[0]["loss"], rel=0.02) and half[0]["loss"] != full[0]["loss"]
+    assert {value.dtype for value in weights(tmp_path / "half" / "final").values()} == {torch.float32}
