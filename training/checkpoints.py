@@ -1,4 +1,8 @@
-"""Checkpoints that are whole or absent, without pickle: tensors in safetensors, everything else in JSON."""
+"""Checkpoints that are whole or absent, without pickle: tensors in safetensors, everything else in JSON.
+
+Tensors go through `torch.distributed.checkpoint` in its safetensors form: every process writes what it holds, and a
+checkpoint can be gone on from with another number of processes, sharded or not.
+"""
 
 import contextlib
 import json
@@ -6,43 +10,101 @@ import os
 import random
 import re
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
+import torch.distributed as distributed
+import torch.distributed.checkpoint as distributed_checkpoint
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 COMPLETE = "complete.json"
+SHARDS = "shards"
+_FILE_BYTES = 1 << 30
 _NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def several_processes() -> bool:
+    """Whether this run has more than one process."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def gather(value: Any) -> list[Any]:
+    """A value of every process, in their order."""
+    if not several_processes():
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
 
 
 @contextlib.contextmanager
 def whole_folder(folder: str | Path) -> Iterator[Path]:
     """A folder that appears under its name only when the block ends without an error and all of it is on the disk.
 
-    The last file written is `COMPLETE`, which names every other one with its size. What a killed run leaves lies
-    under another name, and the next run clears it away.
+    Every process of the run enters and may write; one that cannot makes all stop. The last file written is `COMPLETE`,
+    which names every other one with its size. What a killed run leaves lies under another name, and the next run
+    clears it away.
+
+    Raises:
+        ValueError: if the disk refuses, in every process.
     """
     folder = Path(folder)
     partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    first = not several_processes() or distributed.get_rank() == 0
+    with _together(folder):
+        if first:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
     try:
-        yield partial
-        files = sorted(path for path in partial.rglob("*") if path.is_file())
-        sizes = {path.relative_to(partial).as_posix(): path.stat().st_size for path in files}
-        (partial / COMPLETE).write_text(json.dumps(sizes, indent=1))
-        for path in [*files, partial / COMPLETE]:
-            with path.open("rb") as opened:
-                os.fsync(opened.fileno())
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
+        with _together(folder):
+            yield partial
+        with _together(folder):
+            if first:
+                _finish(partial, folder)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        if first:
+            shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _finish(partial: Path, folder: Path) -> None:
+    files = sorted(path for path in partial.rglob("*") if path.is_file())
+    sizes = {path.relative_to(partial).as_posix(): path.stat().st_size for path in files}
+    (partial / COMPLETE).write_text(json.dumps(sizes, indent=1))
+    for path in [*files, partial / COMPLETE]:
+        with path.open("rb") as opened:
+            os.fsync(opened.fileno())
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+
+
+@contextlib.contextmanager
+def _together(folder: Path) -> Iterator[None]:
+    """Every process leaves the block, or none does."""
+    problem, cause = None, None
+    try:
+        yield
+    except (OSError, SafetensorError, CheckpointException) as error:
+        problem, cause = _reason(error), error
+    problems = [found for found in gather(problem) if found is not None]
+    if problems:
+        raise ValueError(
+            f"{folder} cannot be written ({problems[0]}): make room or choose another output_dir; the checkpoints "
+            "before it are untouched."
+        ) from cause
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, CheckpointException):
+        inner = [failure[0] for failure in error.failures.values()]
+        return _reason(inner[0]) if inner else "torch.distributed.checkpoint failed"
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
@@ -60,49 +122,121 @@ def is_whole(folder: Path) -> bool:
     try:
         sizes = json.loads((folder / COMPLETE).read_text())
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return False
 
 
-def save_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[int, str], path: Path) -> None:
-    """Write an optimiser's state.
+# --- Tensors ---------------------------------------------------------------------------------------------------------
+
+
+def save_tensors(tensors: Mapping[str, torch.Tensor], checkpoint: Path) -> None:
+    """Write tensors, whole or sharded, into a checkpoint; every process calls it with the same names."""
+    world = distributed.get_world_size() if several_processes() else 1
+    files, filled = {}, 0
+    for name, tensor in tensors.items():
+        files[name] = 1 + filled // (_FILE_BYTES * world)
+        filled += tensor.numel() * tensor.element_size()
+    writer = HuggingFaceStorageWriter(str(checkpoint / SHARDS), files, save_distributed=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        distributed_checkpoint.save(dict(tensors), storage_writer=writer, no_dist=not several_processes())
+
+
+def stored_tensors(checkpoint: Path) -> dict[str, torch.Size]:
+    """Names and shapes of a checkpoint's tensors.
+
+    Raises:
+        ValueError: if a file is damaged.
+    """
+    try:
+        metadata = HuggingFaceStorageReader(str(checkpoint / SHARDS)).read_metadata()
+    except (SafetensorError, FileNotFoundError) as error:
+        raise _damaged(checkpoint, error) from error
+    return {name: entry.size for name, entry in metadata.state_dict_metadata.items()}
+
+
+def load_tensors(tensors: Mapping[str, torch.Tensor], checkpoint: Path) -> None:
+    """Fill tensors, whole or sharded, from a checkpoint.
+
+    Raises:
+        ValueError: if it has not all of them in these shapes, or is damaged.
+    """
+    stored = stored_tensors(checkpoint)
+    for name, tensor in tensors.items():
+        if name not in stored or stored[name] != tensor.shape:
+            has = f"in the shape {tuple(stored[name])}" if name in stored else "not"
+            raise ValueError(
+                f"{checkpoint} is a checkpoint of another model or recipe (it has {name} {has}): choose another "
+                "output_dir, or remove it."
+            )
+    reader = HuggingFaceStorageReader(str(checkpoint / SHARDS))
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            distributed_checkpoint.load(dict(tensors), storage_reader=reader, no_dist=not several_processes())
+    except (SafetensorError, CheckpointException) as error:
+        raise _damaged(checkpoint, error) from error
+
+
+def _damaged(checkpoint: Path, error: BaseException) -> ValueError:
+    return ValueError(f"{checkpoint} is damaged ({_reason(error)}): remove it to go on from the one before.")
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, torch.Tensor]:
+    """The moments that AdamW holds, by "optimizer.KEY.NAME"."""
+    return {
+        f"optimizer.{key}.{name}": value for name, state in _states(optimizer, names) for key, value in state.items()
+    }
+
+
+def optimizer_steps(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, float]:
+    """Steps that every weight has seen, by its name."""
+    return {name: float(state["step"]) for name, state in _states(optimizer, names, steps=True)}
+
+
+def _states(
+    optimizer: torch.optim.Optimizer, names: Mapping[int, str], steps: bool = False
+) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            if state:
+                yield names[id(parameter)], {key: value for key, value in state.items() if (key == "step") == steps}
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer,
+    names: Mapping[int, str],
+    checkpoint: Path,
+    steps: Mapping[str, float],
+    strict: bool = True,
+) -> None:
+    """Go on with an optimiser's moments.
 
     Args:
         names: name of every parameter by its `id`.
-    """
-    tensors = {}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            for key, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"{names[id(parameter)]}/{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    save_file(tensors, path)
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[int, str], path: Path) -> None:
-    """Read what `save_optimizer` wrote into an optimiser over the same parameters.
+        steps: see `optimizer_steps`.
+        strict: whether the checkpoint must be of just the weights that are trained; else those count that both have.
 
     Raises:
-        ValueError: if the file is damaged or holds the state of other parameters.
+        ValueError: if it is of others, or damaged.
     """
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
+    parameters = {names[id(parameter)]: parameter for group in optimizer.param_groups for parameter in group["params"]}
+    others = sorted(steps.keys() - parameters.keys())
+    if strict and others:
         raise ValueError(
-            f"{path} is damaged ({error}): remove its checkpoint and go on from the one before."
-        ) from error
-    known = {names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]}
-    others = sorted({name.rpartition("/")[0] for name in tensors} - known)
-    if others:
-        raise ValueError(f"{path} holds the state of {others[0]}, which this run does not train: check `freeze`.")
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            prefix = f"{names[id(parameter)]}/"
-            state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-            if state:
-                # The step count stays where AdamW keeps it, on the CPU.
-                optimizer.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
-                }
+            f"{checkpoint} holds the optimiser's state of {others[0]}, which this run does not train: check `freeze`."
+        )
+    tensors = {}
+    for name in parameters.keys() & steps.keys():
+        moments = {key: torch.zeros_like(parameters[name]) for key in ("exp_avg", "exp_avg_sq")}
+        # The step count lies where AdamW keeps it, on the CPU.
+        optimizer.state[parameters[name]] = {"step": torch.tensor(steps[name]), **moments}
+        tensors |= {f"optimizer.{key}.{name}": value for key, value in moments.items()}
+    load_tensors(tensors, checkpoint)
+
+
+# --- Generators ------------------------------------------------------------------------------------------------------
 
 
 def random_state() -> dict[str, Any]:

@@ -56,9 +56,10 @@ class GroupRecipe:
 
     Attributes:
         name: of the group, in logs.
-        path: folder of built or published records.
+        path: folder of built or published records; `DataRecipe.path` if empty.
         weight: share of the samples, relative to the other groups.
-        tasks, sources, modalities: values of `sub_task_type`, `dataset` and `modality` to keep; all if empty.
+        kinds, tasks, sources, modalities: values of `main_task_type`, `sub_task_type`, `dataset` and `modality` to
+            keep; all if empty.
         split: of the records.
         vae: sizes of images that enter or leave through the autoencoder.
         vit: sizes of images that condition a generated image through the ViT.
@@ -66,8 +67,9 @@ class GroupRecipe:
     """
 
     name: str
-    path: str
+    path: str = ""
     weight: float = 1.0
+    kinds: list[str] = field(default_factory=list)
     tasks: list[str] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     modalities: list[str] = field(default_factory=list)
@@ -87,6 +89,7 @@ class DataRecipe:
 
     Attributes:
         groups: at least one.
+        path: folder of the records of all groups that name none of their own.
         pack_tokens: length of a packed row.
         sample_tokens: longest sample that is taken, `pack_tokens` if None; longer ones are counted and logged.
         rows_per_batch: packed rows in a micro-batch.
@@ -99,6 +102,7 @@ class DataRecipe:
     """
 
     groups: list[GroupRecipe]
+    path: str = ""
     pack_tokens: int = 18500
     sample_tokens: int | None = None
     rows_per_batch: int = 1
@@ -114,6 +118,10 @@ class DataRecipe:
         names = [group.name for group in self.groups]
         if len(set(names)) != len(names):
             raise ValueError("Two groups of data.groups have the same name: give each its own.")
+        for group in self.groups:
+            group.path = group.path or self.path
+            if not group.path:
+                raise ValueError(f"Group {group.name!r} has no path: set data.path to a folder of built records.")
         for name in ("pack_tokens", "rows_per_batch", "open_packs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name} must be 1 or more, not {getattr(self, name)}.")

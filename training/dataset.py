@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import numpy
 import pyarrow
+import pyarrow.parquet as parquet
 from torch.utils.data import IterableDataset, get_worker_info
 
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
@@ -42,19 +43,31 @@ class Outline:
     message: tuple[Turn, ...]
 
 
+class EmptyGroupError(ValueError):
+    """A folder holds no record of the kind that a group wants."""
+
+
 class RecordGroup:
     """The records of a group, memory-mapped.
 
     Raises:
-        ValueError: if the folder holds none of the wanted kind.
+        EmptyGroupError: if the folder holds none of the wanted kind.
+        ValueError: if a shard is damaged, naming it.
     """
 
     def __init__(self, recipe: GroupRecipe):
         self.recipe = recipe
         paths = published_paths(recipe.path, recipe.split)
-        rows = datasets.Dataset.from_parquet([str(path) for path in paths], features=features(decode=False))
+        try:
+            rows = datasets.Dataset.from_parquet([str(path) for path in paths], features=features(decode=False))
+        except (datasets.exceptions.DatasetGenerationError, pyarrow.ArrowException, OSError) as error:
+            raise ValueError(
+                f"Group {recipe.name!r}: {_damaged(paths) or recipe.path} cannot be read "
+                f"({' '.join(str(error.__cause__ or error).split())}): build the records again."
+            ) from error
         keep = numpy.asarray(rows["split"]) == recipe.split
         for column, wanted in (
+            ("main_task_type", recipe.kinds),
             ("sub_task_type", recipe.tasks),
             ("dataset", recipe.sources),
             ("modality", recipe.modalities),
@@ -64,7 +77,7 @@ class RecordGroup:
         self.rows, self.kept = rows, numpy.flatnonzero(keep)
         self.arrow = rows.with_format("arrow")
         if len(self.kept) == 0:
-            raise ValueError(
+            raise EmptyGroupError(
                 f"Group {recipe.name!r}: {recipe.path} holds no {recipe.split} record of the wanted tasks, sources "
                 "and modalities; `unimedvl data stats` lists what it holds."
             )
@@ -89,6 +102,15 @@ class RecordGroup:
             _sizes(row, "output_img"),
             turns,
         )
+
+
+def _damaged(paths: Sequence[Path]) -> Path | None:
+    for path in paths:
+        try:
+            parquet.read_table(path)
+        except (pyarrow.ArrowException, OSError):
+            return path
+    return None
 
 
 def _sizes(row: pyarrow.Table, column: str) -> tuple[PictureSize, ...]:

@@ -1,16 +1,15 @@
 """An exponential average of the weights that are trained."""
 
-from pathlib import Path
-
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
+
+from .sharding import local
 
 
 class WeightAverage:
     """average = decay * average + (1 - decay) * weight after every optimiser step, of trainable weights only.
 
-    The averages live where the weights do: under FSDP each process holds the average of its own shard.
+    The averages live where the weights do: under FSDP each process holds the average of its own share.
 
     Args:
         model: whose weights at this moment are the start.
@@ -28,26 +27,17 @@ class WeightAverage:
         """Take the weights in after an optimiser step."""
         parameters = dict(model.named_parameters())
         for name, average in self.averages.items():
-            average.lerp_(parameters[name], 1 - self.decay)
+            local(average).lerp_(local(parameters[name]), 1 - self.decay)
 
-    def save(self, path: Path) -> None:
-        save_file({name: average.cpu().contiguous() for name, average in self.averages.items()}, path)
-
-    @torch.no_grad()
-    def load(self, path: Path) -> None:
-        """Raises ValueError if the file averages other weights."""
-        loaded = load_file(path)
-        if loaded.keys() != self.averages.keys():
-            other = sorted(loaded.keys() ^ self.averages.keys())[0]
-            raise ValueError(f"{path} does not fit the weights that this run trains ({other}): check `freeze`.")
-        for name, average in self.averages.items():
-            average.copy_(loaded[name])
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The averages by "average.NAME", as a checkpoint holds them."""
+        return {f"average.{name}": average for name, average in self.averages.items()}
 
     @torch.no_grad()
     def exchange(self, model: nn.Module) -> None:
         """Swap weights and averages; twice is as if never."""
         parameters = dict(model.named_parameters())
         for name, average in self.averages.items():
-            held = average.clone()
-            average.copy_(parameters[name])
-            parameters[name].copy_(held)
+            held = local(average).clone()
+            local(average).copy_(local(parameters[name]))
+            local(parameters[name]).copy_(held)

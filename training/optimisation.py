@@ -32,17 +32,26 @@ def freeze_parts(model: nn.Module, frozen: Iterable[str]) -> None:
 
 
 def make_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.AdamW:
-    """AdamW with one group for each part that learns."""
+    """AdamW with one group for each part that learns, and for each name in `learning_rates`.
+
+    Raises:
+        ValueError: if nothing learns, or a name of `learning_rates` begins no trained weight's.
+    """
+    prefixes = sorted((name for name in recipe.learning_rates if "." in name), key=len, reverse=True)
     groups: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault(part_of(name), []).append(parameter)
+            group = next((prefix for prefix in prefixes if name.startswith(prefix)), part_of(name))
+            groups.setdefault(group, []).append(parameter)
     if not groups:
         raise ValueError("Nothing is left to learn: shorten `freeze`.")
+    unused = [prefix for prefix in prefixes if prefix not in groups]
+    if unused:
+        raise ValueError(f"optimizer.learning_rates: no trained weight's name begins with {unused[0]!r}.")
     return torch.optim.AdamW(
         [
-            {"params": parameters, "lr": recipe.learning_rates.get(part, recipe.learning_rate), "part": part}
-            for part, parameters in groups.items()
+            {"params": parameters, "lr": recipe.learning_rates.get(group, recipe.learning_rate), "part": group}
+            for group, parameters in groups.items()
         ],
         betas=(recipe.betas[0], recipe.betas[1]),
         eps=recipe.eps,

@@ -11,11 +11,14 @@ from typing import Any
 
 import yaml
 
-from .data_recipe import DataRecipe
+from .data_recipe import DataRecipe, GroupRecipe
 
 PARTS = ("llm", "vit", "vae", "others")
 SCHEDULES = ("constant", "cosine")
+PARALLELISMS = ("ddp", "fsdp2")
 CARRIED_WEIGHTS = ("model", "ema")
+CARRIED_OPTIMIZERS = ("fresh", "carried")
+PACKAGED = Path(__file__).with_name("recipes")
 
 
 @dataclass
@@ -24,7 +27,8 @@ class OptimizerRecipe:
 
     Attributes:
         learning_rate: of all parts that `learning_rates` does not name.
-        learning_rates: by part: "llm", "vit", "vae", "others" (connector, projections, time embedding).
+        learning_rates: by part: "llm", "vit", "vae", "others" (connector, projections, time embedding); or by the
+            beginning of weights' names, "model.connector": the longest one that fits counts.
         schedule: "constant" or "cosine" (down to `min_learning_rate`), after a linear warm-up from 0.
         warmup_steps: of the warm-up.
         betas, eps, weight_decay, max_grad_norm: AdamW's, and the norm that gradients are clipped to.
@@ -42,7 +46,57 @@ class OptimizerRecipe:
 
     def __post_init__(self) -> None:
         _one_of("optimizer.schedule", [self.schedule], SCHEDULES)
-        _one_of("optimizer.learning_rates", self.learning_rates, PARTS)
+        _one_of("optimizer.learning_rates", [name for name in self.learning_rates if "." not in name], PARTS)
+
+
+@dataclass
+class ValidationRecipe:
+    """Losses on records that are not learnt from, without condition dropout and with the same noise every time.
+
+    Attributes:
+        every: steps between validations; none if 0.
+        batches: micro-batches of one, over all processes.
+        groups: what is read; the training groups' records of `split` if empty.
+        split: see `groups`.
+    """
+
+    every: int = 0
+    batches: int = 8
+    groups: list[GroupRecipe] = field(default_factory=list)
+    split: str = "validation"
+
+    def __post_init__(self) -> None:
+        _not_negative("validation", self, "every")
+        if self.batches < 1:
+            raise ValueError(f"validation.batches must be 1 or more, not {self.batches}.")
+
+
+@dataclass
+class SamplesRecipe:
+    """Pictures made along the way, one file for each time: a row for every prompt.
+
+    Attributes:
+        every: steps between them; none if 0.
+        prompts: texts to make pictures of.
+        count: pictures of each prompt, with seeds 0, 1, ...
+        height, width: of the pictures, in pixels.
+        steps: of the sampler.
+    """
+
+    every: int = 0
+    prompts: list[str] = field(default_factory=list)
+    count: int = 4
+    height: int = 512
+    width: int = 512
+    steps: int = 24
+
+    def __post_init__(self) -> None:
+        _not_negative("samples", self, "every")
+        for name in ("count", "height", "width", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"samples.{name} must be 1 or more, not {getattr(self, name)}.")
+        if self.every and not self.prompts:
+            raise ValueError("samples.prompts is empty: name texts to make pictures of, or set samples.every to 0.")
 
 
 @dataclass
@@ -63,10 +117,13 @@ class TrainingRecipe:
         optimizer: see `OptimizerRecipe`.
         bf16: compute in bfloat16 beside float32 weights.
         gradient_checkpointing: recompute activations in the backward pass.
+        parallelism: of several processes: "ddp", each with the whole model, or "fsdp2", each with its share.
+        peak_tflops: what a device can do in bfloat16, to log the share that is used (MFU); looked up if 0.
         save_steps, keep_checkpoints: steps between checkpoints, and how many are kept.
         log_steps: steps between log lines.
         report_to: "tensorboard", "trackio", "wandb", or nothing.
         spike_factor: stop when the loss of a step exceeds this many times the median of the last hundred; never if 0.
+        validation, samples: see `ValidationRecipe` and `SamplesRecipe`.
         seed: of everything.
     """
 
@@ -83,15 +140,21 @@ class TrainingRecipe:
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     bf16: bool = True
     gradient_checkpointing: bool = False
+    parallelism: str = "ddp"
+    peak_tflops: float = 0.0
     save_steps: int = 2000
     keep_checkpoints: int = 2
     log_steps: int = 10
     report_to: list[str] = field(default_factory=list)
     spike_factor: float = 0.0
+    validation: ValidationRecipe = field(default_factory=ValidationRecipe)
+    samples: SamplesRecipe = field(default_factory=SamplesRecipe)
     seed: int = 4396
 
     def __post_init__(self) -> None:
         _one_of("freeze", self.freeze, ("llm", "vit", "vae", "und"))
+        _one_of("parallelism", [self.parallelism], PARALLELISMS)
+        _not_negative("", self, "spike_factor")
         for name in ("steps", "accumulation", "save_steps", "keep_checkpoints", "log_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}.")
@@ -107,15 +170,19 @@ class StageRecipe:
         name: folder of the stage within the curriculum's.
         recipe: its file, relative to the curriculum's file. The recipe's `output_dir`, and its `model` from the second
             stage on, are the curriculum's business.
-        weights: what it starts from: the "model" or the "ema" of the stage before.
+        weights: what it starts from: the "model" or the "ema" of the stage before. The stage's own average starts from
+            the average of the stage before either way.
+        optimizer: whether AdamW's moments are the stage before's or "fresh"; the schedule is always the stage's own.
     """
 
     name: str
     recipe: str
     weights: str = "ema"
+    optimizer: str = "fresh"
 
     def __post_init__(self) -> None:
         _one_of("weights", [self.weights], CARRIED_WEIGHTS)
+        _one_of("optimizer", [self.optimizer], CARRIED_OPTIMIZERS)
 
 
 @dataclass
@@ -137,6 +204,11 @@ class CurriculumRecipe:
             raise ValueError("stages is empty: name at least one.")
 
 
+def _not_negative(section: str, recipe: Any, name: str) -> None:
+    if getattr(recipe, name) < 0:
+        raise ValueError(f"{section}{'.' if section else ''}{name} must be 0 or more, not {getattr(recipe, name)}.")
+
+
 def _one_of(name: str, values: Iterable[str], allowed: Iterable[str]) -> None:
     for value in values:
         if value not in allowed:
@@ -148,31 +220,53 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def find_recipe(path: str | Path) -> Path:
+    """A recipe's file: as named, or the one that comes with the package ("unimedvl-14b/curriculum.yaml").
+
+    Raises:
+        ValueError: if there is neither, naming what the package has.
+    """
+    for place in (Path(path), PACKAGED / path):
+        if place.is_file():
+            return place
+    packaged = sorted(found.relative_to(PACKAGED).as_posix() for found in PACKAGED.glob("*/*.yaml"))
+    raise ValueError(f"{path} is no file, and no recipe of this package: {', '.join(packaged)}.")
+
+
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> TrainingRecipe | CurriculumRecipe:
     """Read a recipe or a curriculum.
 
     Args:
         path: a YAML file; one with the key `stages` is a curriculum.
         overrides: "key=value" with dots into sections and numbers into lists, values in YAML:
-            "optimizer.learning_rate=1e-5", "data.groups.0.weight=2".
+            "optimizer.learning_rate=1e-5", "data.groups.0.weight=2". A curriculum takes those for its own keys.
 
     Raises:
         ValueError: in one sentence, for a file that is no recipe, an unknown key (with the nearest one that exists), a
             missing one, or a value of the wrong type.
     """
-    path = Path(path)
+    path = find_recipe(path)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold keys and values, found {type(values).__name__}.")
-    for override in overrides:
-        _override(values, override)
     kind = CurriculumRecipe if "stages" in values else TrainingRecipe
+    for override in overrides if kind is TrainingRecipe else split_overrides(overrides)[0]:
+        _override(values, override)
     recipe = from_mapping(kind, values, str(path))
     assert isinstance(recipe, (TrainingRecipe, CurriculumRecipe))
     return recipe
+
+
+def split_overrides(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Those that a curriculum's file takes itself, and those for its stages."""
+    own = {item.name for item in dataclasses.fields(CurriculumRecipe)}
+    parts: tuple[list[str], list[str]] = ([], [])
+    for text in overrides:
+        parts[text.partition("=")[0].partition(".")[0] not in own].append(text)
+    return parts
 
 
 def _override(values: Any, text: str) -> None:

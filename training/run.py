@@ -10,17 +10,23 @@ import os
 import sys
 from pathlib import Path
 
+import datasets
 import torch
+import torch.distributed as distributed
+from accelerate import PartialState
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
-from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
+from unimedvl.checkpoint import open_checkpoint
+from unimedvl.loading import load, load_processor
 
-from .checkpoints import checkpoints, is_whole
+from .checkpoints import checkpoints, is_whole, several_processes
+from .data_recipe import DataRecipe
 from .dataset import PackedRecords, RecordGroup
 from .latents import LatentCache, autoencoder_fingerprint
-from .recipe import CurriculumRecipe, TrainingRecipe, load_recipe
+from .observation import Validation, open_validation
+from .recipe import CurriculumRecipe, StageRecipe, TrainingRecipe, find_recipe, load_recipe, split_overrides
+from .sharding import load_sharded
 from .trainer import UniMedVLTrainer
 
 logger = logging.getLogger(__name__)
@@ -29,10 +35,15 @@ logger = logging.getLogger(__name__)
 FINISHED = {"model": "final", "ema": "final-ema"}
 
 
-def run_recipe(recipe: TrainingRecipe) -> Path:
+def run_recipe(recipe: TrainingRecipe, before: Path | None = None, carried: StageRecipe | None = None) -> Path:
     """Train one stage, or go on with it, and return the folder of its finished model.
 
     A stage that is finished already is left as it is.
+
+    Args:
+        recipe: see `TrainingRecipe`.
+        before: output folder of the stage before, whose averages and moments may be carried over.
+        carried: what is carried over from it.
 
     Raises:
         ValueError: for data, a checkpoint or an output folder that cannot be used.
@@ -43,29 +54,44 @@ def run_recipe(recipe: TrainingRecipe) -> Path:
         logger.info("%s is finished", output)
         return best
     _check_writable(output)
+    state = PartialState(cpu=not torch.cuda.is_available())
     set_seed(recipe.seed)
     groups = [RecordGroup(group) for group in recipe.data.groups]
-    model = UniMedVLForConditionalGeneration.from_pretrained(recipe.model, dtype=torch.float32)
-    processor = UniMedVLProcessor.from_pretrained(recipe.model)
+    held_out = open_validation(recipe) if recipe.validation.every else None
+    checkpoint = open_checkpoint(recipe.model)
+    processor = load_processor(checkpoint.directory)
+    if recipe.parallelism == "fsdp2" and state.num_processes > 1:
+        model = load_sharded(checkpoint, recipe.freeze, recipe.bf16, state.device)
+    else:
+        model = load(checkpoint.directory, dtype="float32", device="cpu").model
     cache = None
     if recipe.data.latent_cache:
         cache = LatentCache(recipe.data.latent_cache, autoencoder_fingerprint(model))
-    data = PackedRecords(
-        groups,
-        recipe.data,
-        lambda text: processor.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True),
-        model.config,
-        recipe.seed,
-        rank=int(os.environ.get("RANK", 0)),
-        world=int(os.environ.get("WORLD_SIZE", 1)),
-        timestep_shift=recipe.timestep_shift,
-        cache=cache,
-    )
-    trainer = UniMedVLTrainer(model, recipe, data, processor, cache)
+
+    def packed(data: DataRecipe, opened: list[RecordGroup]) -> PackedRecords:
+        return PackedRecords(
+            opened,
+            data,
+            lambda text: processor.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True),
+            model.config,
+            recipe.seed,
+            rank=state.process_index,
+            world=state.num_processes,
+            timestep_shift=recipe.timestep_shift,
+            cache=cache,
+        )
+
+    validation = None
+    if held_out is not None:
+        count = -(-recipe.validation.batches // state.num_processes)
+        validation = Validation(recipe, packed(*held_out), count, cache)
+    trainer = UniMedVLTrainer(model, recipe, packed(recipe.data, groups), processor, cache, validation)
     found = checkpoints(output)
     if found:
         logger.info("going on from %s", found[-1])
-    trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
+    elif before is not None and carried is not None:
+        trainer.carry(checkpoints(before), carried)
+    trainer.go_on(found[-1] if found else None)
     trainer.save_stage(output / FINISHED["model"], average=False)
     if trainer.average is not None:
         trainer.save_stage(output / FINISHED["ema"], average=True)
@@ -79,26 +105,28 @@ def run_curriculum(recipe: CurriculumRecipe, folder: Path, overrides: list[str])
         folder: of the curriculum's file, which its stages' files are relative to.
         overrides: "key=value" for every stage.
     """
-    start = recipe.model
+    stages = [load_recipe(folder / stage.recipe, overrides) for stage in recipe.stages]
+    start, before = recipe.model, None
     finished = Path(start)
-    for stage in recipe.stages:
-        stage_recipe = load_recipe(folder / stage.recipe, overrides)
+    for stage, stage_recipe in zip(recipe.stages, stages, strict=True):
         if not isinstance(stage_recipe, TrainingRecipe):
             raise ValueError(f"{folder / stage.recipe}: a stage must be a recipe, not a curriculum.")
+        if before is not None:
+            start = str(before / FINISHED["model"])
+            if stage.weights == "ema" and (before / FINISHED["ema"]).is_dir():
+                start = str(before / FINISHED["ema"])
         output = Path(recipe.output_dir) / stage.name
-        stage_recipe = dataclasses.replace(stage_recipe, model=start, output_dir=str(output))
-        finished = run_recipe(stage_recipe)
-        start = str(output / FINISHED[stage.weights if stage_recipe.ema_decay else "model"])
+        finished = run_recipe(dataclasses.replace(stage_recipe, model=start, output_dir=str(output)), before, stage)
+        before = output
     return finished
 
 
 def run(path: str | Path, overrides: list[str]) -> Path:
     """Run the recipe or curriculum of a file; returns the folder of the finished model."""
+    path = find_recipe(path)
     recipe = load_recipe(path, overrides)
     if isinstance(recipe, CurriculumRecipe):
-        own = {field.name for field in dataclasses.fields(CurriculumRecipe)}
-        stages = [text for text in overrides if text.partition("=")[0].partition(".")[0] not in own]
-        return run_curriculum(recipe, Path(path).parent, stages)
+        return run_curriculum(recipe, path.parent, split_overrides(overrides)[1])
     return run_recipe(recipe)
 
 
@@ -112,16 +140,46 @@ def _check_writable(output: Path) -> None:
         raise ValueError(f"{output} cannot be written to ({error.strerror}): choose another output_dir.") from error
 
 
+def run_command(path: str, overrides: list[str]) -> Path:
+    """`run` for people: progress on stderr, and errors that say what to do.
+
+    Raises:
+        ValueError: in one line.
+    """
+    transformers_logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    first = int(os.environ.get("RANK", 0)) == 0
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("unimedvl").setLevel(logging.INFO if first else logging.ERROR)
+    try:
+        return run(path, overrides)
+    except RuntimeError as error:
+        if several_processes() and _is_lost_process(error):
+            raise ValueError(
+                "another process of this run is gone: see what it said, and start again; the run goes on from its "
+                "last checkpoint."
+            ) from error
+        raise
+    finally:
+        if several_processes() and sys.exc_info()[0] is None:
+            distributed.destroy_process_group()
+
+
+def _is_lost_process(error: RuntimeError) -> bool:
+    if isinstance(error, distributed.DistError):
+        return True
+    # gloo's errors have no class of their own.
+    return any(word in str(error).lower() for word in ("gloo", "connection closed", "connection reset", "nccl"))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command for launchers; exit code 2 with one line for what the user can mend."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    transformers_logging.set_verbosity_error()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
         return 0 if arguments else 2
     try:
-        print(run(arguments[0], arguments[1:]))
+        print(run_command(arguments[0], arguments[1:]))
     except (ValueError, OSError) as error:
         print(f"unimedvl: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
 """The curriculum's trainer: transformers' `Trainer` with two losses, packed data, averaged weights, exact resuming."""
 
+import hashlib
 import json
-import logging
 import shutil
 import statistics
 import time
@@ -11,25 +11,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from unimedvl.modeling_unimedvl.blocks_unimedvl import is_flow_target
-
-from .checkpoints import checkpoints, load_optimizer, random_state, save_optimizer, set_random_state, whole_folder
+from .accounts import Accounts, Operations, peak_flops
+from .arguments import training_arguments
+from .checkpoints import (
+    checkpoints,
+    gather,
+    load_optimizer,
+    load_tensors,
+    optimizer_steps,
+    optimizer_tensors,
+    random_state,
+    save_tensors,
+    set_random_state,
+    stored_tensors,
+    whole_folder,
+)
 from .collate import BatchInfo
 from .dataset import PackedRecords
 from .ema import WeightAverage
 from .latents import LatentCache, scaled_latents
+from .observation import ProgressLines, Validation, sample_sheet, save_sheet
 from .optimisation import freeze_parts, make_optimizer, make_schedule
-from .recipe import TrainingRecipe
-
-logger = logging.getLogger(__name__)
-
-_LOSS_ROWS = 1024  # labels whose losses are looked at together, so that no second copy of all logits is made
+from .recipe import StageRecipe, TrainingRecipe
+from .sharding import is_sharded, save_whole
 
 
 class _AverageWeights(TrainerCallback):
@@ -38,35 +47,7 @@ class _AverageWeights(TrainerCallback):
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         if self.trainer.average is not None:
-            self.trainer.average.update(self.trainer.accelerator.unwrap_model(self.trainer.model))
-
-
-def training_arguments(recipe: TrainingRecipe) -> TrainingArguments:
-    """Transformers' arguments of a recipe."""
-    on_cpu = not torch.cuda.is_available()
-    checkpointing: dict[str, Any] = {}
-    if recipe.gradient_checkpointing:
-        checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
-    return TrainingArguments(
-        output_dir=recipe.output_dir,
-        max_steps=recipe.steps,
-        gradient_accumulation_steps=recipe.accumulation,
-        per_device_train_batch_size=1,
-        max_grad_norm=recipe.optimizer.max_grad_norm,
-        bf16=recipe.bf16,
-        use_cpu=on_cpu,
-        **checkpointing,
-        logging_steps=recipe.log_steps,
-        logging_nan_inf_filter=False,
-        save_steps=recipe.save_steps,
-        save_total_limit=recipe.keep_checkpoints,
-        report_to=recipe.report_to,
-        remove_unused_columns=False,
-        ignore_data_skip=True,
-        dataloader_num_workers=recipe.data.workers,
-        ddp_find_unused_parameters=False,
-        seed=recipe.seed,
-    )
+            self.trainer.average.update(self.trainer.bare)
 
 
 class UniMedVLTrainer(Trainer):
@@ -78,11 +59,12 @@ class UniMedVLTrainer(Trainer):
     the same bits as never having stopped.
 
     Args:
-        model: `UniMedVLForConditionalGeneration`, in float32 for training.
+        model: `UniMedVLForConditionalGeneration`, in float32 for training; sharded or not.
         recipe: see `TrainingRecipe`.
         data: the packed records of this process.
         processor: saved with every checkpoint.
         cache: of posteriors, the one that `data` uses.
+        validation: what is validated on, if anything is.
     """
 
     def __init__(
@@ -92,21 +74,34 @@ class UniMedVLTrainer(Trainer):
         data: PackedRecords,
         processor: Any,
         cache: LatentCache | None = None,
+        validation: Validation | None = None,
     ):
-        self.recipe, self.cache = recipe, cache
+        self.recipe, self.cache, self.validation = recipe, cache, validation
         freeze_parts(model, recipe.freeze)
         model.config.ce_loss_weight, model.config.mse_loss_weight = recipe.ce_weight, recipe.mse_weight
         self.planner_state: dict[str, Any] | None = None
+        # A chain over the ids of all records learnt from, in their order.
+        self.order = ""
+        self.accounts = Accounts()
+        self.operations, self.peak = Operations(model), peak_flops(recipe.peak_tflops)
         self._recent: deque[float] = deque(maxlen=100)
         self._window: list[BatchInfo] = []
-        self._sums: dict[str, list[float]] = {}
-        self._since = time.perf_counter()
+        self._step_loss = 0.0
+        self._since, self._begun = time.perf_counter(), None
         super().__init__(model=model, args=training_arguments(recipe), train_dataset=data, processing_class=processor)
         # After the model has moved to its device.
         self.average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
         # Each micro-batch's loss is a part of the window's, not a mean of its own.
         self.loss_is_scaled_for_ga = True
+        for callback in (PrinterCallback, ProgressCallback):
+            self.remove_callback(callback)
         self.add_callback(_AverageWeights(self))
+        self.add_callback(ProgressLines)
+
+    @property
+    def bare(self) -> Any:
+        """The model without what Accelerate puts around it."""
+        return self.accelerator.unwrap_model(self.model)
 
     # --- Data --------------------------------------------------------------------------------------------------------
 
@@ -132,12 +127,10 @@ class UniMedVLTrainer(Trainer):
             device=device,
         )
         labels, flow = self.accelerator.reduce(counts, reduction="sum").tolist()
-        tokens, capacity = (
-            sum(sample.num_tokens for sample in samples),
-            sum(info.capacity for info in self._window),
-        )
-        self._add("tokens", tokens, 1.0)
-        self._add("padding", capacity - tokens, capacity)
+        self.accounts.count(self._window)
+        self.accounts.totals["operations"] += sum(map(self.operations, batches))
+        ids = " ".join(f"{sample.record_id}/{sample.epoch}" for sample in samples)
+        self.order = hashlib.sha256(f"{self.order} {ids}".encode()).hexdigest()
         # The last process took the stream's last micro-batch of this step.
         last = self._window[-1].state
         if self.args.world_size > 1:
@@ -156,100 +149,102 @@ class UniMedVLTrainer(Trainer):
         inputs = dict(inputs)
         info: BatchInfo = inputs.pop("info")
         if self.cache is not None and info.latent_inputs:
-            bare = self.accelerator.unwrap_model(model)
-            inputs["latent_values"] = scaled_latents(bare, info.latent_inputs, self.cache)
+            inputs["latent_values"] = scaled_latents(self.bare, info.latent_inputs, self.cache)
         output = model(
             **inputs,
             num_items_in_batch=num_items_in_batch["labels"],
             num_flow_tokens_in_batch=num_items_in_batch["flow"],
         )
-        self._guard(output.loss, info)
-        self._note(output, inputs, info, num_items_in_batch)
+        if not bool(torch.isfinite(output.loss)):
+            self._stop(f"The loss is {output.loss.item()}", [info])
+        self.accounts.add_losses(output, inputs, info)
         loss = output.loss * self.args.world_size
         return (loss, output) if return_outputs else loss
 
-    def _guard(self, loss: torch.Tensor, info: BatchInfo) -> None:
-        if not bool(torch.isfinite(loss)):
-            names = ", ".join(sample.record_id for sample in info.samples)
-            raise ValueError(
-                f"The loss is {loss.item()} at step {self.state.global_step + 1} on the records {names}; the last "
-                f"checkpoint in {self.args.output_dir} is untouched."
-            )
-
-    @torch.no_grad()
-    def _note(self, output: Any, inputs: dict[str, Any], info: BatchInfo, counts: dict[str, int]) -> None:
-        """Add the micro-batch to the sums of the next log line: losses of each task and modality."""
-        first, number_of_row = [], 0
-        for row in range(inputs["sample_ids"].shape[0]):
-            first.append(number_of_row)
-            number_of_row += sum(sample.row == row for sample in info.samples)
-        samples = inputs["sample_ids"] + torch.tensor(first, device=inputs["sample_ids"].device)[:, None]
-        labelled = inputs["labels"][:, 1:] != -100
-        losses = [
-            F.cross_entropy(logits.float(), labels, reduction="none")
-            for logits, labels in zip(
-                output.logits.detach().split(_LOSS_ROWS),
-                inputs["labels"][:, 1:][labelled].split(_LOSS_ROWS),
-                strict=True,
-            )
-            if len(labels)
-        ]
-        if losses:
-            self._add_by_sample("ce", torch.cat(losses), samples[:, 1:][labelled], info)
-        noised = is_flow_target(inputs["mm_token_type_ids"])
-        if output.velocity is not None and bool(noised.any()):
-            errors = (output.velocity.detach().float() - output.flow_target.float()).square().mean(dim=-1)
-            self._add_by_sample("mse", errors, samples[noised], info)
-
-    def _add_by_sample(self, loss: str, values: torch.Tensor, owners: torch.Tensor, info: BatchInfo) -> None:
-        count = len(info.samples)
-        sums = torch.zeros(count, device=values.device).index_add_(0, owners, values).tolist()
-        counts = torch.bincount(owners, minlength=count).tolist()
-        for sample, total, tokens in zip(info.samples, sums, counts, strict=True):
-            if tokens:
-                for name in (loss, f"{loss}/{sample.task}", f"{loss}/modality/{sample.modality}"):
-                    self._add(name, total, tokens)
-
-    def _add(self, name: str, value: float, weight: float) -> None:
-        sums = self._sums.setdefault(name, [0.0, 0.0])
-        sums[0] += value
-        sums[1] += weight
+    def _stop(self, what: str, infos: list[BatchInfo]) -> None:
+        names = ", ".join(sample.record_id for info in infos for sample in info.samples)
+        raise ValueError(
+            f"{what} at step {self.state.global_step + 1}, on the records {names}; the last checkpoint in "
+            f"{self.args.output_dir} is untouched."
+        )
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self._step_loss = getattr(self, "_step_loss", 0.0) + loss.item() / self.args.world_size
+        self._step_loss += loss.item() / self.args.world_size
         if self.accelerator.sync_gradients:
-            self._check_spike(self._step_loss)
+            if self.recipe.spike_factor:
+                self._check_spike(sum(gather(self._step_loss)))
             self._step_loss = 0.0
         return loss
 
     def _check_spike(self, loss: float) -> None:
         factor = self.recipe.spike_factor
-        if factor and len(self._recent) == self._recent.maxlen and loss > factor * statistics.median(self._recent):
-            names = ", ".join(sample.record_id for info in self._window for sample in info.samples)
-            raise ValueError(
-                f"The loss jumped to {loss:.4g} at step {self.state.global_step + 1}, {factor:g} times its median, on "
-                f"the records {names}; the last checkpoint in {self.args.output_dir} is untouched."
-            )
+        if len(self._recent) == self._recent.maxlen and loss > factor * statistics.median(self._recent):
+            what = f"The loss jumped to {loss:.4g}, more than {factor:g} times its median,"
+            self._stop(what, sum(gather(self._window), []))
         self._recent.append(loss)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm)
+        value = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        if not value < float("inf"):
+            self._stop(f"The norm of the gradients is {value}", sum(gather(self._window), []))
+        return value
+
+    # --- Logs --------------------------------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             now = time.perf_counter()
-            gathered = [self._sums]
-            if self.args.world_size > 1:
-                gathered = [{} for _ in range(self.args.world_size)]
-                torch.distributed.all_gather_object(gathered, self._sums)
-            for name in sorted({name for sums in gathered for name in sums}):
-                total, weight = (sum(sums.get(name, [0.0, 0.0])[place] for sums in gathered) for place in (0, 1))
-                if name == "tokens":
-                    logs["tokens_per_second"] = total / (now - self._since)
-                else:
-                    logs[name] = total / weight
-            self._sums, self._since = {}, now
+            means, totals = self.accounts.close()
+            seconds = now - self._since
+            logs |= means | {"tokens_per_second": totals["tokens"] / seconds}
+            if self.peak is not None:
+                logs["mfu"] = totals["operations"] / seconds / (self.peak * self.args.world_size)
+            if self._begun is not None and self.state.global_step > self._begun[0]:
+                pace = (now - self._begun[1]) / (self.state.global_step - self._begun[0])
+                logs["seconds_left"] = pace * (self.args.max_steps - self.state.global_step)
+            self._begun = self._begun or (self.state.global_step, now)
+            self._since = now
         # An endless stream has no epochs; the share of the run takes their place, also after resuming.
         self.state.epoch = self.state.global_step / self.args.max_steps
         super().log(logs, start_time)
+
+    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, *args, **kwargs):
+        # Before anything is saved: what a checkpoint's history holds does not depend on when the run was stopped.
+        self._observe(model)
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, *args, **kwargs)
+
+    def _observe(self, model: nn.Module) -> None:
+        step = self.state.global_step
+        if step == self._observed:
+            return
+        validate = self.validation is not None and step % self.recipe.validation.every == 0
+        sample = self.recipe.samples.every and step % self.recipe.samples.every == 0
+        if not (validate or sample):
+            return
+        self._observed = step
+        bare, generators, begun = self.bare, random_state(), time.perf_counter()
+        if self.average is not None:
+            self.average.exchange(bare)
+        bare.eval()
+        try:
+            if validate:
+                assert self.validation is not None
+                self.log(self.validation(bare, self.args.device))
+            if sample and (self.args.should_save or is_sharded(bare)):
+                with self.compute_loss_context_manager():
+                    sheet = sample_sheet(bare, self.processing_class, self.recipe.samples)
+                if self.args.should_save:
+                    save_sheet(sheet, Path(self.args.output_dir) / "samples", step)
+        finally:
+            bare.train()
+            if self.average is not None:
+                self.average.exchange(bare)
+            set_random_state(generators)
+        self._since += time.perf_counter() - begun
+
+    _observed = -1
 
     # --- Optimiser ---------------------------------------------------------------------------------------------------
 
@@ -267,66 +262,100 @@ class UniMedVLTrainer(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def _bare_optimizer(self) -> torch.optim.Optimizer:
+        assert self.optimizer is not None
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
     def _names(self) -> dict[int, str]:
-        bare = self.accelerator.unwrap_model(self.model)
-        return {id(parameter): name for name, parameter in bare.named_parameters()}
+        return {id(parameter): name for name, parameter in self.bare.named_parameters()}
 
     # --- Checkpoints -------------------------------------------------------------------------------------------------
 
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """Weights by "model.NAME" (which begins with "model." once more) and averages by "average.NAME"."""
+        tensors = {f"weights.{name}": tensor for name, tensor in self.bare.state_dict().items()}
+        return tensors | (self.average.tensors() if self.average is not None else {})
+
     def _save_checkpoint(self, model, trial) -> None:
         folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        states = [random_state()]
-        if self.args.world_size > 1:
-            gathered: list[Any] = [None] * self.args.world_size
-            torch.distributed.all_gather_object(gathered, states[0])
-            states = gathered
-        if self.args.should_save:
-            with whole_folder(folder) as partial:
-                self._save(str(partial))
-                if self.average is not None:
-                    self.average.save(partial / "average.safetensors")
-                assert self.optimizer is not None and self.lr_scheduler is not None
-                optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-                save_optimizer(optimizer, self._names(), partial / "optimizer.safetensors")
-                schedule = {
-                    name: value for name, value in self.lr_scheduler.state_dict().items() if name != "lr_lambdas"
-                }
+        optimizer, names = self._bare_optimizer(), self._names()
+        assert self.lr_scheduler is not None
+        states, orders = gather(random_state()), gather(self.order)
+        schedule = {name: value for name, value in self.lr_scheduler.state_dict().items() if name != "lr_lambdas"}
+        with whole_folder(folder) as partial:
+            save_tensors(self._weights() | optimizer_tensors(optimizer, names), partial)
+            if self.args.should_save:
+                self._save_settings(partial)
                 self.state.save_to_json(str(partial / "trainer_state.json"))
                 progress = {
                     "planner": self.planner_state,
                     "random": states,
+                    "order": orders,
                     "schedule": schedule,
+                    "optimizer_steps": optimizer_steps(optimizer, names),
                     "recent": list(self._recent),
                     "world": self.args.world_size,
                 }
                 (partial / "progress.json").write_text(json.dumps(progress))
+        if self.args.should_save:
             for old in checkpoints(self.args.output_dir)[: -self.recipe.keep_checkpoints]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
+    def _save_settings(self, folder: Path) -> None:
+        config = self.bare.config
+        config.distributed_config, held = None, getattr(config, "distributed_config", None)
+        try:
+            config.save_pretrained(folder)
+        finally:
+            config.distributed_config = held
+        self.bare.generation_config.save_pretrained(folder)
+        self.processing_class.save_pretrained(folder)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
         folder = Path(resume_from_checkpoint)
-        if self.average is not None:
-            self.average.load(folder / "average.safetensors")
+        stored = stored_tensors(folder)
+        tensors = self._weights()
+        others = sorted(name for name in stored.keys() - tensors.keys() if not name.startswith("optimizer."))
+        if others:
+            raise ValueError(
+                f"{folder} is a checkpoint of another model or recipe (it has {others[0]}): choose another "
+                "output_dir, or remove it."
+            )
+        load_tensors(tensors, folder)
         progress = self._progress(folder)
         self.planner_state = progress["planner"]
         self._recent.extend(progress["recent"])
+        if len(progress["order"]) == self.args.world_size:
+            self.order = progress["order"][self.args.process_index]
         self.train_dataset.load_state_dict(self.planner_state)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
         folder = Path(checkpoint)
-        assert self.optimizer is not None and self.lr_scheduler is not None
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        load_optimizer(optimizer, self._names(), folder / "optimizer.safetensors")
-        schedule = self._progress(folder)["schedule"]
+        progress = self._progress(folder)
+        optimizer = self._bare_optimizer()
+        load_optimizer(optimizer, self._names(), folder, progress["optimizer_steps"])
+        assert self.lr_scheduler is not None
         # The functions themselves come from the recipe.
-        schedule["lr_lambdas"] = [None] * len(schedule["base_lrs"])
+        schedule = progress["schedule"] | {"lr_lambdas": [None] * len(progress["schedule"]["base_lrs"])}
         self.lr_scheduler.load_state_dict(schedule)
         for group, rate in zip(optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
+
+    def carry(self, found: list[Path], stage: StageRecipe) -> None:
+        """Start from the averages, and the moments if asked, of the stage before, where both stages train a weight."""
+        if not found:
+            return
+        stored = stored_tensors(found[-1])
+        if self.average is not None:
+            tensors = {name: tensor for name, tensor in self.average.tensors().items() if name in stored}
+            load_tensors(tensors, found[-1])
+        if stage.optimizer == "carried":
+            steps = self._progress(found[-1])["optimizer_steps"]
+            self.create_optimizer()
+            load_optimizer(self._bare_optimizer(), self._names(), found[-1], steps, strict=False)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -341,16 +370,31 @@ class UniMedVLTrainer(Trainer):
     def _progress(folder: Path) -> dict[str, Any]:
         return json.loads((folder / "progress.json").read_text())
 
+    def go_on(self, checkpoint: Path | None) -> None:
+        """Train from a checkpoint, or from the start, to the last step."""
+        if checkpoint is not None:
+            state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+            if state.global_step >= self.args.max_steps:
+                # Stopped between its last step and its finished model; transformers would do one step more.
+                self._load_from_checkpoint(str(checkpoint))
+                return
+        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
     def save_stage(self, folder: str | Path, average: bool) -> None:
-        """Write the finished model with its processor, from the averaged weights if asked."""
+        """Write the finished model with its processor, from the averaged weights if asked; every process calls it."""
         chosen = self.average if average else None
-        bare = self.accelerator.unwrap_model(self.model)
+        bare = self.bare
         if chosen is not None:
             chosen.exchange(bare)
-        if self.args.should_save:
-            with whole_folder(folder) as partial:
+        with whole_folder(folder) as partial:
+            if is_sharded(bare):
+                config = bare.config
+                config.distributed_config, held = None, config.distributed_config
+                save_whole(bare, partial)
+                config.distributed_config = held
+            elif self.args.should_save:
                 bare.save_pretrained(partial)
+            if self.args.should_save:
                 self.processing_class.save_pretrained(partial)
         if chosen is not None:
             chosen.exchange(bare)
-        self.accelerator.wait_for_everyone()

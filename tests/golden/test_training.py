@@ -285,17 +285,27 @@ def test_optimizer_run(golden, model, learner, batch, train_pictures):
         facts = {"ce": output.ce_loss.item(), "mse": output.mse_loss.item(), "loss": output.loss.item()}
         golden.equal_all(TRAIN, place, facts | {"grad_norm_before_clip": norm.item()}, relative=OPTIMIZER)
 
-    arguments, _ = forward_inputs(
-        golden, model, batch, train_pictures, "batch", golden.argument(TRAIN, "/forward/seed")
+    compare_outcome(
+        golden, learner, average, forward_inputs(golden, model, batch, train_pictures, "batch", forward_seed(golden))
     )
+
+
+def forward_seed(golden) -> int:
+    return golden.argument(TRAIN, "/forward/seed")
+
+
+def compare_outcome(golden, learner, average: dict[str, torch.Tensor], inputs: tuple[dict, dict]):
+    """Weights and averages after the optimiser run, and the losses of the recorded forward pass with them."""
+    pointer = "/optimizer"
     with torch.no_grad():
-        output = learner(**arguments)
+        output = learner(**inputs[0])
     after = {
         "loss_on_forward_noise": output.loss.item(),
         "ce": output.ce_loss.item(),
         "mse": output.mse_loss.item(),
     }
     golden.equal_all(TRAIN, f"{pointer}/after", after, relative=OPTIMIZER)
+    weights = {name: learner.get_parameter(our_name(name)) for name in average}
     for key, tensors, kind in (("param_norm_after", weights, "after"), ("ema_norm_after", average, "ema")):
         for name, tensor in tensors.items():
             place = f"{pointer}/{key}/{escape(name)}"
