@@ -159,7 +159,8 @@ def _claim(output: Path, settings: dict[str, Any]) -> None:
     if mark.is_file():
         found = json.loads(mark.read_text(encoding="utf-8"))
         if found != settings:
-            differing = ", ".join(sorted(key for key in settings if found.get(key) != settings[key]))
+            names = {"state": "the source's folder or options"}
+            differing = ", ".join(sorted(names.get(key, key) for key in settings if found.get(key) != settings[key]))
             raise ValueError(f"{output} holds another build (different: {differing}): choose another folder.")
         return
     # What a run leaves that was killed before it wrote the mark.
@@ -184,8 +185,14 @@ class BuildShard:
         output, tasks, files = Path(task.output), Counter[str](), [f"rejected/{task.name}.jsonl"]
         kept = 0
         with ExitStack() as stack:
+            # A reason may quote what is wrong: a name that is no text in UTF-8.
             rejected = stack.enter_context(
-                open(stack.enter_context(replacing(output / files[0])), "w", encoding="utf-8")
+                open(
+                    stack.enter_context(replacing(output / files[0])),
+                    "w",
+                    encoding="utf-8",
+                    errors="backslashreplace",
+                )
             )
             reasons: list[dict[str, str]] = []
             writers: dict[str, _SplitWriter] = {}

@@ -64,7 +64,7 @@ def pixels_of(picture: Picture) -> numpy.ndarray:
             return numpy.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
     except UnidentifiedImageError as error:
         raise ValueError(f"{picture.path}: the image cannot be decoded (no known format).") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{picture.path}: the image cannot be decoded ({error}).") from error
 
 

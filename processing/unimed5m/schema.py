@@ -235,6 +235,8 @@ class Record:
             value = getattr(self, name)
             if not isinstance(value, str) or not value:
                 raise self._wrong(name, "a text", value)
+            self._check_encodable(name, value)
+        self._check_encodable("license_tier", self.license_tier)
         if self.main_task_type not in MAIN_TASK_TYPES:
             raise self._wrong("main_task_type", f"one of {', '.join(MAIN_TASK_TYPES)}", self.main_task_type)
         if self.split not in SPLITS:
@@ -247,7 +249,16 @@ class Record:
             raise self._wrong("content_hash", content_hash(self), self.content_hash)
         self._check_extra()
 
+    def _check_encodable(self, name: str, text: str) -> None:
+        """Half a surrogate pair, as JSON can spell and file names can hold, has no place in a UTF-8 column."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            around = text[max(0, error.start - 20) : error.end + 20]
+            raise self._wrong(name, "text that UTF-8 can hold", around) from error
+
     def _check_picture(self, name: str, picture: Picture) -> None:
+        self._check_encodable(f"{name}.path", picture.path)
         if picture.data is None and not picture.path:
             raise self._wrong(name, "image bytes or a path", "neither")
         if picture.data is not None and picture.sha256 != hashlib.sha256(picture.data).hexdigest():
@@ -263,6 +274,7 @@ class Record:
                 raise self._wrong(f"message[{index}].from", "human or gpt", turn.role)
             if not isinstance(turn.value, str):
                 raise self._wrong(f"message[{index}].value", "a text", turn.value)
+            self._check_encodable(f"message[{index}].value", turn.value)
         if self.message[-1].role != "gpt":
             raise self._wrong("message", "a last turn from gpt", self.message[-1].role)
         if self.main_task_type == "text_only" and (self.input_img or self.output_img):
@@ -276,6 +288,7 @@ class Record:
                 )
 
     def _check_extra(self) -> None:
+        self._check_encodable("extra", self.extra)
         try:
             extra = json.loads(self.extra)
         except ValueError as error:

@@ -8,12 +8,14 @@ functions of `unimed5m.tasks`. Named and generic sources differ in these two met
 import abc
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..schema import SPLITS, Record
 from ..tasks import Origin
+from .tables import is_table
 
 UNVERIFIED = "layout unverified"
 # Publishers' names for the three splits.
@@ -170,7 +172,10 @@ class Source(abc.ABC):
         return ""
 
     def fingerprint(self, root: Path | str) -> str:
-        """A digest of the folder that changes when files come, go or change their size, down to the second level.
+        """A digest of the folder that changes when files come, go or change their size, and with what tables say.
+
+        Settings and tables count by content (an edit often keeps the size), images and other files by name and size:
+        reading all of them would take as long as the build. Times do not count, they differ between copies.
 
         Raises:
             ValueError: if there is no such folder.
@@ -178,10 +183,14 @@ class Source(abc.ABC):
         root = Path(root)
         self._check_folder(root)
         digest = hashlib.sha256(self.name.encode())
-        for pattern in ("*", "*/*"):
-            for path in sorted(root.glob(pattern)):
-                size = path.stat().st_size if path.is_file() else -1
-                digest.update(f"\n{path.relative_to(root).as_posix()} {size}".encode())
+        for path in _walked(root):
+            size = path.stat().st_size if path.is_file() else -1
+            line = f"\n{path.relative_to(root).as_posix()} {size}"
+            if size >= 0 and is_table(path):
+                with open(path, "rb") as stream:
+                    line += f" {hashlib.file_digest(stream, 'sha256').hexdigest()}"
+            # Names need not be text.
+            digest.update(line.encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def _check_folder(self, root: Path) -> None:
@@ -237,6 +246,20 @@ class Source(abc.ABC):
         if not found:
             raise self.wrong_folder(root, pattern)
         return found
+
+
+def _walked(root: Path) -> Iterator[Path]:
+    """All that lies below a folder, folder by folder in the order of their names, through links, each folder once."""
+    seen = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        # Sorted in place: this decides where the walk goes, and in which order.
+        folders.sort()
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(folder, name) for name in sorted([*folders, *files]))
 
 
 def _place_of(unit: Any, root: Path) -> str:

@@ -12,7 +12,7 @@ from .conversations import choice, kept
 from .images import bytes_picture, named_picture
 from .readers import TableRow, TableSource
 from .tables import Row
-from .words import modality_of
+from .words import modality_of, options_in
 
 RESOURCES = (
     "https://github.com/openmedlab/Awesome-Medical-Dataset/blob/53ed534647507d2f4df8cb08e6b1352ea908362b/resources"
@@ -72,7 +72,7 @@ def _path_vqa(source: TableSource, folder: Path, unit: TableRow) -> Iterator[Rec
 def _omnimedvqa(source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
     row = unit.row
     name = row["image_path"]
-    options = [row[f"option_{letter}"] for letter in "ABCD" if row.get(f"option_{letter}")]
+    options = options_in(row, "option_A", "option_B", "option_C", "option_D")
     extra = kept(row, "question_id", "dataset", "question_type", "modality_type")
     modality = modality_of(str(row.get("modality_type", "")))
     origin = source.origin(f"{unit.table.stem}#{unit.position}", name, unit.split, modality, name, extra=extra)
@@ -100,7 +100,7 @@ def _gmai_mmbench(source: TableSource, folder: Path, unit: TableRow) -> Iterator
         modality_of(stated),
         extra=extra,
     )
-    options = [row[letter] for letter in "ABCDE" if row.get(letter)]
+    options = options_in(row, *"ABCDE")
     picture = bytes_picture(content, f"{unit.table.name}#{unit.position}")
     yield choice(origin, [picture], row["question"], options, row["answer"])
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from .. import tasks
@@ -10,7 +11,7 @@ from ..schema import Picture, Record, Turn
 from ..tasks import Origin
 from .images import named_picture
 from .readers import TableRow, TableSource
-from .words import chosen_option, modality_of, plain_option, turns_of
+from .words import chosen_option, modality_of, plain_options, turns_of
 
 
 def conversation(origin: Origin, pictures: Sequence[Picture], turns: Sequence[Turn], task: str = "vqa") -> Record:
@@ -48,18 +49,35 @@ def captioned(source: TableSource, origin: Origin, pictures: Sequence[Picture], 
 def choice(
     origin: Origin, pictures: Sequence[Picture], question: str, options: Sequence[str], answer: str, variant: str = ""
 ) -> Record:
-    """A multiple-choice question; an open one where the answer is none of the options."""
-    plain = [option for option in map(plain_option, options) if option]
+    """A multiple-choice question; an open one, its answer word by word, where that is none of the options.
+
+    Args:
+        options: the choices in the order of their letters, "" where one is missing.
+        answer: the right choice's letter, its words, or both.
+
+    Raises:
+        ValueError: for the letter of a blank choice.
+    """
+    plain = plain_options(options)
     right = chosen_option(plain, answer)
+    if right < 0 and any(plain) and answer.strip() in ascii_uppercase[: len(plain)]:
+        raise ValueError(
+            f"{origin.original_id}: expected one of the choices as answer, found {answer!r}, a blank one."
+        )
     if right < 0:
-        return tasks.vqa(origin, pictures, question, plain_option(answer), variant)
-    return tasks.multiple_choice(origin, pictures, question, plain, right, variant)
+        return tasks.vqa(origin, pictures, question, answer, variant)
+    # Blank choices are not shown; those before the right one move it up.
+    shown = [option for option in plain if option]
+    return tasks.multiple_choice(origin, pictures, question, shown, right - plain[:right].count(""), variant)
 
 
-def llava_rows(source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
+def llava_rows(source: TableSource, folder: Path, unit: TableRow, group: str = "") -> Iterator[Record]:
     """LLaVA's layout: `image` (a path, several, or none) and `conversations`.
 
     In sources for generation the first answer to a single image also becomes its caption.
+
+    Args:
+        group: of the row; by default its first image is its own.
     """
     row = unit.row
     named = row.get("image") or []
@@ -71,7 +89,7 @@ def llava_rows(source: TableSource, folder: Path, unit: TableRow) -> Iterator[Re
     stated = " ".join(str(row.get(name, "")) for name in ("modality", "image")) + " " + turns[0].value
     origin = source.origin(
         f"{unit.table.stem}#{unit.position}",
-        str(names[0] if names else place),
+        group or str(names[0] if names else place),
         unit.split,
         modality_of(stated) if names else "TEXT",
         place,

@@ -1,9 +1,12 @@
 """Sources for folders of no particular publisher.
 
-What the files can not tell stands in an optional `source.json` in the folder; see `settings.Settings`.
+What the files can not tell stands in an optional `source.json` in the folder; see `settings.Settings`. Which images
+belong to one patient is such a thing: without `"group": "(patient[0-9]+)"` every image file is its own group, and the
+slices of a patient come to lie on both sides of a split. A table's column `group` counts before that.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,15 +15,26 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import tasks
-from ..schema import MODALITIES, Picture, Record
+from ..pictures import RESAMPLING
+from ..schema import Picture, Record
 from ..tasks import Origin
 from .base import SPLIT_NAMES, Card, Source, split_of
-from .conversations import captioned, choice, llava_rows
-from .images import PICTURE_SUFFIXES, file_picture, named_picture, read_volume
-from .readers import SUPER_RESOLUTION, Channel, MaskPart, MaskSource, PairSource, TableRow, TableSource, any_value
+from .generic_tables import (
+    caption_row,
+    conversation_row,
+    label_row,
+    question_row,
+    report_row,
+    table_of,
+    thought_row,
+)
+from .images import PICTURE_SUFFIXES, file_picture, read_levels, read_volume
+from .readers import Channel, MaskPart, MaskSource, PairSource, any_value
 from .settings import SETTINGS, Settings, read_settings
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima", "")
+# What a mask without stated classes shows.
+ANY_STRUCTURE = "marked structure"
 OURS = "this project's own layout"
 
 
@@ -36,6 +50,11 @@ class GenericSource(Source):
     """A source whose reader is made for each folder, from its settings."""
 
     make: Callable[["GenericSource", Settings, Card], Source]
+
+    def fingerprint(self, root: Path | str) -> str:
+        files = super().fingerprint(root)
+        # Where the settings do not name the data set, the folder's own name does.
+        return hashlib.sha256(f"{files} {read_settings(Path(root)).dataset}".encode()).hexdigest()
 
     def units(self, root: Path) -> Iterator[GenericUnit]:
         settings = read_settings(root)
@@ -56,112 +75,6 @@ class GenericSource(Source):
 
     def records_of(self, root: Path, unit: GenericUnit) -> Iterable[Record]:
         return unit.source.records_of(root, unit.unit)
-
-
-def _row_origin(source: Source, unit: TableRow, settings: Settings, name: str, *used: str) -> Origin:
-    """The origin of a row with our column names: image, split, group, modality, description and its texts."""
-    row = unit.row
-    if row.get("split") and str(row["split"]).strip().lower() not in SPLIT_NAMES:
-        raise _wrong_cell(unit, "split", f"one of {', '.join(sorted(SPLIT_NAMES))}")
-    if row.get("modality") and row["modality"] not in MODALITIES:
-        raise _wrong_cell(unit, "modality", f"one of {', '.join(MODALITIES)}")
-    extra = {key: value for key, value in row.items() if value not in ("", None) and key not in (*used, *_COLUMNS)}
-    return source.origin(
-        f"{unit.table.stem}#{unit.position}",
-        str(row.get("group") or name or unit.position),
-        split_of(row["split"]) if row.get("split") else "",
-        row.get("modality") or (settings.modality if name else "TEXT"),
-        name or f"{unit.table.name}#{unit.position}",
-        description=row.get("description") or settings.description,
-        extra=extra,
-    )
-
-
-def _wrong_cell(unit: TableRow, name: str, expected: str) -> ValueError:
-    found = unit.row.get(name)
-    return ValueError(f"{unit.table.name}: row {unit.position + 1}: {name}: expected {expected}, found {found!r}.")
-
-
-_COLUMNS = ("image", "split", "group", "modality", "description")
-
-
-def _caption_row(settings: Settings, source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
-    origin = _row_origin(source, unit, settings, unit.row["image"], "caption")
-    yield from captioned(source, origin, [named_picture(folder, unit.row["image"])], unit.row["caption"])
-
-
-def _report_row(settings: Settings, source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
-    origin = _row_origin(source, unit, settings, unit.row["image"], "report")
-    yield tasks.report(origin, [named_picture(folder, unit.row["image"])], unit.row["report"])
-
-
-def _label_row(settings: Settings, source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
-    origin = _row_origin(source, unit, settings, unit.row["image"], "label")
-    yield tasks.diagnosis(origin, named_picture(folder, unit.row["image"]), unit.row["label"])
-
-
-def _question_row(settings: Settings, source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
-    row = unit.row
-    origin = _row_origin(source, unit, settings, row["image"], "question", "answer", *"ABCDE")
-    pictures = [named_picture(folder, row["image"])]
-    options = [row[letter] for letter in "ABCDE" if row.get(letter)]
-    yield choice(origin, pictures, row["question"], options, str(row["answer"]))
-
-
-def _thought_row(settings: Settings, source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
-    row = unit.row
-    name = row.get("image") or ""
-    origin = _row_origin(source, unit, settings, name, "question", "reasoning", "answer")
-    pictures = [named_picture(folder, name)] if name else []
-    yield tasks.reasoning(origin, pictures, row["question"], row["reasoning"], str(row["answer"]))
-
-
-def _table(
-    read: Callable[..., Iterator[Record]], stem: str, needs: tuple[str, ...], images: tuple[str, ...] = (".",)
-) -> Callable[[GenericSource, Settings, Card], Source]:
-    return partial(_make_table, read, stem, needs, images)
-
-
-def _make_table(
-    read: Callable[..., Iterator[Record]],
-    stem: str,
-    needs: tuple[str, ...],
-    images: tuple[str, ...],
-    generic: GenericSource,
-    settings: Settings,
-    card: Card,
-) -> Source:
-    patterns = [f"{stem}.{suffix}" for suffix in ("csv", "tsv", "json", "jsonl")]
-    return TableSource(
-        name=generic.name,
-        card=card,
-        tasks=generic.tasks,
-        tables=dict.fromkeys(patterns, ""),
-        needs=needs,
-        images=images,
-        read=partial(_checked_row, read, settings, needs),
-    )
-
-
-def _checked_row(
-    read: Callable[..., Iterator[Record]],
-    settings: Settings,
-    needs: tuple[str, ...],
-    source: TableSource,
-    folder: Path,
-    unit: TableRow,
-) -> Iterator[Record]:
-    """The records of a row whose needed cells hold something."""
-    for name in needs:
-        value = unit.row.get(name)
-        wrong = not value.strip() if isinstance(value, str) else name not in ("answer", "conversations")
-        if wrong or value is None:
-            raise _wrong_cell(unit, name, "a text")
-    yield from read(settings, source, folder, unit)
-
-
-def _conversation_row(settings: Settings, source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
-    yield from llava_rows(source, folder, unit)
 
 
 @dataclasses.dataclass
@@ -185,7 +98,8 @@ class LabelFolder(Source):
         path, label, split = unit
         name = path.relative_to(root).as_posix()
         settings = self.settings
-        origin = self.origin(name, name, split, settings.modality, description=settings.description)
+        group = settings.group_of(name) or name
+        origin = self.origin(name, group, split, settings.modality, description=settings.description)
         yield tasks.diagnosis(origin, file_picture(path, root), label.replace("_", " "))
 
 
@@ -206,15 +120,23 @@ def _mask_pairs(generic: GenericSource, settings: Settings, card: Card) -> Sourc
         card,
         generic.tasks,
         ((MaskPart("images/*", "masks/{stem}.*"),),),
-        structures or {"marked structure": any_value},
+        structures or {ANY_STRUCTURE: any_value},
         settings.modality,
         settings.description,
+        group=partial(_group_of, settings),
+        read=partial(read_levels, known=sorted({value for values in settings.classes.values() for value in values})),
         lone_masks="masks/*",
     )
 
 
-def _translated(settings: Settings, origin: Origin, picture: Picture, other: Picture, path: Path) -> Record:
-    return tasks.cross_modal(origin, picture, other, settings.origin, settings.target)
+def _group_of(settings: Settings, path: Path) -> str:
+    return settings.group_of(path.as_posix())
+
+
+def _translated(settings: Settings, origin: Origin, picture: Picture, other: Picture, path: Path) -> Iterator[Record]:
+    yield tasks.cross_modal(origin, picture, other, settings.origin, settings.target)
+    if settings.both_directions:
+        yield tasks.cross_modal(origin, other, picture, settings.target, settings.origin)
 
 
 def _image_pairs(generic: GenericSource, settings: Settings, card: Card) -> Source:
@@ -226,7 +148,15 @@ def _image_pairs(generic: GenericSource, settings: Settings, card: Card) -> Sour
         partial(_translated, settings),
         settings.modality,
         settings.description,
+        partial(_group_of, settings),
     )
+
+
+def _enhanced(origin: Origin, picture: Picture) -> Iterator[Record]:
+    """Super-resolution by both methods; the image's id decides which of them is 2x, the other is 4x."""
+    scales = (2, 4) if int(origin.record_id("super_resolution"), 16) % 2 else (4, 2)
+    for scale, method in zip(scales, RESAMPLING, strict=True):
+        yield tasks.super_resolution(origin, picture, scale, method)
 
 
 @dataclasses.dataclass
@@ -248,12 +178,9 @@ class DicomSeries(Source):
         name = unit.relative_to(root).as_posix()
         settings = self.settings
         # Only pixels are read: no tag of a patient can get into a record. A series is known by its folder.
-        origin = self.origin(
-            name, unit.parent.relative_to(root).as_posix(), "", settings.modality, description=settings.description
-        )
-        picture = file_picture(unit, root, settings.window)
-        for scale, method in SUPER_RESOLUTION:
-            yield tasks.super_resolution(origin, picture, scale, method)
+        group = settings.group_of(name) or unit.parent.relative_to(root).as_posix()
+        origin = self.origin(name, group, "", settings.modality, description=settings.description)
+        yield from _enhanced(origin, file_picture(unit, root, settings.window))
 
 
 def _dicom_series(generic: GenericSource, settings: Settings, card: Card) -> Source:
@@ -280,19 +207,18 @@ class NiftiFolder(Source):
         if masks is not None and masks.voxels.shape != volume.voxels.shape:
             raise ValueError(f"{labels}: expected the shape {volume.voxels.shape}, found {masks.voxels.shape}.")
         stem = unit.name.split(".nii")[0]
+        group = settings.group_of(unit.relative_to(root).as_posix()) or stem
         for index in volume.content_slices(levels):
             name = f"{stem}#{index}"
-            origin = self.origin(name, stem, "", scan.modality, description=scan.description)
+            origin = self.origin(name, group, "", scan.modality, description=scan.description)
             picture = volume.picture(index, levels, name)
             if masks is None:
-                for scale, method in SUPER_RESOLUTION:
-                    yield tasks.super_resolution(origin, picture, scale, method)
+                yield from _enhanced(origin, picture)
                 continue
-            classes = masks.classes(index)
-            named = settings.classes or {"marked structure": list(range(1, 256))}
-            for structure, values in named.items():
-                if np.isin(classes, values).any():
-                    yield tasks.segmentation(origin, picture, classes, values, structure)
+            for structure, values in (settings.classes or {ANY_STRUCTURE: []}).items():
+                inside = masks.marked(index, values)
+                if inside.any():
+                    yield tasks.segmentation(origin, picture, inside, (1,), structure)
 
 
 def _nifti_folder(generic: GenericSource, settings: Settings, card: Card) -> Source:
@@ -318,7 +244,7 @@ SOURCES: tuple[Source, ...] = (
         "Images with labels in a table",
         f"labels{_TABLE} with image and label",
         ("diagnosis",),
-        _table(_label_row, "labels", ("image", "label")),
+        table_of(label_row, "labels", ("image", "label")),
     ),
     _generic(
         "segmentation-pairs", "Images and masks", "images/ and masks/, same names", ("segmentation",), _mask_pairs
@@ -329,35 +255,35 @@ SOURCES: tuple[Source, ...] = (
         "Images with captions",
         f"captions{_TABLE} with image and caption",
         ("caption", "text_to_image"),
-        _table(_caption_row, "captions", ("image", "caption")),
+        table_of(caption_row, "captions", ("image", "caption")),
     ),
     _generic(
         "reports",
         "Images with reports",
         f"reports{_TABLE} with image and report",
         ("report",),
-        _table(_report_row, "reports", ("image", "report")),
+        table_of(report_row, "reports", ("image", "report")),
     ),
     _generic(
         "vqa",
         "Questions about images",
         f"vqa{_TABLE} with image, question, answer and perhaps A to E",
         ("vqa",),
-        _table(_question_row, "vqa", ("image", "question", "answer")),
+        table_of(question_row, "vqa", ("image", "question", "answer")),
     ),
     _generic(
         "reasoning",
         "Chain-of-thought text",
         f"reasoning{_TABLE} with question, reasoning, answer and perhaps image",
         ("reasoning",),
-        _table(_thought_row, "reasoning", ("question", "reasoning", "answer")),
+        table_of(thought_row, "reasoning", ("question", "reasoning", "answer")),
     ),
     _generic(
         "conversations",
         "Conversations in LLaVA's layout",
         f"conversations{_TABLE} with image and conversations",
         ("vqa",),
-        _table(_conversation_row, "conversations", ("conversations",)),
+        table_of(conversation_row, "conversations", ("conversations",)),
     ),
     _generic("dicom-series", "DICOM series", "SERIES/*.dcm", ("super_resolution",), _dicom_series),
     _generic(

@@ -1,13 +1,14 @@
 """Pictures for records: stored files as they are, everything else as PNG, and the slices of volumes."""
 
+import gzip
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ...medical_formats_unimedvl import load_medical_image
 from ..pictures import drawn_picture, stored_picture
@@ -16,6 +17,11 @@ from ..schema import Picture
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 # PNG and JPEG files go into records byte by byte.
 STORED_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+# No scanner's slices are thicker than so many pixels are wide; a damaged header may say so.
+MOST_STRETCHED = 100
+# In masks of these formats every value has a seam of others around it.
+LOSSY_FORMATS = frozenset({"JPEG", "MPO", "JPEG2000", "WEBP", "AVIF"})
+LEAST_LOSSY_STEP = 64
 # A slice is used if at least this share of it is brighter than a tenth of the volume's range.
 LEAST_CONTENT = 0.05
 
@@ -63,17 +69,40 @@ def image_picture(picture: Image.Image, name: str) -> Picture:
     return drawn_picture(np.asarray(picture.convert("L" if picture.mode in ("1", "L", "LA") else "RGB")), name)
 
 
-def read_levels(path: Path) -> np.ndarray:
-    """The stored values of a mask file, (H, W) or (H, W, channels), integers, without any windowing.
+def read_levels(path: Path, known: Sequence[int] = ()) -> np.ndarray:
+    """The stored values of a mask file, (H, W) or (H, W, 3), integers, without any windowing and without transparency.
+
+    Args:
+        known: the values that a mask has besides 0, if they are to be told apart. In a file of a lossy format every
+            pixel gets the nearest of them; without any, more than half of the range counts as 255.
 
     Raises:
-        ValueError: one line, for a file that is missing or no picture.
+        ValueError: one line, for a file that is missing or no picture, or a lossy one whose values are too close.
     """
     try:
         with Image.open(path) as opened:
-            return np.asarray(opened if opened.mode != "P" else opened.copy())
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path}: expected a mask image, found a problem: {error}.") from error
+            lossy = opened.format in LOSSY_FORMATS or opened.info.get("compression") == "jpeg"
+            # Colour spaces with offsets or inks have no zero that means background.
+            levels = np.asarray(
+                opened if opened.mode not in ("CMYK", "YCbCr", "LAB", "HSV") else opened.convert("RGB")
+            )
+            if opened.mode in ("LA", "PA", "La", "RGBA", "RGBa"):
+                levels = levels[..., :3] if levels.shape[-1] == 4 else levels[..., 0]
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: expected a mask image, found no such file.") from error
+    # PIL's decoders raise anything for a damaged file, an error of its own for one that claims to be gigantic.
+    except Exception as error:
+        problem = "no known format" if isinstance(error, UnidentifiedImageError) else str(error).rstrip(".")
+        raise ValueError(f"{path}: expected a mask image, found a problem: {problem}.") from error
+    if not lossy or levels.dtype == bool:
+        return levels
+    steps = np.array(sorted({0, *known} if known else {0, 255}))
+    if np.diff(steps).min(initial=255) < LEAST_LOSSY_STEP:
+        raise ValueError(
+            f"{path}: expected values at least {LEAST_LOSSY_STEP} apart in a mask of a lossy format, found classes of "
+            f"{', '.join(map(str, known))}: save the masks as PNG from their originals."
+        )
+    return steps.astype(np.int32)[np.searchsorted((steps[1:] + steps[:-1]) / 2, levels)]
 
 
 @dataclass(frozen=True)
@@ -108,9 +137,14 @@ class Volume:
         grey = np.clip((self.voxels[index].astype(np.float64) - low) / max(high - low, 1e-12), 0.0, 1.0)
         return image_picture(self._square(Image.fromarray(np.rint(grey * 255).astype(np.uint8)), False), name)
 
-    def classes(self, index: int) -> np.ndarray:
-        """The label values of a slice, (height, width) uint8, on the grid of `picture`."""
-        return np.asarray(self._square(Image.fromarray(self.voxels[index].astype(np.uint8)), True))
+    def marked(self, index: int, values: Sequence[int] = ()) -> np.ndarray:
+        """Where a slice has one of the label values, by default any but 0: (height, width) bool, as `picture` is.
+
+        Values are compared as the file has them: label numbers go beyond 255.
+        """
+        plane = self.voxels[index]
+        inside = np.isin(plane, list(values)) if values else np.nan_to_num(plane) != 0
+        return np.asarray(self._square(Image.fromarray(inside.astype(np.uint8)), True)) == 1
 
     def _square(self, picture: Image.Image, labels: bool) -> Image.Image:
         rows, columns = self.spacing
@@ -120,6 +154,13 @@ class Volume:
             return picture
         size = (round(picture.width * columns / finer), round(picture.height * rows / finer))
         return picture.resize(size, Image.Resampling.NEAREST if labels else Image.Resampling.BICUBIC)
+
+
+def _check_gzip(path: Path) -> None:
+    """Unpack a file to its end, where its checksum stands; a reader that stops after the voxels never gets there."""
+    with gzip.open(path) as stream:
+        while stream.read(1 << 20):
+            pass
 
 
 def read_volume(path: Path, slice_axis: int | None = None) -> Volume:
@@ -135,23 +176,28 @@ def read_volume(path: Path, slice_axis: int | None = None) -> Volume:
     """
     try:
         nibabel = importlib.import_module("nibabel")
-        filebasedimages = importlib.import_module("nibabel.filebasedimages")
     except ImportError:
         raise ValueError('NIfTI files need nibabel: pip install "unimedvl[medical]".') from None
     try:
+        if path.suffix == ".gz":
+            _check_gzip(path)
         image = nibabel.load(path)
         if slice_axis is None:
             image = nibabel.as_closest_canonical(image)
         voxels = np.asarray(image.dataobj)
-    except (OSError, EOFError, ValueError, filebasedimages.ImageFileError) as error:
+    # Of a damaged header nibabel may make anything: sizes beyond memory, axes that do not exist, unknown types.
+    except Exception as error:
         raise ValueError(
             f"{path}: expected a NIfTI volume, found a problem: {' '.join(str(error).split())}."
         ) from None
     if voxels.ndim != 3:
         raise ValueError(f"{path}: expected a volume with three axes, found the shape {voxels.shape}.")
     spacing = [float(zoom) if np.isfinite(zoom) and zoom > 0 else 1.0 for zoom in image.header.get_zooms()]
+    rows, columns = (1, 0) if slice_axis is None else [axis for axis in range(3) if axis != slice_axis]
+    height, width = spacing[rows], spacing[columns]
+    if max(height, width) > MOST_STRETCHED * min(height, width):
+        raise ValueError(f"{path}: expected voxels of like height and width, found {height:g} and {width:g} mm.")
     if slice_axis is None:
         # From right, anterior, superior to rows that start in front and columns that start at the patient's right.
-        return Volume(voxels[::-1, ::-1].transpose(2, 1, 0), (spacing[1], spacing[0]))
-    rows, columns = [axis for axis in range(3) if axis != slice_axis]
-    return Volume(np.moveaxis(voxels, slice_axis, 0), (spacing[rows], spacing[columns]))
+        return Volume(voxels[::-1, ::-1].transpose(2, 1, 0), (height, width))
+    return Volume(np.moveaxis(voxels, slice_axis, 0), (height, width))

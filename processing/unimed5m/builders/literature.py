@@ -13,7 +13,7 @@ from .conversations import captioned, choice, conversation, kept
 from .images import file_picture, named_picture
 from .readers import TableRow, TableSource
 from .tables import Row
-from .words import modality_of, paper_of, turns_of
+from .words import modality_of, options_in, paper_of, turns_of
 
 # Papers are the groups, under one name for all sets: PMC-OA and PMC-VQA show the same figures.
 PAPERS = "pmc"
@@ -35,7 +35,7 @@ def _pmc_vqa(source: TableSource, folder: Path, unit: TableRow) -> Iterator[Reco
     name = row["Figure_path"]
     if unit.table.stem.endswith("_2"):
         folder = folder.parent / "images_2"
-    options = [row[f"Choice {letter}"] for letter in "ABCD"]
+    options = options_in(row, "Choice A", "Choice B", "Choice C", "Choice D")
     answer = row.get("Answer_label") or row.get("Answer") or row.get("Anwser") or ""
     origin = source.origin(
         f"{unit.table.stem}#{unit.position}", paper_of(name), unit.split, modality_of(row["Question"]), name

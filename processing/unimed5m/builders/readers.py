@@ -98,6 +98,9 @@ class TableSource(Source):
         try:
             yield from self.read(self, self.need(root, *self.images) if self.images else root, unit)
         # A row without a column, or with nothing where a text or a list belongs.
+        except UnicodeEncodeError as error:
+            place = f"{unit.table.name}: row {unit.position + 1}"
+            raise ValueError(f"{place}: expected text that UTF-8 can hold, found a problem: {error}.") from error
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(
                 f"{unit.table}: expected row {unit.position + 1} to be like the first, found a problem: {error!r}."
@@ -129,8 +132,9 @@ class MaskSource(Source):
         parts: alternatives of the whole layout; the first whose first pattern matches is read.
         structures: name of a structure -> which of the mask's stored values belong to it.
         modality, description: of all images.
-        group: the group of an image's path; every image is its own by default.
+        group: the group of an image's path below the folder; every image is its own by default ("" as well).
         extra: values for the record's `extra`, from the image's path.
+        read: the stored values of a mask file.
         lone_masks: pattern of the masks, where one without an image of its name is a mistake to be told.
     """
 
@@ -140,6 +144,7 @@ class MaskSource(Source):
     description: str
     group: Callable[[Path], str] | None = None
     extra: Callable[[Path], dict[str, Any]] | None = None
+    read: Callable[[Path], np.ndarray] = read_levels
     lone_masks: str = ""
 
     def units(self, root: Path) -> Iterator[tuple[Path, MaskPart]]:
@@ -169,23 +174,31 @@ class MaskSource(Source):
         picture = file_picture(path, root)
         origin = self.origin(
             name,
-            self.group(path) if self.group else name,
+            (self.group(path.relative_to(root)) if self.group else "") or name,
             part.split,
             self.modality,
             description=self.description,
             extra=self.extra(path) if self.extra else {},
         )
-        pattern = part.masks.format(stem=glob_text(path.stem), parent=glob_text(path.parent.name))
-        masks = sorted(root.glob(pattern))
-        if not masks:
-            raise ValueError(f"{self.name}: expected the mask {pattern} for {name}, found none.")
-        levels = [read_levels(mask) for mask in masks]
+        levels = [self.read(mask) for mask in self._masks(root, path, part)]
         for structure, belongs in self.structures.items():
             inside = np.any([_flat(belongs(level)) for level in levels], axis=0)
             if inside.any() and "segmentation" in self.tasks:
                 yield tasks.segmentation(origin, picture, inside, (1,), structure)
         if "diagnosis" in self.tasks:
             yield tasks.diagnosis(origin, picture, path.parent.name)
+
+    def _masks(self, root: Path, path: Path, part: MaskPart) -> list[Path]:
+        """The masks of an image; where only the ending is open, 1.2.3.png has none in 1.2.3.4.png."""
+        pattern = part.masks.format(stem=glob_text(path.stem), parent=glob_text(path.parent.name))
+        masks = sorted(root.glob(pattern))
+        if part.masks.endswith("{stem}.*"):
+            stem = Path(part.masks).name.removesuffix(".*").format(stem=path.stem)
+            masks = [mask for mask in masks if mask.stem == stem]
+        if not masks:
+            place = path.relative_to(root).with_suffix("").as_posix()
+            raise ValueError(f"{self.name}: expected the mask {pattern} for {place}, found none.")
+        return masks
 
 
 def glob_text(text: str) -> str:
@@ -194,8 +207,8 @@ def glob_text(text: str) -> str:
 
 
 def _flat(mask: np.ndarray) -> np.ndarray:
-    """A mask (H, W) from one (H, W) or (H, W, channels)."""
-    return mask if mask.ndim == 2 else mask[..., :3].any(axis=-1)
+    """A mask (H, W) from one (H, W) or (H, W, 3)."""
+    return mask if mask.ndim == 2 else mask.any(axis=-1)
 
 
 def bright(levels: np.ndarray) -> np.ndarray:
@@ -222,14 +235,16 @@ class PairSource(Source):
 
     Attributes:
         splits: our split ("" divides by group) -> (pattern of the origins, folder of the targets).
-        make: the record of a pair, called as make(origin, picture, other picture, file of the origin).
+        make: the records of a pair, called as make(origin, picture, other picture, file of the origin).
         modality, description: of all origins.
+        group: the group of an origin's path below the folder; every pair is its own by default ("" as well).
     """
 
     splits: Mapping[str, tuple[str, str]]
-    make: Callable[[Origin, Picture, Picture, Path], Record]
+    make: Callable[[Origin, Picture, Picture, Path], Iterable[Record]]
     modality: str
     description: str
+    group: Callable[[Path], str] | None = None
 
     def units(self, root: Path) -> Iterator[Pair]:
         for number, (split, (origins, targets)) in enumerate(self.splits.items()):
@@ -250,13 +265,14 @@ class PairSource(Source):
 
     def records_of(self, root: Path, unit: Pair) -> Iterator[Record]:
         name = unit.origin.relative_to(root).with_suffix("").as_posix()
-        origin = self.origin(name, name, unit.split, self.modality, description=self.description)
+        group = (self.group(unit.origin.relative_to(root)) if self.group else "") or name
+        origin = self.origin(name, group, unit.split, self.modality, description=self.description)
         picture, other = file_picture(unit.origin, root), file_picture(unit.target, root)
         # Two sizes of one picture may differ by rounding, not by more.
         if abs(picture.width * other.height - other.width * picture.height) > 0.02 * picture.width * other.height:
             sizes = [f"{side.width}x{side.height}" for side in (picture, other)]
             raise ValueError(f"{self.name}: expected a pair of one shape, found {' and '.join(sizes)} for {name}.")
-        yield self.make(origin, picture, other, unit.origin)
+        yield from self.make(origin, picture, other, unit.origin)
 
 
 class Channel(NamedTuple):
@@ -358,4 +374,4 @@ class VolumeSource(Source):
         for structure, values in self.structures.items():
             for index in np.flatnonzero(np.isin(masks.voxels, values).any(axis=(1, 2))).tolist():
                 origin, picture = self._slice(folder, self.on, index, volume, levels)
-                yield tasks.segmentation(origin, picture, masks.classes(index), values, structure)
+                yield tasks.segmentation(origin, picture, masks.marked(index, values), (1,), structure)

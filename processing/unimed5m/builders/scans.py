@@ -54,8 +54,8 @@ def _her2(path: Path) -> str:
     return path.stem.rsplit("_", 1)[-1]
 
 
-def _stained(origin: Origin, picture: Picture, other: Picture, path: Path) -> Record:
-    return tasks.virtual_staining(origin, picture, other, f"HER2 IHC, expression level {_her2(path)}")
+def _stained(origin: Origin, picture: Picture, other: Picture, path: Path) -> Iterator[Record]:
+    yield tasks.virtual_staining(origin, picture, other, f"HER2 IHC, expression level {_her2(path)}")
 
 
 def _synthrad(region: str, entries: str) -> VolumeSource:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ class Settings:
         license, license_tier, redistributable, url: as in `Card`.
         classes: structure -> values in the masks; by default one structure, everything that is not 0.
         origin, target: what the two sides of image pairs are.
+        both_directions: whether image pairs also become records from target to origin.
+        group: regular expression that is searched in every image's path below the folder; what its first pair of
+            parentheses matches is the group, the patient in `patient03_slice2.png` for "(patient[0-9]+)". Images of a
+            group are in one split. By default an image, series or volume is its own group.
         window: (center, width) for DICOM files and volumes.
     """
 
@@ -34,7 +39,22 @@ class Settings:
     classes: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     origin: str = "first image"
     target: str = "second image"
+    both_directions: bool = True
+    group: str = ""
     window: tuple[float, float] | None = None
+
+    def group_of(self, path: str) -> str:
+        """The group that an image's path names, relative to the folder; "" where `group` is not set.
+
+        Raises:
+            ValueError: if the path does not match: an image without its patient would be on any side of a split.
+        """
+        if not self.group:
+            return ""
+        found = re.search(self.group, path)
+        if found is None or not found[1]:
+            raise ValueError(f"{path}: expected a match of the group {self.group!r} in {SETTINGS}, found none.")
+        return found[1]
 
 
 def read_settings(root: Path) -> Settings:
@@ -60,6 +80,11 @@ def read_settings(root: Path) -> Settings:
     settings = Settings(**{"dataset": root.resolve().name, **values})
     if settings.modality not in MODALITIES:
         raise ValueError(f"{path}: expected a modality of {', '.join(MODALITIES)}, found {settings.modality!r}.")
+    if settings.both_directions and settings.origin == settings.target:
+        raise ValueError(
+            f"{path}: expected two names in origin and target, found {settings.origin!r} twice: "
+            "name them apart, or set both_directions to false."
+        )
     return settings
 
 
@@ -74,7 +99,18 @@ def _check_setting(path: Path, name: str, value: Any) -> None:
     elif name == "window":
         right = isinstance(value, list) and len(value) == 2 and all(type(part) in numbers for part in value)
         expected = "center and width, two numbers"
+    elif name == "both_directions":
+        right, expected = isinstance(value, bool), "true or false"
+    elif name == "group":
+        right, expected = _is_pattern(value), "a regular expression with parentheses around the group's name"
     else:
         right, expected = isinstance(value, str) and bool(value or name == "url"), "a text"
     if not right:
         raise ValueError(f"{path}: {name}: expected {expected}, found {value!r}.")
+
+
+def _is_pattern(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and re.compile(value).groups > 0
+    except re.error:
+        return False

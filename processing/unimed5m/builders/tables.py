@@ -5,7 +5,8 @@ import gzip
 import io
 import json
 import pickle
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,19 +27,28 @@ def rows(path: Path) -> Iterator[Row]:
     Raises:
         ValueError: one line naming the file, for anything that is not a table of that format.
     """
-    name = path.name.removesuffix(".gz")
-    readers = {".json": _json, ".jsonl": _json_lines, ".csv": _separated, ".tsv": _separated, ".pkl": _pickled}
-    suffix = Path(name).suffix.lower()
-    if suffix not in readers:
-        raise ValueError(f"{path}: expected a table ({', '.join(sorted(readers))}), found {path.name}.")
+    suffix = _suffix_of(path)
+    if suffix not in _READERS:
+        raise ValueError(f"{path}: expected a table ({', '.join(sorted(_READERS))}), found {path.name}.")
     try:
         with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as stream:
-            for row in readers[suffix](stream, suffix):
+            for row in _READERS[suffix](stream, suffix):
                 if not isinstance(row, dict):
                     raise ValueError(f"expected rows with named columns, found {type(row).__name__}")
                 yield row
-    except (ValueError, UnicodeDecodeError, csv.Error, pickle.UnpicklingError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: expected a {suffix[1:]} table, found a problem: {error}.") from error
+    except (ValueError, csv.Error, pickle.UnpicklingError, EOFError, OSError, zlib.error) as error:
+        raise ValueError(
+            f"{path}: expected a {suffix[1:]} table, found a problem: {str(error).rstrip('.')}."
+        ) from error
+
+
+def is_table(path: Path) -> bool:
+    """Whether `rows` reads files of that name."""
+    return _suffix_of(path) in _READERS
+
+
+def _suffix_of(path: Path) -> str:
+    return Path(path.name.removesuffix(".gz")).suffix.lower()
 
 
 def columns(row: Row, path: Path, *names: str) -> None:
@@ -61,8 +71,14 @@ def _json_lines(stream: IO[bytes], suffix: str) -> Iterator[Any]:
 
 def _separated(stream: IO[bytes], suffix: str) -> Iterator[Any]:
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-    for row in csv.DictReader(text, delimiter="\t" if suffix == ".tsv" else ","):
-        yield {("" if name is None else name): ("" if value is None else value) for name, value in row.items()}
+    # Strict: a quote that is never closed would make one cell of all the rows that follow.
+    reader = csv.DictReader(text, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
+    try:
+        for row in reader:
+            yield {("" if name is None else name): ("" if value is None else value) for name, value in row.items()}
+    except csv.Error as error:
+        place = f"line {reader.reader.line_num}: {error}"
+        raise ValueError(f"{place}; there or before, a quotation mark may not be closed") from error
 
 
 def _json(stream: IO[bytes], suffix: str) -> Iterator[Any]:
@@ -104,3 +120,12 @@ def _pickled(stream: IO[bytes], suffix: str) -> Iterator[Any]:
     if not isinstance(content, list):
         raise ValueError(f"a pickled {type(content).__name__} instead of a list")
     yield from content
+
+
+_READERS: dict[str, Callable[[IO[bytes], str], Iterator[Any]]] = {
+    ".json": _json,
+    ".jsonl": _json_lines,
+    ".csv": _separated,
+    ".tsv": _separated,
+    ".pkl": _pickled,
+}

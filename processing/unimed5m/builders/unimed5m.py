@@ -79,8 +79,14 @@ class UniMed5M(datasets.GeneratorBasedBuilder):
         source = get_source(self.config.source)
         for part in parts:
             for position, record in enumerate(source.records(folder, split, (part, PARTS), _leave)):
-                if not self.config.task or record.sub_task_type == self.config.task:
-                    yield (part, position), record.to_row()
+                if self.config.task and record.sub_task_type != self.config.task:
+                    continue
+                try:
+                    record.validate()
+                except ValueError as error:
+                    _leave(str(error))
+                    continue
+                yield (part, position), record.to_row()
 
 
 def _leave(reason: str) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from string import ascii_uppercase
 from typing import Any
 
 from ..schema import IMAGE_PLACEHOLDER, Turn
@@ -60,14 +61,33 @@ def report_sections(text: str) -> tuple[str, str]:
     return found[0], found[1]
 
 
-def plain_option(text: str) -> str:
-    """A choice without the letter that some publishers put in front of it ("A: ...")."""
-    return re.sub(r"^\s*[A-H]\s*[:.)]\s*", "", text).strip()
+def options_in(row: Mapping[str, Any], *names: str) -> list[str]:
+    """The choices in those columns, "" where one is missing: the place of a choice is its letter."""
+    return ["" if row.get(name) is None else str(row[name]) for name in names]
+
+
+def plain_options(options: Sequence[str]) -> list[str]:
+    """Choices without the letters that some publishers put in front ("A: liver", "B: kidney").
+
+    They are taken off only if every choice carries the letter of its place, blank ones aside; "E. coli" and
+    "H. pylori" stay as they are.
+    """
+    lettered = [
+        re.fullmatch(rf"\s*{letter}\s*[:.)]\s*(.*?)\s*", option, re.DOTALL)
+        for letter, option in zip(ascii_uppercase, options, strict=False)
+        if option.strip()
+    ]
+    if len(lettered) > 1 and len(options) <= len(ascii_uppercase) and all(lettered):
+        return [option.strip() and re.split(r"[:.)]", option, maxsplit=1)[1].strip() for option in options]
+    return [option.strip() for option in options]
 
 
 def chosen_option(options: Sequence[str], answer: str) -> int:
-    """Index of the right choice, stated as its letter or its words; -1 if it is none of them."""
-    if re.fullmatch(r"[A-Z]", answer.strip()) and ord(answer.strip()) - ord("A") < len(options):
-        return ord(answer.strip()) - ord("A")
-    wanted = plain_option(answer).lower()
-    return next((index for index, option in enumerate(options) if option.lower() == wanted), -1)
+    """Index of the right choice, stated as its letter, its words, or both ("B: kidney"); -1 if it is none of them."""
+    wanted = answer.strip()
+    stated = re.fullmatch(r"([A-Z])(?:\s*[:.)]\s*(.+))?", wanted, re.DOTALL)
+    index = ascii_uppercase.index(stated[1]) if stated else -1
+    if stated and index < len(options) and options[index]:
+        if stated[2] is None or stated[2].lower() == options[index].lower():
+            return index
+    return next((place for place, option in enumerate(options) if option and option.lower() == wanted.lower()), -1)

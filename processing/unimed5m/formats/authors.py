@@ -23,7 +23,7 @@ EXPRESSED = ("main_task_type", "sub_task_type", "modality", "dataset")
 def write(records: Iterable[Record], path: str | Path, data_dir: str | Path) -> int:
     """Write JSON lines to `path` and the images below `data_dir`; returns the number of records."""
     root, count = Path(data_dir), 0
-    with replacing(path) as partial, open(partial, "w", encoding="utf-8") as lines:
+    with replacing(path) as partial, open(partial, "w", encoding="utf-8", errors="backslashreplace") as lines:
         for record in records:
             lines.write(json.dumps(to_object(record, root), ensure_ascii=False) + "\n")
             count += 1

@@ -4,6 +4,9 @@
 * Editing: `image_list` (bytes) and `instruction_list`, where the k-th list holds phrasings of the step from image k to
   image k + 1.
 
+A row's captions and phrasings beyond the first have no place in a record and are kept for writing it again; an edited
+text takes the place of the first.
+
 The loaders have no place for an answer in words; it travels in the additional column `unimedvl`, like everything else
 that the layouts lack. They also want a JSON file with the rows and row groups of every Parquet file: `describe`.
 """
@@ -116,7 +119,7 @@ def to_row(record: Record, layout: str) -> dict[str, Any]:
             f"input and {len(record.output_img)} output images."
         )
     if foreign.is_foreign(record, layout):
-        return foreign.restored(record, _view(record, layout))
+        return _edited(foreign.restored(record, _view(record, layout)), _human_texts(record), layout)
     return _view(record, layout) | {foreign.OURS: json.dumps(foreign.remainder(record, ()), ensure_ascii=False)}
 
 
@@ -126,12 +129,7 @@ def from_row(row: dict[str, Any], layout: str, dataset: str, original_id: str) -
     Raises:
         ValueError: if a part has another form.
     """
-    if layout == TEXT_TO_IMAGE:
-        images, captions = [row["image"]], json.loads(row["captions"])
-        texts = [next(iter(captions.values()), "")]
-    else:
-        images = row["image_list"]
-        texts = [phrasings[0] if phrasings else "" for phrasings in row["instruction_list"]]
+    images, texts = [row["image"]] if layout == TEXT_TO_IMAGE else row["image_list"], _texts(row, layout)
     if row.get(foreign.OURS) is not None:
         return _ours(json.loads(row[foreign.OURS]), images, texts[0])
     pictures = [stored_picture(data, f"{original_id}/{index}") for index, data in enumerate(images)]
@@ -155,8 +153,55 @@ def from_row(row: dict[str, Any], layout: str, dataset: str, original_id: str) -
     return foreign.remembering(record, layout, row, _view(record, layout))
 
 
+def _texts(row: dict[str, Any], layout: str) -> list[str]:
+    """What a row asks for, step by step: the first of the captions, or of each step's phrasings."""
+    if layout == EDITING:
+        return [_first(phrasings) for phrasings in row["instruction_list"]]
+    return [_first(None if row["captions"] is None else json.loads(row["captions"]))]
+
+
+def _first(texts: Any) -> str:
+    """The first text of an object or a list, of lists in an object as well; "" of an empty one or None."""
+    if isinstance(texts, dict | list):
+        return _first(next(iter(texts.values() if isinstance(texts, dict) else texts), None))
+    if not isinstance(texts, str | None):
+        raise ValueError(f"expected captions or instructions in words, found {texts!r:.60}.")
+    return texts or ""
+
+
+def _with_first(texts: Any, text: str) -> Any:
+    """The same object or list with another first text; the other phrasings stay."""
+    if isinstance(texts, dict):
+        key = next(iter(texts), "caption")
+        return {**texts, key: _with_first(texts.get(key), text)}
+    return [_with_first(texts[0] if texts else None, text), *texts[1:]] if isinstance(texts, list) else text
+
+
+def _edited(row: dict[str, Any], texts: list[str], layout: str) -> dict[str, Any]:
+    """A remembered row with the record's texts where those were changed after the row was read."""
+    remembered = [_bare(text) for text in _texts(row, layout)]
+    if remembered == texts:
+        return row
+    if layout == TEXT_TO_IMAGE:
+        captions = None if row["captions"] is None else json.loads(row["captions"])
+        spelling = foreign.spelling_of(row["captions"], captions)
+        changed = {"caption": texts[0]} if captions is None else _with_first(captions, texts[0])
+        return row | {"captions": foreign.spelled(changed, spelling)}
+    steps = row["instruction_list"] if len(remembered) == len(texts) else [[text] for text in texts]
+    pairs = zip(steps, texts, strict=True)
+    return row | {
+        "instruction_list": [
+            step if _bare(_first(step)) == text else _with_first(step or [], text) for step, text in pairs
+        ]
+    }
+
+
+def _human_texts(record: Record) -> list[str]:
+    return [_bare(turn.value) for turn in record.message if turn.role == "human"]
+
+
 def _view(record: Record, layout: str) -> dict[str, Any]:
-    texts = [_bare(turn.value) for turn in record.message if turn.role == "human"]
+    texts = _human_texts(record)
     images = [picture.data for picture in (*record.input_img, *record.output_img)]
     if layout == TEXT_TO_IMAGE:
         return {"image": images[0], "captions": json.dumps({"caption": texts[0]}, ensure_ascii=False)}

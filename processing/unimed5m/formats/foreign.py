@@ -1,6 +1,5 @@
 """What the foreign layouts share: carrying along what the other side has no place for."""
 
-import base64
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..schema import UNKNOWN, Picture, Quality, Record, Turn, record_id
+from . import carried
 
 # Key in a foreign object with the fields of a record that the layout has no place for.
 OURS = "unimedvl"
@@ -122,7 +122,7 @@ def difference(original: Any, reproduced: Any) -> dict[str, Any] | None:
     """What has to be changed in one JSON-like value to get another; None if they are equal, key order included.
 
     Raises:
-        ValueError: for a value that JSON cannot carry (bytes can be carried).
+        ValueError: for a value that cannot be carried (see `carried.packed`).
     """
     if isinstance(original, dict) and isinstance(reproduced, dict):
         changes = {
@@ -143,23 +143,15 @@ def difference(original: Any, reproduced: Any) -> dict[str, Any] | None:
 
 
 def _kept(value: Any) -> dict[str, Any]:
-    if isinstance(value, bytes):
-        return {"bytes": base64.b64encode(value).decode("ascii")}
-    try:
-        json.dumps(value)
-    except TypeError as error:
-        raise ValueError(
-            f"expected text, numbers, lists or bytes in a foreign column, found {value!r:.60}."
-        ) from error
-    return {"value": value}
+    return {"value": value} if carried.is_plain(value) else {"packed": carried.packed(value)}
 
 
 def patched(patch: dict[str, Any] | None, reproduced: Any) -> Any:
     """Apply what `difference` returned. Parts of a record that were changed meanwhile keep their new values."""
     if patch is None:
         return reproduced
-    if "bytes" in patch:
-        return base64.b64decode(patch["bytes"])
+    if "packed" in patch:
+        return carried.unpacked(patch["packed"])
     if "value" in patch:
         return patch["value"]
     if "items" in patch:
@@ -172,6 +164,20 @@ def patched(patch: dict[str, Any] | None, reproduced: Any) -> Any:
         for key in patch["keys"]
         if key in changes or key in reproduced
     }
+
+
+def spelling_of(text: str, value: Any) -> list[bool] | None:
+    """How JSON text spells its value: [in ASCII only, without spaces]; None if in another way."""
+    for spelling in ([False, False], [True, False], [False, True], [True, True]):
+        if spelled(value, spelling) == text:
+            return spelling
+    return None
+
+
+def spelled(value: Any, spelling: Sequence[bool] | None) -> str:
+    """A value as JSON text in the spelling of `spelling_of`."""
+    ascii, compact = spelling or (False, False)
+    return json.dumps(value, ensure_ascii=ascii, separators=(",", ":") if compact else None)
 
 
 def file_of(root: Path, path: str) -> Path:

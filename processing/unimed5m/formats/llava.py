@@ -29,7 +29,7 @@ def write(records: Iterable[Record], path: str | Path, data_dir: str | Path) -> 
         ValueError: for a record with an output image.
     """
     root, count = Path(data_dir), 0
-    with replacing(path) as partial, open(partial, "w", encoding="utf-8") as lines:
+    with replacing(path) as partial, open(partial, "w", encoding="utf-8", errors="backslashreplace") as lines:
         for record in records:
             lines.write(json.dumps(to_object(record, root), ensure_ascii=False) + "\n")
             count += 1

@@ -2,9 +2,10 @@
 
 The card of that release describes "Parquet files with base64-embedded images" and names no columns beyond the
 record's; the repository is gated. Written here: the seven columns of the authors' JSON lines, the image of an entry as
-base64 in `image`. Read here: the same, an entry's image under any of `IMAGE_KEYS`, as text or bytes, with or without
-a `data:` prefix, entries that are the base64 text itself, and messages or image lists stored as JSON text. Other
-columns are kept as they are.
+base64 in `image`. Read here: the same, an entry's image under any of `IMAGE_KEYS`, as text, bytes or the structure
+that `datasets` writes (bytes and path), with or without a `data:` prefix, entries that are the text or bytes
+themselves, and messages or image lists stored as JSON text. Other columns are kept as they are, of any type that
+`carried` knows.
 """
 
 import base64
@@ -84,7 +85,11 @@ def to_row(record: Record) -> dict[str, Any]:
     if foreign.is_foreign(record, LAYOUT):
         style = foreign.style_of(record)
         row = foreign.restored(record, _styled(record, style))
-        return row | {name: json.dumps(row[name], ensure_ascii=ascii) for name, ascii in style["text"].items()}
+        row |= {name: foreign.spelled(row[name], spelling) for name, spelling in style["text"].items()}
+        # Text of a spelling of its own is remembered as a whole; what was edited since is written in ours.
+        if isinstance(row.get("message"), str) and _turns(row) != record.message:
+            row["message"] = foreign.spelled(_view(record)["message"], None)
+        return row
     ours = foreign.remainder(record, EXPRESSED)
     return _view(record) | {foreign.OURS: json.dumps(ours, ensure_ascii=False)}
 
@@ -98,7 +103,7 @@ def from_row(row: dict[str, Any], original_id: str) -> Record:
     Raises:
         ValueError: if a part has another form.
     """
-    message = tuple(Turn(turn["from"], turn["value"]) for turn in _listed(row.get("message")))
+    message = _turns(row)
     if row.get(foreign.OURS) is not None:
         ours = json.loads(row[foreign.OURS])
         pictures = {
@@ -133,6 +138,10 @@ def from_row(row: dict[str, Any], original_id: str) -> Record:
     return foreign.remembering(record, LAYOUT, parsed, _styled(record, style), style)
 
 
+def _turns(row: dict[str, Any]) -> tuple[Turn, ...]:
+    return tuple(Turn(turn["from"], turn["value"]) for turn in _listed(row.get("message")))
+
+
 def _style(row: dict[str, Any]) -> dict[str, Any]:
     """How a row spells what others spell differently: lists as JSON text, and where an entry's image stands.
 
@@ -141,16 +150,19 @@ def _style(row: dict[str, Any]) -> dict[str, Any]:
     """
     style: dict[str, Any] = {"text": {}}
     for name in _LISTS:
-        for ascii in (False, True):
-            if isinstance(row.get(name), str) and json.dumps(json.loads(row[name]), ensure_ascii=ascii) == row[name]:
-                style["text"][name] = ascii
+        if isinstance(row.get(name), str):
+            spelling = foreign.spelling_of(row[name], json.loads(row[name]))
+            if spelling is not None:
+                style["text"][name] = spelling
     for name in ("input_img", "output_img"):
         for entry in _listed(row.get(name)):
             key = _image_key(entry) if isinstance(entry, dict) else None
-            value = entry if isinstance(entry, str) else None if key is None else entry[key]
+            value = entry if isinstance(entry, str | bytes) else None if key is None else entry[key]
             if value is not None:
+                struct = isinstance(value, dict)
+                value = value.get("bytes") if struct else value
                 prefix = value.partition(",")[0] + "," if isinstance(value, str) and value.startswith("data:") else ""
-                style[name] = {"key": key, "bytes": isinstance(value, bytes), "prefix": prefix}
+                style[name] = {"key": key, "bytes": isinstance(value, bytes), "prefix": prefix, "struct": struct}
     return style
 
 
@@ -166,6 +178,8 @@ def _styled_entry(entry: dict[str, Any], style: dict[str, Any]) -> Any:
     image = entry.pop("image")
     if image is not None:
         image = base64.b64decode(image) if style["bytes"] else style["prefix"] + image
+    if style["struct"]:
+        image = {"bytes": image, "path": None}
     return image if style["key"] is None else entry | {style["key"]: image}
 
 
@@ -183,18 +197,24 @@ def _image_key(entry: dict[str, Any]) -> str | None:
 
 
 def _picture(entry: Any, name: str) -> Picture:
-    if isinstance(entry, str):
+    if isinstance(entry, str | bytes):
         return stored_picture(_decoded(entry), name)
     if not isinstance(entry, dict):
         raise ValueError(f"{name}: expected an image entry, found {type(entry).__name__}.")
     key, path = _image_key(entry), entry.get("path") or ""
-    if key is None:
+    value = None if key is None else entry[key]
+    if isinstance(value, dict):
+        path, value = path or value.get("path") or "", value.get("bytes")
+    if value is None:
         return Picture(None, path, entry.get("height") or 0, entry.get("width") or 0)
-    value = entry[key]
-    return stored_picture(value if isinstance(value, bytes) else _decoded(value), path or name)
+    return stored_picture(_decoded(value), path or name)
 
 
-def _decoded(text: str) -> bytes:
+def _decoded(text: str | bytes) -> bytes:
+    if isinstance(text, bytes):
+        return text
+    if not isinstance(text, str):
+        raise ValueError(f"expected an image as base64 or bytes, found {type(text).__name__}.")
     try:
         return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text)
     except (binascii.Error, ValueError) as error:

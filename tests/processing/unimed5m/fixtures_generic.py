@@ -44,7 +44,7 @@ def paired_images(root: Path) -> Counts:
     for side in ("input", "target"):
         for name in ("1", "2"):
             write_image(root / side / f"{name}.png")
-    return {"cross_modal": 2}
+    return {"cross_modal": 4}
 
 
 def captions(root: Path) -> Counts:

@@ -146,7 +146,7 @@ def test_a_build_killed_ten_times_is_resumed_to_the_same_bytes(tmp_path):
 def test_a_folder_with_another_build_or_with_anything_is_refused(built, mini_folder, tmp_path):
     with pytest.raises(ValueError, match=r"another build \(different: shards\)"):
         build(MiniSource(), mini_folder, built, shards=4)
-    with pytest.raises(ValueError, match=r"another build \(different: state\)"):
+    with pytest.raises(ValueError, match=r"another build \(different: the source's folder or options\)"):
         build(MiniSource(("A",)), mini_folder, built, shards=3)
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="not empty"):

@@ -104,7 +104,64 @@ def test_report_sections_end_at_the_next_heading():
 def test_options_by_letter_or_words():
     options = ["Diffuse", "Focal"]
     assert words.chosen_option(options, "B") == words.chosen_option(options, " B: focal ") == 1
-    assert words.chosen_option(options, "None of them") == -1
+    assert words.chosen_option(options, "None of them") == words.chosen_option(options, "A: focal") == -1
+
+
+@pytest.mark.parametrize(
+    ("options", "plain"),
+    [
+        ([" A:Diffuse", " B:Focal", " C:", " D:None"], ["Diffuse", "Focal", "", "None"]),
+        (["A. liver", "", "C. kidney"], ["liver", "", "kidney"]),
+        (["E. coli", "H. pylori"], ["E. coli", "H. pylori"]),
+        (["C. difficile", "B. fragilis"], ["C. difficile", "B. fragilis"]),
+        (["A. baumannii", "Virus"], ["A. baumannii", "Virus"]),
+        (["A. niger"], ["A. niger"]),
+        (["Liver ", " Kidney"], ["Liver", "Kidney"]),
+    ],
+)
+def test_letters_are_taken_off_choices_that_all_have_theirs(options, plain):
+    assert words.plain_options(options) == plain
+
+
+@pytest.mark.parametrize(
+    ("cells", "answer", "shown"),
+    [
+        (("", ""), "E. coli infection", "E. coli infection"),
+        (("E. coli", "H. pylori"), "B", "B"),
+        (("E. coli", "H. pylori"), "E. coli", "A"),
+        (("C. difficile", "S. aureus"), "D. fragilis", "D. fragilis"),
+        (("A: liver", "B: kidney"), "B: kidney", "B"),
+        (("", "kidney"), "B", "A"),
+    ],
+)
+def test_names_of_germs_stay_whole(tmp_path, cells, answer, shown):
+    write_image(tmp_path / "1.png")
+    row = {"image": "1.png", "question": "Which?", "answer": answer, "A": cells[0], "B": cells[1]}
+    fixtures_texts.write_table(tmp_path / "vqa.csv", [row])
+    record = next(get_source("vqa").records(tmp_path))
+    assert record.message[1].value == shown
+    for cell in cells if len(shown) == 1 else ():
+        assert cell.removeprefix("A: ").removeprefix("B: ") in record.message[0].value
+
+
+def test_the_letter_of_a_blank_choice_is_no_answer(tmp_path):
+    write_image(tmp_path / "1.png")
+    row = {"image": "1.png", "question": "Which?", "answer": "B", "A": "liver", "B": "", "C": "kidney"}
+    fixtures_texts.write_table(tmp_path / "vqa.csv", [row])
+    with pytest.raises(ValueError, match="expected one of the choices as answer, found 'B', a blank one"):
+        list(get_source("vqa").records(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "text", ['a,b\n1,"open\n2,x\n', 'a,b\n1,"open\n2,"x"\n', 'a\tb\n1\t"open\n2\tx\n', 'a,b\n1,"x" y\n']
+)
+def test_a_quotation_mark_that_is_not_closed_gets_one_line(tmp_path, text):
+    path = tmp_path / ("t.tsv" if "\t" in text else "t.csv")
+    path.write_text(text)
+    with pytest.raises(
+        ValueError, match="found a problem: line [23]: .*; there or before, a quotation mark may not be closed"
+    ):
+        list(tables.rows(path))
 
 
 def test_tables_for_people_name_unverified_layouts():
