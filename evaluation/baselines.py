@@ -14,7 +14,7 @@ from typing import Any
 import numpy
 from PIL import Image
 
-from .metrics.memorisation.memorisation import thumbnails
+from .metrics.memorisation.memorisation import SIDE, thumbnails
 from .predictions import Prediction
 from .samples import TASKS, Sample, open_
 from .text_neighbours import TextNeighbours
@@ -55,9 +55,8 @@ class TrainingSplit:
                 self.questions.setdefault(key, []).append((sample.text, sample.reference))
             if not pictures or not task.draws or sample.output is None:
                 continue
-            image = open_(sample.output)
             if task.family == "segmentation":
-                small = image.convert("L").resize((MASK_SIDE, MASK_SIDE), Image.Resampling.BOX)
+                small = open_(sample.output).convert("L").resize((MASK_SIDE, MASK_SIDE), Image.Resampling.BOX)
                 masks.setdefault(str(sample.extra.get("target", "")), []).append(numpy.asarray(small) / 255)
             elif task.family == "generation":
                 kept = self.pictures.setdefault((sample.task, sample.modality), [])
@@ -67,8 +66,8 @@ class TrainingSplit:
                 del kept[KEPT_PICTURES:]
             if task.family == "generation" and sample.output.sha256 not in seen:
                 seen.add(sample.output.sha256)
-                rows.append(thumbnails([image])[0])
-        self.thumbnails = numpy.array(rows, dtype=numpy.float32).reshape(len(rows), -1)
+                rows.append(thumbnails([open_(sample.output)])[0])
+        self.thumbnails = numpy.array(rows, dtype=numpy.float32).reshape(len(rows), SIDE * SIDE)
         self.masks = {target: numpy.mean(found, axis=0) > 0.5 for target, found in masks.items()}
         self._neighbours: dict[tuple[str, str], TextNeighbours] = {}
 

@@ -60,8 +60,8 @@ def eval_results(benchmark: str, found: dict[str, Any]) -> list[dict[str, Any]]:
             "dataset": {"id": benchmark, "task_id": task},
             "value": metric["value"],
             "date": today,
-            "notes": f"{TASKS[task].primary}, {', '.join(found['split'])} split, {entry['count']} samples, 95 % interval "
-            f"{metric['low']} to {metric['high']}; flags: {'; '.join(entry['flags']) or 'none'}",
+            "notes": f"{TASKS[task].primary}, {', '.join(found['split'])} split, {entry['count']} samples, "
+            f"95 % interval {metric['low']} to {metric['high']}; flags: {'; '.join(entry['flags']) or 'none'}",
         }
         for task, entry in found["tasks"].items()
         if (metric := entry["metrics"].get(TASKS[task].primary)) and metric["value"] is not None

@@ -60,7 +60,7 @@ def _task_rows(
 ) -> list[dict[str, Any]]:
     primary = TASKS[task].primary
     values = [[row["scores"].get(primary) for row in found] for found in scores]
-    found = paired_difference(*values, [row["group"] for row in scores[0]])
+    found = paired_difference(values[0], values[1], [row["group"] for row in scores[0]])
     means = [
         run["benchmarks"][name]["tasks"].get(task, {}).get("metrics", {}).get(primary, {}).get("value") for run in runs
     ]

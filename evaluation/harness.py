@@ -47,6 +47,8 @@ LIBRARIES = (
 )
 # One answer for nearly everything, while the right answers differ.
 ONE_ANSWER, VARIED = 0.9, 0.6
+# Fewer say nothing about a difference.
+LEAST_SAMPLES = 10
 
 
 @dataclasses.dataclass
@@ -178,7 +180,7 @@ def _add_baseline(
     )
     found = score_all(((sample, baseline.predict([sample])[0]) for sample in asked), settings)
     for task, other in found.items():
-        finished = other.finish(dataclasses.replace(settings, meteor=False), training.thumbnails)
+        finished = other.finish(dataclasses.replace(settings, meteor=False), training.thumbnails, intervals=False)
         entry: dict[str, Any] = {
             name_: value["value"] for name_, value in finished["metrics"].items() if value["value"] is not None
         }
@@ -197,12 +199,12 @@ def flags_of(task: str, entry: dict[str, Any], scores: TaskScores) -> list[str]:
     flags = []
     for name, baseline in entry.get("baselines", {}).items():
         paired = baseline["paired"]
-        if paired["difference"] is not None and paired["low"] is not None and paired["low"] <= 0:
+        if paired["count"] >= LEAST_SAMPLES and paired["low"] is not None and paired["low"] <= 0:
             flags.append(f"not above {name}")
     if TASKS[task].family == "answer" and scores.texts:
         said, wanted = (Counter(pair[side] for pair in scores.texts).most_common(1)[0] for side in (0, 1))
         count = len(scores.texts)
-        if count > 1 and said[1] >= ONE_ANSWER * count and wanted[1] <= VARIED * count:
+        if count >= LEAST_SAMPLES and said[1] >= ONE_ANSWER * count and wanted[1] <= VARIED * count:
             flags.append(f"answers {said[0][:40]!r} to {said[1]} of {count} questions")
     copied = entry["metrics"].get("input_copied", {}).get("value")
     if copied is not None and copied >= 0.5:

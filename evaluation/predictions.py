@@ -26,7 +26,7 @@ from .samples import TASKS, Sample
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What was answered: a text, a picture, or both; None where none was asked for. `confidence`: see `Model.write`."""
+    """What was answered: a text, a picture, or both. `confidence`: see `Model.write`."""
 
     text: str = ""
     image: Image.Image | None = None

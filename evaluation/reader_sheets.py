@@ -22,8 +22,8 @@ from .samples import TASKS, open_
 
 SIDE = 512
 PAGE = """<!doctype html><meta charset="utf-8"><title>Reader study</title>
-<p>Rate each picture in form.csv: 1 surely real, 2 probably real, 3 undecided, 4 probably generated, 5 surely generated.
-</p>"""
+<p>Rate each picture in form.csv: 1 surely real, 2 probably real, 3 undecided, 4 probably generated, 5 surely
+generated.</p>"""
 
 
 def make_study(out: str | Path, folder: str | Path, count: int, seed: int = 0) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from .metrics.vqa_accuracy.vqa_accuracy import score_answer
 from .predictions import Prediction
 from .samples import TASKS, Sample, open_
 from .set_scores import counterfactual_set, distribution_set
-from .statistics import mean_interval, rounded, statistic_interval
+from .statistics import mean_interval, rounded, statistic_intervals
 
 Value = float | None
 # Root mean square difference of grey levels below which a result is its input.
@@ -109,24 +109,26 @@ class TaskScores:
                 row["image_text"] = float(settings.image_text.similarity([made], [sample.text])[0])
         return row
 
-    def finish(self, settings: Settings, training: numpy.ndarray | None) -> dict[str, Any]:
+    def finish(self, settings: Settings, training: numpy.ndarray | None, intervals: bool = True) -> dict[str, Any]:
         """The scores of the task.
 
         Args:
             training: thumbnails of training pictures, for the search for copies.
+            intervals: whether to resample; baselines are shown without.
 
         Returns:
             count, metrics {name: {value, low, high, count}}, by {modality: {name: value}}, and what the family adds.
         """
         self._add_meteor_and_clinical(settings)
+        few: dict[str, Any] = {} if intervals else {"resamples": 0}
         names = list(dict.fromkeys(name for row in self.rows for name in row))
-        metrics = {name: mean_interval([row.get(name) for row in self.rows], self.groups) for name in names}
+        metrics = {name: mean_interval([row.get(name) for row in self.rows], self.groups, **few) for name in names}
         result: dict[str, Any] = {"count": len(self.rows)}
         family = TASKS[self.task].family
         if self.texts and family != "answer":
-            metrics |= self._corpus_text()
+            metrics |= self._corpus_text(**few)
         if family in ("generation", "counterfactual") and len(self.made) >= 2:
-            names_, details = distribution_set(self, settings)
+            names_, details = distribution_set(self, settings, **few)
             metrics |= names_
             result |= details
         if family == "generation" and training is not None and len(training) and self.made_small:
@@ -152,16 +154,10 @@ class TaskScores:
             for row, value in zip(rows, values, strict=True):
                 row[name] = float(value)
 
-    def _corpus_text(self) -> dict[str, Any]:
+    def _corpus_text(self, **few: int) -> dict[str, Any]:
         rows = numpy.array([report_text.bleu_statistics(*pair) for pair in self.texts])
         groups = [group for group, row in zip(self.groups, self.rows, strict=True) if "rouge_l" in row]
-        found = {}
-        for order in range(1, report_text.MAX_ORDER + 1):
-            name = f"bleu_{order}"
-            found[name] = statistic_interval(
-                rows, groups, lambda totals, name=name: report_text.bleu_from_statistics(totals)[name]
-            )
-        return found
+        return statistic_intervals(rows, groups, report_text.bleu_from_statistics, **few)
 
     def _memorisation(self, training: numpy.ndarray) -> dict[str, Any]:
         made = nearest(numpy.array(self.made_small), training)[0]

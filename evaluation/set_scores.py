@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 RESAMPLES = 50
 
 
-def distribution_set(scores: "TaskScores", settings: "Settings") -> tuple[dict[str, Any], dict[str, Any]]:
+def distribution_set(
+    scores: "TaskScores", settings: "Settings", resamples: int = RESAMPLES
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """FID and KID as means over modalities, and diversity; then what they are made of."""
     made, real = numpy.array(scores.made), numpy.array(scores.real)
     modalities = numpy.array(scores.modalities)
@@ -33,7 +35,7 @@ def distribution_set(scores: "TaskScores", settings: "Settings") -> tuple[dict[s
             details["distribution_by_modality"].setdefault(group, {"count": int((modalities == group).sum())})
             details["distribution_by_modality"][group][name] = rounded(value)
         value = float(numpy.mean(list(values.values())))
-        drawn = _resampled_means(sets, distance)
+        drawn = _resampled_means(sets, distance, resamples)
         metrics[name] = {"value": rounded(value), "count": len(made)} | recentred_interval(value, drawn)
     least = min(int((modalities == group).sum()) for group in usable)
     details["fid_reliable"] = least > made.shape[1]
@@ -44,11 +46,13 @@ def distribution_set(scores: "TaskScores", settings: "Settings") -> tuple[dict[s
 
 
 def _resampled_means(
-    sets: dict[str, tuple[numpy.ndarray, numpy.ndarray]], distance: Callable[[numpy.ndarray, numpy.ndarray], float]
+    sets: dict[str, tuple[numpy.ndarray, numpy.ndarray]],
+    distance: Callable[[numpy.ndarray, numpy.ndarray], float],
+    resamples: int,
 ) -> list[float]:
     draw = numpy.random.default_rng(0)
     means = []
-    for _ in range(RESAMPLES):
+    for _ in range(resamples):
         values = []
         for pair in sets.values():
             values.append(distance(*(rows[draw.integers(0, len(rows), len(rows))] for rows in pair)))

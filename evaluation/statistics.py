@@ -6,6 +6,8 @@ from typing import Any
 import numpy
 
 RESAMPLES = 1000
+# Of statistics that take a call for each resample.
+STATISTIC_RESAMPLES = 300
 CONFIDENCE = 0.95
 PERMUTATIONS = 10_000
 DIGITS = 6
@@ -35,11 +37,14 @@ def resampling_weights(count: int, resamples: int = RESAMPLES, seed: int = 0) ->
     return draw.multinomial(count, numpy.full(count, 1 / count), size=resamples).astype(numpy.float64)
 
 
-def mean_interval(values: Sequence[float | None], groups: Sequence[str], seed: int = 0) -> dict[str, Any]:
+def mean_interval(
+    values: Sequence[float | None], groups: Sequence[str], seed: int = 0, resamples: int = RESAMPLES
+) -> dict[str, Any]:
     """Mean of the values that are defined, with its 95 % percentile interval; groups are resampled as a whole.
 
     Returns:
-        value, low, high, count (defined values); value None where there is none, low and high None for one group.
+        value, low, high, count (defined values); value None where there is none, low and high None for one group
+        or without resamples.
     """
     defined = [(float(value), group) for value, group in zip(values, groups, strict=True) if value is not None]
     if not defined:
@@ -47,31 +52,47 @@ def mean_interval(values: Sequence[float | None], groups: Sequence[str], seed: i
     numbers = numpy.array([value for value, _ in defined])
     sums = group_sums(numpy.stack([numbers, numpy.ones(len(numbers))], axis=1), [group for _, group in defined])
     result: dict[str, Any] = {"value": rounded(float(numbers.mean())), "count": len(numbers)}
-    return result | _percentiles(sums, lambda totals: totals[:, 0] / totals[:, 1], seed)
+    ends = _percentiles(sums, lambda totals: totals[:, 0] / totals[:, 1], seed, resamples)
+    return result | {side: rounded(bound) for side, bound in ends.items()}
 
 
-def statistic_interval(
-    rows: numpy.ndarray, groups: Sequence[str], statistic: Callable[[numpy.ndarray], float], seed: int = 0
-) -> dict[str, Any]:
-    """The same for a statistic of summed rows, such as corpus BLEU."""
+def statistic_intervals(
+    rows: numpy.ndarray,
+    groups: Sequence[str],
+    statistic: Callable[[numpy.ndarray], dict[str, float]],
+    seed: int = 0,
+    resamples: int = STATISTIC_RESAMPLES,
+) -> dict[str, dict[str, Any]]:
+    """The same for named statistics of summed rows, such as corpus BLEU of several orders."""
     sums = group_sums(rows.astype(numpy.float64), groups)
-    result: dict[str, Any] = {"value": rounded(statistic(sums.sum(axis=0))), "count": len(rows)}
-    return result | _percentiles(sums, lambda totals: numpy.array([statistic(total) for total in totals]), seed)
+    values = statistic(sums.sum(axis=0))
+    found = {name: {"value": rounded(value), "count": len(rows)} for name, value in values.items()}
+
+    def columns(totals: numpy.ndarray) -> numpy.ndarray:
+        return numpy.array([list(statistic(total).values()) for total in totals])
+
+    intervals = _percentiles(sums, columns, seed, resamples)
+    for place, entry in enumerate(found.values()):
+        entry |= {side: bounds if bounds is None else rounded(bounds[place]) for side, bounds in intervals.items()}
+    return found
 
 
 def _percentiles(
-    sums: numpy.ndarray, statistic: Callable[[numpy.ndarray], numpy.ndarray], seed: int
-) -> dict[str, float | None]:
-    if len(sums) < 2:
+    sums: numpy.ndarray, statistic: Callable[[numpy.ndarray], numpy.ndarray], seed: int, resamples: int
+) -> dict[str, Any]:
+    """Ends of the interval of a statistic of resampled sums, for each of its columns."""
+    if len(sums) < 2 or not resamples:
         return {"low": None, "high": None}
-    drawn = statistic(resampling_weights(len(sums), seed=seed) @ sums)
+    drawn = statistic(resampling_weights(len(sums), resamples, seed) @ sums)
     tail = 50 * (1 - CONFIDENCE)
-    low, high = numpy.percentile(drawn, [tail, 100 - tail])
-    return {"low": rounded(float(low)), "high": rounded(float(high))}
+    low, high = numpy.percentile(drawn, [tail, 100 - tail], axis=0)
+    return {"low": low, "high": high}
 
 
 def recentred_interval(value: float, drawn: Sequence[float]) -> dict[str, float | None]:
     """Interval of a statistic that resampling biases (FID): the spread of the resamples around the value itself."""
+    if not len(drawn):
+        return {"low": None, "high": None}
     shifted = numpy.asarray(drawn) - numpy.mean(drawn) + value
     tail = 50 * (1 - CONFIDENCE)
     low, high = numpy.percentile(shifted, [tail, 100 - tail])

@@ -48,6 +48,13 @@ def draw_all(results: dict[str, Any], benchmarks: Iterable[BenchmarkData], out: 
 
 def plot_primary(tasks: dict[str, Any], path: Path) -> Path:
     """A panel for each task: its primary score with interval, and the baselines'."""
+    shown = {
+        task: entry
+        for task, entry in tasks.items()
+        if entry["metrics"].get(TASKS[task].primary, {}).get("value") is not None
+    }
+    # Too few samples for any score of a set: the sheets show them.
+    tasks = shown or tasks
     columns = min(4, len(tasks))
     rows = -(-len(tasks) // columns)
     figure, axes = _figure(rows, columns, 3.0, 2.2)
@@ -196,16 +203,17 @@ def sheet(rows: list[tuple[Sample, Any]], store: PredictionStore, predictions: d
         cells += [("true", open_(sample.output))] if sample.output is not None else []
         cells += [("generated", made)] if made is not None else []
         values = ", ".join(f"{name} {value:.3g}" for name, value in score.items() if value is not None)
-        lines.append((f"{sample.dataset}: {sample.text} [{values}]".replace("\n", " "), cells))
-    width = max(len(cells) for _, cells in lines) * CELL
-    page = Image.new("RGB", (max(width, 4 * CELL), len(lines) * (CELL + 2 * CAPTION)), "white")
+        lines.append((f"{sample.dataset}: {sample.text}".replace("\n", " "), values, cells))
+    width = max(len(cells) for _, _, cells in lines) * CELL
+    page = Image.new("RGB", (max(width, 5 * CELL), len(lines) * (CELL + 3 * CAPTION)), "white")
     pen = ImageDraw.Draw(page)
-    for number, (title, cells) in enumerate(lines):
-        top = number * (CELL + 2 * CAPTION)
+    for number, (title, values, cells) in enumerate(lines):
+        top = number * (CELL + 3 * CAPTION)
         pen.text((2, top), title[: page.width // 6], fill="black")
+        pen.text((2, top + CAPTION), values[: page.width // 6], fill="black")
         for column, (name, image) in enumerate(cells):
-            page.paste(_fitted(image), (column * CELL, top + 2 * CAPTION))
-            pen.text((column * CELL + 2, top + CAPTION), name, fill="gray")
+            page.paste(_fitted(image), (column * CELL, top + 3 * CAPTION))
+            pen.text((column * CELL + 2, top + 2 * CAPTION), name, fill="gray")
     page.save(path)
     return path
 

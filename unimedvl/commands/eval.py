@@ -253,8 +253,9 @@ def _readers(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     record = score_study(arguments.folder)
     lines = [
-        f"{reader}: balanced accuracy {scores['balanced_accuracy']:.3f}, generated {scores['true_positive_rate']:.3f}, "
-        f"real {scores['true_negative_rate']:.3f}, AUROC {scores['auroc']:.3f}"
+        f"{reader}: balanced accuracy {scores['balanced_accuracy']:.3f}, "
+        f"generated {scores['true_positive_rate']:.3f}, real {scores['true_negative_rate']:.3f}, "
+        f"AUROC {scores['auroc']:.3f}"
         for reader, scores in record.items()
     ]
     return record, "\n".join(lines)

@@ -16,8 +16,8 @@ SIGNIFICANCE = 0.01
 
 DESCRIPTION = """Distance of each generated picture to the nearest training picture: root mean square difference of
 grey levels in [0, 1] after averaging to 32x32, the least over the picture and its mirror image. A distance below 0.02
-is a copy. Held-out real pictures say how many copies chance (repeated views, near-empty pictures) would give: the set is
-flagged where its number of copies is above that share (one-sided binomial test, p < 0.01) and at least 1 % of all.
+is a copy. Held-out real pictures say how many copies chance (repeated views, near-empty pictures) would give: the set
+is flagged where its number of copies is above that share (one-sided binomial test, p < 0.01) and at least 1 % of all.
 `nearer_than_held_out` is the share of generated pictures nearer to training pictures than 95 % of the held-out are."""
 INPUTS = """
 Args:
