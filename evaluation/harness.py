@@ -26,6 +26,7 @@ from .baselines import NAMES, Baseline, TrainingSplit
 from .benchmarks import BenchmarkData
 from .paper import paper_rows
 from .predictions import Prediction, PredictionStore, Predictor, predict_all
+from .report import markdown
 from .samples import TASKS, Sample
 from .scoring import Settings, TaskScores, score_all
 from .statistics import paired_difference, rounded
@@ -117,6 +118,8 @@ def evaluate(
     results = {"model": run.model, "weights": run.weights, "scoring": run.scoring, "benchmarks": found}
     if state.is_main_process:
         write_json(run.out / "results.json", results)
+        with replacing(run.out / "results.md") as partial:
+            partial.write_text(markdown(results), encoding="utf-8")
         write_json(run.out / "manifest.json", _manifest(identity, run, predictor, timings))
     state.wait_for_everyone()
     return results

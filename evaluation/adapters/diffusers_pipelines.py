@@ -32,7 +32,7 @@ class DiffusersModel:
             options["torch_dtype"] = dtype
         try:
             self.pipeline = DiffusionPipeline.from_pretrained(path, **options).to(device)
-        except (OSError, KeyError, AttributeError) as error:
+        except (OSError, KeyError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
         self.pipeline.set_progress_bar_config(disable=True)
         parameters = inspect.signature(self.pipeline.__call__).parameters

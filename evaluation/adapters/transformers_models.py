@@ -70,7 +70,7 @@ class TransformersModel:
             if type(config) not in AutoModelForMultimodalLM._model_mapping:
                 auto_class = AutoModelForImageTextToText
             self.model = auto_class.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
-        except (OSError, KeyError) as error:
+        except (OSError, KeyError, ValueError) as error:
             raise ValueError(f"{path} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
         if not getattr(self.processor, "chat_template", None):
             raise ValueError(f"{path} has no chat template: save its processor with one, the benchmark asks in chats.")

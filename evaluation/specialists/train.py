@@ -75,7 +75,7 @@ def fit(network: nn.Module, count: int, loss_of: Callable[[list[int]], torch.Ten
         loss.backward()
         optimizer.step()
         schedule.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     network.eval()
     last = losses[-max(steps // 10, 1) :]
     return sum(last) / len(last)

@@ -153,7 +153,7 @@ def training(records):
         ("question-only", "vqa", "not above question-only"),
         ("majority", "segmentation", "not above majority"),
         ("copy-input", "super_resolution", "returns the input picture"),
-        ("copy-input", "counterfactual", "not above copy-input"),
+        ("copy-input", "counterfactual", "returns the input picture"),
         ("training-image", "text_to_image", "memorisation"),
     ],
 )

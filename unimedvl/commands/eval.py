@@ -136,11 +136,9 @@ def _evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
         scoring=names,
     )
     results = evaluate(run_, predictor, benchmarks, settings, say)
-    text = markdown(results)
     if PartialState().is_main_process:
         draw_all(results, benchmarks, out)
-        (out / "results.md").write_text(text, encoding="utf-8")
-    return results, text.rstrip()
+    return results, markdown(results).rstrip()
 
 
 def _benchmark(arguments: argparse.Namespace, entry: str) -> "BenchmarkData":
