@@ -7,11 +7,11 @@ import traceback
 import warnings
 from typing import NoReturn
 
-from .commands import ask, convert, data, generate, info, push, train
+from .commands import ask, convert, data, eval, generate, info, push, train
 from .commands.shared import silence_libraries
 from .version import __version__
 
-COMMANDS = (ask, generate, train, convert, data, info, push)
+COMMANDS = (ask, generate, train, convert, data, eval, info, push)
 
 
 class _Parser(argparse.ArgumentParser):

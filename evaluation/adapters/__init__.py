@@ -1,0 +1,5 @@
+"""Models as the runner sees them: what they can do, and two calls."""
+
+from .base import Model, open_model
+
+__all__ = ["Model", "open_model"]

@@ -1,0 +1,126 @@
+"""What needs no model: references that a benchmark must tell from one.
+
+majority        the commonest training answer; for masks the mean training mask of the target
+question-only   the answer that the most similar training questions have, never looking at a picture
+copy-input      the input picture as the result (for super-resolution that is plain interpolation)
+training-image  a training picture of the same modality instead of a generated one
+"""
+
+import collections
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy
+from PIL import Image
+
+from .metrics.memorisation.memorisation import SIDE, thumbnails
+from .predictions import Prediction
+from .samples import TASKS, Sample, open_
+from .text_neighbours import TextNeighbours
+
+NAMES = ("majority", "question-only", "copy-input", "training-image")
+NEIGHBOURS = 15
+MASK_SIDE = 64
+# Training pictures per task and modality that `training-image` chooses from.
+KEPT_PICTURES = 100
+
+
+class TrainingSplit:
+    """What the baselines and the search for copies know of the training split, read once.
+
+    Attributes:
+        count: training samples read.
+        thumbnails: grey thumbnails of all training target pictures, float32 (pictures, 1024), see `memorisation`.
+    """
+
+    def __init__(self, samples: Iterable[Sample], pictures: bool = True):
+        """
+        Args:
+            pictures: also read the pictures of tasks that draw.
+        """
+        self.count = 0
+        self.answers: dict[tuple[str, str], collections.Counter[str]] = {}
+        self.questions: dict[tuple[str, str], list[tuple[str, str]]] = {}
+        self.pictures: dict[tuple[str, str], list[tuple[str, Any]]] = {}
+        masks: dict[str, list[numpy.ndarray]] = {}
+        rows: list[numpy.ndarray] = []
+        seen: set[str] = set()
+        for sample in samples:
+            self.count += 1
+            task = TASKS[sample.task]
+            if task.writes and not task.draws:
+                key = sample.task, sample.kind
+                self.answers.setdefault(key, collections.Counter())[sample.reference] += 1
+                self.questions.setdefault(key, []).append((sample.text, sample.reference))
+            if not pictures or not task.draws or sample.output is None:
+                continue
+            if task.family == "segmentation":
+                small = open_(sample.output).convert("L").resize((MASK_SIDE, MASK_SIDE), Image.Resampling.BOX)
+                masks.setdefault(str(sample.extra.get("target", "")), []).append(numpy.asarray(small) / 255)
+            elif task.family == "generation":
+                kept = self.pictures.setdefault((sample.task, sample.modality), [])
+                # The smallest digests: a random choice that any machine repeats.
+                kept.append((hashlib.sha256(sample.id.encode()).hexdigest(), sample.output))
+                kept.sort(key=lambda pair: pair[0])
+                del kept[KEPT_PICTURES:]
+            if task.family == "generation" and sample.output.sha256 not in seen:
+                seen.add(sample.output.sha256)
+                rows.append(thumbnails([open_(sample.output)])[0])
+        self.thumbnails = numpy.array(rows, dtype=numpy.float32).reshape(len(rows), SIDE * SIDE)
+        self.masks = {target: numpy.mean(found, axis=0) > 0.5 for target, found in masks.items()}
+        self._neighbours: dict[tuple[str, str], TextNeighbours] = {}
+
+    def majority(self, sample: Sample) -> str:
+        """The commonest training answer to questions of this kind; of equals the first in the alphabet."""
+        counts = self.answers.get((sample.task, sample.kind)) or collections.Counter({"": 0})
+        return min(counts.items(), key=lambda pair: (-pair[1], pair[0]))[0]
+
+    def from_question(self, sample: Sample) -> str:
+        """The vote of the training questions that are most similar in words."""
+        key = sample.task, sample.kind
+        if key not in self.questions:
+            return ""
+        if key not in self._neighbours:
+            self._neighbours[key] = TextNeighbours([question for question, _ in self.questions[key]])
+        votes: collections.Counter[str] = collections.Counter()
+        for place, weight in self._neighbours[key].nearest(sample.text, NEIGHBOURS):
+            votes[self.questions[key][place][1]] += weight  # type: ignore[assignment]
+        return min(votes.items(), key=lambda pair: (-pair[1], pair[0]))[0]
+
+
+class Baseline:
+    """A predictor without a model."""
+
+    def __init__(self, name: str, training: TrainingSplit):
+        self.name, self.training = name, training
+        self.settings: dict[str, Any] = {"baseline": name, "training_samples": training.count}
+
+    def supports(self, task: str, sample: Sample | None = None) -> bool:
+        kind = TASKS[task]
+        if self.name in ("majority", "question-only") and kind.writes and not kind.draws:
+            return bool(self.training.answers)
+        if self.name == "majority":
+            return kind.family == "segmentation" and bool(self.training.masks)
+        if self.name == "copy-input":
+            return kind.draws and kind.family != "generation"
+        if self.name == "training-image":
+            found = self.training.pictures
+            return any(key[0] == task and (sample is None or key[1] == sample.modality) for key in found)
+        return False
+
+    def predict(self, samples: Sequence[Sample]) -> list[Prediction]:
+        return [self._predict(sample) for sample in samples]
+
+    def _predict(self, sample: Sample) -> Prediction:
+        if self.name == "copy-input":
+            return Prediction(image=open_(sample.inputs[-1]))
+        if self.name == "training-image":
+            choices = self.training.pictures[sample.task, sample.modality]
+            return Prediction(image=open_(choices[sample.seed(0) % len(choices)][1]))
+        if self.name == "question-only":
+            return Prediction(self.training.from_question(sample))
+        if TASKS[sample.task].family == "segmentation":
+            mask = self.training.masks.get(str(sample.extra.get("target", "")), numpy.zeros((1, 1), bool))
+            return Prediction(image=Image.fromarray(numpy.where(mask, 255, 0).astype(numpy.uint8)))
+        return Prediction(self.training.majority(sample))

@@ -1,0 +1,295 @@
+"""One run: a model, some benchmarks, a folder with predictions, results and a manifest.
+
+OUT/manifest.json   what ran: settings, versions, commit, digest of the weights, seconds
+OUT/results.json    scores with intervals, baselines, flags; the same bytes however the run was interrupted
+OUT/results.md      the same as a table, beside the paper's rows
+OUT/NAME/           predictions, generated pictures, scores of each sample, plots and sheets of a benchmark
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from ..processing.unimed5m.shards import replacing, write_json
+from .baselines import NAMES, Baseline, TrainingSplit
+from .benchmarks import BenchmarkData
+from .paper import paper_rows
+from .predictions import Prediction, PredictionStore, Predictor, predict_all
+from .report import markdown
+from .samples import TASKS, Sample
+from .scoring import Settings, TaskScores, score_all
+from .statistics import paired_difference, rounded
+
+LIBRARIES = (
+    "unimedvl",
+    "torch",
+    "transformers",
+    "diffusers",
+    "accelerate",
+    "numpy",
+    "pillow",
+    "scikit-image",
+    "scipy",
+    "sacrebleu",
+    "rouge_score",
+    "torchmetrics",
+    "pycocoevalcap",
+)
+# One answer for nearly everything, while the right answers differ.
+ONE_ANSWER, VARIED = 0.9, 0.6
+# Fewer say nothing about a difference.
+LEAST_SAMPLES = 10
+
+
+@dataclasses.dataclass
+class Run:
+    """The settings of a run.
+
+    Attributes:
+        model: name for people, and in the manifest.
+        weights: digest of the weights, "" if unknown.
+        batch_size: samples asked at once; part of what decides an answer's last bits.
+        baselines: whether to compare with what needs no model.
+        choices: everything else that decides the predictions, for the manifest.
+        scoring: names of the scoring settings, for the results.
+    """
+
+    model: str
+    out: Path
+    weights: str = ""
+    batch_size: int = 8
+    baselines: bool = True
+    choices: dict[str, Any] = dataclasses.field(default_factory=dict)
+    scoring: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def evaluate(
+    run: Run, predictor: Predictor, benchmarks: list[BenchmarkData], settings: Settings, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Predict, score and write everything; continues a run that was stopped.
+
+    Raises:
+        ValueError: if the folder holds another run, or a benchmark's folder is not what it should be.
+    """
+    state = PartialState()
+    identity = {
+        "model": run.model,
+        "weights": run.weights,
+        "batch_size": run.batch_size,
+        "benchmarks": {
+            data.benchmark.name: {
+                "data": data.fingerprint(),
+                "limit": data.limit,
+                "tasks": list(data.tasks),
+                "splits": list(data.benchmark.splits),
+            }
+            for data in benchmarks
+        },
+    } | run.choices
+    if state.is_main_process:
+        _claim(run.out, identity)
+        folders = {
+            data.benchmark.name: {"folder": str(data.folder.resolve())} | identity["benchmarks"][data.benchmark.name]
+            for data in benchmarks
+        }
+        write_json(run.out / "folders.json", folders)
+    state.wait_for_everyone()
+    timings, found = {}, {}
+    for data in benchmarks:
+        name = data.benchmark.name
+        say(f"{name}: {data.folder}")
+        store = PredictionStore(run.out / name)
+        timings[name] = predict_all(predictor, data.samples(), store, run.batch_size, say)
+        if state.is_main_process:
+            started = time.monotonic()
+            found[name] = score_benchmark(run, predictor, data, store, settings, say)
+            timings[name]["scoring_seconds"] = round(time.monotonic() - started, 3)
+    results = {"model": run.model, "weights": run.weights, "scoring": run.scoring, "benchmarks": found}
+    if state.is_main_process:
+        write_json(run.out / "results.json", results)
+        with replacing(run.out / "results.md") as partial:
+            partial.write_text(markdown(results), encoding="utf-8")
+        write_json(run.out / "manifest.json", _manifest(identity, run, predictor, timings))
+    state.wait_for_everyone()
+    return results
+
+
+def score_benchmark(
+    run: Run,
+    predictor: Predictor,
+    data: BenchmarkData,
+    store: PredictionStore,
+    settings: Settings,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Scores of one benchmark's stored predictions, with baselines, flags and the paper's rows."""
+    benchmark = data.benchmark
+    settings = dataclasses.replace(settings, rule=settings.rule or benchmark.rule)
+    scores = score_all(_stored(data, store), settings)
+    # Only where the run has samples: walking a publisher's training split may take long.
+    training = TrainingSplit(data.training()) if run.baselines else None
+    tasks = {
+        task: found.finish(settings, None if training is None else training.thumbnails)
+        for task, found in scores.items()
+    }
+    if training is not None:
+        say(f"{benchmark.name}: baselines from {training.count} training samples")
+        for name in NAMES:
+            _add_baseline(name, training, data, settings, scores, tasks)
+    for task, entry in tasks.items():
+        entry["flags"] = flags_of(task, entry, scores[task])
+    with replacing(store.folder / "scores.jsonl") as partial:
+        partial.write_text("".join(_score_lines(scores)), encoding="utf-8")
+    return {
+        "split": list(benchmark.splits),
+        "note": benchmark.note,
+        "rule": settings.rule,
+        "left_out_units": data.left_out,
+        "unsupported_tasks": [task for task in data.tasks if not predictor.supports(task)],
+        "tasks": {task: tasks[task] for task in TASKS if task in tasks},
+        "paper": paper_rows(benchmark.paper),
+    }
+
+
+def _stored(data: BenchmarkData, store: PredictionStore) -> Iterator[tuple[Sample, Prediction]]:
+    rows = store.read()
+    for _, sample in data.samples():
+        if sample.id in rows:
+            yield sample, store.load(rows[sample.id])
+
+
+def _add_baseline(
+    name: str,
+    training: TrainingSplit,
+    data: BenchmarkData,
+    settings: Settings,
+    scores: dict[str, TaskScores],
+    tasks: dict[str, dict[str, Any]],
+) -> None:
+    baseline = Baseline(name, training)
+    asked = (
+        sample for _, sample in data.samples() if sample.task in scores and baseline.supports(sample.task, sample)
+    )
+    found = score_all(((sample, baseline.predict([sample])[0]) for sample in asked), settings)
+    for task, other in found.items():
+        finished = other.finish(dataclasses.replace(settings, meteor=False), training.thumbnails, intervals=False)
+        entry: dict[str, Any] = {
+            name_: value["value"] for name_, value in finished["metrics"].items() if value["value"] is not None
+        }
+        if "memorisation" in finished:
+            entry["memorised"] = finished["memorisation"]["memorised"]
+        entry["flags"] = flags_of(task, finished, other)
+        primary = TASKS[task].primary
+        rows = {sample_id: row.get(primary) for sample_id, row in zip(other.ids, other.rows, strict=True)}
+        mine = [row.get(primary) for row in scores[task].rows]
+        entry["paired"] = paired_difference([rows.get(i) for i in scores[task].ids], mine, scores[task].groups)
+        tasks[task].setdefault("baselines", {})[name] = entry
+
+
+def flags_of(task: str, entry: dict[str, Any], scores: TaskScores) -> list[str]:
+    """What a reader must not miss about a task's scores, in words."""
+    flags = []
+    for name, baseline in entry.get("baselines", {}).items():
+        paired = baseline["paired"]
+        if paired["count"] >= LEAST_SAMPLES and paired["low"] is not None and paired["low"] <= 0:
+            flags.append(f"not above {name}")
+    if TASKS[task].family == "answer" and scores.texts:
+        said, wanted = (Counter(pair[side] for pair in scores.texts).most_common(1)[0] for side in (0, 1))
+        count = len(scores.texts)
+        if count >= LEAST_SAMPLES and said[1] >= ONE_ANSWER * count and wanted[1] <= VARIED * count:
+            flags.append(f"answers {said[0][:40]!r} to {said[1]} of {count} questions")
+    copied = entry["metrics"].get("input_copied", {}).get("value")
+    if copied is not None and copied >= 0.5:
+        flags.append(f"returns the input picture ({copied:.0%})")
+    memory = entry.get("memorisation")
+    if memory and memory["memorised"]:
+        flags.append(f"memorisation: {memory['copies']} of {memory['count']} pictures are training pictures")
+    spread = entry["metrics"].get("diversity_vendi_ratio", {}).get("value")
+    if spread is not None and spread < 0.5:
+        flags.append(f"low diversity ({spread:.2f} of real pictures)")
+    return flags
+
+
+def _score_lines(scores: dict[str, TaskScores]) -> Iterator[str]:
+    for task in sorted(scores):
+        found = scores[task]
+        for sample_id, group, row in zip(found.ids, found.groups, found.rows, strict=True):
+            values = {name: rounded(value) for name, value in row.items()}
+            line = {"id": sample_id, "task": task, "group": group, "scores": values}
+            yield json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def _claim(out: Path, identity: dict[str, Any]) -> None:
+    """Make the folder ours, or find that it is ours already."""
+    mark = out / "run.json"
+    if mark.is_file():
+        found = json.loads(mark.read_text(encoding="utf-8"))
+        if found != json.loads(json.dumps(identity)):
+            differing = ", ".join(sorted(key for key in {*found, *identity} if found.get(key) != identity.get(key)))
+            raise ValueError(f"{out} holds another run (different: {differing}): choose another folder.")
+        return
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty and holds no run: choose another folder.")
+    out.mkdir(parents=True, exist_ok=True)
+    # Predictions and sheets may show pictures of patients: they never slip into a repository.
+    (out / ".gitignore").write_text("*\n", encoding="utf-8")
+    write_json(mark, identity)
+
+
+def _manifest(
+    identity: dict[str, Any], run: Run, predictor: Predictor, timings: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    return {
+        "settings": identity,
+        "scoring": run.scoring,
+        "model_settings": predictor.settings,
+        "versions": {name: _version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "commit": commit(),
+        "device": str(PartialState().device),
+        "processes": PartialState().num_processes,
+        "threads": torch.get_num_threads(),
+        "timings": timings,
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def commit() -> str:
+    """Commit of the checkout that this code lies in, "" outside of one; "+" marks uncommitted changes."""
+    folder = Path(__file__).resolve().parent
+    try:
+        head = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        dirty = subprocess.run(
+            ["git", "-C", folder, "status", "--porcelain"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def weights_digest(path: str) -> str:
+    """SHA-256 over the digests of a folder's safetensors files in order of their names, "" for a Hub id."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return ""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.safetensors")):
+        with open(file, "rb") as stream:
+            digest.update(f"{file.relative_to(folder)} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()

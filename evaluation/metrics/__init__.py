@@ -1,0 +1,1 @@
+"""`evaluate` metric modules, one folder each, and what they share. A leaf: nothing else of ours is imported here."""

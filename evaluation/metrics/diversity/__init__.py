@@ -1,0 +1,1 @@
+"""An `evaluate` metric module: `evaluate.load` of this folder, or import the class."""

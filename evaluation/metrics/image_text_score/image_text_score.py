@@ -1,0 +1,133 @@
+"""Agreement of a generated picture with its text: the cosine of an image-text encoder by local path."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import datasets
+import evaluate
+import numpy
+import torch
+from PIL import Image
+
+from unimedvl.evaluation.metrics.image_features import image_output, vectors_of
+
+BATCH = 32
+DESCRIPTION = """Cosine between picture and text in the space of an image-text encoder with local weights: a folder of
+transformers (CLIP, SigLIP, ...) or "open_clip:FOLDER" with an open_clip configuration and safetensors weights, as
+BiomedCLIP is published. `cosine` is raw. `halved` is (1 + cosine) / 2, one guess at the scale of the score that the
+paper reports around 0.7: do not compare it with the paper's figures, whose formula is not published. BiomedCLIP
+itself was not at hand here: unverified."""
+INPUTS = """
+Args:
+    predictions (list of images), references (list of str): the text of each.
+    encoder: folder of the encoder.
+Returns:
+    cosine, halved, encoder, count.
+"""
+CITATION = """@article{zhang2023biomedclip, title={BiomedCLIP}, author={Zhang, Sheng and others}, year={2023}}"""
+
+
+class ImageTextEncoder(Protocol):
+    """Pictures and texts in one space."""
+
+    name: str
+
+    def similarity(self, images: Sequence[Image.Image], texts: Sequence[str]) -> numpy.ndarray:
+        """Cosine of each picture with its text, float32 (N,)."""
+        ...
+
+
+class TransformersImageText:
+    """A dual encoder of transformers."""
+
+    def __init__(self, path: str | Path):
+        from transformers import AutoModel, AutoProcessor
+
+        self.processor = AutoProcessor.from_pretrained(path, local_files_only=True)
+        self.model = AutoModel.from_pretrained(path, local_files_only=True, use_safetensors=True).eval()
+        if not hasattr(self.model, "get_text_features"):
+            raise ValueError(
+                f"{path} holds {type(self.model).__name__}, which has no text tower: give a dual encoder."
+            )
+        self.name = Path(path).name
+
+    @torch.inference_mode()
+    def similarity(self, images: Sequence[Image.Image], texts: Sequence[str]) -> numpy.ndarray:
+        found = []
+        for start in range(0, len(images), BATCH):
+            pictures = [image.convert("RGB") for image in images[start : start + BATCH]]
+            pixels = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
+            words = self.processor(
+                text=list(texts[start : start + BATCH]), return_tensors="pt", padding=True, truncation=True
+            )
+            sides = (
+                vectors_of(image_output(self.model, pixels)),
+                vectors_of(self.model.get_text_features(**words)),
+            )
+            found.append(torch.cosine_similarity(*sides).float().numpy())
+        return numpy.concatenate(found) if found else numpy.zeros(0, numpy.float32)
+
+
+class OpenClipImageText:
+    """An open_clip model in a local folder."""
+
+    def __init__(self, path: str | Path):
+        try:
+            import open_clip
+        except ImportError as error:
+            raise ValueError(
+                "open_clip is not installed: pip install open_clip_torch (it needs torchvision)."
+            ) from error
+        name = f"local-dir:{path}"
+        self.model, self.transform = open_clip.create_model_from_pretrained(name)
+        self.tokenizer = open_clip.get_tokenizer(name)
+        self.model.eval()
+        self.name = f"open_clip {Path(path).name}"
+
+    @torch.inference_mode()
+    def similarity(self, images: Sequence[Image.Image], texts: Sequence[str]) -> numpy.ndarray:
+        found = []
+        for start in range(0, len(images), BATCH):
+            pixels = torch.stack([self.transform(image) for image in images[start : start + BATCH]])
+            words = self.tokenizer(list(texts[start : start + BATCH]))
+            sides = self.model.encode_image(pixels), self.model.encode_text(words)
+            found.append(torch.cosine_similarity(*sides).float().numpy())
+        return numpy.concatenate(found) if found else numpy.zeros(0, numpy.float32)
+
+
+def load_image_text_encoder(spec: str) -> ImageTextEncoder:
+    """An encoder by path: a transformers folder, or "open_clip:FOLDER".
+
+    Raises:
+        ValueError: if it cannot be loaded.
+    """
+    path = spec.removeprefix("open_clip:")
+    if not Path(path).is_dir():
+        raise ValueError(f"there is no folder {path}: give the folder of an image-text encoder.")
+    if spec.startswith("open_clip:"):
+        return OpenClipImageText(path)
+    try:
+        return TransformersImageText(path)
+    except OSError as error:
+        raise ValueError(f"{path} holds no image-text encoder: {str(error).splitlines()[0]}") from error
+
+
+class ImageTextScore(evaluate.Metric):
+    """See the module's description."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=DESCRIPTION,
+            citation=CITATION,
+            inputs_description=INPUTS,
+            features=datasets.Features({"predictions": datasets.Image(), "references": datasets.Value("string")}),
+            reference_urls=["https://huggingface.co/microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"],
+        )
+
+    def _compute(self, predictions: Sequence[Any], references: Sequence[str], encoder: str) -> dict[str, Any]:
+        if not predictions:
+            raise ValueError("there is nothing to score: pass at least one picture.")
+        model = load_image_text_encoder(encoder)
+        cosine = float(model.similarity(predictions, references).mean())
+        return {"cosine": cosine, "halved": (1 + cosine) / 2, "encoder": model.name, "count": len(predictions)}

@@ -1,0 +1,103 @@
+"""Reader studies: generated and real pictures in a blinded order, forms to fill in, and the scores of the answers.
+
+FOLDER/pictures/001.png ..   all of one size and format, without metadata
+FOLDER/index.html            the pictures with their numbers
+FOLDER/form.csv              number, rating (1 surely real .. 5 surely generated), comment: one copy for each reader
+FOLDER/key.json              what is what: not for readers
+"""
+
+import csv
+import hashlib
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from .benchmarks import BenchmarkData, get_benchmark
+from .metrics.reader_study.reader_study import reader_scores
+from .predictions import PredictionStore
+from .samples import TASKS, open_
+
+SIDE = 512
+PAGE = """<!doctype html><meta charset="utf-8"><title>Reader study</title>
+<p>Rate each picture in form.csv: 1 surely real, 2 probably real, 3 undecided, 4 probably generated, 5 surely
+generated.</p>"""
+
+
+def make_study(out: str | Path, folder: str | Path, count: int, seed: int = 0) -> dict[str, Any]:
+    """A study of `count` generated pictures of a run and the real pictures of the same prompts.
+
+    Real pictures go through the size of the generated ones, so that sharpness does not give the answer away.
+
+    Raises:
+        ValueError: if the run has no generated pictures, or the folder is not empty.
+    """
+    out, folder = Path(out), Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty: choose another folder.")
+    mark = out / "run.json"
+    if not mark.is_file():
+        raise ValueError(f"{out} holds no run: give the --out folder of `unimedvl eval`.")
+    places = json.loads((out / "folders.json").read_text(encoding="utf-8"))
+    pairs: list[tuple[str, Image.Image, Image.Image]] = []
+    for name, place in places.items():
+        store = PredictionStore(out / name)
+        rows = store.read()
+        data = BenchmarkData(get_benchmark(name), place["folder"], place["limit"], place["tasks"], place["splits"])
+        for _, sample in data.samples():
+            if TASKS[sample.task].family == "generation" and sample.id in rows and sample.output is not None:
+                made = store.load(rows[sample.id]).image
+                if made is not None:
+                    pairs.append((sample.id, made, open_(sample.output)))
+    if not pairs:
+        raise ValueError(f"{out} has no generated pictures: run a benchmark with text_to_image first.")
+    pairs.sort(key=lambda pair: hashlib.sha256(f"{seed}/{pair[0]}".encode()).hexdigest())
+    entries = [(name, True, made) for name, made, _ in pairs[:count]]
+    entries += [(name, False, real.resize(made.size, Image.Resampling.BICUBIC)) for name, made, real in pairs[-count:]]
+    random.Random(seed).shuffle(entries)
+    (folder / "pictures").mkdir(parents=True)
+    (folder / ".gitignore").write_text("*\n", encoding="utf-8")
+    key, page = {}, [PAGE]
+    for number, (name, generated, image) in enumerate(entries, 1):
+        scale = SIDE / max(image.size)
+        size = round(image.width * scale), round(image.height * scale)
+        image.convert("RGB").resize(size, Image.Resampling.BICUBIC).save(folder / "pictures" / f"{number:03d}.png")
+        key[str(number)] = {"id": name, "generated": generated}
+        page.append(f'<figure><img src="pictures/{number:03d}.png"><figcaption>{number}</figcaption></figure>')
+    with open(folder / "form.csv", "w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["number", "rating", "comment"])
+        writer.writerows([number, "", ""] for number in range(1, len(entries) + 1))
+    (folder / "index.html").write_text("\n".join(page) + "\n", encoding="utf-8")
+    (folder / "key.json").write_text(json.dumps(key, indent=1) + "\n", encoding="utf-8")
+    return {"pictures": len(entries), "generated": min(count, len(pairs)), "folder": str(folder)}
+
+
+def score_study(folder: str | Path) -> dict[str, Any]:
+    """Scores of every filled-in form (`*.csv`) of a study, and of all readers together.
+
+    Raises:
+        ValueError: naming the form and number where a rating is missing or is none.
+    """
+    folder = Path(folder)
+    if not (folder / "key.json").is_file():
+        raise ValueError(f"{folder} holds no reader study: make one with `unimedvl eval sheet`.")
+    key = json.loads((folder / "key.json").read_text(encoding="utf-8"))
+    ratings: dict[str, list[float]] = {}
+    for path in sorted(folder.glob("*.csv")):
+        with open(path, newline="", encoding="utf-8") as stream:
+            rows = {row["number"]: (row["rating"] or "").strip() for row in csv.DictReader(stream)}
+        if not any(rows.values()):
+            continue
+        for number in key:
+            if rows.get(number, "") not in ("1", "2", "3", "4", "5"):
+                raise ValueError(f"{path.name}: picture {number} needs a rating from 1 to 5.")
+        ratings[path.stem] = [float(rows[number]) for number in key]
+    if not ratings:
+        raise ValueError(f"{folder} holds no filled-in form: copy form.csv for each reader and fill in the ratings.")
+    truth = [int(entry["generated"]) for entry in key.values()]
+    found = {name: reader_scores(values, truth) for name, values in ratings.items()}
+    together = [value for values in ratings.values() for value in values]
+    return found | {"all readers": reader_scores(together, truth * len(ratings))}

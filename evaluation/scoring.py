@@ -1,0 +1,212 @@
+"""Scores of each sample and of each task, with intervals, from predictions that are on disk."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy
+from PIL import Image
+
+from .metrics.image_features import FeatureExtractor, load_feature_extractor
+from .metrics.image_quality.image_quality import picture_scores
+from .metrics.image_text_score.image_text_score import ImageTextEncoder
+from .metrics.memorisation.memorisation import memorisation_scores, nearest, thumbnails
+from .metrics.report_text import report_text
+from .metrics.segmentation.segmentation import mask_scores
+from .metrics.vqa_accuracy.vqa_accuracy import score_answer
+from .predictions import Prediction
+from .samples import TASKS, Sample, open_
+from .set_scores import counterfactual_set, distribution_set
+from .statistics import mean_interval, rounded, statistic_intervals
+
+Value = float | None
+# Root mean square difference of grey levels below which a result is its input.
+COPY_LEVELS = 2.0
+
+
+@dataclasses.dataclass
+class Settings:
+    """How to score.
+
+    Attributes:
+        extractor: features for FID, KID and diversity.
+        image_text: encoder of the image-text score, None for none.
+        classifier: probability of the asked finding in pictures, None for none.
+        rule: of answers without a stated value; "" for the benchmark's own.
+        resize: see the metric `image_quality`.
+        lpips: distance of two pictures, None for none.
+        meteor: whether METEOR runs.
+        clinical: {score: function of two lists of texts} for reports.
+    """
+
+    extractor: FeatureExtractor = dataclasses.field(default_factory=load_feature_extractor)
+    image_text: ImageTextEncoder | None = None
+    classifier: Callable[[Sequence[Image.Image]], numpy.ndarray] | None = None
+    rule: str = ""
+    resize: str = "prediction"
+    lpips: Any = None
+    meteor: bool = True
+    clinical: dict[str, Callable[[list[str], list[str]], Sequence[float]]] = dataclasses.field(default_factory=dict)
+
+
+class TaskScores:
+    """Everything that is collected over the samples of one task."""
+
+    def __init__(self, task: str):
+        self.task = task
+        self.ids: list[str] = []
+        self.groups: list[str] = []
+        self.modalities: list[str] = []
+        self.datasets: list[str] = []
+        self.rows: list[dict[str, Value]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.made: list[numpy.ndarray] = []
+        self.real: list[numpy.ndarray] = []
+        self.made_small: list[numpy.ndarray] = []
+        self.real_small: list[numpy.ndarray] = []
+        self.present: list[int] = []
+
+    def add(self, sample: Sample, prediction: Prediction, settings: Settings) -> None:
+        """Score one sample."""
+        self.ids.append(sample.id)
+        self.groups.append(sample.group_id)
+        self.modalities.append(sample.modality)
+        self.datasets.append(sample.dataset)
+        family, row = TASKS[sample.task].family, dict[str, Value]()
+        if family == "answer":
+            rule = sample.rule or settings.rule
+            text = prediction.text.rpartition("</think>")[2].strip()
+            row |= score_answer(text, sample.reference, sample.kind, sample.options or None, rule)
+            self.texts.append((text, sample.reference))
+        elif family == "text" or (family == "counterfactual" and sample.reference):
+            self.texts.append((prediction.text, sample.reference))
+            row |= report_text.rouge_scores(*self.texts[-1])
+        if sample.output is not None and prediction.image is not None:
+            row |= self._picture(family, sample, prediction.image, settings)
+        self.rows.append(row)
+
+    def _picture(self, family: str, sample: Sample, made: Image.Image, settings: Settings) -> dict[str, Value]:
+        assert sample.output is not None
+        real = open_(sample.output)
+        if family == "segmentation":
+            return dict(mask_scores(made, real))
+        row: dict[str, Value] = {}
+        if family in ("translation", "counterfactual"):
+            row |= picture_scores(made, real, settings.resize, settings.lpips)
+            row["input_copied"] = float(is_copy(made, open_(sample.inputs[-1])))
+        if family == "counterfactual":
+            row["change"] = change_score(made, open_(sample.inputs[-1]), real)
+            if settings.classifier is not None:
+                row["probability"] = float(settings.classifier([made])[0])
+                self.present.append(int(sample.extra.get("change") != "removed"))
+        if family in ("generation", "counterfactual"):
+            self.made.append(settings.extractor([made])[0])
+            self.real.append(settings.extractor([real])[0])
+        if family == "generation":
+            self.made_small.append(thumbnails([made])[0])
+            self.real_small.append(thumbnails([real])[0])
+            if settings.image_text is not None:
+                row["image_text"] = float(settings.image_text.similarity([made], [sample.text])[0])
+        return row
+
+    def finish(self, settings: Settings, training: numpy.ndarray | None, intervals: bool = True) -> dict[str, Any]:
+        """The scores of the task.
+
+        Args:
+            training: thumbnails of training pictures, for the search for copies.
+            intervals: whether to resample; baselines are shown without.
+
+        Returns:
+            count, metrics {name: {value, low, high, count}}, by {modality: {name: value}}, and what the family adds.
+        """
+        self._add_meteor_and_clinical(settings)
+        few: dict[str, Any] = {} if intervals else {"resamples": 0}
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        metrics = {name: mean_interval([row.get(name) for row in self.rows], self.groups, **few) for name in names}
+        result: dict[str, Any] = {"count": len(self.rows)}
+        family = TASKS[self.task].family
+        if self.texts and family != "answer":
+            metrics |= self._corpus_text(**few)
+        if family in ("generation", "counterfactual") and len(self.made) >= 2:
+            names_, details = distribution_set(self, settings, **few)
+            metrics |= names_
+            result |= details
+        if family == "generation" and training is not None and len(training) and self.made_small:
+            result["memorisation"] = self._memorisation(training)
+        if family == "counterfactual":
+            metrics |= counterfactual_set(self)
+        result["metrics"] = metrics
+        result["by_modality"] = self._split_by(self.modalities, names)
+        result["by_dataset"] = self._split_by(self.datasets, names)
+        return result
+
+    def _add_meteor_and_clinical(self, settings: Settings) -> None:
+        if TASKS[self.task].family not in ("text", "counterfactual") or not self.texts:
+            return
+        said, wanted = ([pair[side] for pair in self.texts] for side in (0, 1))
+        columns: dict[str, Sequence[float]] = {"cider": report_text.cider_scores(said, wanted)}
+        if settings.meteor and not report_text.meteor_problem():
+            columns["meteor"] = report_text.meteor_scores(said, wanted)
+        if self.task == "report":
+            columns |= {name: score(said, wanted) for name, score in settings.clinical.items()}
+        rows = [row for row in self.rows if "rouge_l" in row]
+        for name, values in columns.items():
+            for row, value in zip(rows, values, strict=True):
+                row[name] = float(value)
+
+    def _corpus_text(self, **few: int) -> dict[str, Any]:
+        rows = numpy.array([report_text.bleu_statistics(*pair) for pair in self.texts])
+        groups = [group for group, row in zip(self.groups, self.rows, strict=True) if "rouge_l" in row]
+        return statistic_intervals(rows, groups, report_text.bleu_from_statistics, **few)
+
+    def _memorisation(self, training: numpy.ndarray) -> dict[str, Any]:
+        made = nearest(numpy.array(self.made_small), training)[0]
+        held_out = nearest(numpy.array(self.real_small), training)[0]
+        scores = memorisation_scores(made, held_out)
+        return {name: rounded(value) if isinstance(value, float) else value for name, value in scores.items()}
+
+    def _split_by(self, names: Sequence[str], metrics: Sequence[str]) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        for name in sorted(set(names)):
+            rows = [row for row, other in zip(self.rows, names, strict=True) if other == name]
+            found[name] = {"count": len(rows)}
+            for metric in metrics:
+                values = [value for row in rows if (value := row.get(metric)) is not None]
+                if values:
+                    found[name][metric] = rounded(sum(values) / len(values))
+        return found
+
+
+def is_copy(made: Image.Image, given: Image.Image) -> bool:
+    """Whether a picture is the input picture, but for its size and small changes of level."""
+    size = min(made.size, given.size)
+    levels = [
+        numpy.asarray(image.convert("L").resize(size, Image.Resampling.BOX), dtype=numpy.float64)
+        for image in (made, given)
+    ]
+    return bool(numpy.sqrt(((levels[0] - levels[1]) ** 2).mean()) < COPY_LEVELS)
+
+
+def change_score(made: Image.Image, before: Image.Image, after: Image.Image) -> Value:
+    """How much of the asked change was made: the cosine of made minus before with after minus before, in levels.
+
+    1 is the change itself, 0 no relation; None where nothing had to change. A copy of the input scores 0.
+    """
+    size = after.size
+    levels = [
+        numpy.asarray(image.convert("L").resize(size, Image.Resampling.BICUBIC), dtype=numpy.float64)
+        for image in (made, before, after)
+    ]
+    given, wanted = levels[0] - levels[1], levels[2] - levels[1]
+    norms = numpy.linalg.norm(given), numpy.linalg.norm(wanted)
+    if not norms[1]:
+        return None
+    return float((given * wanted).sum() / (norms[0] * norms[1])) if norms[0] else 0.0
+
+
+def score_all(pairs: Iterable[tuple[Sample, Prediction]], settings: Settings) -> dict[str, TaskScores]:
+    """Scores of every task that has predictions."""
+    found: dict[str, TaskScores] = {}
+    for sample, prediction in pairs:
+        found.setdefault(sample.task, TaskScores(sample.task)).add(sample, prediction, settings)
+    return found

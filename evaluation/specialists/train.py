@@ -1,0 +1,141 @@
+"""Train the specialists on a benchmark's training split: the data that the benchmark's model may have seen as well.
+
+python -m unimedvl.evaluation.specialists.train --benchmark unimed-mini=RECORDS --out FOLDER [--steps 1500]
+unimedvl eval --model specialist:FOLDER --benchmark unimed-mini=RECORDS --out OUT
+"""
+
+import argparse
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..benchmarks import BenchmarkData, get_benchmark
+from ..samples import TASKS, Sample, open_
+from .specialist import ANSWERS, SEGMENTATION, Specialist, pixels
+
+# Rarer answers are not worth a class.
+MOST_ANSWERS = 300
+BATCH = 32
+logger = logging.getLogger(__name__)
+# Pictures are kept as bytes: a quarter of the room of floats.
+Rows = dict[str, list[Any]]
+
+
+def collect(samples: Iterable[Sample], side: int) -> tuple[dict[str, Rows], dict[str, Any]]:
+    """Training rows of each network, and the settings of the specialist."""
+    rows: dict[str, Rows] = {}
+    for sample in samples:
+        task = TASKS[sample.task]
+        if not sample.inputs or (task.family == "answer" and sample.kind == "multiple_choice"):
+            continue
+        picture = _bytes(open_(sample.inputs[-1]), side)
+        if task.family == "answer":
+            _add(rows, ANSWERS, picture=picture, text=sample.text, answer=sample.reference)
+        elif sample.output is not None and task.family == "segmentation":
+            target = str(sample.extra.get("target", ""))
+            _add(rows, SEGMENTATION, picture=picture, truth=_bytes(open_(sample.output), side), target=target)
+        elif sample.output is not None and task.family == "translation":
+            _add(rows, sample.task, picture=picture, truth=_bytes(open_(sample.output), side))
+    counts = Counter(rows.get(ANSWERS, {}).get("answer", []))
+    settings = {
+        "side": side,
+        "answers": [answer for answer, _ in counts.most_common(MOST_ANSWERS)],
+        "targets": sorted(set(rows.get(SEGMENTATION, {}).get("target", []))),
+        "tasks": sorted(name for name in rows if name not in (ANSWERS, SEGMENTATION)),
+        "training_samples": {name: len(found["picture"]) for name, found in sorted(rows.items())},
+    }
+    return rows, settings
+
+
+def _bytes(image: Any, side: int) -> torch.Tensor:
+    return ((pixels(image, side) + 1) * 127.5).round().to(torch.uint8)
+
+
+def _add(rows: dict[str, Rows], name: str, **values: Any) -> None:
+    found = rows.setdefault(name, {key: [] for key in values})
+    for key, value in values.items():
+        found[key].append(value)
+
+
+def fit(network: nn.Module, count: int, loss_of: Callable[[list[int]], torch.Tensor], steps: int, seed: int) -> float:
+    """Train a network on random batches of `count` rows; the mean loss of the last tenth of the steps."""
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    network.train()
+    losses = []
+    for _ in range(steps):
+        chosen = torch.randint(count, (min(BATCH, count),), generator=generator).tolist()
+        loss = loss_of(chosen)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    network.eval()
+    last = losses[-max(steps // 10, 1) :]
+    return sum(last) / len(last)
+
+
+def train(samples: Iterable[Sample], steps: int, side: int = 64, seed: int = 0) -> Specialist:
+    """Specialists for every task that the samples have.
+
+    Args:
+        steps: of each network.
+        side: pixels of a side of the pictures, divisible by 4.
+    """
+    torch.manual_seed(seed)
+    rows, settings = collect(samples, side)
+    specialist = Specialist.build(settings)
+    for name, network in specialist.networks.items():
+        loss = fit(network, len(rows[name]["picture"]), _loss(name, network, rows[name], settings), steps, seed)
+        logger.info("%s: %d samples, loss %.4f", name, len(rows[name]["picture"]), loss)
+    return specialist
+
+
+def _loss(name: str, network: nn.Module, rows: Rows, settings: dict[str, Any]) -> Callable[[list[int]], torch.Tensor]:
+    answers = {answer: place for place, answer in enumerate(settings["answers"])}
+    targets = {target: place for place, target in enumerate(settings["targets"])}
+
+    def pictures(column: str, chosen: Collection[int]) -> torch.Tensor:
+        return torch.stack([rows[column][place] for place in chosen]).float() / 127.5 - 1
+
+    def of_answers(chosen: list[int]) -> torch.Tensor:
+        classes = torch.tensor([answers.get(rows["answer"][place], -100) for place in chosen])
+        logits = network(pictures("picture", chosen), [rows["text"][place] for place in chosen])
+        return nn.functional.cross_entropy(logits, classes)
+
+    def of_masks(chosen: list[int]) -> torch.Tensor:
+        places = torch.tensor([targets[rows["target"][place]] for place in chosen])
+        logits = network(pictures("picture", chosen))[torch.arange(len(chosen)), places]
+        truth = (pictures("truth", chosen).mean(dim=1) > 0).float()
+        overlap = (2 * (logits.sigmoid() * truth).sum() + 1) / (logits.sigmoid().sum() + truth.sum() + 1)
+        return nn.functional.binary_cross_entropy_with_logits(logits, truth) + 1 - overlap
+
+    def of_pictures(chosen: list[int]) -> torch.Tensor:
+        return nn.functional.l1_loss(network(pictures("picture", chosen)), pictures("truth", chosen))
+
+    return {ANSWERS: of_answers, SEGMENTATION: of_masks}.get(name, of_pictures)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--benchmark", required=True, metavar="NAME=PATH")
+    parser.add_argument("--out", required=True, metavar="FOLDER")
+    parser.add_argument("--steps", type=int, default=1500, help="of each network (default: 1500)")
+    parser.add_argument("--side", type=int, default=64, help="pixels of a side (default: 64)")
+    parser.add_argument("--tasks", default="", help="only these tasks, divided by commas")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    name, _, folder = arguments.benchmark.partition("=")
+    data = BenchmarkData(get_benchmark(name), folder, tasks=[task for task in arguments.tasks.split(",") if task])
+    train(data.training(), arguments.steps, arguments.side).save(arguments.out)
+
+
+if __name__ == "__main__":
+    main()

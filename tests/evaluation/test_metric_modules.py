@@ -1,0 +1,53 @@
+"""Every metric is an `evaluate` module that loads by path, without a network, and has a card."""
+
+from pathlib import Path
+
+import evaluate
+import pytest
+from PIL import Image
+
+METRICS = Path(__file__).parents[2] / "evaluation" / "metrics"
+NAMES = sorted(path.name for path in METRICS.iterdir() if (path / f"{path.name}.py").is_file())
+PICTURES = [Image.new("RGB", (16, 16), (shade, 80, 40)) for shade in (0, 90, 200, 250)]
+CALLS = {
+    "vqa_accuracy": ({"predictions": ["yes"], "references": ["Yes"]}, "accuracy"),
+    "report_text": ({"predictions": ["clear"], "references": ["clear"], "scores": ["rouge"]}, "rouge_l"),
+    "clinical_text": ({"predictions": ["clear"], "references": ["clear"], "weights": {}}, "count"),
+    "image_distribution": ({"predictions": PICTURES, "references": PICTURES, "extractor": "pixels-1"}, "fid"),
+    "image_quality": ({"predictions": PICTURES, "references": PICTURES[::-1]}, "psnr"),
+    "segmentation": ({"predictions": PICTURES, "references": PICTURES}, "dice"),
+    "counterfactual": ({"predictions": [0.2, 0.9], "references": [0, 1]}, "auroc"),
+    "memorisation": ({"predictions": [PICTURES], "references": [PICTURES], "held_out": [PICTURES]}, "copies"),
+    "diversity": ({"predictions": PICTURES, "references": PICTURES}, "vendi"),
+    "reader_study": ({"predictions": [1.0, 5.0], "references": [0, 1]}, "auroc"),
+}
+
+
+def test_the_list_is_whole():
+    assert {*CALLS, "image_text_score"} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_loads_by_path_and_computes(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    metric = evaluate.load(str(METRICS / name), cache_dir=str(tmp_path), experiment_id=name)
+    assert metric.description and metric.citation and metric.inputs_description and metric.features
+    arguments, wanted = CALLS[name]
+    assert wanted in metric.compute(**arguments)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_has_a_card(name):
+    card = (METRICS / name / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\ntitle:") and "- evaluate" in card and "evaluate.load(" in card
+
+
+def test_missing_clinical_packages_get_one_line(tmp_path):
+    from unimedvl.evaluation.metrics.clinical_text.clinical_text import SCORERS, load_scorer
+
+    for name in SCORERS:
+        with pytest.raises(ValueError, match=f"{name} needs the package .*pip install") as caught:
+            load_scorer(name, str(tmp_path))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="choose among"):
+        load_scorer("bertscore", str(tmp_path))

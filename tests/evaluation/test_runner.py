@@ -1,0 +1,232 @@
+"""Runs: everything is scored, a stopped run ends with the same bytes, and what needs no model is caught."""
+
+import json
+import shutil
+from collections.abc import Sequence
+
+import pytest
+from PIL import Image
+
+from unimedvl.evaluation.baselines import NAMES, Baseline, TrainingSplit
+from unimedvl.evaluation.benchmarks import BenchmarkData, get_benchmark
+from unimedvl.evaluation.cards import fill_card_folder
+from unimedvl.evaluation.compare import compare, markdown
+from unimedvl.evaluation.harness import Run, evaluate
+from unimedvl.evaluation.metrics.image_features import load_feature_extractor
+from unimedvl.evaluation.predictions import Prediction, Predictor
+from unimedvl.evaluation.reader_sheets import make_study, score_study
+from unimedvl.evaluation.report import markdown as report
+from unimedvl.evaluation.samples import TASKS, Sample
+from unimedvl.evaluation.scoring import Settings
+from unimedvl.evaluation.visuals import draw_all
+
+
+class Painter:
+    """Answers everything from the sample's own seed; counts what it was asked, and stops when told to."""
+
+    name = "painter"
+    settings: dict = {}
+
+    def __init__(self, stop_after: int | None = None):
+        self.asked: list[str] = []
+        self.stop_after = stop_after
+
+    def supports(self, task: str, sample: Sample | None = None) -> bool:
+        return True
+
+    def predict(self, samples: Sequence[Sample]) -> list[Prediction]:
+        if self.stop_after is not None and len(self.asked) >= self.stop_after:
+            raise KeyboardInterrupt
+        self.asked += [sample.id for sample in samples]
+        shade = [sample.seed(3) % 256 for sample in samples]
+        return [
+            Prediction(
+                "yes it is" if value % 2 else "a scan",
+                Image.new("RGB", (32, 24), (value, 90, 255 - value)) if TASKS[sample.task].draws else None,
+                value / 256,
+            )
+            for sample, value in zip(samples, shade, strict=True)
+        ]
+
+
+def settings() -> Settings:
+    return Settings(extractor=load_feature_extractor("pixels-2"), meteor=False)
+
+
+def run(predictor: Predictor, folder, out, **options) -> dict:
+    data = BenchmarkData(get_benchmark("unimed-mini"), folder, **options)
+    return evaluate(Run("m", out, batch_size=3, scoring={"features": "x"}), predictor, [data], settings(), print)
+
+
+@pytest.fixture(scope="module")
+def finished(records, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "out"
+    return out, run(Painter(), records, out)
+
+
+def test_every_task_is_scored(finished):
+    _, results = finished
+    tasks = results["benchmarks"]["unimed-mini"]["tasks"]
+    assert set(tasks) == set(TASKS) - {"reasoning"}
+    for task, entry in tasks.items():
+        assert entry["count"] and TASKS[task].primary in entry["metrics"], task
+        found = entry["metrics"][TASKS[task].primary]
+        assert found["low"] is None or found["low"] <= found["value"] <= found["high"], task
+    assert "memorisation" in tasks["text_to_image"] and tasks["segmentation"]["baselines"]
+
+
+def test_pictures_stay_out_of_git_and_plots_are_there(finished, records):
+    out, results = finished
+    draw_all(results, [BenchmarkData(get_benchmark("unimed-mini"), records)], out)
+    assert (out / ".gitignore").read_text() == "*\n"
+    for name in ("plots/scores", "plots/vqa_confusion", "plots/vqa_reliability", "sheets/segmentation_worst"):
+        assert (out / "unimed-mini" / f"{name}.png").stat().st_size > 1000, name
+
+
+@pytest.mark.parametrize("stop_after", [1, 40])
+def test_a_stopped_run_ends_with_the_same_bytes_and_repeats_no_work(finished, records, tmp_path, stop_after):
+    whole, _ = finished
+    first, second = Painter(stop_after), Painter()
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run(first, records, out)
+    # What a killed process leaves: half a line, a batch of which some lines are missing, a half-written picture.
+    part = out / "unimed-mini" / "parts" / "00000.jsonl"
+    last = part.read_text().splitlines()[-1]
+    with open(part, "a") as file:
+        file.write(json.dumps(json.loads(last) | {"batch": 9999, "of": 3, "place": 0}) + "\n" + last[:20])
+    (out / "unimed-mini" / "images" / "x.png.1.partial").write_bytes(b"half")
+    run(second, records, out)
+    for name in ("results.json", "unimed-mini/predictions.jsonl", "unimed-mini/scores.jsonl"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+    assert not set(first.asked) & set(second.asked)
+    assert json.loads((out / "manifest.json").read_text())["timings"]["unimed-mini"]["kept"] == len(first.asked)
+
+
+def test_a_lost_picture_is_made_again(finished, records, tmp_path):
+    whole, _ = finished
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    lost = next((out / "unimed-mini" / "images").iterdir())
+    lost.unlink()
+    again = Painter()
+    run(again, records, out)
+    assert lost.stem in again.asked and len(again.asked) <= 3
+    assert (out / "results.json").read_bytes() == (whole / "results.json").read_bytes()
+
+
+def test_the_data_folder_and_built_records_give_the_same_scores(mini_data, records, tmp_path):
+    options = {"tasks": ["vqa", "segmentation"]}
+    left, right = (run(Painter(), folder, tmp_path / folder.name, **options) for folder in (mini_data, records))
+    tasks = [found["benchmarks"]["unimed-mini"]["tasks"] for found in (left, right)]
+    for task in options["tasks"]:
+        assert tasks[0][task]["count"] == tasks[1][task]["count"]
+        assert tasks[0][task]["metrics"]["accuracy" if task == "vqa" else "dice"]["value"] == pytest.approx(
+            tasks[1][task]["metrics"]["accuracy" if task == "vqa" else "dice"]["value"]
+        )
+
+
+def test_another_run_in_the_folder_is_refused(finished, records):
+    out, _ = finished
+    with pytest.raises(ValueError, match="holds another run .different: benchmarks"):
+        run(Painter(), records, out, limit=1)
+
+
+def test_limit_takes_the_same_few_of_each_task(records, tmp_path):
+    asked = []
+    for name in ("a", "b"):
+        painter = Painter()
+        run(painter, records, tmp_path / name, limit=2, tasks=["vqa", "report"])
+        asked.append(painter.asked)
+    assert asked[0] == asked[1] and len(asked[0]) == 4
+
+
+@pytest.fixture(scope="module")
+def training(records):
+    return TrainingSplit(BenchmarkData(get_benchmark("unimed-mini"), records).training())
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "flag"),
+    [
+        ("majority", "vqa", "not above majority"),
+        ("question-only", "vqa", "not above question-only"),
+        ("majority", "segmentation", "not above majority"),
+        ("copy-input", "super_resolution", "returns the input picture"),
+        ("copy-input", "counterfactual", "returns the input picture"),
+        ("training-image", "text_to_image", "memorisation"),
+    ],
+)
+def test_models_that_need_no_model_are_caught(name, task, flag, records, training, tmp_path):
+    found = run(Baseline(name, training), records, tmp_path / "out", tasks=[task])
+    flags = found["benchmarks"]["unimed-mini"]["tasks"][task]["flags"]
+    assert any(flag in entry for entry in flags), flags
+    assert flag in report(found)
+
+
+def test_baselines_are_of_these_names(training, finished):
+    assert NAMES == ("majority", "question-only", "copy-input", "training-image")
+    _, results = finished
+    tasks = results["benchmarks"]["unimed-mini"]["tasks"]
+    caught = tasks["text_to_image"]["baselines"]["training-image"]
+    assert caught["memorised"] and any("memorisation" in flag for flag in caught["flags"])
+
+
+def test_compare_finds_the_better_run(finished, records, training, tmp_path):
+    out, _ = finished
+    run(Baseline("copy-input", training), records, tmp_path / "copy")
+    found = compare(out, tmp_path / "copy")
+    rows = {row["task"]: row for row in found["rows"]}
+    assert rows["super_resolution"]["difference"] > 0 and rows["super_resolution"]["significant"]
+    assert "| unimed-mini | super_resolution | ssim |" in markdown(found)
+    same = compare(out, out)
+    assert all(row["difference"] == 0 and row["p"] in (1, None) for row in same["rows"])
+    with pytest.raises(ValueError, match="holds no results.json"):
+        compare(out, tmp_path)
+
+
+def test_a_card_gets_scores_and_no_picture_of_the_data(finished, tmp_path):
+    out, _ = finished
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# Card\n")
+    files = fill_card_folder(out, tmp_path)
+    assert ".eval_results/unimed-mini.yaml" in files and "evaluation/results.md" in files
+    assert not any("sheet" in name or "images" in name for name in files)
+    text = (tmp_path / "README.md").read_text()
+    assert "model-index:" in text and "license: mit" in text and "# Card" in text
+    with pytest.raises(ValueError, match=r"README\.md"):
+        fill_card_folder(out, tmp_path / "nowhere")
+
+
+def test_reader_study_is_blind_and_scored(finished, tmp_path):
+    out, _ = finished
+    study = tmp_path / "study"
+    found = make_study(out, study, count=4)
+    assert found["pictures"] == 8
+    key = json.loads((study / "key.json").read_text())
+    order = [entry["generated"] for entry in key.values()]
+    assert sum(order) == 4 and order != sorted(order) and order != sorted(order, reverse=True)
+    sizes = set()
+    for path in (study / "pictures").iterdir():
+        with Image.open(path) as image:
+            sizes.add(image.size)
+            assert not image.info
+    assert len(sizes) == 1
+    lines = ["number,rating,comment"] + [f"{n},{5 if entry['generated'] else 2}," for n, entry in key.items()]
+    with pytest.raises(ValueError, match="no filled-in form"):
+        score_study(study)
+    (study / "anna.csv").write_text("\n".join(lines))
+    assert score_study(study)["anna"]["balanced_accuracy"] == 1
+    (study / "anna.csv").write_text("\n".join([*lines[:-1], f"{len(key)},9,"]))
+    with pytest.raises(ValueError, match="anna.csv: picture 8 needs a rating"):
+        score_study(study)
+
+
+def test_wrong_folders_get_one_line(records, tmp_path):
+    with pytest.raises(ValueError, match="there is no folder"):
+        BenchmarkData(get_benchmark("unimed-mini"), tmp_path / "none")
+    with pytest.raises(ValueError, match="expected one of"):
+        get_benchmark("imagenet")
+    with pytest.raises(ValueError, match="none of vqa"):
+        BenchmarkData(get_benchmark("bci"), records, tasks=["vqa"])
+    with pytest.raises(ValueError, match="holds no virtual_staining record of the split test"):
+        list(BenchmarkData(get_benchmark("bci"), records).samples())
