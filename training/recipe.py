@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from .data_recipe import DataRecipe
+from .tuning_recipe import AdapterRecipe, TuningRecipe
 
 PARTS = ("llm", "vit", "vae", "others")
 SCHEDULES = ("constant", "cosine")
@@ -54,6 +55,7 @@ class TrainingRecipe:
         output_dir: checkpoints, logs, and the finished model.
         data: what is read.
         steps: optimiser steps.
+        adapter: train this adapter on a frozen base instead of the weights themselves; none if absent.
         accumulation: micro-batches per step and process.
         freeze: parts that do not learn: "llm", "vit", "vae", or "und", the understanding expert, whose weights stay in
             the optimiser without gradients as in the reference.
@@ -74,6 +76,7 @@ class TrainingRecipe:
     output_dir: str
     data: DataRecipe
     steps: int
+    adapter: AdapterRecipe | None = None
     accumulation: int = 1
     freeze: list[str] = field(default_factory=lambda: ["vae"])
     ce_weight: float = 0.25
@@ -148,11 +151,11 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> TrainingRecipe | CurriculumRecipe:
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> TrainingRecipe | CurriculumRecipe | TuningRecipe:
     """Read a recipe or a curriculum.
 
     Args:
-        path: a YAML file; one with the key `stages` is a curriculum.
+        path: a YAML file; one with the key `stages` is a curriculum, one with `method` a `TuningRecipe`.
         overrides: "key=value" with dots into sections and numbers into lists, values in YAML:
             "optimizer.learning_rate=1e-5", "data.groups.0.weight=2".
 
@@ -169,9 +172,9 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> TrainingReci
         raise ValueError(f"{path} must hold keys and values, found {type(values).__name__}.")
     for override in overrides:
         _override(values, override)
-    kind = CurriculumRecipe if "stages" in values else TrainingRecipe
+    kind = CurriculumRecipe if "stages" in values else TuningRecipe if "method" in values else TrainingRecipe
     recipe = from_mapping(kind, values, str(path))
-    assert isinstance(recipe, (TrainingRecipe, CurriculumRecipe))
+    assert isinstance(recipe, (TrainingRecipe, CurriculumRecipe, TuningRecipe))
     return recipe
 
 
@@ -223,6 +226,8 @@ def from_mapping(kind: type, values: Mapping[str, Any], where: str) -> Any:
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:
+    if kind is Any:
+        return value
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:

@@ -17,11 +17,13 @@ from transformers.utils import logging as transformers_logging
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
 from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 
+from .adapters import bare_model, load_with_adapter
 from .checkpoints import checkpoints, is_whole
 from .dataset import PackedRecords, RecordGroup
 from .latents import LatentCache, autoencoder_fingerprint
 from .recipe import CurriculumRecipe, TrainingRecipe, load_recipe
 from .trainer import UniMedVLTrainer
+from .tuning_recipe import TuningRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +47,15 @@ def run_recipe(recipe: TrainingRecipe) -> Path:
     _check_writable(output)
     set_seed(recipe.seed)
     groups = [RecordGroup(group) for group in recipe.data.groups]
-    model = UniMedVLForConditionalGeneration.from_pretrained(recipe.model, dtype=torch.float32)
+    if recipe.adapter is None:
+        model = UniMedVLForConditionalGeneration.from_pretrained(recipe.model, dtype=torch.float32)
+    else:
+        # Weights that do not learn need no float32.
+        model = load_with_adapter(recipe.model, recipe.adapter, torch.bfloat16 if recipe.bf16 else torch.float32)
     processor = UniMedVLProcessor.from_pretrained(recipe.model)
     cache = None
     if recipe.data.latent_cache:
-        cache = LatentCache(recipe.data.latent_cache, autoencoder_fingerprint(model))
+        cache = LatentCache(recipe.data.latent_cache, autoencoder_fingerprint(bare_model(model)))
     data = PackedRecords(
         groups,
         recipe.data,
@@ -99,6 +105,12 @@ def run(path: str | Path, overrides: list[str]) -> Path:
         own = {field.name for field in dataclasses.fields(CurriculumRecipe)}
         stages = [text for text in overrides if text.partition("=")[0].partition(".")[0] not in own]
         return run_curriculum(recipe, Path(path).parent, stages)
+    if isinstance(recipe, TuningRecipe):
+        # TRL takes seconds to import.
+        from .tune import run_tuning
+
+        _check_writable(Path(recipe.output_dir))
+        return run_tuning(recipe)
     return run_recipe(recipe)
 
 

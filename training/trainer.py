@@ -19,6 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from unimedvl.modeling_unimedvl.blocks_unimedvl import is_flow_target
 
+from .adapters import bare_model
 from .checkpoints import checkpoints, load_optimizer, random_state, save_optimizer, set_random_state, whole_folder
 from .collate import BatchInfo
 from .dataset import PackedRecords
@@ -156,7 +157,7 @@ class UniMedVLTrainer(Trainer):
         inputs = dict(inputs)
         info: BatchInfo = inputs.pop("info")
         if self.cache is not None and info.latent_inputs:
-            bare = self.accelerator.unwrap_model(model)
+            bare = bare_model(self.accelerator.unwrap_model(model))
             inputs["latent_values"] = scaled_latents(bare, info.latent_inputs, self.cache)
         output = model(
             **inputs,

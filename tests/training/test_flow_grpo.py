@@ -17,6 +17,7 @@ from unimedvl.training.flow_policy import (
     sde_step,
     velocity,
 )
+from unimedvl.training.tuning_recipe import AdapterRecipe
 
 SIDE = 16
 PROMPTS = [{"prompt": "a chest scan"}, {"prompt": "a dark film of the head"}]
@@ -137,7 +138,7 @@ def make_trainer(folder, model_folder, **changes):
     torch.manual_seed(0)
     model, processor = tiny_checkpoint(model_folder)
     torch.manual_seed(1)
-    model = get_peft_model(model, adapter_config("generation", rank=4))
+    model = get_peft_model(model, adapter_config(AdapterRecipe(experts="generation", rank=4)))
     return FlowGRPOTrainer(
         model, processor, arguments(folder, **changes), PROMPTS, {"red": (red, 1.0)}, eval_examples=PROMPTS
     )
