@@ -17,7 +17,9 @@ from unimedvl.training.recipe import TrainingRecipe, load_recipe
 from unimedvl.training.run import main, run
 from unimedvl.training.tuning_recipe import AdapterRecipe
 
-RECIPES = Path(__file__).resolve().parents[2] / "training" / "recipes" / "tuning"
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = ROOT / "training" / "recipes" / "tuning"
+NANO = ROOT / "hub_cards" / "unimedvl-nano"
 PRESETS = sorted(path.stem for path in RECIPES.glob("*.yaml") if isinstance(load_recipe(path), TrainingRecipe))
 # bitsandbytes packs 4-bit weights in blocks of 64 values.
 BLOCK_OF_64 = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4}
@@ -84,6 +86,19 @@ def test_presets_train_and_come_back_exactly(place, tmp_path, preset):
     )
     for mode in ("text", "image"):
         assert torch.equal(logits(fresh, mode), logits(again, mode))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_train_the_nano(place, tmp_path, preset):
+    recipe = load_recipe(RECIPES / f"{preset}.yaml")
+    changes = [f"data.groups.{number}.path={place / 'records'}" for number in range(len(recipe.data.groups))]
+    changes += [f"model={NANO}", f"output_dir={tmp_path / 'run'}", "steps=2", "optimizer.warmup_steps=0"]
+    final = run(RECIPES / f"{preset}.yaml", changes)
+    bases = (load_with_adapter(NANO, recipe.adapter, torch.float32).unload() for _ in range(2))
+    one, other = (PeftModel.from_pretrained(base, final) for base in bases)
+    for mode in ("text", "image"):
+        assert torch.equal(logits(one, mode), logits(other, mode))
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
