@@ -49,9 +49,8 @@ def slides(count: int, seed: int, held_out: bool) -> list[Slide]:
 
 
 def _sft(slide: Slide) -> tuple[str, str, str]:
-    other = SIDES[slide.side == "left"]
-    answers = (f"Stain: {slide.stain}. Spot: {side}." for side in (slide.side, other))
-    return "Describe stain and spot.", *answers
+    other = next(name for name in STAINS if name != slide.stain)
+    return "Describe the slide.", f"Cells in {slide.stain}.", f"Cells in {other}."
 
 
 def _dpo(slide: Slide) -> tuple[str, str, str]:
