@@ -1,101 +1,86 @@
-"""Adapters by name: which expert they sit on, and how the base is loaded."""
+"""Adapters: which layers they sit on, how the base below them is loaded, and what becomes of them."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from unimedvl.modeling_unimedvl.adapters_unimedvl import ADAPTER_TARGETS
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
 
-METHODS = ("lora", "dora", "qlora")
+from .tuning_recipe import AdapterRecipe
+
 _VIT = r".*vit_model\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
-# Where the adapter sits; "vit" parts also adapt the image encoder.
-PRESETS = {
-    **ADAPTER_TARGETS,
-    "understanding_and_vit": f"({ADAPTER_TARGETS['understanding']}|{_VIT})",
-    "both_and_vit": f"({ADAPTER_TARGETS['both']}|{_VIT})",
-}
 
 
-def adapter_config(
-    preset: str = "both", method: str = "lora", rank: int = 16, alpha: int | None = None, dropout: float = 0.0
-) -> LoraConfig:
-    """PEFT's configuration of an adapter.
-
-    Args:
-        preset: key of `PRESETS`.
-        method: "lora", "dora" (weights split into magnitude and direction), or "qlora" (LoRA on a 4-bit base, see
-            `load_with_adapter`).
-        rank, alpha, dropout: LoRA's; `alpha` is twice the rank if None.
-
-    Raises:
-        ValueError: for an unknown preset or method, or a rank below 1.
-    """
-    if preset not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {preset!r}.")
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}.")
-    if rank < 1:
-        raise ValueError(f"rank must be 1 or more, not {rank}.")
+def adapter_config(recipe: AdapterRecipe) -> LoraConfig:
+    """PEFT's configuration of an adapter."""
+    targets = ADAPTER_TARGETS[recipe.experts]
     return LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank if alpha is None else alpha,
-        lora_dropout=dropout,
-        target_modules=PRESETS[preset],
-        use_dora=method == "dora",
+        r=recipe.rank,
+        lora_alpha=2 * recipe.rank if recipe.alpha is None else recipe.alpha,
+        lora_dropout=recipe.dropout,
+        target_modules=f"({targets}|{_VIT})" if recipe.vit else targets,
+        use_dora=recipe.method == "dora",
     )
 
 
 def load_with_adapter(
     checkpoint: str | Path,
-    preset: str = "both",
-    method: str = "lora",
-    gradient_checkpointing: bool = False,
+    recipe: AdapterRecipe,
     dtype: torch.dtype | str = "auto",
-    rank: int = 16,
-    alpha: int | None = None,
-    dropout: float = 0.0,
+    gradient_checkpointing: bool = False,
     **options: Any,
 ) -> PeftModel:
-    """A checkpoint with a fresh trainable adapter on it.
+    """A checkpoint with a fresh trainable adapter on it, whose weights are float32.
 
     Args:
         checkpoint: a folder or a name on the Hub.
-        preset, method, rank, alpha, dropout: see `adapter_config`. "qlora" loads the experts in 4 bits (nf4, double
-            quantisation); the ViT, the autoencoder and the small projections keep their precision.
+        recipe: "nf4" in it loads the experts in 4 bits with double quantisation; the ViT, the autoencoder and the
+            small projections keep their precision.
+        dtype: of the base weights that are not quantised, and of the computation with those that are.
         gradient_checkpointing: recompute activations in the backward pass.
-        dtype: of the weights that are not quantised, and of the computation.
         options: further arguments of `from_pretrained` (`device_map`, `revision`, ...).
     """
-    config = adapter_config(preset, method, rank, alpha, dropout)
-    if method == "qlora":
-        compute = torch.bfloat16 if dtype == "auto" else dtype
+    if recipe.quantize == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=compute,
+            bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else dtype,
         )
     model: PreTrainedModel = UniMedVLForConditionalGeneration.from_pretrained(checkpoint, dtype=dtype, **options)
-    if method == "qlora":
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=gradient_checkpointing)
+    reentrant = {"use_reentrant": False}
+    if recipe.quantize:
+        model = prepare_model_for_kbit_training(model, gradient_checkpointing, reentrant)
     elif gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
-    return get_peft_model(model, config)
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=reentrant)
+    return get_peft_model(model, adapter_config(recipe))
+
+
+def bare_model(model: nn.Module) -> nn.Module:
+    """The model below its adapter, or the model itself if it has none."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def merge_adapter(checkpoint: str | Path, adapter: str | Path, output: str | Path, **options: Any) -> None:
     """Write the checkpoint with the adapter's change added to its weights, loadable without PEFT.
 
+    An adapter that was trained on a 4-bit base is added to the full weights.
+
+    Args:
+        options: further arguments of `from_pretrained` of the checkpoint.
+
     Raises:
-        ValueError: if `output` exists and is not empty.
+        ValueError: if `output` exists and is not empty, or `adapter` holds no adapter.
     """
-    output = Path(output)
+    output, adapter = Path(output), Path(adapter)
     if output.exists() and any(output.iterdir()):
         raise ValueError(f"{output} is not empty: choose another folder.")
+    if not (adapter / "adapter_config.json").is_file():
+        raise ValueError(f"{adapter} holds no adapter_config.json: give the folder of a saved adapter.")
     model = UniMedVLForConditionalGeneration.from_pretrained(checkpoint, **options)
     PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().save_pretrained(output)

@@ -1,16 +1,20 @@
-"""Records as TRL's conversational data sets: for supervised tuning, preferences and rewards."""
+"""Records as what tuning reads: TRL's conversational data sets, and examples of images to make."""
 
 import hashlib
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
+from PIL import Image
 
-from unimedvl.processing.unimed5m.schema import IMAGE_PLACEHOLDER, Record, features
+from unimedvl.processing.unimed5m.schema import IMAGE_PLACEHOLDER, Picture, Record, features
 from unimedvl.processing.unimed5m.shards import shard_paths
+from unimedvl.processing.unimed5m.tasks import MODALITY_NAMES
 
 METHODS = ("sft", "dpo", "grpo")
+MODALITY_QUESTION = "What imaging modality is this?"
 
 
 def read_records(
@@ -68,11 +72,40 @@ def conversation(record: Record) -> list[dict[str, str]]:
     ]
 
 
-def _images(record: Record) -> list[dict[str, Any]]:
-    missing = [picture.path for picture in record.input_img if picture.data is None]
-    if missing:
-        raise ValueError(f"{record.id} has no picture data ({missing[0]}): relink the published records first.")
-    return [{"bytes": picture.data, "path": None} for picture in record.input_img]
+def _bytes(record: Record, picture: Picture) -> bytes:
+    if picture.data is None:
+        raise ValueError(f"{record.id} has no picture data ({picture.path}): relink the published records first.")
+    return picture.data
+
+
+def generation_examples(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """Records that make one image as the examples of Flow-GRPO.
+
+    Returns:
+        Dicts with `prompt`, `images` (RGB inputs), `reference` (the record's own image, RGB), `label` (its modality's
+        code), and `question` and `answer` about the modality where the record tells it.
+
+    Raises:
+        ValueError: for a record that makes no image or several, or has more than one question.
+    """
+    examples = []
+    for record in records:
+        if len(record.output_img) != 1 or len(record.message) != 2:
+            raise ValueError(f"{record.id} is not one instruction for one image: choose other tasks.")
+        inputs, (output,) = (
+            [Image.open(io.BytesIO(_bytes(record, picture))).convert("RGB") for picture in pictures]
+            for pictures in (record.input_img, record.output_img)
+        )
+        example = {
+            "prompt": record.message[0].value.replace(IMAGE_PLACEHOLDER, "").strip(),
+            "images": inputs,
+            "reference": output,
+            "label": record.modality,
+        }
+        if record.modality in MODALITY_NAMES:
+            example |= {"question": MODALITY_QUESTION, "answer": MODALITY_NAMES[record.modality]}
+        examples.append(example)
+    return examples
 
 
 def _wrong_answers(records: Sequence[Record]) -> Iterator[str | None]:
@@ -104,7 +137,8 @@ def conversation_data(records: Iterable[Record], method: str) -> datasets.Datase
     rows = []
     for record, wrong in zip(records, _wrong_answers(records), strict=True):
         messages = conversation(record)
-        row: dict[str, Any] = {"images": _images(record)}
+        images = [{"bytes": _bytes(record, picture), "path": None} for picture in record.input_img]
+        row: dict[str, Any] = {"images": images}
         if method == "sft":
             row["messages"] = messages
         else:

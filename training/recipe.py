@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from .data_recipe import DataRecipe, GroupRecipe
+from .tuning_recipe import AdapterRecipe, TuningRecipe
 
 PARTS = ("llm", "vit", "vae", "others")
 SCHEDULES = ("constant", "cosine")
@@ -108,6 +109,7 @@ class TrainingRecipe:
         output_dir: checkpoints, logs, and the finished model.
         data: what is read.
         steps: optimiser steps.
+        adapter: train this adapter on a frozen base instead of the weights themselves; none if absent.
         accumulation: micro-batches per step and process.
         freeze: parts that do not learn: "llm", "vit", "vae", or "und", the understanding expert, whose weights stay in
             the optimiser without gradients as in the reference.
@@ -131,6 +133,7 @@ class TrainingRecipe:
     output_dir: str
     data: DataRecipe
     steps: int
+    adapter: AdapterRecipe | None = None
     accumulation: int = 1
     freeze: list[str] = field(default_factory=lambda: ["vae"])
     ce_weight: float = 0.25
@@ -233,11 +236,11 @@ def find_recipe(path: str | Path) -> Path:
     raise ValueError(f"{path} is no file, and no recipe of this package: {', '.join(packaged)}.")
 
 
-def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> TrainingRecipe | CurriculumRecipe:
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> TrainingRecipe | CurriculumRecipe | TuningRecipe:
     """Read a recipe or a curriculum.
 
     Args:
-        path: a YAML file; one with the key `stages` is a curriculum.
+        path: a YAML file; one with the key `stages` is a curriculum, one with `method` a `TuningRecipe`.
         overrides: "key=value" with dots into sections and numbers into lists, values in YAML:
             "optimizer.learning_rate=1e-5", "data.groups.0.weight=2". A curriculum takes those for its own keys.
 
@@ -252,11 +255,11 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> TrainingReci
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold keys and values, found {type(values).__name__}.")
-    kind = CurriculumRecipe if "stages" in values else TrainingRecipe
-    for override in overrides if kind is TrainingRecipe else split_overrides(overrides)[0]:
+    kind = CurriculumRecipe if "stages" in values else TuningRecipe if "method" in values else TrainingRecipe
+    for override in overrides if kind is not CurriculumRecipe else split_overrides(overrides)[0]:
         _override(values, override)
     recipe = from_mapping(kind, values, str(path))
-    assert isinstance(recipe, (TrainingRecipe, CurriculumRecipe))
+    assert isinstance(recipe, (TrainingRecipe, CurriculumRecipe, TuningRecipe))
     return recipe
 
 
@@ -317,6 +320,8 @@ def from_mapping(kind: type, values: Mapping[str, Any], where: str) -> Any:
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:
+    if kind is Any:
+        return value
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:

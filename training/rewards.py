@@ -7,10 +7,12 @@ or a string. A picture reward is `reward(pictures, examples) -> list[float]`. Al
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy
 import torch
+from peft import PeftModel
 from PIL import Image
 from rouge_score.rouge_scorer import RougeScorer
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
@@ -115,7 +117,7 @@ def ssim(pictures: Sequence[Image.Image], examples: Sequence[Mapping[str, Any]])
 class AnswerReward:
     """How probable the model finds the expected answer to a question about the generated picture.
 
-    The understanding half judges the generating half: with an adapter on the generation expert alone, the judge never
+    The understanding half judges the generating half, without the adapter that is being trained: the judge never
     changes. Examples give `question` and `answer`. The reward is the geometric mean of the probabilities of the
     answer's tokens.
     """
@@ -125,12 +127,13 @@ class AnswerReward:
 
     @torch.no_grad()
     def __call__(self, pictures: Sequence[Image.Image], examples: Sequence[Mapping[str, Any]]) -> list[float]:
-        conversations, prompts = [], []
+        conversations = []
         for picture, example in zip(pictures, examples, strict=True):
+            if not {"question", "answer"} <= example.keys():
+                raise ValueError("The reward 'answer' needs examples with `question` and `answer`: name another one.")
             content = [{"type": "image", "image": picture}, {"type": "text", "text": example["question"]}]
-            prompts.append([{"role": "user", "content": content}])
             answer = [{"type": "text", "text": example["answer"]}]
-            conversations.append([*prompts[-1], {"role": "assistant", "content": answer}])
+            conversations.append([{"role": "user", "content": content}, {"role": "assistant", "content": answer}])
         encode = {
             "tokenize": True,
             "return_dict": True,
@@ -142,7 +145,9 @@ class AnswerReward:
         inputs = self.processor.apply_chat_template(conversations, **encode)
         answered = torch.as_tensor(inputs.pop("assistant_masks")).bool()[:, 1:]
         inputs = {name: value.to(self.model.device) for name, value in inputs.items()}
-        log_probabilities = self.model(**inputs).logits[:, :-1].float().log_softmax(dim=-1)
+        with self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext():
+            logits = self.model(**inputs).logits
+        log_probabilities = logits[:, :-1].float().log_softmax(dim=-1)
         chosen = log_probabilities.gather(-1, inputs["input_ids"][:, 1:, None])[..., 0].cpu()
         return ((chosen * answered).sum(dim=1) / answered.sum(dim=1)).exp().tolist()
 
@@ -172,3 +177,31 @@ class ClassifierReward:
 
 
 PICTURE_REWARDS: dict[str, Callable[..., list[float]]] = {"dice": dice, "psnr": psnr, "ssim": ssim}
+
+
+def picture_rewards(
+    weights: Mapping[str, float], model: torch.nn.Module, processor: Any
+) -> dict[str, tuple[Callable[..., list[float]], float]]:
+    """Functions and weights of picture rewards by name, as `FlowGRPOTrainer` reads them.
+
+    Args:
+        weights: by name: of `PICTURE_REWARDS`, "answer" (`AnswerReward` with `model`), or "classifier:CHECKPOINT"
+            (`ClassifierReward`).
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    found: dict[str, tuple[Callable[..., list[float]], float]] = {}
+    for name, weight in weights.items():
+        function: Callable[..., list[float]]
+        if name in PICTURE_REWARDS:
+            function = PICTURE_REWARDS[name]
+        elif name == "answer":
+            function = AnswerReward(model, processor)
+        elif name.startswith("classifier:"):
+            function = ClassifierReward(name.partition(":")[2])
+        else:
+            known = ", ".join([*PICTURE_REWARDS, "answer", "classifier:CHECKPOINT"])
+            raise ValueError(f"rewards must name some of {known}, not {name!r}.")
+        found[name] = function, weight
+    return found

@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from unimedvl.checkpoint import open_checkpoint
 from unimedvl.loading import load, load_processor
 
+from .adapters import bare_model, load_with_adapter
 from .checkpoints import checkpoints, is_whole, several_processes
 from .data_recipe import DataRecipe
 from .dataset import PackedRecords, RecordGroup
@@ -28,6 +29,7 @@ from .observation import Validation, open_validation
 from .recipe import CurriculumRecipe, StageRecipe, TrainingRecipe, find_recipe, load_recipe, split_overrides
 from .sharding import load_sharded
 from .trainer import UniMedVLTrainer
+from .tuning_recipe import TuningRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -60,13 +62,17 @@ def run_recipe(recipe: TrainingRecipe, before: Path | None = None, carried: Stag
     held_out = open_validation(recipe) if recipe.validation.every else None
     checkpoint = open_checkpoint(recipe.model)
     processor = load_processor(checkpoint.directory)
-    if recipe.parallelism == "fsdp2" and state.num_processes > 1:
+    if recipe.adapter is not None:
+        # Weights that do not learn need no float32.
+        kept = torch.bfloat16 if recipe.bf16 else torch.float32
+        model = load_with_adapter(str(checkpoint.directory), recipe.adapter, kept)
+    elif recipe.parallelism == "fsdp2" and state.num_processes > 1:
         model = load_sharded(checkpoint, recipe.freeze, recipe.bf16, state.device)
     else:
         model = load(checkpoint.directory, dtype="float32", device="cpu").model
     cache = None
     if recipe.data.latent_cache:
-        cache = LatentCache(recipe.data.latent_cache, autoencoder_fingerprint(model))
+        cache = LatentCache(recipe.data.latent_cache, autoencoder_fingerprint(bare_model(model)))
 
     def packed(data: DataRecipe, opened: list[RecordGroup]) -> PackedRecords:
         return PackedRecords(
@@ -127,6 +133,12 @@ def run(path: str | Path, overrides: list[str]) -> Path:
     recipe = load_recipe(path, overrides)
     if isinstance(recipe, CurriculumRecipe):
         return run_curriculum(recipe, path.parent, split_overrides(overrides)[1])
+    if isinstance(recipe, TuningRecipe):
+        # TRL takes seconds to import.
+        from .tune import run_tuning
+
+        _check_writable(Path(recipe.output_dir))
+        return run_tuning(recipe)
     return run_recipe(recipe)
 
 

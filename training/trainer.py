@@ -17,6 +17,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .accounts import Accounts, Operations, peak_flops
+from .adapters import bare_model
 from .arguments import training_arguments
 from .checkpoints import (
     checkpoints,
@@ -149,7 +150,7 @@ class UniMedVLTrainer(Trainer):
         inputs = dict(inputs)
         info: BatchInfo = inputs.pop("info")
         if self.cache is not None and info.latent_inputs:
-            inputs["latent_values"] = scaled_latents(self.bare, info.latent_inputs, self.cache)
+            inputs["latent_values"] = scaled_latents(bare_model(self.bare), info.latent_inputs, self.cache)
         output = model(
             **inputs,
             num_items_in_batch=num_items_in_batch["labels"],

@@ -11,12 +11,14 @@ from tests.tiny_checkpoint import tiny_checkpoint
 from unimedvl.training.adapters import adapter_config
 from unimedvl.training.flow_grpo import FlowGRPOArguments, FlowGRPOTrainer, group_advantages, policy_loss
 from unimedvl.training.flow_policy import (
+    log_probability,
     prepare_conditions,
     repeat_conditions,
     sample_trajectory,
     sde_step,
     velocity,
 )
+from unimedvl.training.tuning_recipe import AdapterRecipe
 
 SIDE = 16
 PROMPTS = [{"prompt": "a chest scan"}, {"prompt": "a dark film of the head"}]
@@ -120,7 +122,7 @@ def red(pictures, examples):
 
 def arguments(folder, **changes):
     settings = {
-        "max_steps": 4,
+        "max_steps": 2,
         "prompts_per_step": 2,
         "group_size": 6,
         "num_inference_steps": 4,
@@ -128,7 +130,7 @@ def arguments(folder, **changes):
         "width": SIDE,
         "learning_rate": 2e-2,
         "kl_weight": 0.0,
-        "save_steps": 2,
+        "save_steps": 1,
     }
     return FlowGRPOArguments(output_dir=str(folder), **{**settings, **changes})
 
@@ -137,7 +139,7 @@ def make_trainer(folder, model_folder, **changes):
     torch.manual_seed(0)
     model, processor = tiny_checkpoint(model_folder)
     torch.manual_seed(1)
-    model = get_peft_model(model, adapter_config("generation", rank=4))
+    model = get_peft_model(model, adapter_config(AdapterRecipe(experts="generation", rank=4)))
     return FlowGRPOTrainer(
         model, processor, arguments(folder, **changes), PROMPTS, {"red": (red, 1.0)}, eval_examples=PROMPTS
     )
@@ -145,10 +147,40 @@ def make_trainer(folder, model_folder, **changes):
 
 def test_the_first_update_starts_at_ratio_one_and_reference(tmp_path):
     trainer = make_trainer(tmp_path / "run", tmp_path / "model", kl_weight=1.0, max_steps=1)
+    trainer.eval_examples = []
     entry = trainer.train()[-1]
     assert entry["clipped"] == 0.0 and entry["kl"] == 0.0 and entry["gradient_norm"] > 0
 
 
+def test_learning_sees_the_probabilities_of_sampling_to_the_bit(tmp_path):
+    trainer = make_trainer(tmp_path / "run", tmp_path / "model")
+    conditions, path, _, _ = trainer._rollout()
+    times = path.times.tolist()
+    for index, (time, next_time) in enumerate(zip(times, times[1:], strict=False)):
+        predicted = velocity(trainer.policy, conditions, path.states[index], time)
+        assert predicted.requires_grad
+        mean, deviation = sde_step(path.states[index], predicted, time, next_time, 0.7, times[1])
+        ratio = (log_probability(path.states[index + 1], mean, deviation) - path.log_probabilities[index]).exp()
+        assert torch.equal(ratio, torch.ones_like(ratio))
+
+
+@pytest.mark.parametrize("adapted", [True, False], ids=["adapter", "generation expert"])
+def test_gradients_reach_only_what_learns(tmp_path, adapted):
+    trainer = make_trainer(tmp_path / "run", tmp_path / "model", kl_weight=1.0, max_steps=1)
+    if not adapted:
+        model = trainer.policy = trainer.model.unload()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("_moe_gen" in name)
+        trainer = FlowGRPOTrainer(model, trainer.processor, trainer.arguments, PROMPTS, trainer.rewards)
+    trainer.eval_examples = []
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    assert trainer.train()[-1]["kl"] == 0.0
+    moved = {name for name, value in trainer.model.named_parameters() if not torch.equal(value, before[name])}
+    assert moved and moved <= trainer.parameters.keys()
+    assert all("_moe_gen" in name and (not adapted or "lora_" in name) for name in moved)
+
+
+@pytest.mark.slow
 def test_a_reward_is_learned_in_either_direction_and_only_the_adapter_moves(tmp_path):
     redness = {}
     for weight in (1.0, -1.0):
@@ -162,6 +194,7 @@ def test_a_reward_is_learned_in_either_direction_and_only_the_adapter_moves(tmp_
     assert redness[1.0] > 0.1 and redness[-1.0] < -0.03
 
 
+@pytest.mark.slow
 def test_the_kl_term_holds_the_policy_back(tmp_path):
     runs = {
         weight: make_trainer(tmp_path / f"run{weight}", tmp_path / "model", max_steps=6, kl_weight=weight).train()[-1]
@@ -173,7 +206,7 @@ def test_the_kl_term_holds_the_policy_back(tmp_path):
 def test_resuming_equals_running_through(tmp_path):
     whole = make_trainer(tmp_path / "whole", tmp_path / "model")
     expected = whole.train()
-    make_trainer(tmp_path / "parts", tmp_path / "model", max_steps=2).train()
+    make_trainer(tmp_path / "parts", tmp_path / "model", max_steps=1).train()
     parts = make_trainer(tmp_path / "parts", tmp_path / "model")
     history = parts.train()
     learned = {name: value for name, value in expected[-1].items() if not name.startswith("eval")}
@@ -183,7 +216,7 @@ def test_resuming_equals_running_through(tmp_path):
 
 
 def test_other_settings_do_not_go_on_from_a_checkpoint(tmp_path):
-    make_trainer(tmp_path / "run", tmp_path / "model", max_steps=2).train()
+    make_trainer(tmp_path / "run", tmp_path / "model", max_steps=1).train()
     with pytest.raises(ValueError, match="group_size"):
         make_trainer(tmp_path / "run", tmp_path / "model", group_size=3).train()
 

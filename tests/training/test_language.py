@@ -16,6 +16,7 @@ from unimedvl.processing.unimed5m.shards import write_table
 from unimedvl.training.adapters import load_with_adapter, merge_adapter
 from unimedvl.training.conversations import conversation_data, read_records
 from unimedvl.training.language import language_arguments, language_trainer
+from unimedvl.training.tuning_recipe import AdapterRecipe
 
 SETTINGS = {"use_cpu": True, "bf16": False, "logging_steps": 1, "disable_tqdm": True, "save_strategy": "no"}
 
@@ -89,7 +90,7 @@ def test_columns_of_every_method(records_folder):
 
 
 def trained(checkpoint, records_folder, method, steps, rewards=(), **settings):
-    model = load_with_adapter(checkpoint, "understanding", rank=8)
+    model = load_with_adapter(checkpoint, AdapterRecipe(experts="understanding", rank=8))
     processor = load(checkpoint).processor
     arguments = language_arguments(method, checkpoint.parent / method, {**SETTINGS, "max_steps": steps, **settings})
     data = conversation_data(read_records(records_folder), method)
