@@ -1,5 +1,6 @@
 """Record folders as a stream of packed micro-batches, the same for every number of processes."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +136,9 @@ class PackedRecords(IterableDataset):
         super().__init__()
         self.groups, self.recipe, self.seed = list(groups), recipe, seed
         self.rank, self.world = rank, world
+        # Wordings repeat from record to record, and a sample is laid out once to be planned and once to be packed.
+        encode = functools.lru_cache(maxsize=1 << 16)(encode)
+        self.sample = functools.lru_cache(maxsize=1 << 12)(self._sample)
         self.layouts = [
             Layout(
                 group.recipe,
@@ -159,7 +163,7 @@ class PackedRecords(IterableDataset):
         self._planner().load_state_dict(state)
         self._state = state
 
-    def sample(self, key: SampleKey) -> TrainingSample:
+    def _sample(self, key: SampleKey) -> TrainingSample:
         """The sample of a key, without pictures."""
         return self.layouts[key.group](self.groups[key.group].outline(key.index), key.epoch)
 
