@@ -159,8 +159,8 @@ class DataRecipe:
         changing = [group.name for group in self.groups if group.augmentation.changes]
         if self.latent_cache and changing:
             raise ValueError(
-                f"data.latent_cache cannot hold the changing pictures of group {changing[0]!r}: leave out latent_cache "
-                "or the group's augmentation."
+                f"data.latent_cache cannot hold the changing pictures of group {changing[0]!r}: leave out "
+                "latent_cache or the group's augmentation."
             )
         if self.sample_tokens is None:
             self.sample_tokens = self.pack_tokens

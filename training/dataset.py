@@ -53,15 +53,15 @@ class RecordGroup:
     def __init__(self, recipe: GroupRecipe):
         self.recipe = recipe
         paths = published_paths(recipe.path, recipe.split)
-        rows = datasets.Dataset.from_parquet([str(path) for path in paths], features=features(decode=False))
-        keep = numpy.asarray(rows["split"]) == recipe.split
+        rows, columns = _shared_rows(tuple((str(path), path.stat().st_mtime_ns) for path in paths))
+        keep = columns["split"] == recipe.split
         for column, wanted in (
             ("sub_task_type", recipe.tasks),
             ("dataset", recipe.sources),
             ("modality", recipe.modalities),
         ):
             if wanted:
-                keep &= numpy.isin(numpy.asarray(rows[column]), wanted)
+                keep &= numpy.isin(columns[column], wanted)
         self.rows, self.kept = rows, numpy.flatnonzero(keep)
         self.arrow = rows.with_format("arrow")
         if len(self.kept) == 0:
@@ -90,6 +90,15 @@ class RecordGroup:
             _sizes(row, "output_img"),
             turns,
         )
+
+
+@functools.lru_cache(maxsize=16)
+def _shared_rows(files: tuple[tuple[str, int], ...]) -> tuple[datasets.Dataset, dict[str, numpy.ndarray]]:
+    """The rows of Parquet files, given with their times of change, and the columns that groups choose by: groups of
+    one folder share them."""
+    rows = datasets.Dataset.from_parquet([path for path, _ in files], features=features(decode=False))
+    names = ("split", "sub_task_type", "dataset", "modality")
+    return rows, {name: numpy.asarray(rows.data.column(name).to_pylist(), dtype=str) for name in names}
 
 
 def _sizes(row: pyarrow.Table, column: str) -> tuple[PictureSize, ...]:

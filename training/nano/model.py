@@ -7,6 +7,7 @@ from unimedvl.processing.image_processing_unimedvl import UniMedVLImageProcessor
 from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 
 SIDE = 64  # longer side in pixels of every picture the nano reads and writes
+UNIT = 8  # pixels of a ViT patch and of a latent token
 LATENT_PATCH = 2
 VIT_PATCH = 8
 TABLE_SIDE = 16  # position tables reach 128 pixels

@@ -30,7 +30,7 @@ from unimedvl.processing.unimed5m.pictures import drawn_picture, pixels_of
 from unimedvl.processing.unimed5m.schema import IMAGE_PLACEHOLDER, Picture, Record, Turn, to_table
 from unimedvl.processing.unimed5m.shards import batches, shard_paths, write_table
 
-from .model import SIDE, VISION_FILE, build_config, build_processor, image_transform, nano_presets
+from .model import SIDE, UNIT, VISION_FILE, build_config, build_processor, image_transform, nano_presets
 from .tokenizer import train_tokenizer
 
 # The demonstrations show pictures from these, so no nano checkpoint may have seen them.
@@ -45,7 +45,6 @@ FEWEST_GROUPS = 25
 CONVERSATION_ORDERS = 3
 LONGEST_CONVERSATION = 8
 ASKED_TASKS = ("modality", "diagnosis", "vqa", "caption")
-UNIT = 8  # pixels of a ViT patch and of a latent token
 SUPER_RESOLUTION = 4
 
 MODALITY_QUESTIONS = (
@@ -176,7 +175,9 @@ def conversations(records: list[Record], orders: int = CONVERSATION_ORDERS) -> I
     for order in range(orders):
         draw = numpy.random.default_rng(_number(f"{records[0].id}/{order}"))
         chosen = [records[index] for index in draw.permutation(len(records))][:LONGEST_CONVERSATION]
-        turns = [Turn(turn.role, turn.value.replace(IMAGE_PLACEHOLDER, "").strip()) for r in chosen for turn in r.message]
+        turns = [
+            Turn(turn.role, turn.value.replace(IMAGE_PLACEHOLDER, "").strip()) for r in chosen for turn in r.message
+        ]
         turns[0] = Turn("human", f"{IMAGE_PLACEHOLDER}\n{turns[0].value}")
         yield records[0].replace(
             id=f"{records[0].id}-conversation-{order}", sub_task_type="conversation", message=tuple(turns)

@@ -12,6 +12,7 @@ import json
 import math
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,26 +58,28 @@ def caption_of(record: Record) -> str:
 
 def read_pictures(work: Path, split: str, names: list[str]) -> Pictures:
     """One picture for each built request for a picture; `names` collects the captions."""
+    tables = batches(work / "records" / "data" / f"{split}-00000-of-00001.parquet")
+    rows = (row for table in tables for row in table.to_pylist())
+    wanted = (row for row in rows if row["sub_task_type"] == "text_to_image" and not row["id"].endswith("-plain"))
+    return pictures_of((Record.from_row(row) for row in wanted), names)
+
+
+def pictures_of(records: Iterable[Record], names: list[str]) -> Pictures:
+    """The pictures of small records; `names` collects the captions."""
     pixels, sizes, captions, modalities, sources = [], [], [], [], []
-    for table in batches(work / "records" / "data" / f"{split}-00000-of-00001.parquet"):
-        for row in table.to_pylist():
-            if row["sub_task_type"] != "text_to_image" or row["id"].endswith("-plain"):
-                continue
-            record = Record.from_row(row)
-            caption = caption_of(record)
-            if caption not in names:
-                names.append(caption)
-            array = numpy.asarray(picture_of(record))
-            canvas = numpy.zeros((3, CANVAS, CANVAS), dtype=numpy.uint8)
-            canvas[:, : array.shape[0], : array.shape[1]] = array.transpose(2, 0, 1)
-            pixels.append(torch.from_numpy(canvas))
-            sizes.append(array.shape[:2])
-            captions.append(names.index(caption))
-            modalities.append(record.modality)
-            sources.append(record.dataset)
-    return Pictures(
-        torch.stack(pixels), torch.tensor(sizes).float(), torch.tensor(captions), modalities, sources
-    )
+    for record in records:
+        caption = caption_of(record)
+        if caption not in names:
+            names.append(caption)
+        array = numpy.asarray(picture_of(record))
+        canvas = numpy.zeros((3, CANVAS, CANVAS), dtype=numpy.uint8)
+        canvas[:, : array.shape[0], : array.shape[1]] = array.transpose(2, 0, 1)
+        pixels.append(torch.from_numpy(canvas))
+        sizes.append(array.shape[:2])
+        captions.append(names.index(caption))
+        modalities.append(record.modality)
+        sources.append(record.dataset)
+    return Pictures(torch.stack(pixels), torch.tensor(sizes).float(), torch.tensor(captions), modalities, sources)
 
 
 def views(pictures: Pictures, index: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
@@ -101,7 +104,10 @@ def views(pictures: Pictures, index: torch.Tensor, generator: torch.Generator | 
     cosine, sine = angle.cos() * side / CANVAS, angle.sin() * side / CANVAS
     offset = centre * 2 / CANVAS - 1
     theta = torch.stack(
-        [torch.stack([cosine * mirror, -sine, offset[:, 1]], 1), torch.stack([sine * mirror, cosine, offset[:, 0]], 1)],
+        [
+            torch.stack([cosine * mirror, -sine, offset[:, 1]], 1),
+            torch.stack([sine * mirror, cosine, offset[:, 0]], 1),
+        ],
         dim=1,
     )
     grid = F.affine_grid(theta, [count, 3, SIDE, SIDE], align_corners=False)
