@@ -1,12 +1,11 @@
 """Measure a nano on built records: every figure of its card, each with a 95 % interval.
 
     python -m unimedvl.training.nano.evaluate --model CHECKPOINT --records BUILT --work WORK [--out FILE.json]
-        [--split validation] [--sheet FILE.png]
+        [--split held-out]
 
 BUILT holds the records of `unimedvl data build --source unimed-mini`, WORK what `prepare` has written. With
 `--split held-out` the held-out part of WORK's records takes the place of the validation split: that is the one to
 choose settings on. Everything goes through the public interface: the checkpoint folder, the processor, `generate`.
-Sheets hold generated images only.
 """
 
 import argparse
@@ -251,7 +250,8 @@ def evaluate(nano: Nano, records: Sequence[Record], work: Path, most: int = 160)
 
     note("modality, 6 classes", score_modality(nano, records))
     for name, source in DIAGNOSES.items():
-        note(name, score_diagnosis(nano, records, source))
+        if _of(records, "diagnosis", source):
+            note(name, score_diagnosis(nano, records, source))
     note("VQA-RAD closed", score_closed(nano, records))
     note("autoencoder, PSNR", score_autoencoder(nano, records))
     for name, source in SEGMENTATIONS.items():
