@@ -122,15 +122,18 @@ class Collator:
     def _read(self, sample: TrainingSample, record: Record, views: "_Views") -> None:
         generator = torch.Generator().manual_seed(sample_seed(self.seed, sample.epoch, sample.record_id, "noise"))
         decoded: dict[tuple[bool, int], Image.Image] = {}
+        change = sample.augmentation
 
         def view(image: SampleImage) -> numpy.ndarray:
             place = (image.output, image.index)
             if place not in decoded:
-                decoded[place] = _open(record, image)
+                opened = _open(record, image)
+                decoded[place] = opened if change is None else change.geometry(opened)
             picture = decoded[place]
             for size in image.steps:
                 picture = picture.resize(size, Image.Resampling.BICUBIC)
-            return pixels_from_image(picture)
+            pixels = pixels_from_image(picture)
+            return pixels if change is None else change.intensity(pixels, image.output)
 
         kinds = [block.kind for block in sample.blocks if block.token_ids is None and not block.dropped]
         for image, kind in zip(sample.images, kinds, strict=True):

@@ -51,6 +51,43 @@ class ConditionDropout:
 
 
 @dataclass
+class AugmentationRecipe:
+    """Random changes of the pictures of a group, drawn for each record and epoch; none by default.
+
+    Attributes:
+        crop: smallest share of each side that a crop keeps; 1 keeps the whole picture.
+        flip_horizontal, flip_vertical: mirror half of the samples.
+        quarter_turns: turn square pictures by 0 to 3 quarters.
+        brightness, contrast, colour: largest relative change of all pixels, of their differences from the mean, and of
+            each colour channel on its own.
+        outputs: change the brightness, contrast and colour of pictures that are made as well; false where they are
+            masks. Crops, flips and turns always concern all pictures of a record alike.
+    """
+
+    crop: float = 1.0
+    flip_horizontal: bool = False
+    flip_vertical: bool = False
+    quarter_turns: bool = False
+    brightness: float = 0.0
+    contrast: float = 0.0
+    colour: float = 0.0
+    outputs: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.crop <= 1:
+            raise ValueError(f"augmentation.crop must lie in (0, 1], not {self.crop}.")
+        for name in ("brightness", "contrast", "colour"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"augmentation.{name} must lie in [0, 1), not {getattr(self, name)}.")
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything is changed at all."""
+        strengths = (1.0 - self.crop, self.brightness, self.contrast, self.colour)
+        return any(strengths) or self.flip_horizontal or self.flip_vertical or self.quarter_turns
+
+
+@dataclass
 class GroupRecipe:
     """Records that are drawn together.
 
@@ -64,6 +101,7 @@ class GroupRecipe:
         vae: sizes of images that enter or leave through the autoencoder.
         vit: sizes of images that condition a generated image through the ViT.
         understanding: sizes of images that are only read.
+        augmentation: see `AugmentationRecipe`.
     """
 
     name: str
@@ -77,6 +115,7 @@ class GroupRecipe:
     vae: ImageRange = field(default_factory=lambda: ImageRange(512, 1024))
     vit: ImageRange = field(default_factory=lambda: ImageRange(224, 518))
     understanding: ImageRange = field(default_factory=lambda: ImageRange(378, 980))
+    augmentation: AugmentationRecipe = field(default_factory=AugmentationRecipe)
 
     def __post_init__(self) -> None:
         if self.weight <= 0:
@@ -125,6 +164,12 @@ class DataRecipe:
         for name in ("pack_tokens", "rows_per_batch", "open_packs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name} must be 1 or more, not {getattr(self, name)}.")
+        changing = [group.name for group in self.groups if group.augmentation.changes]
+        if self.latent_cache and changing:
+            raise ValueError(
+                f"data.latent_cache cannot hold the changing pictures of group {changing[0]!r}: leave out "
+                "latent_cache or the group's augmentation."
+            )
         if self.sample_tokens is None:
             self.sample_tokens = self.pack_tokens
         if not 1 <= self.sample_tokens <= self.pack_tokens:

@@ -1,5 +1,6 @@
 """Record folders as a stream of packed micro-batches, the same for every number of processes."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,13 +60,13 @@ class RecordGroup:
         self.recipe = recipe
         paths = published_paths(recipe.path, recipe.split)
         try:
-            rows = datasets.Dataset.from_parquet([str(path) for path in paths], features=features(decode=False))
+            rows, columns = _shared_rows(tuple((str(path), path.stat().st_mtime_ns) for path in paths))
         except (datasets.exceptions.DatasetGenerationError, pyarrow.ArrowException, OSError) as error:
             raise ValueError(
                 f"Group {recipe.name!r}: {_damaged(paths) or recipe.path} cannot be read "
                 f"({' '.join(str(error.__cause__ or error).split())}): build the records again."
             ) from error
-        keep = numpy.asarray(rows["split"]) == recipe.split
+        keep = columns["split"] == recipe.split
         for column, wanted in (
             ("main_task_type", recipe.kinds),
             ("sub_task_type", recipe.tasks),
@@ -73,7 +74,7 @@ class RecordGroup:
             ("modality", recipe.modalities),
         ):
             if wanted:
-                keep &= numpy.isin(numpy.asarray(rows[column]), wanted)
+                keep &= numpy.isin(columns[column], wanted)
         self.rows, self.kept = rows, numpy.flatnonzero(keep)
         self.arrow = rows.with_format("arrow")
         if len(self.kept) == 0:
@@ -111,6 +112,15 @@ def _damaged(paths: Sequence[Path]) -> Path | None:
         except (pyarrow.ArrowException, OSError):
             return path
     return None
+
+
+@functools.lru_cache(maxsize=16)
+def _shared_rows(files: tuple[tuple[str, int], ...]) -> tuple[datasets.Dataset, dict[str, numpy.ndarray]]:
+    """The rows of Parquet files, given with their times of change, and the columns that groups choose by: groups of
+    one folder share them."""
+    rows = datasets.Dataset.from_parquet([path for path, _ in files], features=features(decode=False))
+    names = ("split", "main_task_type", "sub_task_type", "dataset", "modality")
+    return rows, {name: numpy.asarray(rows.data.column(name).to_pylist(), dtype=str) for name in names}
 
 
 def _sizes(row: pyarrow.Table, column: str) -> tuple[PictureSize, ...]:
@@ -157,6 +167,9 @@ class PackedRecords(IterableDataset):
         super().__init__()
         self.groups, self.recipe, self.seed = list(groups), recipe, seed
         self.rank, self.world = rank, world
+        # Wordings repeat from record to record, and a sample is laid out once to be planned and once to be packed.
+        encode = functools.lru_cache(maxsize=1 << 16)(encode)
+        self.sample = functools.lru_cache(maxsize=1 << 12)(self._sample)
         self.layouts = [
             Layout(
                 group.recipe,
@@ -181,7 +194,7 @@ class PackedRecords(IterableDataset):
         self._planner().load_state_dict(state)
         self._state = state
 
-    def sample(self, key: SampleKey) -> TrainingSample:
+    def _sample(self, key: SampleKey) -> TrainingSample:
         """The sample of a key, without pictures."""
         return self.layouts[key.group](self.groups[key.group].outline(key.index), key.epoch)
 

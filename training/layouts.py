@@ -21,6 +21,7 @@ from unimedvl.modeling_unimedvl.blocks_unimedvl import Block, BlockKind
 from unimedvl.processing.image_processing_unimedvl import reference_size
 from unimedvl.processing.unimed5m.schema import IMAGE_PLACEHOLDER, Record
 
+from .augmentation import Augmentation, draw_augmentation
 from .data_recipe import ConditionDropout, GroupRecipe
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class TrainingSample:
         record_id, task, modality, group: where it comes from.
         epoch: how often its group was read through before.
         num_tokens: tokens that it takes in a pack.
+        augmentation: random changes of its pictures, the same for all.
     """
 
     record_id: str
@@ -63,6 +65,7 @@ class TrainingSample:
     epoch: int
     blocks: list[Block] = field(default_factory=list)
     images: list[SampleImage] = field(default_factory=list)
+    augmentation: Augmentation | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -120,6 +123,10 @@ class Layout:
         sample = TrainingSample(record.id, record.sub_task_type, record.modality, self.group.name, epoch)
         draw = random.Random(sample_seed(self.seed, epoch, record.id, "dropout"))
         _Builder(self, record, sample, draw).build()
+        pictures = (*record.input_img, *record.output_img)
+        square = all(picture.width == picture.height for picture in pictures)
+        change = sample_seed(self.seed, epoch, record.id, "augmentation")
+        sample.augmentation = draw_augmentation(self.group.augmentation, change, square)
         if not any(block.loss or block.kind == BlockKind.NOISED for block in sample.blocks):
             raise ValueError(f"{record.id} has neither an answer nor an image to learn.")
         return sample

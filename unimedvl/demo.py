@@ -1,7 +1,8 @@
 """The demonstration behind `make demo`: ask the nano checkpoint about two real medical pictures, then draw three.
 
 The pictures come with scikit-image: a colour fundus photograph and an immunohistochemistry section. They were in no
-training set of the nano. Generated images go to the folder `demo/`, each with its synthetic-image record.
+training set of the nano, and it has seen no fundus photograph at all. Generated images go to the folder `demo/`, each
+with its synthetic-image record.
 """
 
 import time
@@ -12,7 +13,7 @@ from .commands.shared import NOTICE, silence_libraries
 
 QUESTION = "What imaging modality is this?"
 PICTURES = {"fundus photograph": "retina", "stained section": "immunohistochemistry"}
-PROMPTS = ("a colour fundus photograph", "a chest X-ray", "a histopathology image")
+PROMPTS = ("a chest X-ray", "a colonoscopy image, labelled polyp", "a blood smear light microscopy image")
 SEED = 0
 
 
@@ -56,7 +57,7 @@ def main(folder: str = "demo") -> None:
         fields |= {"prompt": prompt, "settings": {"preset": "t2i"}}
         save_generated_image(image, path, overwrite=True, keep_prompt=True, **fields)
         print(f"{prompt} -> {path} ({image.width} x {image.height})")
-    print(f"done in {time.monotonic() - started:.1f} s; the nano is a bring-up checkpoint: expect errors")
+    print(f"done in {time.monotonic() - started:.1f} s; the nano is a model for teaching and tests: expect errors")
 
 
 def _inputs(processor, contents: list, generation_mode: str):

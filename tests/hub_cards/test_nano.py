@@ -27,7 +27,7 @@ def test_it_is_small_and_fit_to_be_published():
 def test_its_card_names_licence_and_limits():
     card = (NANO_DIRECTORY / "README.md").read_text(encoding="utf-8")
     assert "cc-by-nc-sa-4.0" in card
-    assert "bring-up" in card
+    assert "teaching" in card and "Not for diagnosis" in card
 
 
 @pytest.mark.parametrize("name", CODE)

@@ -1,174 +1,234 @@
-"""The bring-up script on a few drawn pictures: every stage runs, nothing excluded is read, the checkpoint loads."""
+"""The nano's steps on a few drawn pictures: what is left out, what is learnt from, and that every step runs."""
 
-import io
+import dataclasses
 import json
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from unimedvl.loading import load
-from unimedvl.training.nano import batches, evaluate, samples, tokenizer, train
-from unimedvl.training.nano.samples import load_rows
+from unimedvl.processing.unimed5m import tasks
+from unimedvl.processing.unimed5m.pictures import drawn_picture
+from unimedvl.processing.unimed5m.schema import IMAGE_PLACEHOLDER, to_table
+from unimedvl.processing.unimed5m.shards import write_table
+from unimedvl.training.nano import autoencoder, evaluate, pictures_made, prepare, tokenizer, vision
+from unimedvl.training.nano.intervals import mean_interval, wilson_interval
+from unimedvl.training.recipe import CurriculumRecipe, TrainingRecipe, load_recipe
+from unimedvl.training.run import run
+
+RECIPES = prepare.Path(prepare.__file__).parents[1] / "recipes" / "unimedvl-nano"
+SOURCES = (
+    ("A", "hc18", "US", "obstetric ultrasound", "", 3),
+    ("A", "nih-chestxray14-subset", "CXR", "frontal chest radiograph", "pneumonia", 4),
+    ("B", "lc25000-lung", "HIS", "H&E histopathology image", "lung adenocarcinoma", 4),
+    ("A", "vqa-rad", "RAD", "radiology image", "", 2),
+    ("A", "skimage", "CFP", "colour fundus photograph", "", 2),
+    ("C", "busi", "US", "breast ultrasound", "benign", 2),
+)
 
 
-def cell(image: Image.Image) -> dict:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
+def drawn(number: int, size=(72, 56)):
+    pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return drawn_picture(pixels, f"{number}.png")
 
 
-def drawn(colour: str, shape: str, size: tuple[int, int]) -> tuple[Image.Image, Image.Image]:
-    """A filled ellipse or rectangle on black, and its mask of indices."""
-    picture, mask = Image.new("RGB", size), Image.new("L", size)
-    box = (size[0] // 4, size[1] // 4, 3 * size[0] // 4, 3 * size[1] // 4)
-    getattr(ImageDraw.Draw(picture), shape)(box, fill=colour)
-    getattr(ImageDraw.Draw(mask), shape)(box, fill=1)
-    return picture, mask
-
-
-def record(modality: str, colour: str, shape: str, size=(80, 64), **values) -> dict:
-    picture, mask = drawn(colour, shape, size)
-    empty = {"label": "", "submodality": "", "target_kind": "", "mask_classes": "", "report": "", "qa": None}
-    pictures = {"image": cell(picture), "mask": None, "target_image": None}
-    if values.pop("masked", False):
-        pictures["mask"] = cell(mask)
-        empty["mask_classes"] = json.dumps({"1": "fetal head"})
-    if values.pop("paired", False):
-        pictures["target_image"] = cell(picture.convert("L").convert("RGB"))
-        empty["target_kind"] = "FLAIR MRI"
-    return {**empty, **pictures, "modality": modality, **values}
+def built_records(split: str):
+    """A few records of every kind, as a build makes them."""
+    for tier, source, modality, description, label, count in SOURCES:
+        for number in range(count):
+            name = f"{source}-{split}-{number}"
+            extra = {"source_id": name, "submodality": description, "anatomy": "part"}
+            extra |= {"label": label} if label else {}
+            origin = tasks.Origin(
+                source, name, name, split, modality, "CC0-1.0", "yes", "drawn for a test", description, tier, extra
+            )
+            picture = drawn(sum(map(ord, name)))
+            if source == "vqa-rad":
+                yield tasks.vqa(origin, [picture], "is there a mass?", ("yes", "no")[number % 2], "0")
+                yield tasks.vqa(origin, [picture], "what organ is this?", "lung", "1")
+                continue
+            yield tasks.caption(origin, [picture], f"Here is a {description}.")
+            yield tasks.text_to_image(origin, picture, f"a {description}")
+            yield tasks.super_resolution(origin, picture, 2, "bicubic")
+            if label:
+                yield tasks.diagnosis(origin, picture, label)
+            if source == "hc18":
+                classes = np.zeros((56, 72), dtype=np.uint8)
+                classes[10:40, 20:50] = 1
+                yield tasks.segmentation(origin, picture, classes, [1], "fetal head")
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("mini")
-    question = {"question": "is there a mass?", "answer": "no", "answer_type": "yes_no", "official_split": "train"}
-    modality = {**question, "question": "what imaging modality was used?", "answer": "ct"}
-    sources = {
-        ("tier_A", "hc18"): [record("US", "grey", "ellipse", masked=True)] * 3,
-        ("tier_A", "tcia-brain-tumor-progression"): [record("MRI", "red", "rectangle", (64, 64), paired=True)] * 3,
-        ("tier_A", "vqa-rad"): [record("RAD", "white", "rectangle", (60, 90), qa=[question, modality])] * 2,
-        ("tier_A", "skimage"): [record("HIS", "pink", "ellipse")],
-        ("tier_B", "lc25000-lung"): [record("HIS", "purple", "ellipse", (64, 64), label="lung adenocarcinoma")] * 3,
-        ("tier_C", "busi"): [record("US", "blue", "ellipse", label="benign")],
-    }
-    for (tier, source), records in sources.items():
-        (folder / tier / source).mkdir(parents=True)
-        rows = [{**row, "source": source} for row in records]
-        # The columns' types do not depend on the rows of one source.
-        schema = pyarrow.schema(
-            [(name, pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])) for name in PICTURES]
-            + [("qa", pyarrow.list_(pyarrow.struct([(key, pyarrow.string()) for key in question])))]
-            + [(name, pyarrow.string()) for name in rows[0] if name not in (*PICTURES, "qa")]
-        )
-        for split in ("train", "validation"):
-            table = pyarrow.Table.from_pylist(rows, schema=schema)
-            pyarrow.parquet.write_table(table, folder / tier / source / f"{split}.parquet")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("built")
+    for split in ("train", "validation"):
+        write_table(folder / "data" / f"{split}-0.parquet", to_table(built_records(split)))
     return folder
 
 
-PICTURES = ("image", "mask", "target_image")
-
-
 @pytest.fixture(scope="module")
-def checkpoint(data, tmp_path_factory):
-    out = tmp_path_factory.mktemp("nano") / "checkpoint"
-    threads = torch.get_num_threads()
-    train.main(["--data", str(data), "--out", str(out), "--vae-steps", "3", "--steps", "2", "--threads", "1"])
-    torch.set_num_threads(threads)
-    return out
+def work(built, tmp_path_factory):
+    work = tmp_path_factory.mktemp("nano") / "work"
+    prepare.main(["--records", str(built), "--out", str(work), "--vocabulary", "400"])
+    # Few groups are never held out: the held-out part is drawn from the validation split instead.
+    records = [item for record in prepare.read_records(built, "validation") for item in prepare.nano_records(record)]
+    write_table(work / "records" / "data" / "validation-00000-of-00001.parquet", to_table(records))
+    return work
 
 
-def test_excluded_sources_and_tier_c_are_not_read(data):
-    rows = load_rows(data, "train")
-    assert {row.source for row in rows} == {"hc18", "tcia-brain-tumor-progression", "vqa-rad", "lc25000-lung"}
-    assert len(rows) == 11
+def training_records(work):
+    (path,) = (work / "records" / "data").glob("train-*.parquet")
+    return [record for table in prepare.batches(path) for record in map(prepare.Record.from_row, table.to_pylist())]
 
 
-def test_questions_about_an_unstated_modality_are_left_out(data):
-    (questions,) = {tuple(row.questions) for row in load_rows(data, "train") if row.modality == "RAD"}
-    assert questions == (("is there a mass?", "no"),)
+def test_excluded_sources_tier_c_and_validation_are_not_read(work):
+    records = training_records(work)
+    assert {record.dataset for record in records} == {"hc18", "nih-chestxray14-subset", "lc25000-lung", "vqa-rad"}
+    assert all("validation" not in record.group_id for record in records)
+    assert len({record.id for record in records}) == len(records)
+    for record in records:
+        record.validate()
 
 
-def test_missing_data_names_the_remedy(tmp_path):
-    with pytest.raises(ValueError, match="--data"):
-        load_rows(tmp_path, "train")
+def test_pictures_keep_the_sides_that_the_model_reads(work):
+    for record in training_records(work):
+        for picture in (*record.input_img, *record.output_img):
+            exact = record.sub_task_type == "super_resolution"
+            assert (picture.width, picture.height) == ((64, 48) if exact else (88, 66))
 
 
-def test_tokenizer_round_trips_any_text(data, tmp_path):
-    trained = tokenizer.train_tokenizer(samples.corpus(load_rows(data, "train")), tmp_path, vocab_size=400)
+def test_answers_are_short_and_images_come_without_words(work):
+    for record in training_records(work):
+        answer = record.message[-1].value
+        if record.output_img:
+            assert answer == IMAGE_PLACEHOLDER
+        elif record.sub_task_type == "diagnosis":
+            assert answer == json.loads(record.extra)["label"]
+        elif record.sub_task_type == "modality":
+            assert answer == tasks.MODALITY_NAMES[record.modality]
+
+
+def test_conversations_ask_every_question_once_in_several_orders(work):
+    records = training_records(work)
+    talks = [r for r in records if r.sub_task_type == "conversation" and r.dataset == "nih-chestxray14-subset"]
+    assert len(talks) == 4 * prepare.CONVERSATION_ORDERS
+    orders = set()
+    for talk in talks:
+        questions = [turn.value for turn in talk.message if turn.role == "human"]
+        assert [IMAGE_PLACEHOLDER in question for question in questions] == [True, False, False]
+        orders.add(tuple(turn.value for turn in talk.message if turn.role == "gpt"))
+    assert len(orders) > 2
+    single = [r for r in records if r.dataset == "lc25000-lung" and r.sub_task_type == "caption"]
+    assert list(prepare.conversations(single[:1])) == []
+
+
+def test_held_out_groups_are_whole_and_few(built):
+    (record, *_) = prepare.read_records(built, "train")
+    many = {record.dataset: {str(number) for number in range(400)}}
+    chosen = [dataclasses.replace(record, group_id=str(number)) for number in range(400)]
+    held = [prepare._held_out(item, many) for item in chosen]
+    assert 10 <= sum(held) <= 45
+    assert held == [prepare._held_out(item, many) for item in chosen]
+    assert not prepare._held_out(chosen[held.index(True)], {record.dataset: {"one"}})
+
+
+def test_tokenizer_round_trips_any_text(tmp_path):
+    trained = tokenizer.train_tokenizer(["What imaging modality is this?", "chest X-ray"] * 9, tmp_path, 400)
     text = "Pneumothorax, 3.5 cm – µm 日本\n\tend"
     assert trained.decode(trained.encode(text)) == text
     ids = [trained.convert_tokens_to_ids(token) for token in tokenizer.SPECIAL_TOKENS]
     assert ids == list(range(len(trained) - 8, len(trained)))
 
 
-def test_checkpoint_answers_and_draws(checkpoint, data):
-    model, processor, _ = load(checkpoint)
-    picture = drawn("grey", "ellipse", (80, 64))[0]
-    assert len(evaluate.ask(model, processor, [picture, picture], "What is this?")) == 2
-    assert [image.size for image in evaluate.draw(model, processor, "A sonogram.", 2, seed=0)] == [(64, 64)] * 2
-    assert evaluate.modality_accuracy(model, processor, load_rows(data, "validation"), "Which?")["total"] == 9
+@pytest.fixture(scope="module")
+def finished(work, tmp_path_factory):
+    """Every step, as short as can be."""
+    vision.main(["--work", str(work), "--out", str(work / "vision"), "--steps", "4"])
+    autoencoder.main(["--work", str(work), "--out", str(work / "autoencoder"), "--steps", "3"])
+    start = ["--autoencoder", str(work / "autoencoder"), "--vision", str(work / "vision")]
+    prepare.main(["--records", "unread", "--out", str(work), *start])
+    recipe = {
+        "model": str(work / "start"),
+        "output_dir": str(work / "trained"),
+        "steps": 2,
+        "bf16": False,
+        "optimizer": {"warmup_steps": 1},
+        "data": {
+            "pack_tokens": 400,
+            "groups": [
+                {"name": name, "path": str(work / "records"), "tasks": names, **sizes()}
+                for name, names in (("read", ["conversation"]), ("make", ["text_to_image", "segmentation"]))
+            ],
+        },
+    }
+    path = tmp_path_factory.mktemp("recipe") / "nano.yaml"
+    path.write_text(json.dumps(recipe))
+    return run(path, [])
 
 
-def test_finished_stages_are_reused(checkpoint, data, capsys):
-    train.main(["--data", str(data), "--out", str(checkpoint), "--threads", "1"])
-    assert capsys.readouterr().out.count("reused") == 3
+def sizes():
+    return {name: {"min_side": 64, "max_side": 64} for name in ("vae", "vit", "understanding")} | {
+        "augmentation": {"crop": 0.8, "flip_horizontal": True}
+    }
 
 
-def test_training_pictures_equal_the_processor(checkpoint, data):
-    """The whole-picture view of an example is what the processor feeds the ViT and the autoencoder."""
-    model, processor, _ = load(checkpoint)
-    row = next(row for row in load_rows(data, "train") if row.source == "hc18")
-    (example,) = batches.make_examples([row], model.model.vae, model.config.pixels_per_latent_token, views=1)
-    inputs = processor.image_processor([row.image], generation_mode="image", return_tensors="pt")
-    image = example.picture.image
-    block = batches.Block(
-        batches.BlockKind.VIT, grid=(image.height // train.VIT_PATCH, image.width // train.VIT_PATCH)
-    )
-    batch = batches.collate([batches.Sample([block], images=[image])], model.config)
-    torch.testing.assert_close(batch["pixel_values"], inputs["pixel_values"], rtol=0, atol=0)
-    assert torch.equal(batch["image_grid_thw"], inputs["image_grid_thw"])
-    (latent,) = model.model.encode_latents(list(inputs["latent_pixel_values"]), sample_mode="mode")
-    torch.testing.assert_close(example.picture.mean, latent)
+def test_every_step_runs_and_the_checkpoint_is_measured(finished, work, built, monkeypatch):
+    monkeypatch.setattr(pictures_made, "JUDGE_STEPS", 2)
+    monkeypatch.setattr(pictures_made, "PER_MODALITY", 1)
+    monkeypatch.setattr(pictures_made, "PER_CLASS", 1)
+    monkeypatch.setattr(evaluate, "BATCH", 16)
+    nano = evaluate.Nano(str(finished), {"num_inference_steps": 3})
+    records = list(prepare.read_records(built, "validation"))
+    results = evaluate.evaluate(nano, records, work, most=2)
+    assert results["modality, 6 classes"]["total"] == 11
+    assert results["segmentation, Dice: fetal head"]["total"] == 3
+    assert results["VQA-RAD closed"]["total"] == 2
+    assert set(results["4x super-resolution"]["ssim"]) == {"nano", "bicubic", "autoencoder", "gain over bicubic"}
+    assert results["text to image: modality recognised"]["total"] == 6
+    for name, value in results.items():
+        if "interval" in value:
+            low, high = value["interval"]
+            assert low <= value["value"] <= high, name
 
 
-@pytest.mark.parametrize(
-    ("answer", "codes"),
-    [
-        ("Magnetic resonance imaging (MRI)", {"MRI"}),
-        ("Optical coherence tomography (OCT)", {"OCT"}),
-        ("Computed tomography (CT)", {"CT"}),
-        ("Chest X-ray (radiograph) or ultrasound", {"CXR", "US"}),
-        ("no", set()),
-    ],
-)
-def test_modalities_named(answer, codes):
-    assert evaluate.modalities_named(answer) == codes
+def test_training_pictures_equal_the_processor(finished, work):
+    """A record's picture of the exact size is what the processor feeds the ViT and the autoencoder."""
+    nano = evaluate.Nano(str(finished))
+    picture = drawn(3)
+    shown = nano.processor.image_processor([evaluate.rgb(picture)], generation_mode="image", return_tensors="pt")
+    small = evaluate.rgb(prepare.small_picture(picture, 1.0))
+    again = nano.processor.image_processor([small], generation_mode="image", return_tensors="pt")
+    torch.testing.assert_close(shown["pixel_values"], again["pixel_values"], rtol=0, atol=0.02)
+    assert evaluate.seen(picture).size == small.size == (64, 48)
 
 
-def test_every_answer_names_its_own_modality():
-    for code, name in samples.MODALITY_NAMES.items():
-        assert evaluate.modalities_named(name) == {code}
+def test_the_shipped_recipes_are_read():
+    curriculum = load_recipe(RECIPES / "curriculum.yaml")
+    assert isinstance(curriculum, CurriculumRecipe)
+    for stage in curriculum.stages:
+        recipe = load_recipe(RECIPES / stage.recipe)
+        assert isinstance(recipe, TrainingRecipe)
+        assert sum(group.weight for group in recipe.data.groups) == pytest.approx(1.0, abs=1e-3)
+        for group in recipe.data.groups:
+            mirrored = group.augmentation.flip_horizontal
+            assert not (mirrored and {"CXR", "RAD"} & set(group.modalities)), group.name
 
 
-def test_dropout_keeps_images_and_blocks_together(checkpoint, data):
-    """Whatever is dropped, a batch holds exactly the pixels and latents of its placeholders."""
-    model, processor, _ = load(checkpoint)
-    vae, unit = model.model.vae, model.config.pixels_per_latent_token
-    examples = batches.make_examples(load_rows(data, "train"), vae, unit, views=2)
-    maker = batches.SampleMaker(examples, processor.tokenizer, model.config, seed=1)
-    drawn_samples = [maker.editing() for _ in range(60)]
-    dropped = [[block.dropped for block in sample.blocks[:3]] for sample in drawn_samples]
-    assert [True, True, False] in dropped and [False, False, True] in dropped and [False, True, False] in dropped
-    batch = batches.collate(drawn_samples, model.config)
-    kinds = batch["mm_token_type_ids"]
-    assert int((kinds == 1).sum()) == batch["pixel_values"].shape[0]
-    assert (
-        int((kinds >= 2).sum()) == sum(latent[0].numel() for latent in batch["latent_values"]) // train.LATENT_PATCH**2
-    )
-    assert np.isfinite(model(**batch).loss.item())
+def test_intervals():
+    assert wilson_interval(0, 10)[0] == 0.0 and wilson_interval(10, 10)[1] == pytest.approx(1.0)
+    low, high = wilson_interval(50, 100)
+    assert low == pytest.approx(0.404, abs=1e-3) and high == pytest.approx(0.596, abs=1e-3)
+    assert mean_interval([1.0, 1.0, 1.0]) == (1.0, 1.0)
+    low, high = mean_interval(list(np.linspace(0, 1, 50)))
+    assert low < 0.5 < high
+
+
+def test_measures():
+    black, white = Image.new("RGB", (16, 16)), Image.new("RGB", (16, 16), "white")
+    half = Image.new("RGB", (16, 16))
+    half.paste(white.crop((0, 0, 8, 16)), (0, 0))
+    assert evaluate.dice(black, black) == 1.0 and evaluate.dice(black, white) == 0.0
+    assert evaluate.dice(half, white) == pytest.approx(2 / 3)
+    assert evaluate.ssim(half, half) == pytest.approx(1.0)
+    assert evaluate.psnr(black, white) == pytest.approx(0.0)

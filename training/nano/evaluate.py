@@ -1,144 +1,287 @@
-"""Measure a nano checkpoint: does it name the modality of the validation images, and how do its own pictures look.
+"""Measure a nano on built records: every figure of its card, each with a 95 % interval.
 
-    python -m unimedvl.training.nano.evaluate --data FOLDER --model CHECKPOINT [--sheet FILE.png] [--out RESULT.json]
+    python -m unimedvl.training.nano.evaluate --model CHECKPOINT --records BUILT --work WORK [--out FILE.json]
+        [--split held-out]
 
-Everything goes through the public interface: the checkpoint folder, the processor, `generate`. The sheet holds
-generated images only.
+BUILT holds the records of `unimedvl data build --source unimed-mini`, WORK what `prepare` has written. With
+`--split held-out` the held-out part of WORK's records takes the place of the validation split: that is the one to
+choose settings on. Everything goes through the public interface: the checkpoint folder, the processor, `generate`.
 """
 
 import argparse
-import collections
 import json
-import math
-import os
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
+from skimage.metrics import structural_similarity
 
 from unimedvl.loading import load
+from unimedvl.processing.image_processing_unimedvl import resize_image
+from unimedvl.processing.unimed5m import tasks
+from unimedvl.processing.unimed5m.pictures import lower_resolution, pixels_of
+from unimedvl.processing.unimed5m.schema import IMAGE_PLACEHOLDER, Picture, Record
+from unimedvl.processing.unimed5m.shards import batches
 
-from .samples import HELD_OUT_MODALITY_QUESTIONS, MODALITY_WORDS, Row, load_rows
+from .intervals import mean_interval, wilson_interval
+from .model import UNIT, image_transform
+from .pictures_made import made_pictures
+from .prepare import SUPER_RESOLUTION, read_records
 
-QUESTIONS = ("What imaging modality is this?", "What imaging modality is shown?")
-SHEET_PROMPTS = (
-    "A chest X-ray showing no finding.",
-    "A chest X-ray showing pneumonia.",
-    "A CT scan of the chest.",
-    "An MRI scan showing glioma tumor.",
-    "An MRI scan of the hippocampus.",
-    "An ultrasound image of a fetal head.",
-    "An endoscopy image showing a polyp.",
-    "A histopathology image showing lung adenocarcinoma.",
-    "A microscopy image of a blood smear.",
-    "An OCT scan of choroidal neovascularization.",
-)
-
-
-def modalities_named(answer: str) -> set[str]:
-    """Codes of the modalities that an answer names, by `MODALITY_WORDS`."""
-    answer = answer.lower()
-    return {code for code, words in MODALITY_WORDS.items() if any(word in answer for word in words)}
-
-
-def wilson_interval(correct: int, total: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927)."""
-    z, share = 1.96, correct / total
-    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
-    return centre - half, centre + half
+BATCH = 32
+MODALITY_QUESTION = "What imaging modality is this?"
+DIAGNOSES = {
+    "NIH pneumonia / no finding": "nih-chestxray14-subset",
+    "LC25000 lung, 3 classes": "lc25000-lung",
+    "brain tumour, 4 classes": "brain-tumor-classification",
+}
+SEGMENTATIONS = {
+    "polyp": "kvasir-seg",
+    "fetal head": "hc18",
+    "hippocampus": "msd-hippocampus",
+    "nuclei": "monuseg",
+}
+Content = list[dict[str, Any]]
 
 
-def ask(model, processor, images: list[Image.Image], question: str, batch_size: int = 32) -> list[str]:
-    """Greedy answers to one question about each image."""
-    answers = []
-    for start in range(0, len(images), batch_size):
-        conversations = [
-            [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
-            for image in images[start : start + batch_size]
-        ]
-        inputs = processor.apply_chat_template(
-            conversations, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+class Nano:
+    """A loaded checkpoint that answers and draws in batches."""
+
+    def __init__(self, folder: str, settings: dict[str, Any] | None = None):
+        self.model, self.processor, _ = load(folder)
+        self.settings = settings or {}
+
+    def _inputs(self, contents: Sequence[Content], mode: str) -> dict[str, Any]:
+        return self.processor.apply_chat_template(
+            [[{"role": "user", "content": content}] for content in contents],
+            generation_mode=mode,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
         )
-        ids = model.generate(**inputs, max_new_tokens=24, do_sample=False)
-        answers += processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return answers
+
+    def ask(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
+        """Greedy answers to one question about each image."""
+        answers: list[str] = []
+        for start in range(0, len(images), BATCH):
+            pairs = zip(images[start : start + BATCH], questions[start : start + BATCH], strict=True)
+            contents = [
+                [{"type": "image", "image": image}, {"type": "text", "text": question}] for image, question in pairs
+            ]
+            inputs = self._inputs(contents, "text")
+            ids = self.model.generate(**inputs, max_new_tokens=24, do_sample=False)
+            answers += self.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [answer.strip() for answer in answers]
+
+    def draw(
+        self, prompts: Sequence[str], preset: str, images: Sequence[Image.Image] | None = None, seed: int = 0
+    ) -> list[Image.Image]:
+        """One picture for each prompt, from an image where there are images; each has a seed of its own."""
+        made: list[Image.Image] = []
+        for start in range(0, len(prompts), BATCH):
+            chosen = range(start, min(len(prompts), start + BATCH))
+            contents: list[Content] = [
+                ([{"type": "image", "image": images[index]}] if images else [])
+                + [{"type": "text", "text": prompts[index]}]
+                for index in chosen
+            ]
+            pixels = self.model.generate(
+                **self._inputs(contents, "image"),
+                generation_mode="image",
+                preset=preset,
+                generator=[torch.Generator().manual_seed(seed + index) for index in chosen],
+                show_progress=False,
+                **self.settings,
+            )
+            made += self.processor.post_process_multimodal_output(pixels, generation_mode="image")
+        return made
+
+    def reconstruct(self, image: Image.Image) -> Image.Image:
+        """What the autoencoder makes of a picture of the nano's size."""
+        inputs = self.processor.image_processor([image], generation_mode="image", return_tensors="pt")
+        latents = self.model.model.encode_latents(list(inputs["latent_pixel_values"]), sample_mode="mode")
+        pixels = self.model.model.decode_latents(latents)
+        return self.processor.post_process_multimodal_output(pixels, generation_mode="image")[0]
 
 
-def modality_accuracy(model, processor, rows: list[Row], question: str) -> dict:
-    """How many of the rows with a stated modality are answered with that modality and no other."""
-    rows = [row for row in rows if row.modality in MODALITY_WORDS]
-    answers = ask(model, processor, [row.image for row in rows], question)
-    wrong = collections.Counter()
-    for row, answer in zip(rows, answers, strict=True):
-        if modalities_named(answer) != {row.modality}:
-            wrong[f"{row.modality} -> {answer}"] += 1
-    correct = len(rows) - sum(wrong.values())
-    return {
-        "question": question,
-        "correct": correct,
-        "total": len(rows),
-        "accuracy": correct / len(rows),
-        "interval": wilson_interval(correct, len(rows)),
-        "wrong": dict(wrong.most_common()),
-    }
+def rgb(picture: Picture) -> Image.Image:
+    return Image.fromarray(pixels_of(picture)).convert("RGB")
 
 
-def draw(model, processor, prompt: str, count: int, seed: int) -> list[Image.Image]:
-    """`count` pictures for one prompt with the checkpoint's own settings for text to image."""
-    conversation = [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
-    inputs = processor.apply_chat_template(
-        conversation, generation_mode="image", tokenize=True, return_dict=True, return_tensors="pt"
+def seen(picture: Picture) -> Image.Image:
+    """The picture in the size in which the nano reads it."""
+    return resize_image(rgb(picture), image_transform(UNIT))
+
+
+def question_of(record: Record) -> str:
+    return record.message[0].value.replace(IMAGE_PLACEHOLDER, "").strip()
+
+
+def psnr(image: Image.Image, truth: Image.Image) -> float:
+    """RGB peak signal-to-noise ratio in dB, 8-bit range."""
+    error = numpy.asarray(image, dtype=float) - numpy.asarray(truth, dtype=float)
+    return float(10 * numpy.log10(255.0**2 / max(float((error**2).mean()), 1e-9)))
+
+
+def ssim(image: Image.Image, truth: Image.Image) -> float:
+    """Structural similarity over RGB, 7 x 7 windows, 8-bit range."""
+    return float(structural_similarity(numpy.asarray(image), numpy.asarray(truth), channel_axis=2, data_range=255))
+
+
+def dice(image: Image.Image, truth: Image.Image) -> float:
+    """Overlap of two masks, white above half; 1 where both are empty."""
+    drawn, real = (numpy.asarray(mask.convert("L")) > 127 for mask in (image, truth))
+    total = int(drawn.sum()) + int(real.sum())
+    return 1.0 if total == 0 else 2.0 * float((drawn & real).sum()) / total
+
+
+def share(hits: Sequence[bool]) -> dict[str, Any]:
+    """A proportion with its Wilson interval."""
+    return {"value": sum(hits) / len(hits), "interval": wilson_interval(sum(hits), len(hits)), "total": len(hits)}
+
+
+def average(values: Sequence[float]) -> dict[str, Any]:
+    """A mean with its bootstrap interval over records."""
+    return {"value": float(numpy.mean(values)), "interval": mean_interval(values), "total": len(values)}
+
+
+def _of(records: Sequence[Record], task: str, source: str = "") -> list[Record]:
+    return [record for record in records if record.sub_task_type == task and source in ("", record.dataset)]
+
+
+def _pictured(records: Sequence[Record]) -> list[Record]:
+    """One record for each picture with a stated modality."""
+    return [record for record in _of(records, "text_to_image") if not record.id.endswith("-plain")]
+
+
+def score_modality(nano: Nano, records: Sequence[Record]) -> dict[str, Any]:
+    chosen = _pictured(records)
+    answers = nano.ask([rgb(record.output_img[0]) for record in chosen], [MODALITY_QUESTION] * len(chosen))
+    names = [tasks.MODALITY_NAMES[record.modality].lower() for record in chosen]
+    hits = [answer.lower().rstrip(".") == name for answer, name in zip(answers, names, strict=True)]
+    wrong: dict[str, int] = {}
+    for record, answer, hit in zip(chosen, answers, hits, strict=True):
+        if not hit:
+            key = f"{record.dataset} -> {answer}"
+            wrong[key] = wrong.get(key, 0) + 1
+    return share(hits) | {"wrong": wrong}
+
+
+def score_diagnosis(nano: Nano, records: Sequence[Record], source: str) -> dict[str, Any]:
+    chosen = _of(records, "diagnosis", source)
+    answers = nano.ask([rgb(record.input_img[0]) for record in chosen], [question_of(record) for record in chosen])
+    labels = [json.loads(record.extra)["label"].lower() for record in chosen]
+    pairs: dict[str, int] = {}
+    for label, answer in zip(labels, answers, strict=True):
+        pairs[f"{label} -> {answer.lower()}"] = pairs.get(f"{label} -> {answer.lower()}", 0) + 1
+    hits = [answer.lower().rstrip(".") == label for label, answer in zip(labels, answers, strict=True)]
+    return share(hits) | {"answers": dict(sorted(pairs.items()))}
+
+
+def score_closed(nano: Nano, records: Sequence[Record], seed: int = 0) -> dict[str, Any]:
+    """VQA-RAD's yes-or-no questions, and the gain over the same questions about another picture."""
+    chosen = [record for record in _of(records, "vqa", "vqa-rad") if record.message[-1].value.lower() in ("yes", "no")]
+    images = [rgb(record.input_img[0]) for record in chosen]
+    generator = numpy.random.default_rng(seed)
+    others = []
+    for record in chosen:
+        strange = [index for index, other in enumerate(chosen) if other.group_id != record.group_id]
+        others.append(images[strange[generator.integers(len(strange))]])
+    questions = [question_of(record) for record in chosen]
+    truth = [record.message[-1].value.lower() for record in chosen]
+    right, blind = (
+        [answer.lower().rstrip(".") == real for answer, real in zip(nano.ask(shown, questions), truth, strict=True)]
+        for shown in (images, others)
     )
-    pixels = model.generate(
-        **inputs,
-        generation_mode="image",
-        preset="t2i",
-        num_images_per_prompt=count,
-        generator=torch.Generator().manual_seed(seed),
-        show_progress=False,
-    )
-    return processor.post_process_multimodal_output(pixels, generation_mode="image")
+    gain = average([float(own) - float(other) for own, other in zip(right, blind, strict=True)])
+    return share(right) | {"other image": share(blind), "gain": gain}
 
 
-def contact_sheet(model, processor, columns: int = 6, scale: int = 2, seed: int = 0) -> Image.Image:
-    """One row of generated pictures for each of `SHEET_PROMPTS`, with the prompt above it."""
-    rows = [(prompt, draw(model, processor, prompt, columns, seed)) for prompt in SHEET_PROMPTS]
-    side, caption, margin = rows[0][1][0].width * scale, 18, 4
-    width = margin + columns * (side + margin)
-    sheet = Image.new("RGB", (width, len(rows) * (caption + side + margin)), "white")
-    pen = ImageDraw.Draw(sheet)
-    for index, (prompt, pictures) in enumerate(rows):
-        top = index * (caption + side + margin)
-        pen.text((margin, top + 3), prompt, fill="black")
-        for column, picture in enumerate(pictures):
-            place = (margin + column * (side + margin), top + caption)
-            sheet.paste(picture.resize((side, side), Image.Resampling.NEAREST), place)
-    return sheet
+def score_autoencoder(nano: Nano, records: Sequence[Record]) -> dict[str, Any]:
+    pictures = [seen(record.output_img[0]) for record in _pictured(records)]
+    return average([psnr(nano.reconstruct(picture), picture) for picture in pictures])
+
+
+def score_segmentation(nano: Nano, records: Sequence[Record], source: str) -> dict[str, Any]:
+    chosen = _of(records, "segmentation", source)
+    images = [rgb(record.input_img[0]) for record in chosen]
+    made = nano.draw([question_of(record) for record in chosen], "segmentation", images)
+    return average([dice(image, seen(record.output_img[0])) for image, record in zip(made, chosen, strict=True)])
+
+
+def score_super_resolution(nano: Nano, records: Sequence[Record], most: int) -> dict[str, Any]:
+    """From a quarter of the nano's own resolution, against bicubic interpolation and the autoencoder alone."""
+    chosen = _pictured(records)
+    chosen = chosen[:: max(1, len(chosen) // most)]
+    truths = [seen(record.output_img[0]) for record in chosen]
+    coarse = [Image.fromarray(lower_resolution(numpy.asarray(truth), SUPER_RESOLUTION, "bicubic")) for truth in truths]
+    made = nano.draw(["Perform super-resolution, factor 4."] * len(coarse), "super_resolution", coarse)
+    ceiling = [nano.reconstruct(truth) for truth in truths]
+    scores: dict[str, Any] = {}
+    for name, measure in (("ssim", ssim), ("psnr", psnr)):
+        by = {
+            kind: [measure(image, truth) for image, truth in zip(images, truths, strict=True)]
+            for kind, images in (("nano", made), ("bicubic", coarse), ("autoencoder", ceiling))
+        }
+        gain = [own - other for own, other in zip(by["nano"], by["bicubic"], strict=True)]
+        scores[name] = {kind: average(values) for kind, values in by.items()} | {"gain over bicubic": average(gain)}
+    return scores
+
+
+def held_out_records(work: Path) -> Iterator[Record]:
+    """The part of the training split that no training saw."""
+    for table in batches(work / "records" / "data" / "validation-00000-of-00001.parquet"):
+        for row in table.to_pylist():
+            yield Record.from_row(row)
+
+
+def evaluate(nano: Nano, records: Sequence[Record], work: Path, most: int = 160) -> dict[str, Any]:
+    """All figures; groups of records that the split does not hold are left out."""
+    results: dict[str, Any] = {}
+
+    def note(name: str, value: dict[str, Any]) -> None:
+        results[name] = value
+        print(name, json.dumps(value), flush=True)
+
+    note("modality, 6 classes", score_modality(nano, records))
+    for name, source in DIAGNOSES.items():
+        if _of(records, "diagnosis", source):
+            note(name, score_diagnosis(nano, records, source))
+    note("VQA-RAD closed", score_closed(nano, records))
+    note("autoencoder, PSNR", score_autoencoder(nano, records))
+    for name, source in SEGMENTATIONS.items():
+        if _of(records, "segmentation", source):
+            note(f"segmentation, Dice: {name}", score_segmentation(nano, records, source))
+    note("4x super-resolution", score_super_resolution(nano, records, most))
+    for name, value in made_pictures(nano, records, work).items():
+        note(name, value)
+    return results
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", default=os.environ.get("UNIMED_MINI"), help="data folder (default: $UNIMED_MINI)")
     parser.add_argument("--model", required=True, help="checkpoint folder")
-    parser.add_argument("--sheet", help="write a contact sheet of generated images here (PNG)")
+    parser.add_argument("--records", help="folder of built unimed-mini records, for the validation split")
+    parser.add_argument("--work", required=True, help="work folder of `prepare`")
+    parser.add_argument("--split", choices=["validation", "held-out"], default="validation")
     parser.add_argument("--out", help="write the figures here (JSON)")
     arguments = parser.parse_args(argv)
-    if not arguments.data:
-        parser.error("give the folder of the mini data set with --data or in UNIMED_MINI")
-    model, processor, _ = load(arguments.model)
-    rows = load_rows(arguments.data, "validation")
-    results = []
-    for question in (*QUESTIONS, *HELD_OUT_MODALITY_QUESTIONS):
-        result = modality_accuracy(model, processor, rows, question)
-        results.append(result)
-        low, high = result["interval"]
-        share = f"{result['correct']}/{result['total']} = {result['accuracy']:.1%}"
-        print(f"{share} (95 % interval {low:.1%} to {high:.1%})  {question}  wrong: {result['wrong']}")
+    work, started = Path(arguments.work), time.perf_counter()
+    if arguments.split == "held-out":
+        records = list(held_out_records(work))
+    elif arguments.records:
+        records = list(read_records(arguments.records, "validation"))
+    else:
+        parser.error("give the folder of built records with --records")
+    results = evaluate(Nano(arguments.model), records, work)
+    results["seconds"] = round(time.perf_counter() - started)
     if arguments.out:
-        Path(arguments.out).write_text(json.dumps({"modality": results}, indent=2) + "\n")
-    if arguments.sheet:
-        contact_sheet(model, processor).save(arguments.sheet)
+        Path(arguments.out).write_text(json.dumps({"split": arguments.split, **results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

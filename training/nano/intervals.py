@@ -1,0 +1,22 @@
+"""95 % intervals of the nano's figures."""
+
+import math
+from collections.abc import Sequence
+
+import numpy
+
+
+def wilson_interval(hits: int, total: int) -> tuple[float, float]:
+    """Of a proportion (Wilson 1927)."""
+    z, share = 1.96, hits / total
+    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mean_interval(values: Sequence[float], draws: int = 4000, seed: int = 0) -> tuple[float, float]:
+    """Of a mean, by the percentile bootstrap over the values."""
+    array = numpy.asarray(values, dtype=float)
+    index = numpy.random.default_rng(seed).integers(len(array), size=(draws, len(array)))
+    low, high = numpy.percentile(array[index].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,77 @@
+"""Sizes of the nano, and the settings of its processor and its sampler."""
+
+from transformers import PreTrainedTokenizerBase
+
+from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig, UniMedVLVAEConfig
+from unimedvl.processing.image_processing_unimedvl import UniMedVLImageProcessor
+from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
+
+SIDE = 64  # longer side in pixels of every picture the nano reads and writes
+UNIT = 8  # pixels of a ViT patch and of a latent token
+LATENT_PATCH = 2
+VIT_PATCH = 8
+TABLE_SIDE = 16  # position tables reach 128 pixels
+VISION_FILE = "vision.pt"
+TEXT_CONFIG = {
+    "hidden_size": 192,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.04,
+}
+VISION_CONFIG = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "image_size": SIDE,
+    "patch_size": VIT_PATCH,
+}
+
+
+def image_transform(stride: int) -> dict[str, int]:
+    """The resize rule of the nano's image processor: longer side `SIDE`, both sides multiples of `stride` pixels."""
+    return {"max_image_size": SIDE, "min_image_size": SIDE, "image_stride": stride}
+
+
+def build_config(tokenizer: PreTrainedTokenizerBase, vae_config: dict) -> UniMedVLConfig:
+    """The nano's configuration; `vae_config` holds the fields of the trained autoencoder."""
+    known = UniMedVLVAEConfig().autoencoder_arguments()
+    ids = {
+        "bos_token_id": "<|im_start|>",
+        "eos_token_id": "<|im_end|>",
+        "pad_token_id": "<|endoftext|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+        "image_token_id": "<|image_pad|>",
+        "latent_token_id": "<|vision_pad|>",
+    }
+    return UniMedVLConfig(
+        text_config={**TEXT_CONFIG, "vocab_size": len(tokenizer), "pad_token_id": None},
+        vision_config=VISION_CONFIG,
+        vae_config={**{name: vae_config[name] for name in known if name in vae_config}, "sample_size": SIDE},
+        latent_patch_size=LATENT_PATCH,
+        max_latent_size=TABLE_SIDE,
+        vit_max_num_patch_per_side=TABLE_SIDE,
+        **{name: tokenizer.convert_tokens_to_ids(token) for name, token in ids.items()},
+    )
+
+
+def build_processor(tokenizer: PreTrainedTokenizerBase, config: UniMedVLConfig) -> UniMedVLProcessor:
+    """Processor whose pictures have the sizes of training: longer side `SIDE` in every mode."""
+    image_processor = UniMedVLImageProcessor(
+        patch_size=VIT_PATCH,
+        understanding_transform=image_transform(VIT_PATCH),
+        vae_transform=image_transform(config.pixels_per_latent_token),
+        vit_transform=image_transform(VIT_PATCH),
+    )
+    return UniMedVLProcessor(image_processor, tokenizer)
+
+
+def nano_presets(presets: dict) -> dict:
+    """The task presets with the nano's sampling settings: its size, and fewer steps, which suffice at 64 pixels."""
+    changed = {name: {**values, "num_inference_steps": 24, "timestep_shift": 1.0} for name, values in presets.items()}
+    changed["t2i"] |= {"height": SIDE, "width": SIDE, "cfg_interval": [0.0, 1.0]}
+    return changed
