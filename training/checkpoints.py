@@ -6,6 +6,7 @@ checkpoint can be gone on from with another number of processes, sharded or not.
 
 import contextlib
 import json
+import logging
 import os
 import random
 import re
@@ -25,6 +26,8 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 
 COMPLETE = "complete.json"
 SHARDS = "shards"
+# Torch notes the beginning and end of every tensor's saving here, for nobody.
+logging.getLogger("c10d-NullHandler-dcp_logger").setLevel(logging.WARNING)
 _FILE_BYTES = 1 << 30
 _NAME = re.compile(r"checkpoint-(\d+)")
 

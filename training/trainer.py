@@ -87,7 +87,7 @@ class UniMedVLTrainer(Trainer):
         self.operations, self.peak = Operations(model), peak_flops(recipe.peak_tflops)
         self._recent: deque[float] = deque(maxlen=100)
         self._window: list[BatchInfo] = []
-        self._step_loss = 0.0
+        self._step_loss, self._observed = 0.0, -1
         self._since, self._begun = time.perf_counter(), None
         super().__init__(model=model, args=training_arguments(recipe), train_dataset=data, processing_class=processor)
         # After the model has moved to its device.
@@ -232,7 +232,10 @@ class UniMedVLTrainer(Trainer):
         try:
             if validate:
                 assert self.validation is not None
+                due = self.control.should_log
                 self.log(self.validation(bare, self.args.device))
+                # Transformers takes any log entry for the one that was due.
+                self.control.should_log = due
             if sample and (self.args.should_save or is_sharded(bare)):
                 with self.compute_loss_context_manager():
                     sheet = sample_sheet(bare, self.processing_class, self.recipe.samples)
@@ -244,8 +247,6 @@ class UniMedVLTrainer(Trainer):
                 self.average.exchange(bare)
             set_random_state(generators)
         self._since += time.perf_counter() - begun
-
-    _observed = -1
 
     # --- Optimiser ---------------------------------------------------------------------------------------------------
 
@@ -273,7 +274,7 @@ class UniMedVLTrainer(Trainer):
     # --- Checkpoints -------------------------------------------------------------------------------------------------
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        """Weights by "model.NAME" (which begins with "model." once more) and averages by "average.NAME"."""
+        """Weights by "weights.NAME" and averages by "average.NAME", as a checkpoint holds them."""
         tensors = {f"weights.{name}": tensor for name, tensor in self.bare.state_dict().items()}
         return tensors | (self.average.tensors() if self.average is not None else {})
 
@@ -389,10 +390,9 @@ class UniMedVLTrainer(Trainer):
             chosen.exchange(bare)
         with whole_folder(folder) as partial:
             if is_sharded(bare):
-                config = bare.config
-                config.distributed_config, held = None, config.distributed_config
+                held, bare.config.distributed_config = bare.config.distributed_config, None
                 save_whole(bare, partial)
-                config.distributed_config = held
+                bare.config.distributed_config = held
             elif self.args.should_save:
                 bare.save_pretrained(partial)
             if self.args.should_save:

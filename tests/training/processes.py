@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import resource
+import signal
 import socket
 import sys
 import threading
@@ -21,6 +22,8 @@ def _work(arguments: list[str], output: Path, environment: dict[str, str], file_
         os.dup2(handle, stream)
     os.environ.update(environment)
     if file_bytes is not None:
+        # Writing more is then an error and no signal.
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     # The number of threads is part of the bits.
     torch.set_num_threads(1)
