@@ -136,7 +136,7 @@ def train_autoencoder(
         batch = []
         for _ in range(batch_size):
             pool = masks if masks and random.random() < MASK_SHARE else pictures
-            batch.append(pixels(random_crop(pool[random.integers(len(pool))], shape, random)))
+            batch.append(pixels(random_crop(pool[int(random.integers(len(pool)))], shape, random)))
         batch = torch.stack(batch).contiguous(memory_format=torch.channels_last)
         posterior = autoencoder.encode(batch).latent_dist
         error = autoencoder.decode(posterior.sample()).sample - batch

@@ -52,7 +52,7 @@ def train_judge(train: Pictures, captions: int, steps: int = JUDGE_STEPS, batch:
     """Train on random views of the training pictures."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    judge = make_judge(captions).to(memory_format=torch.channels_last)
+    judge = make_judge(captions).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     numbers = torch.bincount(train.captions, minlength=captions)
     weights = numbers[train.captions].float() ** -0.5
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=1e-2)

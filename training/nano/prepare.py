@@ -263,7 +263,7 @@ def load_autoencoder(folder: str) -> tuple[dict[str, torch.Tensor], dict]:
 
 def picture_of(record: Record) -> Image.Image:
     """The first picture that the record makes or shows, in RGB."""
-    (picture, *_) = (*record.output_img, *record.input_img)
+    picture = (*record.output_img, *record.input_img)[0]
     assert picture.data is not None
     return Image.open(io.BytesIO(picture.data)).convert("RGB")
 
