@@ -19,6 +19,7 @@ PUBLISHED_PATTERNS = (
     "*.py",
     "*.md",
     "*.txt",
+    "*.yaml",
     "*.png",
     "LICENSE*",
     "NOTICE*",

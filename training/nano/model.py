@@ -71,7 +71,15 @@ def build_processor(tokenizer: PreTrainedTokenizerBase, config: UniMedVLConfig) 
 
 
 def nano_presets(presets: dict) -> dict:
-    """The task presets with the nano's sampling settings: its size, and fewer steps, which suffice at 64 pixels."""
-    changed = {name: {**values, "num_inference_steps": 24, "timestep_shift": 1.0} for name, values in presets.items()}
-    changed["t2i"] |= {"height": SIDE, "width": SIDE, "cfg_interval": [0.0, 1.0]}
+    """The task presets with the nano's sampling settings, chosen on the held-out part of the training split.
+
+    What an input image decides is sampled without guidance; super-resolution is closest to the truth after few steps.
+    """
+    changed = {name: {**values, **EDITING} for name, values in presets.items()}
+    changed["super_resolution"] |= {"num_inference_steps": 3}
+    changed["t2i"] |= {"num_inference_steps": 16, "guidance_scale": 2.0, "cfg_interval": [0.0, 1.0]}
+    changed["t2i"] |= {"height": SIDE, "width": SIDE}
     return changed
+
+
+EDITING = {"num_inference_steps": 12, "timestep_shift": 1.0, "guidance_scale": 1.0, "image_guidance_scale": 1.0}

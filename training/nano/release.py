@@ -1,0 +1,47 @@
+"""Turn a finished stage into the published folder: weights, code and processor, the sampling settings, nothing else.
+
+    python -m unimedvl.training.nano.release --model STAGE/final-ema --out hub_cards/unimedvl-nano
+
+Card, licence and sheet that lie in the folder stay.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+
+from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
+from unimedvl.modeling_unimedvl.published_layout_unimedvl import default_generation_config
+from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
+
+from .model import nano_presets
+
+KEPT = ("README.md", "LICENSE", "samples.png")
+
+
+def release(model_folder: str | Path, out: str | Path) -> None:
+    """Write the checkpoint `model_folder` to `out` as it is published."""
+    out = Path(out)
+    model = UniMedVLForConditionalGeneration.from_pretrained(model_folder, dtype=torch.float32)
+    processor = UniMedVLProcessor.from_pretrained(model_folder)
+    model.generation_config = default_generation_config(model.config)
+    model.generation_config.task_presets = nano_presets(model.generation_config.task_presets)
+    out.mkdir(parents=True, exist_ok=True)
+    for path in out.iterdir():
+        if path.name not in KEPT:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", required=True, help="checkpoint folder of a finished stage")
+    parser.add_argument("--out", required=True, help="folder to publish")
+    arguments = parser.parse_args(argv)
+    release(arguments.model, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
