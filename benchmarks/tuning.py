@@ -41,10 +41,10 @@ OBJECTIVES = {
     "flow_grpo": "mean grey level of the images",
 }
 SETTINGS: dict[str, dict[str, Any]] = {
-    "sft": {"max_steps": 120, "per_device_train_batch_size": 8, "learning_rate": 5e-3},
-    "dpo": {"max_steps": 40, "per_device_train_batch_size": 8, "learning_rate": 2e-3},
+    "sft": {"max_steps": 150, "per_device_train_batch_size": 8, "learning_rate": 5e-3},
+    "dpo": {"max_steps": 42, "per_device_train_batch_size": 8, "learning_rate": 2e-3},
     "grpo": {
-        "max_steps": 32,
+        "max_steps": 30,
         "per_device_train_batch_size": 32,
         "num_generations": 8,
         "max_completion_length": 4,
@@ -60,7 +60,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "kl_weight": 0.04,
     },
 }
-EVALUATIONS = 4  # on the way, beside the one before
+EVALUATIONS = 3  # on the way, beside the one before
 
 
 @torch.no_grad()
