@@ -26,6 +26,7 @@ def stopped_early(recipe, folder: Path, **changes) -> tuple[Path, Path]:
     return path, folder / "checkpoint-2"
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint(recipe, tmp_path):
     finish(recipe("whole"))
     path, last = stopped_early(recipe, tmp_path / "full")

@@ -39,7 +39,7 @@ def test_a_recipe_with_changes_on_the_command_line(recipe, tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["nowhere.yaml"], "no recipe of this package: unimedvl-14b/curriculum.yaml"),
+        (["nowhere.yaml"], "unimedvl-14b/curriculum.yaml"),
         (["RECIPE", "stepz=1"], "unknown key 'stepz'; did you mean 'steps'"),
         (["RECIPE", "steps"], "is no override"),
         (["RECIPE", "model=nothing/here/at/all"], "nothing/here/at/all"),
