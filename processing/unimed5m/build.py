@@ -269,15 +269,19 @@ def check_splits(paths: list[Path]) -> None:
             for split in set(columns["split"]):
                 pairs = zip(columns["group_id"], columns["split"], strict=True)
                 groups[split].append(text_digests([group for group, place in pairs if place == split]))
-    _, counts = numpy.unique(_joined(ids), return_counts=True)
+    digests, counts = numpy.unique(_joined(ids), return_counts=True)
     if counts.max(initial=1) > 1:
-        raise ValueError("two records have the same id: the source names two samples alike.")
+        name = _value_of_digest(paths, "id", int(digests[counts > 1][0]), "provenance")
+        raise ValueError(
+            f"two records of {name!r} have the same id: the source names two samples alike (files that differ in their "
+            "ending only, or a line that stands twice); rename or remove one."
+        )
     present = [(split, numpy.unique(_joined(found))) for split, found in groups.items() if found]
     for number, (first, left) in enumerate(present):
         for second, right in present[number + 1 :]:
             shared = numpy.intersect1d(left, right)
             if len(shared):
-                name = _name_of_group(paths, int(shared[0]))
+                name = _value_of_digest(paths, "group_id", int(shared[0]), "group_id")
                 raise ValueError(
                     f"group {name!r} and {len(shared) - 1} others are in both {first} and {second}: a patient or "
                     "slide must be on one side."
@@ -288,9 +292,11 @@ def _joined(arrays: list[numpy.ndarray]) -> numpy.ndarray:
     return numpy.concatenate([numpy.empty(0, numpy.uint64), *arrays])
 
 
-def _name_of_group(paths: list[Path], digest: int) -> str:
+def _value_of_digest(paths: list[Path], column: str, digest: int, wanted: str) -> str:
+    """The `wanted` column of the first record whose `column` has this digest."""
     for path in paths:
-        for group in parquet.read_table(path, columns=["group_id"])["group_id"].to_pylist():
-            if int(text_digests([group])[0]) == digest:
-                return group
-    raise AssertionError("the group came from these files")
+        columns = parquet.read_table(path, columns=list({column, wanted})).to_pydict()
+        for value, name in zip(columns[column], columns[wanted], strict=True):
+            if int(text_digests([value])[0]) == digest:
+                return name
+    raise AssertionError("the value came from these files")

@@ -37,8 +37,8 @@ class Settings:
     redistributable: str = "unclear"
     url: str = ""
     classes: dict[str, list[int]] = dataclasses.field(default_factory=dict)
-    origin: str = "first image"
-    target: str = "second image"
+    origin: str = "source-domain"
+    target: str = "target-domain"
     both_directions: bool = True
     group: str = ""
     window: tuple[float, float] | None = None

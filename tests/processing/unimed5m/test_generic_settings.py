@@ -215,3 +215,11 @@ def test_a_build_with_other_settings_is_refused(tmp_path):
     write_json(root / "source.json", {"modality": "US"})
     with pytest.raises(ValueError, match="holds another build .different: the source's folder or options."):
         build(get_source("image-folder"), root, tmp_path / "out", shards=1)
+
+
+def test_two_files_that_differ_in_their_ending_only_are_named(tmp_path):
+    paired_images(tmp_path / "set")
+    for side in ("input", "target"):
+        write_image(tmp_path / "set" / side / f"{NAMES[3]}.bmp", 1, (8, 8))
+    with pytest.raises(ValueError, match=f"two records of '.*{NAMES[3]}' have the same id.*rename or remove one"):
+        build(get_source("paired-images"), tmp_path / "set", tmp_path / "out", shards=2)
