@@ -11,7 +11,7 @@ UNIT = 8  # pixels of a ViT patch and of a latent token
 LATENT_PATCH = 2
 VIT_PATCH = 8
 TABLE_SIDE = 16  # position tables reach 128 pixels
-VISION_FILE = "vision.pt"
+VISION_FILE = "vision.safetensors"
 TEXT_CONFIG = {
     "hidden_size": 192,
     "intermediate_size": 384,

@@ -13,6 +13,7 @@ import numpy
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_model, save_model
 from torch import nn
 
 from unimedvl.processing.image_processing_unimedvl import pixels_from_image
@@ -72,11 +73,11 @@ def load_judge(work: Path) -> tuple[nn.Module, Pictures, list[str]]:
     """The judge, the training pictures, and their captions; a judge is trained once for each work folder."""
     names: list[str] = []
     train = read_pictures(work, "train", names)
-    path = work / "judge.pt"
+    path = work / "judge.safetensors"
     if not path.is_file():
-        torch.save(train_judge(train, len(names)).state_dict(), path)
+        save_model(train_judge(train, len(names)), str(path))
     judge = make_judge(len(names))
-    judge.load_state_dict(torch.load(path, weights_only=True))
+    load_model(judge, path)
     return judge.eval(), train, names
 
 

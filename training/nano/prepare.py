@@ -20,6 +20,7 @@ import pyarrow.parquet as parquet
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
+from safetensors.torch import load_model
 from transformers import AutoTokenizer
 
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
@@ -244,7 +245,7 @@ def prepare_start(work: Path, autoencoder: str, vision: Path | None, seed: int) 
     model = UniMedVLForConditionalGeneration(config)
     model.model.vae.load_state_dict(trained)
     if vision is not None:
-        model.model.vit_model.load_state_dict(torch.load(vision / VISION_FILE, weights_only=True))
+        load_model(model.model.vit_model, vision / VISION_FILE)
     model.generation_config = default_generation_config(config)
     model.generation_config.task_presets = nano_presets(model.generation_config.task_presets)
     model.save_pretrained(work / "start")

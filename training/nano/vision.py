@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_model, save_model
 from torch import nn
 from transformers import AutoTokenizer
 
@@ -182,7 +183,7 @@ def pretrain(
     config = build_config(AutoTokenizer.from_pretrained(work / "tokenizer"), vae)
     model = CaptionChoice(UniMedVLModel(config).vit_model, len(names))
     if start is not None:
-        model.vit.load_state_dict(torch.load(start / VISION_FILE, weights_only=True))
+        load_model(model.vit, start / VISION_FILE)
     counts = Counter(train.captions.tolist())
     weights = torch.tensor([counts[caption] ** -0.5 for caption in train.captions.tolist()])
     weights *= torch.tensor([focus if source in FOCUS else 1.0 for source in train.sources])
@@ -233,7 +234,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    torch.save(vit.state_dict(), out / VISION_FILE)
+    save_model(vit, str(out / VISION_FILE))
     (out / "vision.json").write_text(json.dumps(measured, indent=2) + "\n")
 
 
