@@ -1,5 +1,6 @@
 """What a run tells about itself: losses by task and modality, shares, padding, speed and floating point operations."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -97,19 +98,19 @@ class Accounts:
 class Operations:
     """Floating point operations of training steps, without those that checkpointing repeats.
 
-    Two for each weight and token forwards and four backwards (two for parts that do not learn), in the expert that the
-    token goes through, and 12 times layers, width and squared length of a sample for attention.
+    Two for each weight and token forwards and four backwards, in the expert that the token goes through, and 12 times
+    layers, width and squared length of a sample for attention. Weights that do not learn take two backwards where
+    something before them learns, and none elsewhere.
     """
 
     def __init__(self, model: nn.Module):
-        self.weights: Counter[str] = Counter()
-        learns: set[str] = set()
-        for name, parameter in model.named_parameters():
-            part = _weight_kind(name)
-            self.weights[part] += parameter.numel() if parameter.dim() > 1 else 0
-            if parameter.requires_grad:
-                learns.add(part)
-        self.factor = {part: 6 if part in learns else 2 for part in self.weights}
+        weights = [(_weight_kind(name), parameter) for name, parameter in model.named_parameters()]
+        learns = {part for part, parameter in weights if parameter.requires_grad}
+        self.costs: Counter[str] = Counter()  # of a token, by part
+        for part, parameter in weights:
+            # Gradients reach the language model's frozen weights from the ViT as well.
+            passed = bool(learns & ({"vit"} if part == "vit" else {"vit", "und", "gen", "head"}))
+            self.costs[part] += (6 if parameter.requires_grad else 4 if passed else 2) * _matrix_elements(parameter)
         text = model.config.text_config
         self.attention = 12 * text.num_hidden_layers * text.hidden_size
 
@@ -124,8 +125,15 @@ class Operations:
             "vit": int((kinds == BlockKind.VIT).sum()),
             "head": sum(sample.label_tokens for sample in info.samples),
         }
-        linear = sum(self.factor[part] * self.weights[part] * count for part, count in tokens.items())
+        linear = sum(self.costs[part] * count for part, count in tokens.items())
         return linear + self.attention * sum(sample.num_tokens**2 for sample in info.samples)
+
+
+def _matrix_elements(parameter: nn.Parameter) -> int:
+    """Elements of a matrix, 0 for anything else; of 4-bit weights those that they stand for."""
+    packed = getattr(parameter, "quant_state", None)
+    shape = parameter.shape if packed is None else packed.shape
+    return math.prod(shape) if len(shape) > 1 else 0
 
 
 def _weight_kind(name: str) -> str:

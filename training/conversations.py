@@ -10,8 +10,9 @@ import datasets
 from PIL import Image
 
 from unimedvl.processing.unimed5m.schema import IMAGE_PLACEHOLDER, Picture, Record, features
-from unimedvl.processing.unimed5m.shards import shard_paths
 from unimedvl.processing.unimed5m.tasks import MODALITY_NAMES
+
+from .dataset import published_paths
 
 METHODS = ("sft", "dpo", "grpo")
 MODALITY_QUESTION = "What imaging modality is this?"
@@ -34,7 +35,7 @@ def read_records(
     Raises:
         ValueError: if none is left, with what the folder holds.
     """
-    paths = [str(path) for path in shard_paths(folder)]
+    paths = [str(path) for path in published_paths(folder, split)]
     rows = datasets.Dataset.from_parquet(paths, features=features(decode=False))
     kept = [
         index

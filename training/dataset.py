@@ -1,6 +1,8 @@
 """Record folders as a stream of packed micro-batches, the same for every number of processes."""
 
+import dataclasses
 import functools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,6 +187,15 @@ class PackedRecords(IterableDataset):
         self.collate = Collator(config, seed, timestep_shift, cache)
         self._state: dict[str, Any] | None = None
 
+    def settings(self) -> dict[str, Any]:
+        """What the order of the samples and their conditions depend on besides the records; JSON-safe."""
+        kept = dataclasses.asdict(self.recipe)
+        for name in ("path", "rows_per_batch", "latent_cache", "workers"):
+            del kept[name]
+        for group in kept["groups"]:
+            del group["path"]
+        return json.loads(json.dumps({"seed": self.seed, **kept}))
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the micro-batch whose `BatchInfo.state` this is.
 
@@ -226,7 +237,14 @@ class PackedRecords(IterableDataset):
         for number, packs in enumerate(self.plan()):
             turn, rank = divmod(number, self.world)
             if rank == self.rank and turn % parts == part:
-                yield self.batch(packs)
+                yield self.batch(packs) if worker is None else self._batch_or_refusal(packs)
+
+    def _batch_or_refusal(self, packs: Sequence[Pack]) -> dict[str, Any]:
+        """The micro-batch, or what is wrong with its data: an error that leaves a worker comes with its traceback."""
+        try:
+            return self.batch(packs)
+        except ValueError as error:
+            return {"refused": str(error)}
 
     def batch(self, packs: Sequence[Pack]) -> dict[str, Any]:
         """The micro-batch of some packs."""

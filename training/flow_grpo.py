@@ -7,7 +7,6 @@ holds the policy near the model it started from. With PEFT the reference is the 
 
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +20,11 @@ import torch
 from accelerate import Accelerator
 from peft import PeftModel
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from .checkpoints import checkpoints, whole_folder
 from .flow_policy import (
     Conditions,
     Trajectory,
@@ -336,16 +337,23 @@ class FlowGRPOTrainer:
     # --- Checkpoints -------------------------------------------------------------------------------------------------
 
     def _save(self, history: list[dict[str, float]]) -> None:
-        """Write the trainable weights, the optimiser's state and the history; whole or not at all."""
-        if not self.accelerator.is_main_process:
-            return
-        folder = Path(self.arguments.output_dir)
-        partial, final = folder / ".checkpoint.partial", folder / f"checkpoint-{self.step}"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        """Write the trainable weights, the optimiser's state and the history; whole or not at all.
+
+        Raises:
+            ValueError: if the disk refuses, in every process.
+        """
+        output = Path(self.arguments.output_dir)
+        with whole_folder(output / f"checkpoint-{self.step}") as partial:
+            if self.accelerator.is_main_process:
+                self._write(partial, history)
+        if self.accelerator.is_main_process:
+            for old in checkpoints(output)[:-2]:
+                shutil.rmtree(old)
+
+    def _write(self, folder: Path, history: list[dict[str, float]]) -> None:
         save_file(
             {name: value.detach().contiguous() for name, value in self.parameters.items()},
-            partial / "weights.safetensors",
+            folder / "weights.safetensors",
         )
         names = list(self.parameters)
         moments = {
@@ -353,24 +361,13 @@ class FlowGRPOTrainer:
             for index, state in self.optimizer.state_dict()["state"].items()
             for key, value in state.items()
         }
-        save_file(moments, partial / "optimizer.safetensors")
-        (partial / "state.json").write_text(
-            json.dumps({"step": self.step, "arguments": asdict(self.arguments)}, indent=1)
-        )
-        (partial / "history.json").write_text(json.dumps(history, indent=1))
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        for old in self._checkpoints()[:-2]:
-            shutil.rmtree(old)
-
-    def _checkpoints(self) -> list[Path]:
-        found = [
-            path for path in Path(self.arguments.output_dir).glob("checkpoint-*") if (path / "state.json").is_file()
-        ]
-        return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+        save_file(moments, folder / "optimizer.safetensors")
+        state = {"step": self.step, "arguments": asdict(self.arguments)}
+        (folder / "state.json").write_text(json.dumps(state, indent=1))
+        (folder / "history.json").write_text(json.dumps(history, indent=1))
 
     def _resume(self) -> list[dict[str, float]]:
-        found = self._checkpoints()
+        found = checkpoints(self.arguments.output_dir)
         if not found:
             return []
         folder = found[-1]
@@ -382,13 +379,15 @@ class FlowGRPOTrainer:
                 f"{folder} was made with other settings ({', '.join(different)}): choose another output_dir or the "
                 "same settings."
             )
-        weights = load_file(folder / "weights.safetensors")
+        try:
+            weights, moments = (load_file(folder / f"{name}.safetensors") for name in ("weights", "optimizer"))
+        except SafetensorError as error:
+            raise ValueError(f"{folder} is damaged ({error}): remove it to go on from the one before.") from error
         if weights.keys() != self.parameters.keys():
             raise ValueError(f"{folder} holds other parameters than this model trains: choose another output_dir.")
         with torch.no_grad():
             for name, value in weights.items():
                 self.parameters[name].copy_(value)
-        moments = load_file(folder / "optimizer.safetensors")
         saved = self.optimizer.state_dict()
         saved["state"] = {
             index: {key: moments[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}

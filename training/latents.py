@@ -71,7 +71,13 @@ class LatentCache:
         path.parent.mkdir(exist_ok=True)
         handle, partial = tempfile.mkstemp(dir=path.parent)
         os.close(handle)
-        save_file({"mean": mean.contiguous().cpu(), "deviation": deviation.contiguous().cpu()}, partial)
+        try:
+            save_file({"mean": mean.contiguous().cpu(), "deviation": deviation.contiguous().cpu()}, partial)
+        except SafetensorError as error:
+            os.unlink(partial)
+            raise ValueError(
+                f"{self.folder} cannot be written ({error}): make room, or leave out latent_cache."
+            ) from error
         os.replace(partial, path)
 
 

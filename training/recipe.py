@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import importlib.util
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -17,6 +18,7 @@ from .tuning_recipe import AdapterRecipe, TuningRecipe
 PARTS = ("llm", "vit", "vae", "others")
 SCHEDULES = ("constant", "cosine")
 PARALLELISMS = ("ddp", "fsdp2")
+REPORTS = ("tensorboard", "trackio", "wandb")
 CARRIED_WEIGHTS = ("model", "ema")
 CARRIED_OPTIMIZERS = ("fresh", "carried")
 PACKAGED = Path(__file__).with_name("recipes")
@@ -47,6 +49,8 @@ class OptimizerRecipe:
 
     def __post_init__(self) -> None:
         _one_of("optimizer.schedule", [self.schedule], SCHEDULES)
+        if len(self.betas) != 2:
+            raise ValueError(f"optimizer.betas must be two numbers, not {len(self.betas)}.")
         _one_of("optimizer.learning_rates", [name for name in self.learning_rates if "." not in name], PARTS)
 
 
@@ -157,6 +161,12 @@ class TrainingRecipe:
     def __post_init__(self) -> None:
         _one_of("freeze", self.freeze, ("llm", "vit", "vae", "und"))
         _one_of("parallelism", [self.parallelism], PARALLELISMS)
+        _one_of("report_to", self.report_to, REPORTS)
+        for name in self.report_to:
+            if importlib.util.find_spec(name) is None:
+                raise ValueError(f"report_to: {name} is not installed; `pip install {name}`, or leave it out.")
+        if self.adapter is not None and self.parallelism == "fsdp2":
+            raise ValueError("An adapter trains under parallelism: ddp; fsdp2 spreads whole models only.")
         _not_negative("", self, "spike_factor")
         for name in ("steps", "accumulation", "save_steps", "keep_checkpoints", "log_steps"):
             if getattr(self, name) < 1:
@@ -285,7 +295,11 @@ def _override(values: Any, text: str) -> None:
             place = place.setdefault(parent, {})
         if not isinstance(place, (dict, list)):
             raise ValueError(f"{text!r}: {parent!r} is a value, not a section.")
-    place[_index(place, last, text) if isinstance(place, list) else last] = yaml.safe_load(value)
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text!r}: the value is not YAML: {' '.join(str(error).split())}") from error
+    place[_index(place, last, text) if isinstance(place, list) else last] = parsed
 
 
 def _index(values: list, name: str, text: str) -> int:

@@ -34,20 +34,23 @@ def final_answer(text: str) -> str:
 
 
 def normalized(text: str) -> str:
-    """Lower case, without punctuation, articles and repeated spaces."""
+    """Lower case, without punctuation, articles and repeated spaces; a text of articles only, as the option A, keeps
+    them."""
     text = text.lower().translate(str.maketrans(string.punctuation, " " * len(string.punctuation)))
-    return " ".join(_ARTICLES.sub(" ", text).split())
+    return " ".join(_ARTICLES.sub(" ", text).split()) or " ".join(text.split())
 
 
 def answer_match(completions: Sequence[Any], answer: Sequence[str], **columns: Any) -> list[float]:
-    """1 where the answer is the expected one after `normalized`. A question answered by "yes" or "no" is judged by the
-    first word, so that an explanation may follow."""
+    """1 where the answer is the expected one after `normalized`, and not empty.
+
+    A question answered by "yes" or "no" is judged by the first word, so that an explanation may follow.
+    """
     scores = []
     for completion, expected in zip(completions, answer, strict=True):
         given, wanted = normalized(final_answer(completion_text(completion))), normalized(expected)
         if wanted in ("yes", "no"):
             given = given.partition(" ")[0]
-        scores.append(float(given == wanted))
+        scores.append(float(given == wanted != ""))
     return scores
 
 

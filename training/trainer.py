@@ -121,6 +121,9 @@ class UniMedVLTrainer(Trainer):
     ) -> tuple[list[dict[str, Any]], dict[str, int]]:
         """The micro-batches of a step, and the number of tokens that carry each loss in all of them, everywhere."""
         batches = [next(epoch_iterator) for _ in range(num_batches)]
+        for batch in batches:
+            if "refused" in batch:
+                raise ValueError(batch["refused"])
         self._window = [batch["info"] for batch in batches]
         samples = [sample for info in self._window for sample in info.samples]
         counts = torch.tensor(
@@ -274,8 +277,13 @@ class UniMedVLTrainer(Trainer):
     # --- Checkpoints -------------------------------------------------------------------------------------------------
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        """Weights by "weights.NAME" and averages by "average.NAME", as a checkpoint holds them."""
-        tensors = {f"weights.{name}": tensor for name, tensor in self.bare.state_dict().items()}
+        """Weights by "weights.NAME" and averages by "average.NAME", as a checkpoint holds them; of an adapter's run
+        those that learn, since the base does not change."""
+        state = self.bare.state_dict()
+        if self.recipe.adapter is not None:
+            learns = {name for name, parameter in self.bare.named_parameters() if parameter.requires_grad}
+            state = {name: tensor for name, tensor in state.items() if name in learns}
+        tensors = {f"weights.{name}": tensor for name, tensor in state.items()}
         return tensors | (self.average.tensors() if self.average is not None else {})
 
     def _save_checkpoint(self, model, trial) -> None:
@@ -297,6 +305,7 @@ class UniMedVLTrainer(Trainer):
                     "optimizer_steps": optimizer_steps(optimizer, names),
                     "recent": list(self._recent),
                     "world": self.args.world_size,
+                    "settings": self.train_dataset.settings(),
                 }
                 (partial / "progress.json").write_text(json.dumps(progress))
         if self.args.should_save:
@@ -324,8 +333,15 @@ class UniMedVLTrainer(Trainer):
                 f"{folder} is a checkpoint of another model or recipe (it has {others[0]}): choose another "
                 "output_dir, or remove it."
             )
+        progress, settings = self._progress(folder), self.train_dataset.settings()
+        known = progress.get("settings", {})
+        changed = sorted(name for name in settings if known.get(name) != settings[name])
+        if changed:
+            raise ValueError(
+                f"{folder} was made with another {', '.join(changed)}, which the order of the samples depends on: "
+                "choose another output_dir, or the same settings."
+            )
         load_tensors(tensors, folder)
-        progress = self._progress(folder)
         self.planner_state = progress["planner"]
         self._recent.extend(progress["recent"])
         if len(progress["order"]) == self.args.world_size:

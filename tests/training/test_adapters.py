@@ -13,6 +13,7 @@ from tests.training.record_folders import write_folder
 from unimedvl.modeling_unimedvl.blocks_unimedvl import BlockKind
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
 from unimedvl.training.adapters import bare_model, load_with_adapter, merge_adapter
+from unimedvl.training.checkpoints import checkpoints, stored_tensors
 from unimedvl.training.recipe import TrainingRecipe, load_recipe
 from unimedvl.training.run import main, run
 from unimedvl.training.tuning_recipe import AdapterRecipe
@@ -143,6 +144,8 @@ def test_resuming_gives_the_same_adapter(place, tmp_path):
         return run(recipe, overrides(place, tmp_path / name, recipe.stem, *changes))
 
     whole = steps("whole", 4)
+    held = stored_tensors(checkpoints(tmp_path / "whole")[-1])
+    assert held and all("lora_" in name for name in held), "the base does not change and is not written"
     shutil.rmtree(steps("parts", 2))
     parts = steps("parts", 4)
     one, other = (load_file(folder / "adapter_model.safetensors") for folder in (whole, parts))

@@ -12,7 +12,9 @@ from tests.tiny_checkpoint import tiny_checkpoint
 from tests.training.conftest import RANGES
 from tests.training.outcomes import assert_bits
 from tests.training.processes import Run, finish
-from tests.training.record_folders import write_folder
+from tests.training.record_folders import record, write_folder
+from unimedvl.processing.unimed5m.schema import Picture, to_table
+from unimedvl.processing.unimed5m.shards import write_table
 from unimedvl.training.checkpoints import checkpoints
 from unimedvl.training.run import main, run
 
@@ -95,6 +97,19 @@ def test_a_damaged_shard_of_records_is_named(recipe, tmp_path, capsys, how):
     assert main([str(path)]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("unimedvl:")]
     assert str(records) in line and "build the records again" in line
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_picture_is_named_by_one_line(recipe, tmp_path, capsys, workers):
+    whole = record("vqa", 0)
+    (shown,) = whole.input_img
+    cut = whole.replace(input_img=(Picture(shown.data[:60], "cut.png", shown.height, shown.width),))
+    write_table(tmp_path / "records" / "data" / "train-00000-of-00001.parquet", to_table([cut, record("vqa", 1)]))
+    groups = [{"name": "all", "path": str(tmp_path / "records"), **RANGES}]
+    path = recipe("damaged", data={"groups": groups, "workers": workers})
+    assert main([str(path)]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("unimedvl:")]
+    assert f"{whole.id}: cut.png cannot be read" in line and "Traceback" not in line
 
 
 def test_a_checkpoint_of_another_model_is_refused_and_kept(recipe, tmp_path, capsys):

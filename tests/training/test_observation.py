@@ -95,17 +95,25 @@ def test_rates_of_modules(recipe):
 
 def test_operations_are_six_for_each_weight_and_token():
     model = tiny_model()
-    operations = Operations(model)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    costs = Operations(model).costs
     matrices = {name: weight.numel() for name, weight in model.named_parameters() if weight.dim() > 1}
     layers = {name: count for name, count in matrices.items() if ".language_model.layers." in name}
-    assert operations.weights["und"] == sum(count for name, count in layers.items() if "_moe_gen" not in name)
+    assert costs["und"] == 6 * sum(count for name, count in layers.items() if "_moe_gen" not in name)
     latents = [count for name, count in matrices.items() if any(part in name for part in ("vae2", "2vae", "time_"))]
     generation = sum(count for name, count in layers.items() if "_moe_gen" in name)
-    assert operations.weights["gen"] == generation + sum(latents)
-    assert operations.weights["head"] == model.lm_head.weight.numel()
+    assert costs["gen"] == 6 * (generation + sum(latents))
+    assert costs["head"] == 6 * model.lm_head.weight.numel()
     for parameter in itertools.chain(model.model.vit_model.parameters(), model.model.connector.parameters()):
         parameter.requires_grad_(False)
-    assert Operations(model).factor["vit"] == 2 and operations.factor["vit"] == 6
+    # No gradient passes through the ViT, and all of them through a frozen language model below a ViT that learns.
+    assert Operations(model).costs["vit"] == costs["vit"] / 3
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for parameter in model.model.vit_model.parameters():
+        parameter.requires_grad_(True)
+    assert Operations(model).costs["gen"] == costs["gen"] * 2 / 3
 
 
 def test_what_a_device_can_do_is_stated_or_known():

@@ -55,6 +55,9 @@ def test_values_can_be_overridden_from_the_command_line(tmp_path):
         ({"data": {"groups": [{"name": "a", "path": "b", "weight": 0}]}}, "weight of group 'a'"),
         ({"optimizer": {"learning_rates": {"lmm": 1e-5}}}, "did you mean 'llm'"),
         ({"ema_decay": 1.0}, "ema_decay"),
+        ({"optimizer": {"betas": [0.9]}}, "betas must be two numbers, not 1"),
+        ({"report_to": ["tensorbord"]}, "did you mean 'tensorboard'"),
+        ({"adapter": {}, "parallelism": "fsdp2"}, "An adapter trains under parallelism: ddp"),
         ({"data": {"groups": [{"name": "a", "path": "b"}], "condition_dropout": {"text": 2}}}, "text must lie in"),
     ],
 )
@@ -73,7 +76,7 @@ def test_missing_keys_and_wrong_files(tmp_path):
         load_recipe(tmp_path / "recipe.yaml")
 
 
-@pytest.mark.parametrize("override", ["steps", "=3", "data.groups.7.weight=2", "steps.deep=1"])
+@pytest.mark.parametrize("override", ["steps", "=3", "data.groups.7.weight=2", "steps.deep=1", "freeze=[vit"])
 def test_wrong_overrides(tmp_path, override):
     with pytest.raises(ValueError, match=override.split("=")[0].split(".")[0] or "override"):
         load_recipe(write(tmp_path, BASE), [override])

@@ -167,3 +167,15 @@ def test_changed_data_is_noticed(recipe, tmp_path, capsys):
     write_folder(tmp_path / "records", {"vqa": 5, "text_to_image": 3})
     assert main([str(path)]) == 2
     assert "data changed since the checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["seed=99", "data.pack_tokens=120", "data.groups.0.weight=2"])
+def test_another_order_of_samples_is_not_gone_on_with(recipe, tmp_path, capsys, change):
+    path = recipe("settings")
+    run(path, ["steps=2"])
+    for name in ("final", "final-ema"):
+        os.rename(tmp_path / "settings" / name, tmp_path / f"old-{name}")
+    assert main([str(path), change]) == 2
+    error = capsys.readouterr().err
+    assert "checkpoint-2 was made with another" in error and "choose another output_dir" in error
+    run(path, ["steps=3", "save_steps=1"])  # what the order does not depend on may change

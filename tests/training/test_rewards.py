@@ -34,6 +34,11 @@ def said(text):
         ("<think>it could be no</think> yes", "yes", 1.0),
         ("", "yes", 0.0),
         ("glioma tumor", "glioma", 0.0),
+        ("A.", "A", 1.0),
+        ("", "A", 0.0),
+        ("the", "A", 0.0),
+        ("B", "A", 0.0),
+        ("", "", 0.0),
     ],
 )
 def test_answers_are_matched_as_a_person_would(given, expected, score):

@@ -1,0 +1,106 @@
+"""Translation between MRI sequences of a patient that the model has not seen: two runs, each without one of two.
+
+    python -m unimedvl.training.nano.left_out --work WORK --out OUT
+
+WORK is what `training.nano.prepare` and `training.nano.vision` have made. A common run learns super-resolution from
+other sources; then each patient's run learns translation from the other patient (`training/recipes/left-out-patient`).
+Compared with the best map from grey level to grey level, fitted on the same slices that the run learnt from. A stopped
+run goes on where it was. The ViT was pre-trained on captions of both patients' slices; no pair of the left-out patient
+was seen by any part.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy
+from PIL import Image
+
+from unimedvl.processing.unimed5m.schema import Record, to_table
+from unimedvl.processing.unimed5m.shards import batches, write_table
+
+from ..run import run
+from .evaluate import Nano, average, psnr, question_of, rgb, seen
+from .model import SIDE
+
+TRANSLATIONS = (("T2", "FLAIR"), ("T1 post-contrast", "T2"))
+SAMPLING = {"num_inference_steps": 12, "timestep_shift": 1.0, "guidance_scale": 1.0, "image_guidance_scale": 1.0}
+
+
+def pairs(work: Path) -> list[Record]:
+    """All records of translation, as `prepare` has made them."""
+    tables = batches(work / "records" / "data" / "train-00000-of-00001.parquet")
+    rows = (row for table in tables for row in table.to_pylist())
+    return [Record.from_row(row) for row in rows if row["sub_task_type"] == "cross_modal"]
+
+
+def of_kind(records: Iterable[Record], origin: str, target: str) -> list[Record]:
+    """Those from one sequence to another."""
+    stated = ((record, json.loads(record.extra)) for record in records)
+    return [record for record, extra in stated if (extra["origin"], extra["target"]) == (origin, target)]
+
+
+def grey(image: Image.Image) -> numpy.ndarray:
+    return numpy.asarray(image.convert("L"))
+
+
+def grey_level_map(records: Sequence[Record]) -> numpy.ndarray:
+    """For each of 256 grey levels the mean grey level at the same places of the results, float64 (256,); levels that
+    do not occur are interpolated."""
+    total, count = numpy.zeros(256), numpy.zeros(256)
+    for record in records:
+        source, result = (grey(seen(pictures[0])).ravel() for pictures in (record.input_img, record.output_img))
+        total += numpy.bincount(source, weights=result, minlength=256)
+        count += numpy.bincount(source, minlength=256)
+    levels = numpy.flatnonzero(count)
+    return numpy.interp(numpy.arange(256), levels, total[levels] / count[levels])
+
+
+def score(model: Path, learnt: Sequence[Record], left_out: Sequence[Record]) -> dict[str, dict]:
+    """PSNR of the model and of the grey-level map for each translation, over the left-out patient's slices."""
+    nano, results = Nano(str(model), SAMPLING), {}
+    for origin, target in TRANSLATIONS:
+        chosen, table = of_kind(left_out, origin, target), grey_level_map(of_kind(learnt, origin, target))
+        truths = [seen(record.output_img[0]) for record in chosen]
+        made = nano.draw([question_of(r) for r in chosen], "cross_modal", [rgb(r.input_img[0]) for r in chosen])
+        mapped = [
+            Image.fromarray(table[grey(seen(record.input_img[0]))].round().astype(numpy.uint8)).convert("RGB")
+            for record in chosen
+        ]
+        own, other = ([psnr(a, b) for a, b in zip(images, truths, strict=True)] for images in (made, mapped))
+        results[f"{origin} -> {target}"] = {
+            "nano": average(own),
+            "grey-level map": average(other),
+            "gain": average([first - second for first, second in zip(own, other, strict=True)]),
+        }
+    return results
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--work", required=True, help="work folder of `training.nano.prepare`")
+    parser.add_argument("--out", required=True, help="folder of the runs and the results")
+    arguments = parser.parse_args(argv)
+    work, out = Path(arguments.work).resolve(), Path(arguments.out).resolve()
+    found = pairs(work)
+    common = run(
+        "left-out-patient/common.yaml",
+        [f"model={work / 'start'}", f"output_dir={out / 'common'}", f"data.path={work / 'records'}"],
+    )
+    results = {}
+    for patient in sorted({record.group_id for record in found}):
+        learnt = [record for record in found if record.group_id != patient]
+        name = patient.rpartition(":")[2]
+        folder = out / f"without-{name}"
+        (folder / "records" / "data").mkdir(parents=True, exist_ok=True)
+        write_table(folder / "records" / "data" / "train-00000-of-00001.parquet", to_table(learnt))
+        overrides = [f"model={common}", f"output_dir={folder / 'run'}", f"data.path={folder / 'records'}"]
+        model = run("left-out-patient/patient.yaml", overrides)
+        results[name] = score(model, learnt, [record for record in found if record.group_id == patient])
+        print(name, json.dumps(results[name]), flush=True)
+    (out / "results.json").write_text(json.dumps({"side": SIDE, "left out": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
