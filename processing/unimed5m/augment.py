@@ -9,7 +9,7 @@ Planned records are caption augmented generation (paper, appendix A.3), rewritin
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from .pipeline import Executor, Job, ShardTask, batches, check_apart, parquet_writer, replacing, run_job
 from .planning import REWRITTEN_TASKS, CaptionAugmenter, Writer, rewrite
 from .schema import ARROW_SCHEMA, Record, Turn, record_id, to_table
-from .shards import shards_of_all, unfinished, write_json
+from .shards import build_sources, keep_out_of_git, shards_of_all, unfinished, write_json
 from .tasks import SHORT_NAMES
 
 STEPS = ("plan", "rewrite")
@@ -86,9 +86,12 @@ class AugmentShard:
         try:
             if "rewrite" in self.steps and record.sub_task_type in REWRITTEN_TASKS:
                 made = [rewrite(record, self.writer)]
+                made[0].validate()
                 counts["rewritten"] += 1
             elif "plan" in self.steps and record.sub_task_type in PLANNED_TASKS and len(record.input_img) == 1:
-                made.append(planned(record, self.writer, self.name))
+                new = planned(record, self.writer, self.name)
+                new.validate()
+                made.append(new)
                 counts["planned"] += 1
         except ValueError as error:
             counts["failed"] += 1
@@ -102,6 +105,7 @@ def augment(
     writer: Writer,
     name: str,
     steps: Sequence[str] = ("plan",),
+    settings: Mapping[str, Any] | None = None,
     executor: Executor | None = None,
 ) -> dict[str, int]:
     """Write the records with what a model adds to `output`; a second call resumes.
@@ -115,6 +119,7 @@ def augment(
         name: of the model; another one does the work anew.
         steps: "plan" adds a planned text-to-image record for every captioned image, "rewrite" says the templated
             sentences of image-to-image records in other words.
+        settings: what else the answers depend on, JSON-safe: weights, limits. Other ones do the work anew.
         executor: where the shards run; this process by default.
 
     Returns:
@@ -123,17 +128,17 @@ def augment(
     Raises:
         ValueError: for an unknown step, folders without records, or an `output` that holds other files.
     """
-    from .quality.pictures import keep_out_of_git
-
     unknown = [step for step in steps if step not in STEPS]
     if unknown or not steps:
         raise ValueError(f"steps: expected some of {', '.join(STEPS)}, found {', '.join(unknown) or 'none'}")
+    folders = [records] if isinstance(records, (str, Path)) else list(records)
     sources, output = shards_of_all(records), Path(output)
     check_apart(sources, output)
     keep_out_of_git(output)
-    job = Job("augment", AugmentShard(writer, name, tuple(steps)), {"writer": name, "steps": sorted(steps)})
+    told = {"writer": name, "steps": sorted(steps), **(settings or {})}
+    job = Job("augment", AugmentShard(writer, name, tuple(steps)), told)
     with unfinished(output, "summary"):
         receipts = run_job(job, sources, output, executor)
         counts = {key: sum(receipt[key] for receipt in receipts) for key in ("read", "planned", "rewritten", "failed")}
-        write_json(output / "augment.json", {**counts, "writer": name, "steps": sorted(steps)})
+        write_json(output / "augment.json", {**counts, **told, "sources": build_sources(folders)})
     return counts

@@ -100,6 +100,8 @@ def build(
             all, or a group or id that appears where it must not.
     """
     root, output = Path(root).resolve(), Path(output)
+    if output.resolve().is_relative_to(root):
+        raise ValueError(f"{output} lies in {root}, which is read: choose a folder outside it.")
     if shards < 1:
         raise ValueError(f"the number of shards must be 1 or more, found {shards}.")
     settings = {
@@ -273,8 +275,8 @@ def check_splits(paths: list[Path]) -> None:
     if counts.max(initial=1) > 1:
         name = _value_of_digest(paths, "id", int(digests[counts > 1][0]), "provenance")
         raise ValueError(
-            f"two records of {name!r} have the same id: the source names two samples alike (files that differ in their "
-            "ending only, or a line that stands twice); rename or remove one."
+            f"two records of {name!r} have the same id: the source names two samples alike (files that differ in "
+            "their ending only, or a line that stands twice); rename or remove one."
         )
     present = [(split, numpy.unique(_joined(found))) for split, found in groups.items() if found]
     for number, (first, left) in enumerate(present):

@@ -8,10 +8,12 @@ import io
 from collections.abc import Sequence
 
 import numpy
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from .image_files import plain_jpeg, plain_png
 from .schema import Picture
 
+GREY_MODES = ("1", "L", "LA")
 RESAMPLING = ("bicubic", "k-space")
 # Grey levels between a drawn lesion and its surroundings.
 LEAST_DIFFERENCE = 80.0
@@ -34,6 +36,28 @@ def stored_picture(data: bytes, path: str) -> Picture:
             f"{path}: expected an image, found {len(data)} bytes that cannot be read ({error})."
         ) from error
     return Picture(data, path, height, width)
+
+
+def upright_picture(data: bytes, path: str) -> Picture:
+    """A PNG or JPEG file without comments and EXIF, which may name a patient; pixels are not encoded again.
+
+    A file whose EXIF says that it lies on a side or is mirrored becomes an upright PNG instead.
+
+    Raises:
+        ValueError: if the bytes are no image that PIL knows.
+    """
+    picture = stored_picture(data, path)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                upright = ImageOps.exif_transpose(image)
+                return drawn_picture(
+                    numpy.asarray(upright.convert("L" if upright.mode in GREY_MODES else "RGB")), path
+                )
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{path}: the image cannot be decoded ({error}).") from error
+    plain = plain_jpeg(data) if data.startswith(b"\xff\xd8") else plain_png(data)
+    return picture if plain == data else stored_picture(plain, path)
 
 
 def drawn_picture(pixels: numpy.ndarray, path: str) -> Picture:
@@ -61,7 +85,7 @@ def pixels_of(picture: Picture) -> numpy.ndarray:
                 from ..medical_formats_unimedvl import load_medical_image
 
                 return numpy.asarray(load_medical_image(picture.data))
-            return numpy.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+            return numpy.asarray(image.convert("L" if image.mode in GREY_MODES else "RGB"))
     except UnidentifiedImageError as error:
         raise ValueError(f"{picture.path}: the image cannot be decoded (no known format).") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

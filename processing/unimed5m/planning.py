@@ -95,9 +95,11 @@ class CaptionAugmenter:
         answer = self.writer.write(
             THINK_PROMPT.format(modality=modality, closing=closing, description=fused), images
         ).strip()
-        match = re.fullmatch(r"<think>(.+?)</think>\s*(.+)", answer, re.DOTALL)
+        match = re.fullmatch(rf"<think>(.+?)</think>\s*({re.escape(closing)}\s*[-*•].+)", answer, re.DOTALL)
         if match is None:
-            raise ValueError(f"plan: expected <think>...</think> and a list, found {answer[:60]!r}.")
+            raise ValueError(f"plan: expected <think>...</think>, {closing!r} and a list, found {answer[:60]!r}.")
+        if IMAGE_PLACEHOLDER in fused + answer:
+            raise ValueError(f"plan: expected words only, found {IMAGE_PLACEHOLDER}.")
         return Plan(fused, match[1].strip(), match[2].strip())
 
 
@@ -121,7 +123,9 @@ def rewrite(record: Record, writer: Writer) -> Record:
             raise ValueError(f"record {record.id!r}: expected a rewritten sentence, found {new!r}.")
         turns.append(Turn(turn.role, turn.value.replace(old, new)))
     extra = json.loads(record.extra) | {"template": [turn.value for turn in record.message]}
-    return record.replace(message=tuple(turns), extra=json.dumps(extra, ensure_ascii=False, sort_keys=True))
+    return record.replace(
+        message=tuple(turns), synthetic=True, extra=json.dumps(extra, ensure_ascii=False, sort_keys=True)
+    )
 
 
 def plan_from_facts(key: str, caption: str, modality: str, facts: Sequence[tuple[str, str]]) -> Plan:

@@ -5,7 +5,7 @@
     OUT/metadata/CONFIG/SPLIT-SHARD.parquet  the other records without images and texts: hashes, paths, licence
     OUT/LICENSES/SOURCE.txt, OUT/ACKNOWLEDGMENTS.md, OUT/RELINKING.md, OUT/statistics.json, OUT/plots/
 
-Configs are the task types. `relink` gives the metadata records back to someone who has the sources.
+Configs are the task types. `relink.relink` gives the metadata records back to someone who has the sources.
 """
 
 import hashlib
@@ -22,7 +22,6 @@ import pyarrow as pa
 from .builders import public_datasets
 from .pipeline import Executor, Job, ShardTask, check_apart, run_job
 from .publish_card import write_card
-from .record_index import RecordIndex
 from .schema import ARROW_SCHEMA, SPLITS
 from .shards import (
     BATCH_ROWS,
@@ -33,7 +32,6 @@ from .shards import (
     parquet_writer,
     replacing,
     shard_names,
-    shard_paths,
     shards_of_all,
     unfinished,
     write_json,
@@ -350,11 +348,7 @@ def push_to_hub(folder: str | Path, repo_id: str, private: bool = True, revision
     from huggingface_hub import HfApi
 
     folder = Path(folder)
-    if not (folder / "statistics.json").is_file():
-        raise ValueError(
-            f"expected a published folder, found no statistics.json in {folder}; publish the records first"
-        )
-    check_finished(folder)
+    check_published(folder)
     api = HfApi()
     address = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
     api.upload_folder(
@@ -369,37 +363,10 @@ def push_to_hub(folder: str | Path, repo_id: str, private: bool = True, revision
     return str(address)
 
 
-def relink(published: str | Path, sources: str | Path, output: str | Path) -> dict[str, int]:
-    """Give images and texts back to metadata-only records.
-
-    `sources` holds whole records, built by this package from the sources' own downloads (`unimedvl data build`). They
-    are found by id, and only those with the published content hash are taken: what is relinked is what was checked.
-    Split and scores are the published ones. Writes `OUTPUT/data/*.parquet` and returns how many records were relinked
-    and how many are missing (they are left out).
-
-    Raises:
-        ValueError: where `sources` holds no shards, or `output` holds others than these.
-    """
-    published, output = Path(published), Path(output)
-    check_finished(published)
-    paths = sorted((published / "metadata").glob("*/*.parquet"))
-    targets = [output / "data" / f"{path.parent.name}-{path.name}" for path in paths]
-    if others := {*output.glob("data/*.parquet")}.difference(targets):
-        raise ValueError(f"{output} holds other records ({min(others).name}); choose another folder")
-    index = RecordIndex(shard_paths(sources))
-    found = missing = 0
-    with unfinished(output, "relink"):
-        for path, target in zip(paths, targets, strict=True):
-            with replacing(target) as partial, parquet_writer(partial, ARROW_SCHEMA) as writer:
-                for batch in batches(path):
-                    rows = batch.to_pylist()
-                    whole = index.find({row["id"]: row["content_hash"] for row in rows})
-                    linked = [
-                        {**whole[row["id"]], "split": row["split"], "quality": row["quality"]}
-                        for row in rows
-                        if row["id"] in whole
-                    ]
-                    found, missing = found + len(linked), missing + len(rows) - len(linked)
-                    if linked:
-                        writer.write_table(pa.Table.from_pylist(linked, schema=ARROW_SCHEMA))
-    return {"relinked": found, "missing": missing}
+def check_published(folder: Path) -> None:
+    """Raises ValueError where the folder was not published, or not completely."""
+    if not (folder / "statistics.json").is_file():
+        raise ValueError(
+            f"expected a published folder, found no statistics.json in {folder}; publish the records first"
+        )
+    check_finished(folder)

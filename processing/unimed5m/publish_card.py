@@ -177,7 +177,7 @@ image remain. To get the whole records,
 3. join them by id and content hash:
 
 ```python
-from unimedvl.processing.unimed5m.publish import relink
+from unimedvl.processing.unimed5m.relink import relink
 
 print(relink("THIS_FOLDER", "BUILT", "RELINKED"))
 ```

@@ -17,10 +17,26 @@ from filelock import FileLock, Timeout
 
 # Images dominate a row: a hundred rows keep one batch in tens of megabytes and are the Hub's advice for row groups.
 BATCH_ROWS = 100
+# What tells of a folder which source its records are from.
+MARKS = ("build.json", "augment.json", "qc.json")
+RECORD_COLUMNS = ("id", "sub_task_type", "input_img", "message")
 PARTIAL_SUFFIX = ".partial"
 UNFINISHED_SUFFIX = ".unfinished"
 # Key of the footer's metadata with the SHA-256 of all that precedes the footer.
 SEAL = b"unimedvl.sha256"
+
+
+def keep_out_of_git(folder: Path) -> None:
+    """Make the folder one for results: pictures of patients never slip into a repository that it happens to lie in.
+
+    Raises:
+        ValueError: where it holds something else, which results would overwrite.
+    """
+    mark = folder / ".gitignore"
+    if folder.exists() and any(folder.iterdir()) and not (mark.is_file() and mark.read_bytes() == b"*\n"):
+        raise ValueError(f"{folder} holds other files; choose a new folder for the results")
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_bytes(b"*\n")
 
 
 def shard_paths(folder: str | Path) -> list[Path]:
@@ -34,8 +50,33 @@ def shard_paths(folder: str | Path) -> list[Path]:
     for place in (folder / "data", folder):
         paths = sorted(place.glob("*.parquet"))
         if paths:
+            for path in paths:
+                _check_columns(path)
             return paths
     raise ValueError(f"expected Parquet shards in {folder} or {folder / 'data'}, found none; build the records first")
+
+
+def _check_columns(path: Path) -> None:
+    """Raises ValueError where the file holds something else than records. A damaged file is named where it is read."""
+    try:
+        names = pq.read_schema(path).names
+    except (pa.ArrowException, OSError):
+        return
+    missing = [name for name in RECORD_COLUMNS if name not in names]
+    if missing:
+        raise ValueError(
+            f"{path}: expected records with the column {missing[0]}, found {', '.join(names[:6]) or 'none'}"
+        )
+
+
+def build_sources(folders: Sequence[str | Path]) -> list[str]:
+    """The sources that record folders were built from, also by way of `augment` and `check`; "" where none is told."""
+    found: list[str] = []
+    for folder in map(Path, folders):
+        marks = [json.loads(mark.read_text()) for name in MARKS if (mark := folder / name).is_file()]
+        told = [source for mark in marks for source in mark.get("sources", [mark.get("source", "")])]
+        found += told or [""]
+    return sorted(set(found))
 
 
 def shards_of_all(records: str | Path | Sequence[str | Path]) -> list[Path]:

@@ -16,8 +16,8 @@ import numpy
 import pyarrow.parquet as parquet
 
 from .pipeline import shard_paths, write_json
-from .quality.pictures import keep_out_of_git
 from .schema import IMAGE_PLACEHOLDER, SPLITS, Record
+from .shards import keep_out_of_git
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -82,7 +82,9 @@ def _executor(arguments: argparse.Namespace) -> Any:
 def _build(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from ..processing.unimed5m.build import build, find_source
 
-    tiers = None if arguments.tiers is None else tuple(arguments.tiers.split(","))
+    tiers = None if arguments.tiers is None else tuple(tier.strip().upper() for tier in arguments.tiers.split(","))
+    if tiers is not None and (unknown := sorted(set(tiers) - set("ABC"))):
+        raise ValueError(f"--tiers: expected some of A, B, C, found {unknown[0]!r}")
     source = find_source(arguments.source, tiers)
     summary = build(source, arguments.root, arguments.output, arguments.shards, _executor(arguments))
     lines = [f"{summary['source']}: {summary['kept']} records in {arguments.output}, {summary['rejected']} rejected"]

@@ -8,7 +8,6 @@ unimedvl data publish RECORDS [RECORDS ...] OUT [--push REPO]
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,12 +115,14 @@ def add_quality_commands(commands: Any, add_executor_arguments: Callable[[argpar
 def run_augment(arguments: argparse.Namespace, executor: Any) -> Result:
     from ..processing.unimed5m.augment import augment
     from ..processing.unimed5m.planning import TransformersWriter
+    from ..processing.unimed5m.quality.models import weights_digest
 
     writer = TransformersWriter(
         arguments.writer, arguments.max_new_tokens, trust_remote_code=arguments.trust_remote_code
     )
     steps = [step.strip() for step in arguments.steps.split(",") if step.strip()]
-    counts = augment(arguments.records, arguments.output, writer, arguments.writer, steps, executor)
+    settings = {"weights": weights_digest(arguments.writer), "max_new_tokens": arguments.max_new_tokens}
+    counts = augment(arguments.records, arguments.output, writer, arguments.writer, steps, settings, executor)
     text = (
         f"{counts['read']} records in {arguments.output}: {counts['planned']} planned, {counts['rewritten']} "
         f"rewritten, {counts['failed']} answers did not fit"
@@ -172,8 +173,9 @@ def run_check(arguments: argparse.Namespace, executor: Any) -> Result:
 
 def _default_enforcement(folders: list[Path]) -> str:
     """`unimed-mini` keeps its small images and short answers: they are reported."""
-    marks = [folder / "build.json" for folder in folders]
-    sources = [json.loads(mark.read_text(encoding="utf-8"))["source"] if mark.is_file() else "" for mark in marks]
+    from ..processing.unimed5m.shards import build_sources
+
+    sources = build_sources(folders)
     if "unimed-mini" in sources and len(set(sources)) > 1:
         raise ValueError("unimed-mini keeps what others drop: say with --enforce what holds for all these folders")
     return "none" if "unimed-mini" in sources else "captions"

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...dicom_unimedvl import is_dicom
 from .. import tasks
 from ..pictures import RESAMPLING
 from ..schema import Picture, Record
@@ -28,7 +29,7 @@ from .generic_tables import (
     table_of,
     thought_row,
 )
-from .images import PICTURE_SUFFIXES, file_picture, read_levels, read_volume
+from .images import PICTURE_SUFFIXES, file_frames, file_picture, read_levels, read_volume
 from .readers import Channel, MaskPart, MaskSource, PairSource, any_value
 from .settings import SETTINGS, Settings, read_settings
 
@@ -90,6 +91,10 @@ class LabelFolder(Source):
             if path.suffix.lower() in PICTURE_SUFFIXES and len(parts) > 1 and path.is_file():
                 found = True
                 split = split_of(parts[0]) if len(parts) > 2 and parts[0].lower() in SPLIT_NAMES else ""
+                if path.parent.name.lower() in SPLIT_NAMES:
+                    raise ValueError(
+                        f"{path}: expected {path.parent.name}/LABEL/{path.name}, found no label's folder."
+                    )
                 yield path, path.parent.name, split
         if not found:
             raise self.wrong_folder(root, "LABEL/*.png or SPLIT/LABEL/*.png")
@@ -168,7 +173,7 @@ class DicomSeries(Source):
     def units(self, root: Path) -> Iterator[Path]:
         found = False
         for path in sorted(root.glob("**/*")):
-            if path.is_file() and path.suffix.lower() in DICOM_SUFFIXES and path.name != "DICOMDIR":
+            if path.is_file() and path.name != "DICOMDIR" and _maybe_dicom(path):
                 found = True
                 yield path
         if not found:
@@ -179,8 +184,18 @@ class DicomSeries(Source):
         settings = self.settings
         # Only pixels are read: no tag of a patient can get into a record. A series is known by its folder.
         group = settings.group_of(name) or unit.parent.relative_to(root).as_posix()
-        origin = self.origin(name, group, "", settings.modality, description=settings.description)
-        yield from _enhanced(origin, file_picture(unit, root, settings.window))
+        for frame, picture in file_frames(unit, root, settings.window):
+            place = name if frame is None else f"{name}#{frame}"
+            origin = self.origin(place, group, "", settings.modality, description=settings.description)
+            yield from _enhanced(origin, picture)
+
+
+def _maybe_dicom(path: Path) -> bool:
+    """By its ending, or by its beginning: archives name files by UIDs, whose last number looks like an ending."""
+    if path.suffix.lower() in DICOM_SUFFIXES:
+        return True
+    with path.open("rb") as opened:
+        return is_dicom(opened.read(132), path.name)
 
 
 def _dicom_series(generic: GenericSource, settings: Settings, card: Card) -> Source:

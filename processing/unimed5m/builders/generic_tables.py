@@ -1,6 +1,7 @@
 """Generic sources whose images and texts are named by a table, one function for each kind of row.
 
-Rows may have the columns image, split, group, modality and description; columns that are not known go into `extra`.
+Rows may have the columns image, split, group, modality and description; columns that are not known go into `extra`
+under "columns", apart from what the tasks state there.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ def _row_origin(source: Source, unit: TableRow, settings: Settings, name: str, *
         row.get("modality") or (settings.modality if name else "TEXT"),
         name or f"{unit.table.name}#{unit.position}",
         description=row.get("description") or settings.description,
-        extra=extra,
+        extra={"columns": extra} if extra else {},
     )
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+from ...dicom_unimedvl import frame_count
 from ...medical_formats_unimedvl import load_medical_image
-from ..pictures import drawn_picture, stored_picture
+from ..pictures import drawn_picture, upright_picture
 from ..schema import Picture
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
@@ -29,7 +30,8 @@ LEAST_CONTENT = 0.05
 def file_picture(path: Path, root: Path, window: tuple[float, float] | None = None) -> Picture:
     """The picture in a file, its path relative to `root`.
 
-    PNG and JPEG files keep their bytes; every other format, DICOM included, becomes PNG, its grey levels chosen by
+    PNG and JPEG files keep their bytes but for comments and EXIF, which may name a patient, and become an upright PNG
+    where EXIF says that they lie; every other format, DICOM included, becomes PNG, its grey levels chosen by
     the file or by `window`, (center, width).
 
     Raises:
@@ -39,6 +41,28 @@ def file_picture(path: Path, root: Path, window: tuple[float, float] | None = No
     if not path.is_file():
         raise ValueError(f"{path}: expected an image, found no such file.")
     return bytes_picture(path.read_bytes(), name, window)
+
+
+def file_frames(
+    path: Path, root: Path, window: tuple[float, float] | None = None
+) -> Iterator[tuple[int | None, Picture]]:
+    """All frames of a DICOM file with their numbers, from 0; a file of one frame gives it with None.
+
+    Raises:
+        ValueError: one line, for a file that is no DICOM image.
+    """
+    content = path.read_bytes()
+    count = frame_count(content)
+    if count == 1:
+        yield None, file_picture(path, root, window)
+        return
+    name = path.relative_to(root).as_posix()
+    for frame in range(count):
+        try:
+            picture = load_medical_image(content, window=window, frame=frame)
+        except ValueError as error:
+            raise ValueError(f"{name}: expected an image in frame {frame}, found a problem: {error}") from error
+        yield frame, image_picture(picture, f"{name}#{frame}")
 
 
 def named_picture(folder: Path, name: str) -> Picture:
@@ -56,7 +80,7 @@ def named_picture(folder: Path, name: str) -> Picture:
 def bytes_picture(content: bytes, name: str, window: tuple[float, float] | None = None) -> Picture:
     """The picture of an image file's content; see `file_picture`."""
     if content.startswith(STORED_SIGNATURES):
-        return stored_picture(content, name)
+        return upright_picture(content, name)
     try:
         picture = load_medical_image(content, window=window)
     except ValueError as error:
@@ -83,6 +107,8 @@ def read_levels(path: Path, known: Sequence[int] = ()) -> np.ndarray:
         with Image.open(path) as opened:
             lossy = opened.format in LOSSY_FORMATS or opened.info.get("compression") == "jpeg"
             # Colour spaces with offsets or inks have no zero that means background.
+            if opened.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                raise ValueError("it is stored lying, with its orientation in EXIF; save it upright")
             levels = np.asarray(
                 opened if opened.mode not in ("CMYK", "YCbCr", "LAB", "HSV") else opened.convert("RGB")
             )

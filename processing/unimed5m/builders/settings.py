@@ -78,6 +78,14 @@ def read_settings(root: Path) -> Settings:
     for name, value in values.items():
         _check_setting(path, name, value)
     settings = Settings(**{"dataset": root.resolve().name, **values})
+    # The registry knows the generic sources, which read these settings.
+    from .registry import public_datasets
+
+    if settings.dataset in public_datasets():
+        raise ValueError(
+            f"{path}: dataset: {settings.dataset!r} is the name of a published data set: build it with its own "
+            "source, or state another name here (the folder's own is taken otherwise)."
+        )
     if settings.modality not in MODALITIES:
         raise ValueError(f"{path}: expected a modality of {', '.join(MODALITIES)}, found {settings.modality!r}.")
     if settings.both_directions and settings.origin == settings.target:
@@ -101,10 +109,15 @@ def _check_setting(path: Path, name: str, value: Any) -> None:
         expected = "center and width, two numbers"
     elif name == "both_directions":
         right, expected = isinstance(value, bool), "true or false"
+    elif name == "url":
+        right, expected = (
+            isinstance(value, str) and (not value or "://" in value),
+            "an address such as https://..., or nothing",
+        )
     elif name == "group":
         right, expected = _is_pattern(value), "a regular expression with parentheses around the group's name"
     else:
-        right, expected = isinstance(value, str) and bool(value or name == "url"), "a text"
+        right, expected = isinstance(value, str) and bool(value), "a text"
     if not right:
         raise ValueError(f"{path}: {name}: expected {expected}, found {value!r}.")
 

@@ -21,7 +21,8 @@ import numpy
 import pyarrow as pa
 
 from ..pipeline import batches, replacing, shard_paths, write_json
-from .pictures import DAMAGED, keep_out_of_git, open_picture, stored_bytes
+from ..shards import keep_out_of_git
+from .pictures import DAMAGED, open_picture, stored_bytes
 
 DIMENSIONS = {
     "modality_match": (1, "Does the text name the modality that the image shows? 0 or 1"),

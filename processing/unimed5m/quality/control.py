@@ -8,6 +8,7 @@ dropped with a reason, so that kept + dropped = read holds per shard, per stage 
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -33,12 +34,11 @@ from ..pipeline import (
     write_json,
     write_table,
 )
-from ..shards import shards_of_all, unfinished
+from ..shards import build_sources, keep_out_of_git, shards_of_all, unfinished
 from .alignment import Alignment, Selection, select
 from .coarse import DAMAGES, CoarseFilter
 from .duplicates import FingerprintTable, find_drops
 from .fingerprints import Fingerprints
-from .pictures import keep_out_of_git
 
 DECISIONS = pa.schema(
     [
@@ -98,6 +98,9 @@ def quality_control(
         ValueError: where `records` holds no shards, or where `output` holds something else.
     """
     settings = settings or QualitySettings()
+    for name in settings.benchmarks:
+        if not re.fullmatch(r"[\w-][\w.-]*", name):
+            raise ValueError(f"benchmarks: expected a name of letters, digits, '-', '_' and '.', found {name!r}")
     sources, output = shards_of_all(records), Path(output)
     check_apart(sources, output)
     keep_out_of_git(output)
@@ -117,7 +120,8 @@ def quality_control(
     # Records never stand beside the counts of an earlier check.
     with unfinished(output, "summary"):
         receipts = run_job(Job("apply", apply_shard, {}, beside(output / "decisions")), sources, output, executor)
-        return summarise(receipts, output, settings)
+        folders = [records] if isinstance(records, (str, Path)) else list(records)
+        return summarise(receipts, output, settings, build_sources(folders))
 
 
 def decide(
@@ -257,7 +261,9 @@ def with_scores(table: pa.Table, decisions: pa.Table) -> pa.Table:
     return table.set_column(table.schema.get_field_index("quality"), field, pa.array(values, field.type))
 
 
-def summarise(receipts: Sequence[Mapping[str, Any]], output: Path, settings: QualitySettings) -> dict[str, Any]:
+def summarise(
+    receipts: Sequence[Mapping[str, Any]], output: Path, settings: QualitySettings, sources: Sequence[str]
+) -> dict[str, Any]:
     """Add up the shards, check that the counts reconcile and write `qc.json`."""
     dropped: dict[str, Counter[str]] = {stage: Counter() for stage in STAGES}
     reported: Counter[str] = Counter()
@@ -277,6 +283,7 @@ def summarise(receipts: Sequence[Mapping[str, Any]], output: Path, settings: Qua
         )
         left -= gone
     summary = {
+        "sources": list(sources),
         "read": read,
         "kept": kept,
         "dropped": lost,

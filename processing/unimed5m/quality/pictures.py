@@ -4,7 +4,6 @@ import io
 import struct
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -41,16 +40,3 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
         scale = 255.0 / (high - low) if high > low else 0.0
         image = image.convert("F").point(lambda value: value * scale - low * scale).convert("L")
     return image.convert(mode)
-
-
-def keep_out_of_git(folder: Path) -> None:
-    """Make the folder one for results: pictures of patients never slip into a repository that it happens to lie in.
-
-    Raises:
-        ValueError: where it holds something else, which results would overwrite.
-    """
-    mark = folder / ".gitignore"
-    if folder.exists() and any(folder.iterdir()) and not (mark.is_file() and mark.read_bytes() == b"*\n"):
-        raise ValueError(f"{folder} holds other files; choose a new folder for the results")
-    folder.mkdir(parents=True, exist_ok=True)
-    mark.write_bytes(b"*\n")

@@ -68,6 +68,7 @@ def test_templated_sentences_are_rewritten_and_the_template_is_kept(records, tmp
     for old, new in zip(rows, read(tmp_path / "out"), strict=True):
         if old.sub_task_type == "super_resolution":
             assert new.message[0].value == "<image>\nIn other words: Sharpen it."
+            assert new.synthetic
             assert json.loads(new.extra)["template"] == [turn.value for turn in old.message]
         else:
             assert new == old
@@ -77,7 +78,7 @@ def test_the_same_bytes_again_and_in_two_processes(records, tmp_path):
     from unimedvl.processing.unimed5m.pipeline import LocalExecutor
 
     for name, executor in (("one", None), ("two", LocalExecutor(2))):
-        augment(records[0], tmp_path / name, Obedient(), "obedient", ["plan", "rewrite"], executor)
+        augment(records[0], tmp_path / name, Obedient(), "obedient", ["plan", "rewrite"], None, executor)
     files = {name: {path.name: path.read_bytes() for path in shard_paths(tmp_path / name)} for name in ("one", "two")}
     assert files["one"] == files["two"]
 
@@ -103,6 +104,36 @@ def test_answers_that_do_not_fit_lose_no_record(records, tmp_path, capsys):
         for line in path.read_text().splitlines()
     ]
     assert len(reasons) == 6 and all("expected it to start with" in reason for reason in reasons)
+
+
+class Careless(Obedient):
+    """Keeps to the form except in one of its answers."""
+
+    def __init__(self, *texts):
+        self.texts = texts
+
+    def write(self, prompt, images):
+        answer = super().write(prompt, images)
+        for old, new in zip(self.texts[::2], self.texts[1::2], strict=True):
+            answer = answer.replace(old, new)
+        return answer
+
+
+@pytest.mark.parametrize(
+    "texts", [("Here is the generated", "Sure!"), ("- a field", "a field"), ("a smooth field", "a <image> field")]
+)
+def test_plans_of_another_form_are_set_aside(records, tmp_path, texts):
+    folder, rows = records
+    counts = augment(folder, tmp_path / "out", Careless(*texts), "careless")
+    assert (counts["planned"], counts["failed"]) == (0, 6)
+    assert read(tmp_path / "out") == rows
+
+
+def test_other_limits_ask_again(records, tmp_path):
+    folder, _ = records
+    short = augment(folder, tmp_path / "out", Careless("- a field", ""), "same", settings={"max_new_tokens": 4})
+    again = augment(folder, tmp_path / "out", Obedient(), "same", settings={"max_new_tokens": 400})
+    assert (short["failed"], again["failed"], again["planned"]) == (6, 0, 6)
 
 
 def test_an_unknown_step_and_a_folder_with_other_files_are_refused(records, tmp_path):

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from tests.hub_server import HubServer
-from unimedvl.processing.unimed5m.publish import may_embed, publish, push_to_hub, relink
+from unimedvl.processing.unimed5m.publish import may_embed, publish, push_to_hub
+from unimedvl.processing.unimed5m.relink import relink
 from unimedvl.processing.unimed5m.schema import Picture
 
 from .clean_site import link_packages
@@ -154,7 +155,7 @@ def test_another_image_or_text_is_missing_and_never_linked(published, tmp_path):
 def test_relinking_never_mixes_with_other_records(published, tmp_path):
     folder, _ = published
     write_shards(tmp_path / "out" / "data", [record(1)], shards=1)
-    with pytest.raises(ValueError, match="holds other records"):
+    with pytest.raises(ValueError, match="holds other files"):
         relink(folder / "published", folder / "records", tmp_path / "out")
 
 
