@@ -8,8 +8,9 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(PYTHON) -m unimedvl.demo
 
+# Two processes of one thread each: small tensors gain nothing from a second thread. A file's tests share fixtures.
 test: $(INSTALLED)
-	$(PYTHON) -m pytest
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses 2 --dist loadfile
 
 slow: $(INSTALLED)
 	$(PYTHON) -m pytest -m slow
