@@ -129,6 +129,27 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
+def check_names(checkpoint: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raises ValueError where a checkpoint holds other weights besides, or is damaged."""
+    stored = stored_tensors(checkpoint)
+    others = sorted(name for name in stored.keys() - tensors.keys() if not name.startswith("optimizer."))
+    if others:
+        raise ValueError(
+            f"{checkpoint} is a checkpoint of another model or recipe (it has {others[0]}): choose another "
+            "output_dir, or remove it."
+        )
+
+
+def check_settings(checkpoint: Path, known: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raises ValueError where a checkpoint's settings differ in what the order of the samples depends on."""
+    changed = sorted(name for name in settings if known.get(name) != settings[name])
+    if changed:
+        raise ValueError(
+            f"{checkpoint} was made with another {', '.join(changed)}, which the order of the samples depends on: "
+            "choose another output_dir, or the same settings."
+        )
+
+
 # --- Tensors ---------------------------------------------------------------------------------------------------------
 
 

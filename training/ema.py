@@ -1,7 +1,10 @@
 """An exponential average of the weights that are trained."""
 
+from typing import Any
+
 import torch
 from torch import nn
+from transformers import TrainerCallback
 
 from .sharding import local
 
@@ -41,3 +44,14 @@ class WeightAverage:
             held = local(average).clone()
             local(average).copy_(local(parameters[name]))
             local(parameters[name]).copy_(held)
+
+
+class AverageWeights(TrainerCallback):
+    """Moves a trainer's average after each of its optimiser steps."""
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        if self.trainer.average is not None:
+            self.trainer.average.update(self.trainer.bare)

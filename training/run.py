@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from unimedvl.checkpoint import open_checkpoint
 from unimedvl.loading import load, load_processor
+from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
 
 from .adapters import bare_model, load_with_adapter
 from .checkpoints import checkpoints, is_whole, several_processes
@@ -70,6 +71,7 @@ def run_recipe(recipe: TrainingRecipe, before: Path | None = None, carried: Stag
         model = load_sharded(checkpoint, recipe.freeze, recipe.bf16, state.device)
     else:
         model = load(checkpoint.directory, dtype="float32", device="cpu").model
+    _check_samples(recipe, bare_model(model).config)
     cache = None
     if recipe.data.latent_cache:
         cache = LatentCache(recipe.data.latent_cache, autoencoder_fingerprint(bare_model(model)))
@@ -102,6 +104,13 @@ def run_recipe(recipe: TrainingRecipe, before: Path | None = None, carried: Stag
     if trainer.average is not None:
         trainer.save_stage(output / FINISHED["ema"], average=True)
     return best
+
+
+def _check_samples(recipe: TrainingRecipe, config: UniMedVLConfig) -> None:
+    largest = config.max_latent_size * config.pixels_per_latent_token
+    side = max(recipe.samples.height, recipe.samples.width)
+    if recipe.samples.every and side > largest:
+        raise ValueError(f"samples: this model makes pictures of at most {largest} pixels a side, not {side}.")
 
 
 def run_curriculum(recipe: CurriculumRecipe, folder: Path, overrides: list[str]) -> Path:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import shutil
 import statistics
 import time
@@ -13,13 +14,15 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .accounts import Accounts, Operations, peak_flops
 from .adapters import bare_model
 from .arguments import training_arguments
 from .checkpoints import (
+    check_names,
+    check_settings,
     checkpoints,
     gather,
     load_optimizer,
@@ -34,21 +37,14 @@ from .checkpoints import (
 )
 from .collate import BatchInfo
 from .dataset import PackedRecords
-from .ema import WeightAverage
+from .ema import AverageWeights, WeightAverage
 from .latents import LatentCache, scaled_latents
 from .observation import ProgressLines, Validation, sample_sheet, save_sheet
 from .optimisation import freeze_parts, make_optimizer, make_schedule
 from .recipe import StageRecipe, TrainingRecipe
 from .sharding import is_sharded, save_whole
 
-
-class _AverageWeights(TrainerCallback):
-    def __init__(self, trainer: "UniMedVLTrainer"):
-        self.trainer = trainer
-
-    def on_optimizer_step(self, args, state, control, **kwargs):
-        if self.trainer.average is not None:
-            self.trainer.average.update(self.trainer.bare)
+logger = logging.getLogger(__name__)
 
 
 class UniMedVLTrainer(Trainer):
@@ -96,7 +92,7 @@ class UniMedVLTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
-        self.add_callback(_AverageWeights(self))
+        self.add_callback(AverageWeights(self))
         self.add_callback(ProgressLines)
 
     @property
@@ -193,6 +189,8 @@ class UniMedVLTrainer(Trainer):
         value = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         if not value < float("inf"):
             self._stop(f"The norm of the gradients is {value}", sum(gather(self._window), []))
+        if value == 0.0 and self.state.global_step == 0:
+            logger.warning("no gradient reaches what is trained: the first samples do not use it")
         return value
 
     # --- Logs --------------------------------------------------------------------------------------------------------
@@ -279,10 +277,9 @@ class UniMedVLTrainer(Trainer):
     def _weights(self) -> dict[str, torch.Tensor]:
         """Weights by "weights.NAME" and averages by "average.NAME", as a checkpoint holds them; of an adapter's run
         those that learn, since the base does not change."""
-        state = self.bare.state_dict()
+        state = dict(self.bare.state_dict())
         if self.recipe.adapter is not None:
-            learns = {name for name, parameter in self.bare.named_parameters() if parameter.requires_grad}
-            state = {name: tensor for name, tensor in state.items() if name in learns}
+            state = {name: state[name] for name, weight in self.bare.named_parameters() if weight.requires_grad}
         tensors = {f"weights.{name}": tensor for name, tensor in state.items()}
         return tensors | (self.average.tensors() if self.average is not None else {})
 
@@ -325,22 +322,10 @@ class UniMedVLTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
-        stored = stored_tensors(folder)
         tensors = self._weights()
-        others = sorted(name for name in stored.keys() - tensors.keys() if not name.startswith("optimizer."))
-        if others:
-            raise ValueError(
-                f"{folder} is a checkpoint of another model or recipe (it has {others[0]}): choose another "
-                "output_dir, or remove it."
-            )
-        progress, settings = self._progress(folder), self.train_dataset.settings()
-        known = progress.get("settings", {})
-        changed = sorted(name for name in settings if known.get(name) != settings[name])
-        if changed:
-            raise ValueError(
-                f"{folder} was made with another {', '.join(changed)}, which the order of the samples depends on: "
-                "choose another output_dir, or the same settings."
-            )
+        check_names(folder, tensors)
+        progress = self._progress(folder)
+        check_settings(folder, progress.get("settings", {}), self.train_dataset.settings())
         load_tensors(tensors, folder)
         self.planner_state = progress["planner"]
         self._recent.extend(progress["recent"])

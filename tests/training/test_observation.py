@@ -125,3 +125,9 @@ def test_lines_of_progress():
     assert duration(59.6) == "00:01:00" and duration(2 * 86400 + 3 * 3600 + 61) == "2 d 03:01:01"
     line = progress_line({"loss": 1.25, "mfu": 0.415, "padding": 0.012, "seconds_left": 3600.0}, 25, 100)
     assert line == "step 25/100 (25.0%)  loss 1.2500  MFU 41.5%  padding 1.2%  01:00:00 left"
+
+
+def test_pictures_that_the_model_cannot_make_stop_the_run_at_its_start(recipe, tmp_path, capsys):
+    samples = {"every": 100, "prompts": ["a scan"], "height": 4096, "width": 16}
+    assert main([str(recipe("large", samples=samples))]) == 2
+    assert "this model makes pictures of at most" in capsys.readouterr().err
