@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from ..processing.unimed5m.shards import replacing, write_json
 from .baselines import NAMES, Baseline, TrainingSplit
 from .benchmarks import BenchmarkData
 from .paper import paper_rows
 from .predictions import Prediction, PredictionStore, Predictor, predict_all
+from .processes import join
 from .report import markdown
 from .samples import TASKS, Sample
 from .scoring import Settings, TaskScores, score_all
@@ -80,9 +80,10 @@ def evaluate(
     """Predict, score and write everything; continues a run that was stopped.
 
     Raises:
-        ValueError: if the folder holds another run, or a benchmark's folder is not what it should be.
+        ValueError: if the folder holds another run, a benchmark's folder is not what it should be, or the model
+            answers nothing of what is asked.
     """
-    state = PartialState()
+    state = join()
     identity = {
         "model": run.model,
         "weights": run.weights,
@@ -105,16 +106,19 @@ def evaluate(
         }
         write_json(run.out / "folders.json", folders)
     state.wait_for_everyone()
+    stores = {data.benchmark.name: PredictionStore(run.out / data.benchmark.name) for data in benchmarks}
     timings, found = {}, {}
     for data in benchmarks:
         name = data.benchmark.name
         say(f"{name}: {data.folder}")
-        store = PredictionStore(run.out / name)
-        timings[name] = predict_all(predictor, data.samples(), store, run.batch_size, say)
-        if state.is_main_process:
-            started = time.monotonic()
-            found[name] = score_benchmark(run, predictor, data, store, settings, say)
-            timings[name]["scoring_seconds"] = round(time.monotonic() - started, 3)
+        timings[name] = predict_all(predictor, data.samples(), stores[name], run.batch_size, say)
+    if not any(counts["answered"] + counts["kept"] for counts in timings.values()):
+        asked = ", ".join(dict.fromkeys(task for data in benchmarks for task in data.tasks))
+        raise ValueError(f"{run.model} answers nothing here ({asked}): choose another benchmark or other --tasks.")
+    for data in benchmarks if state.is_main_process else ():
+        name, started = data.benchmark.name, time.monotonic()
+        found[name] = score_benchmark(run, predictor, data, stores[name], settings, say)
+        timings[name]["scoring_seconds"] = round(time.monotonic() - started, 3)
     results = {"model": run.model, "weights": run.weights, "scoring": run.scoring, "benchmarks": found}
     if state.is_main_process:
         write_json(run.out / "results.json", results)
@@ -256,8 +260,8 @@ def _manifest(
         "model_settings": predictor.settings,
         "versions": {name: _version(name) for name in LIBRARIES} | {"python": platform.python_version()},
         "commit": commit(),
-        "device": str(PartialState().device),
-        "processes": PartialState().num_processes,
+        "device": str(join().device),
+        "processes": join().num_processes,
         "threads": torch.get_num_threads(),
         "timings": timings,
     }

@@ -132,6 +132,12 @@ def test_another_run_in_the_folder_is_refused(finished, records):
         run(Painter(), records, out, limit=1)
 
 
+def test_a_model_that_answers_nothing_is_an_error(records, training, tmp_path):
+    with pytest.raises(ValueError, match="m answers nothing here .vqa.: choose another benchmark"):
+        run(Baseline("copy-input", training), records, tmp_path / "out", tasks=["vqa"])
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
 def test_limit_takes_the_same_few_of_each_task(records, tmp_path):
     asked = []
     for name in ("a", "b"):

@@ -13,11 +13,11 @@ that was stopped continues it.
 
 import argparse
 import importlib.util
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .shared import say
+from .shared import print_result, say
 
 if TYPE_CHECKING:
     from ..evaluation.benchmarks import BenchmarkData
@@ -95,28 +95,32 @@ def run(arguments: argparse.Namespace) -> None:
         "list": _list,
         None: _evaluate,
     }
-    record, text = actions[arguments.action](arguments)
-    print(json.dumps(record, ensure_ascii=False) if arguments.json else text)
+    found = actions[arguments.action](arguments)
+    if found is not None:
+        print_result(arguments, *found)
 
 
-def _evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def _evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | None:
+    """A whole run; None in the processes that leave the report to the main one."""
     if not arguments.benchmark or not arguments.out:
         raise ValueError("eval needs --benchmark NAME=PATH and --out OUT (see unimedvl eval --help).")
     for name in ("limit", "batch_size", "steps", "max_new_tokens"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}.")
-    from accelerate import PartialState
     from transformers.utils import logging as transformers_logging
 
     from ..evaluation.harness import Run, evaluate, weights_digest
+    from ..evaluation.processes import join
     from ..evaluation.report import markdown
     from ..evaluation.visuals import draw_all
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    state = join(arguments.device)
+    tell = say if state.is_main_process else _say_nothing
     benchmarks = [_benchmark(arguments, entry) for entry in arguments.benchmark]
-    settings, names = _scoring(arguments)
+    settings, names = _scoring(arguments, tell)
     path = arguments.model or _default_model()
     predictor = _predictor(arguments, path, benchmarks)
     out = Path(arguments.out)
@@ -135,10 +139,15 @@ def _evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
         },
         scoring=names,
     )
-    results = evaluate(run_, predictor, benchmarks, settings, say)
-    if PartialState().is_main_process:
-        draw_all(results, benchmarks, out)
+    results = evaluate(run_, predictor, benchmarks, settings, tell)
+    if not state.is_main_process:
+        return None
+    draw_all(results, benchmarks, out)
     return results, markdown(results).rstrip()
+
+
+def _say_nothing(message: str) -> None:
+    """In place of `say` where another process speaks."""
 
 
 def _benchmark(arguments: argparse.Namespace, entry: str) -> "BenchmarkData":
@@ -191,7 +200,7 @@ def _predictor(arguments: argparse.Namespace, path: str, benchmarks: list["Bench
     return ModelPredictor(model, arguments.seed, arguments.max_new_tokens)
 
 
-def _scoring(arguments: argparse.Namespace) -> tuple["Settings", dict[str, Any]]:
+def _scoring(arguments: argparse.Namespace, tell: Callable[[str], None]) -> tuple["Settings", dict[str, Any]]:
     from ..evaluation.metrics.clinical_text.clinical_text import load_scorer
     from ..evaluation.metrics.counterfactual.counterfactual import load_classifier
     from ..evaluation.metrics.image_features import load_feature_extractor
@@ -218,7 +227,7 @@ def _scoring(arguments: argparse.Namespace) -> tuple["Settings", dict[str, Any]]
     settings.meteor = not arguments.no_meteor and not meteor_problem()
     names["METEOR"] = "1.5" if settings.meteor else "left out"
     if not settings.meteor and not arguments.no_meteor:
-        say(meteor_problem())
+        tell(meteor_problem())
     if arguments.rule:
         names["rule"] = arguments.rule
         settings.rule = arguments.rule
