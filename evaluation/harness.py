@@ -7,6 +7,7 @@ OUT/NAME/           predictions, generated pictures, scores of each sample, plot
 """
 
 import dataclasses
+import datetime
 import hashlib
 import importlib.metadata
 import json
@@ -260,6 +261,7 @@ def _manifest(
         "model_settings": predictor.settings,
         "versions": {name: _version(name) for name in LIBRARIES} | {"python": platform.python_version()},
         "commit": commit(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": str(join().device),
         "processes": join().num_processes,
         "threads": torch.get_num_threads(),

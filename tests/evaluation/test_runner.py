@@ -194,6 +194,9 @@ def test_compare_finds_the_better_run(finished, records, training, tmp_path):
 def test_a_card_gets_scores_and_no_picture_of_the_data(finished, tmp_path):
     out, _ = finished
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# Card\n")
+    with pytest.raises(ValueError, match=r"neither config\.json nor model_index\.json"):
+        fill_card_folder(out, tmp_path)
+    (tmp_path / "config.json").write_text("{}")
     files = fill_card_folder(out, tmp_path)
     assert ".eval_results/unimed-mini.yaml" in files and "evaluation/results.md" in files
     assert not any("sheet" in name or "images" in name for name in files)
@@ -201,6 +204,71 @@ def test_a_card_gets_scores_and_no_picture_of_the_data(finished, tmp_path):
     assert "model-index:" in text and "license: mit" in text and "# Card" in text
     with pytest.raises(ValueError, match=r"README\.md"):
         fill_card_folder(out, tmp_path / "nowhere")
+
+
+@pytest.fixture
+def published(finished, tmp_path):
+    """A copy of the run with a picture of generated ones and a plot, and the folder of a checkpoint."""
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    for name in ("made/text_to_image", "plots/scores", "plots/vqa_confusion"):
+        (out / "unimed-mini" / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (8, 8)).save(out / "unimed-mini" / f"{name}.png")
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    (folder / "config.json").write_text("{}")
+    return out, folder
+
+
+def rewrite(path, change) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_a_card_replaces_its_own_files_only(published):
+    out, folder = published
+    fill_card_folder(out, folder)
+    (folder / "evaluation" / "unimed-mini" / "plots" / "mine.png").write_bytes(b"x")
+    (out / "unimed-mini" / "plots" / "vqa_confusion.png").unlink()
+    fill_card_folder(out, folder)
+    left = {path.name for path in (folder / "evaluation" / "unimed-mini" / "plots").iterdir()}
+    assert left == {"mine.png", "scores.png"}
+    (folder / "evaluation" / "results.json").write_text("[]")
+    with pytest.raises(ValueError, match="is not of `unimedvl eval card`"):
+        fill_card_folder(out, folder)
+    assert (folder / "evaluation" / "unimed-mini" / "plots" / "mine.png").is_file()
+
+
+def test_a_card_shows_generated_pictures_only_where_none_is_a_copy(published):
+    out, folder = published
+    shown = "evaluation/unimed-mini/made/text_to_image.png"
+    assert shown in fill_card_folder(out, folder)
+
+    def change(results, **memory):
+        results["benchmarks"]["unimed-mini"]["tasks"]["text_to_image"]["memorisation"] |= memory
+
+    for memory in ({"memorised": True, "copies": 4}, {"memorised": False, "copies": 1}):
+        rewrite(out / "results.json", lambda results, memory=memory: change(results, **memory))
+        assert shown not in fill_card_folder(out, folder) and not (folder / shown).exists()
+    rewrite(out / "results.json", lambda results: change(results, memorised=False, copies=0))
+    rewrite(out / "results.json", lambda results: results.update(model="baseline:training-image"))
+    assert shown not in fill_card_folder(out, folder)
+
+    def not_searched(results):
+        del results["benchmarks"]["unimed-mini"]["tasks"]["text_to_image"]["memorisation"]
+
+    rewrite(out / "results.json", lambda results: results.update(model="m"))
+    rewrite(out / "results.json", not_searched)
+    assert shown not in fill_card_folder(out, folder)
+
+
+def test_a_card_names_the_day_of_the_evaluation(published):
+    out, folder = published
+    rewrite(out / "manifest.json", lambda manifest: manifest.update(date="2001-02-03"))
+    fill_card_folder(out, folder)
+    assert "date: '2001-02-03'" in (folder / ".eval_results" / "unimed-mini.yaml").read_text()
 
 
 def test_reader_study_is_blind_and_scored(finished, tmp_path):

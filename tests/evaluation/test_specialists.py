@@ -1,5 +1,7 @@
 """Specialists learn from the training split what a benchmark asks, and are scored like any model."""
 
+import json
+
 import pytest
 import torch
 
@@ -28,6 +30,9 @@ def test_trains_saves_loads_and_is_scored(records, tmp_path):
     results = evaluate(Run("s", tmp_path / "out", baselines=False), loaded, [data], settings, print)
     found = results["benchmarks"]["unimed-mini"]
     assert set(found["tasks"]) == set(tasks) and not found["unsupported_tasks"]
+    assert made.design["answers"]
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert loaded.settings["answers"] == len(made.design["answers"]) == manifest["model_settings"]["answers"]
     sample = next(sample for _, sample in data.samples() if sample.task == "segmentation")
     assert loaded.predict([sample])[0].image.size == (sample.inputs[0].width, sample.inputs[0].height)
     with pytest.raises(ValueError, match="holds no specialist"):
