@@ -8,11 +8,7 @@ OUT/NAME/           predictions, generated pictures, scores of each sample, plot
 
 import dataclasses
 import datetime
-import hashlib
-import importlib.metadata
 import json
-import platform
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,9 +17,10 @@ from typing import Any
 
 import torch
 
-from ..processing.unimed5m.shards import replacing, write_json
+from ..processing.unimed5m.shards import PARTIAL_SUFFIX, replacing, write_json
 from .baselines import NAMES, Baseline, TrainingSplit
 from .benchmarks import BenchmarkData
+from .identity import commit, versions
 from .paper import paper_rows
 from .predictions import Prediction, PredictionStore, Predictor, predict_all
 from .processes import join
@@ -32,21 +29,6 @@ from .samples import TASKS, Sample
 from .scoring import Settings, TaskScores, score_all
 from .statistics import paired_difference, rounded
 
-LIBRARIES = (
-    "unimedvl",
-    "torch",
-    "transformers",
-    "diffusers",
-    "accelerate",
-    "numpy",
-    "pillow",
-    "scikit-image",
-    "scipy",
-    "sacrebleu",
-    "rouge_score",
-    "torchmetrics",
-    "pycocoevalcap",
-)
 # One answer for nearly everything, while the right answers differ.
 ONE_ANSWER, VARIED = 0.9, 0.6
 # Fewer say nothing about a difference.
@@ -59,7 +41,7 @@ class Run:
 
     Attributes:
         model: name for people, and in the manifest.
-        weights: digest of the weights, "" if unknown.
+        weights: digest of the checkpoint's folder, "" if unknown.
         batch_size: samples asked at once; part of what decides an answer's last bits.
         baselines: whether to compare with what needs no model.
         choices: everything else that decides the predictions, for the manifest.
@@ -81,14 +63,18 @@ def evaluate(
     """Predict, score and write everything; continues a run that was stopped.
 
     Raises:
-        ValueError: if the folder holds another run, a benchmark's folder is not what it should be, or the model
-            answers nothing of what is asked.
+        ValueError: if the folder holds another run, a benchmark is given twice or its folder is not what it should
+            be, or the model answers nothing of what is asked.
     """
+    names = Counter(data.benchmark.name for data in benchmarks)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise ValueError(f"benchmark {twice[0]} is given twice: name each once, other folders need another --out.")
     state = join()
     identity = {
         "model": run.model,
         "weights": run.weights,
         "batch_size": run.batch_size,
+        "model_settings": predictor.settings,
         "benchmarks": {
             data.benchmark.name: {
                 "data": data.fingerprint(),
@@ -125,7 +111,7 @@ def evaluate(
         write_json(run.out / "results.json", results)
         with replacing(run.out / "results.md") as partial:
             partial.write_text(markdown(results), encoding="utf-8")
-        write_json(run.out / "manifest.json", _manifest(identity, run, predictor, timings))
+        write_json(run.out / "manifest.json", _manifest(identity, run, timings))
     state.wait_for_everyone()
     return results
 
@@ -244,7 +230,8 @@ def _claim(out: Path, identity: dict[str, Any]) -> None:
             differing = ", ".join(sorted(key for key in {*found, *identity} if found.get(key) != identity.get(key)))
             raise ValueError(f"{out} holds another run (different: {differing}): choose another folder.")
         return
-    if out.exists() and any(out.iterdir()):
+    # A run that was killed before its mark was whole leaves these.
+    if out.exists() and any(path.name != ".gitignore" and path.suffix != PARTIAL_SUFFIX for path in out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no run: choose another folder.")
     out.mkdir(parents=True, exist_ok=True)
     # Predictions and sheets may show pictures of patients: they never slip into a repository.
@@ -252,14 +239,11 @@ def _claim(out: Path, identity: dict[str, Any]) -> None:
     write_json(mark, identity)
 
 
-def _manifest(
-    identity: dict[str, Any], run: Run, predictor: Predictor, timings: dict[str, dict[str, Any]]
-) -> dict[str, Any]:
+def _manifest(identity: dict[str, Any], run: Run, timings: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {
         "settings": identity,
         "scoring": run.scoring,
-        "model_settings": predictor.settings,
-        "versions": {name: _version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "versions": versions(),
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": str(join().device),
@@ -267,35 +251,3 @@ def _manifest(
         "threads": torch.get_num_threads(),
         "timings": timings,
     }
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
-def commit() -> str:
-    """Commit of the checkout that this code lies in, "" outside of one; "+" marks uncommitted changes."""
-    folder = Path(__file__).resolve().parent
-    try:
-        head = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        dirty = subprocess.run(
-            ["git", "-C", folder, "status", "--porcelain"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
-
-
-def weights_digest(path: str) -> str:
-    """SHA-256 over the digests of a folder's safetensors files in order of their names, "" for a Hub id."""
-    folder = Path(path)
-    if not folder.is_dir():
-        return ""
-    digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.safetensors")):
-        with open(file, "rb") as stream:
-            digest.update(f"{file.relative_to(folder)} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()

@@ -138,6 +138,25 @@ def test_a_model_that_answers_nothing_is_an_error(records, training, tmp_path):
     assert not (tmp_path / "out" / "results.json").exists()
 
 
+def test_a_model_of_other_settings_does_not_go_on_with_a_run(finished, records, tmp_path):
+    painter = Painter()
+    painter.settings = {"presets": {"t2i": {"num_inference_steps": 3}}}
+    with pytest.raises(ValueError, match="holds another run .different: model_settings"):
+        run(painter, records, finished[0])
+
+
+def test_what_a_run_killed_at_its_start_leaves_is_no_other_run(records, tmp_path):
+    (tmp_path / ".gitignore").write_text("*\n")
+    (tmp_path / "run.json.17.partial").write_text("{")
+    assert run(Painter(), records, tmp_path, limit=1, tasks=["vqa"])["benchmarks"]
+
+
+def test_a_benchmark_given_twice_is_refused(records, tmp_path):
+    data = BenchmarkData(get_benchmark("unimed-mini"), records)
+    with pytest.raises(ValueError, match="benchmark unimed-mini is given twice"):
+        evaluate(Run("m", tmp_path / "out"), Painter(), [data, data], settings(), print)
+
+
 def test_limit_takes_the_same_few_of_each_task(records, tmp_path):
     asked = []
     for name in ("a", "b"):

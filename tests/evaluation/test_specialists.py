@@ -32,7 +32,9 @@ def test_trains_saves_loads_and_is_scored(records, tmp_path):
     assert set(found["tasks"]) == set(tasks) and not found["unsupported_tasks"]
     assert made.design["answers"]
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert loaded.settings["answers"] == len(made.design["answers"]) == manifest["model_settings"]["answers"]
+    assert (
+        loaded.settings["answers"] == len(made.design["answers"]) == manifest["settings"]["model_settings"]["answers"]
+    )
     sample = next(sample for _, sample in data.samples() if sample.task == "segmentation")
     assert loaded.predict([sample])[0].image.size == (sample.inputs[0].width, sample.inputs[0].height)
     with pytest.raises(ValueError, match="holds no specialist"):

@@ -110,7 +110,8 @@ def _evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | Non
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}.")
     from transformers.utils import logging as transformers_logging
 
-    from ..evaluation.harness import Run, evaluate, weights_digest
+    from ..evaluation.harness import Run, evaluate
+    from ..evaluation.identity import hub_commit, weights_digest
     from ..evaluation.processes import join
     from ..evaluation.report import markdown
     from ..evaluation.visuals import draw_all
@@ -124,10 +125,12 @@ def _evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | Non
     path = arguments.model or _default_model()
     predictor = _predictor(arguments, path, benchmarks)
     out = Path(arguments.out)
+    place = path.removeprefix("specialist:")
+    local = Path(place).is_dir() or place.startswith("baseline:")
     run_ = Run(
         model=Path(path).name if Path(path).is_dir() else path,
         out=out,
-        weights=weights_digest(path),
+        weights=weights_digest(place),
         batch_size=arguments.batch_size,
         baselines=not arguments.no_baselines,
         choices={
@@ -136,6 +139,7 @@ def _evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | Non
             "max_new_tokens": arguments.max_new_tokens,
             "dtype": arguments.dtype,
             "revision": arguments.revision,
+            "commit": "" if local else hub_commit(place, arguments.revision),
         },
         scoring=names,
     )
