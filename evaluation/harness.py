@@ -126,7 +126,7 @@ def score_benchmark(
 ) -> dict[str, Any]:
     """Scores of one benchmark's stored predictions, with baselines, flags and the paper's rows."""
     benchmark = data.benchmark
-    settings = dataclasses.replace(settings, rule=settings.rule or benchmark.rule)
+    settings = dataclasses.replace(settings, own_rule=benchmark.rule)
     scores = score_all(_stored(data, store), settings)
     # Only where the run has samples: walking a publisher's training split may take long.
     training = TrainingSplit(data.training()) if run.baselines else None
@@ -135,6 +135,10 @@ def score_benchmark(
         for task, found in scores.items()
     }
     if training is not None:
+        whole = sum(count for task, count in data.training_counts.items() if TASKS[task].family == "generation")
+        for entry in tasks.values():
+            if "memorisation" in entry:
+                entry["memorisation"] |= {"searched": training.searched, "training_pictures": whole}
         say(f"{benchmark.name}: baselines from {training.count} training samples")
         for name in NAMES:
             _add_baseline(name, training, data, settings, scores, tasks)
@@ -145,7 +149,7 @@ def score_benchmark(
     return {
         "split": list(benchmark.splits),
         "note": benchmark.note,
-        "rule": settings.rule,
+        "rule": settings.rule or benchmark.rule,
         "left_out_units": data.left_out,
         "unsupported_tasks": [task for task in data.tasks if not predictor.supports(task)],
         "tasks": {task: tasks[task] for task in TASKS if task in tasks},

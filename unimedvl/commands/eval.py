@@ -63,7 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--no-baselines", action="store_true", help="do not compare with what needs no model")
     scoring = parser.add_argument_group("scoring")
     add = scoring.add_argument
-    add("--rule", choices=("normalised", "contains", "medevalkit", "vlmevalkit"), help="what counts as a right answer")
+    add(
+        "--rule",
+        choices=("normalised", "contains", "medevalkit", "vlmevalkit"),
+        help="what counts as a right answer (default: by answer)",
+    )
     add(
         "--resize",
         default="prediction",
