@@ -204,10 +204,34 @@ def test_compare_finds_the_better_run(finished, records, training, tmp_path):
     rows = {row["task"]: row for row in found["rows"]}
     assert rows["super_resolution"]["difference"] > 0 and rows["super_resolution"]["significant"]
     assert "| unimed-mini | super_resolution | ssim |" in markdown(found)
+    assert found["notes"] == []
     same = compare(out, out)
     assert all(row["difference"] == 0 and row["p"] in (1, None) for row in same["rows"])
     with pytest.raises(ValueError, match="holds no results.json"):
         compare(out, tmp_path)
+
+
+def test_compare_takes_means_over_shared_samples_and_says_what_differs(finished, records, tmp_path):
+    out, _ = finished
+    data = BenchmarkData(get_benchmark("unimed-mini"), records, tasks=["report", "text_to_image"])
+    few = Run("few", tmp_path / "few", scoring={"features": "y"}, baselines=False)
+    evaluate(few, Painter(), [data], settings(), print)
+    file = tmp_path / "few" / "unimed-mini" / "scores.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    report = sorted((row for row in rows if row["task"] == "report"), key=lambda row: row["scores"]["rouge_l"])
+    drawn = [row for row in rows if row["task"] == "text_to_image"]
+    assert compare(out, tmp_path / "few")["rows"][1]["score"] == "kid"
+    file.write_text("".join(json.dumps(row) + "\n" for row in report[:2] + drawn[1:]))
+    found = compare(out, tmp_path / "few")
+    assert [row["task"] for row in found["rows"]] == ["report"]
+    row, mean = found["rows"][0], sum(row["scores"]["rouge_l"] for row in report[:2]) / 2
+    assert row["first"] == row["second"] == pytest.approx(mean, abs=1e-6)
+    assert (row["difference"], row["count"]) == (0, 2)
+    assert found["notes"] == [
+        "scored differently, features: x and y",
+        "kid of unimed-mini, text_to_image, is left out: the runs scored different samples",
+    ]
+    assert "**scored differently, features: x and y**" in markdown(found)
 
 
 def test_a_card_gets_scores_and_no_picture_of_the_data(finished, tmp_path):
@@ -309,6 +333,14 @@ def test_reader_study_is_blind_and_scored(finished, tmp_path):
         score_study(study)
     (study / "anna.csv").write_text("\n".join(lines))
     assert score_study(study)["anna"]["balanced_accuracy"] == 1
+    for divider in ";\t":
+        # What a spreadsheet program saves: a byte order mark, other dividers and line ends, a comment in its encoding.
+        saved = "\r\n".join(line.replace(",", divider) for line in lines).encode("utf-8-sig") + b"unscharf \xe4"
+        (study / "anna.csv").write_bytes(saved)
+        assert score_study(study)["anna"]["balanced_accuracy"] == 1
+    (study / "anna.csv").write_text("\n".join(["picture,rating", *lines[1:]]))
+    with pytest.raises(ValueError, match="anna.csv: the first line must name the columns"):
+        score_study(study)
     (study / "anna.csv").write_text("\n".join([*lines[:-1], f"{len(key)},9,"]))
     with pytest.raises(ValueError, match="anna.csv: picture 8 needs a rating"):
         score_study(study)
