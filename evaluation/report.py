@@ -21,7 +21,7 @@ SHOWN: dict[str, tuple[tuple[str, str], ...]] = {
         ("bleu_1", "BLEU-1"),
         ("bleu_4", "BLEU-4"),
         ("meteor", "METEOR"),
-        ("cider", "CIDEr"),
+        ("cider", "CIDEr-D"),
         ("ratescore", "RaTEScore"),
         ("radgraph", "RadGraph F1"),
         ("chexbert", "CheXbert F1"),

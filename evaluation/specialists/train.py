@@ -6,6 +6,7 @@ unimedvl eval --model specialist:FOLDER --benchmark unimed-mini=RECORDS --out OU
 
 import argparse
 import logging
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
@@ -122,8 +123,8 @@ def _loss(name: str, network: nn.Module, rows: Rows, design: dict[str, Any]) -> 
     return {ANSWERS: of_answers, SEGMENTATION: of_masks}.get(name, of_pictures)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The command."""
+def main(argv: list[str] | None = None) -> int:
+    """The command; 0, or 2 for an error that the user can mend (one line on stderr says how)."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--benchmark", required=True, metavar="NAME=PATH")
     parser.add_argument("--out", required=True, metavar="FOLDER")
@@ -133,9 +134,14 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     name, _, folder = arguments.benchmark.partition("=")
-    data = BenchmarkData(get_benchmark(name), folder, tasks=[task for task in arguments.tasks.split(",") if task])
-    train(data.training(), arguments.steps, arguments.side).save(arguments.out)
+    try:
+        data = BenchmarkData(get_benchmark(name), folder, tasks=[task for task in arguments.tasks.split(",") if task])
+        train(data.training(), arguments.steps, arguments.side).save(arguments.out)
+    except (ValueError, OSError) as error:
+        logger.error("specialists: %s", " ".join(str(error).split()))
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

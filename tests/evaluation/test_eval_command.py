@@ -51,6 +51,7 @@ def test_scores_a_baseline_and_compares(records, tmp_path, capsys):
         (["--benchmark", "unimed-mini=RECORDS", "--out", "OUT", "--feature-extractor", "x"], "feature extractor"),
         (["--benchmark", "unimed-mini=RECORDS", "--out", "OUT", "--image-text-encoder", "x"], "there is no folder x"),
         (["--benchmark", "unimed-mini=RECORDS", "--out", "OUT", "--clinical", "green=x"], "green needs the package"),
+        (["--benchmark", "unimed-mini=RECORDS", "--out", "OUT", "--classifier", "x"], "FOLDER:LABEL"),
         (["--benchmark", "unimed-mini=RECORDS", "--out", "OUT", "--model", "./none"], "there is no folder ./none"),
         (["--benchmark", "unimed-mini=RECORDS", "--out", "OUT", "--model", "baseline:luck"], "the baselines are"),
         (["--benchmark", "unimed-mini=RECORDS", "--out", "OUT", "--model", "specialist:x"], "holds no specialist"),

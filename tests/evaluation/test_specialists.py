@@ -11,7 +11,7 @@ from unimedvl.evaluation.metrics.image_features import load_feature_extractor
 from unimedvl.evaluation.scoring import Settings
 from unimedvl.evaluation.specialists import Specialist
 from unimedvl.evaluation.specialists.networks import UNet
-from unimedvl.evaluation.specialists.train import train
+from unimedvl.evaluation.specialists.train import main, train
 
 
 def test_an_untrained_residual_network_returns_its_input():
@@ -39,6 +39,12 @@ def test_trains_saves_loads_and_is_scored(records, tmp_path):
     assert loaded.predict([sample])[0].image.size == (sample.inputs[0].width, sample.inputs[0].height)
     with pytest.raises(ValueError, match="holds no specialist"):
         Specialist.load(tmp_path)
+
+
+@pytest.mark.parametrize("benchmark", ["unimed-mini=nowhere", "imagenet=nowhere"])
+def test_a_wrong_call_of_the_training_gets_one_line(benchmark, tmp_path, caplog):
+    assert main(["--benchmark", benchmark, "--out", str(tmp_path / "out")]) == 2
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["specialists"]
 
 
 @pytest.mark.slow

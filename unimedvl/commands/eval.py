@@ -224,6 +224,8 @@ def _scoring(arguments: argparse.Namespace, tell: Callable[[str], None]) -> tupl
         names["image-text encoder"] = settings.image_text.name
     if arguments.classifier:
         folder, _, label = arguments.classifier.rpartition(":")
+        if not folder:
+            raise ValueError(f"--classifier {label}: say which of its labels is judged, FOLDER:LABEL.")
         settings.classifier = load_classifier(folder, label)
         names["classifier"] = f"{Path(folder).name}:{label}"
     if arguments.lpips:
