@@ -31,6 +31,7 @@ class TrainingSplit:
 
     Attributes:
         count: training samples read.
+        searched: of these, samples with a picture that is only generated from text.
         thumbnails: grey thumbnails of all training target pictures, float32 (pictures, 1024), see `memorisation`.
     """
 
@@ -39,7 +40,7 @@ class TrainingSplit:
         Args:
             pictures: also read the pictures of tasks that draw.
         """
-        self.count = 0
+        self.count = self.searched = 0
         self.answers: dict[tuple[str, str], collections.Counter[str]] = {}
         self.questions: dict[tuple[str, str], list[tuple[str, str]]] = {}
         self.pictures: dict[tuple[str, str], list[tuple[str, Any]]] = {}
@@ -64,6 +65,7 @@ class TrainingSplit:
                 kept.append((hashlib.sha256(sample.id.encode()).hexdigest(), sample.output))
                 kept.sort(key=lambda pair: pair[0])
                 del kept[KEPT_PICTURES:]
+                self.searched += 1
             if task.family == "generation" and sample.output.sha256 not in seen:
                 seen.add(sample.output.sha256)
                 rows.append(thumbnails([open_(sample.output)])[0])

@@ -42,7 +42,7 @@ class Benchmark:
         languages: of the questions (`extra.q_lang`); all if empty.
         extra: values that `extra` must have, such as the scale of super-resolution.
         prompt, choice_prompt: see `samples.sample_of`; the records' own phrasing if empty.
-        rule: of `vqa_accuracy` for answers of no stated value.
+        rule: of `vqa_accuracy`, for answers of no stated value.
         paper: key of the paper's table in `paper.json`.
         note: what to know before comparing a figure.
     """
@@ -61,8 +61,10 @@ class Benchmark:
 
     def keeps(self, record: Record, extra: dict[str, Any]) -> bool:
         """Whether a record belongs to the benchmark."""
-        if record.split not in self.splits or record.sub_task_type not in self.tasks:
-            return False
+        return record.split in self.splits and record.sub_task_type in self.tasks and self.wants(extra)
+
+    def wants(self, extra: dict[str, Any]) -> bool:
+        """Whether a record's `extra` is of the benchmark: language, scale and the like, in any split."""
         if self.languages and extra.get("q_lang") not in self.languages:
             return False
         return all(extra.get(name) == value for name, value in self.extra)
@@ -193,6 +195,8 @@ class BenchmarkData:
             raise ValueError(f"split: expected some of {', '.join(SPLITS)}, found {', '.join(sorted(unknown))}.")
         self.benchmark = dataclasses.replace(benchmark, splits=tuple(splits)) if splits else benchmark
         self.folder, self.limit, self.left_out = Path(folder), limit, 0
+        # Training samples of each task that `training` chose among, once it has been walked.
+        self.training_counts: dict[str, int] = {}
         self.tasks = tuple(task for task in benchmark.tasks if not tasks or task in tasks)
         if not self.tasks:
             raise ValueError(
@@ -201,7 +205,8 @@ class BenchmarkData:
         if not self.folder.is_dir():
             raise ValueError(f"{benchmark.name}: there is no folder {self.folder}.")
         self.paths = self._record_shards()
-        self.chosen = self._choose() if self.paths else None
+        limits = None if limit is None else dict.fromkeys(self.tasks, limit)
+        self.chosen = self._choose(self.benchmark.splits, limits) if self.paths and limits else None
 
     def _record_shards(self) -> list[Path]:
         """The shards of a folder of built records; none for a publisher's folder."""
@@ -210,18 +215,17 @@ class BenchmarkData:
             return shard_paths(self.folder)
         return []
 
-    def _choose(self) -> dict[str, set[str]] | None:
-        """Ids of a random choice of `limit` samples per task, None for all."""
-        if self.limit is None:
-            return None
-        names: dict[str, list[tuple[str, str]]] = {task: [] for task in self.tasks}
-        for path in self._paths_of(self.benchmark.splits):
+    def _choose(self, splits: Collection[str], limits: dict[str, int]) -> dict[str, set[str]]:
+        """Ids of a random choice of each task's records: so many, those of the smallest digests."""
+        names: dict[str, list[tuple[int, str]]] = {task: [] for task in self.tasks}
+        for path in self._paths_of(splits):
             columns = parquet.read_table(path, columns=["id", "sub_task_type", "split", "extra"]).to_pylist()
             for row in columns:
-                if row["sub_task_type"] in names and row["split"] in self.benchmark.splits:
-                    digest = hashlib.sha256(row["id"].encode()).hexdigest()
-                    names[row["sub_task_type"]].append((digest, row["id"]))
-        return {task: {name for _, name in heapq.nsmallest(self.limit, found)} for task, found in names.items()}
+                if row["sub_task_type"] not in names or row["split"] not in splits:
+                    continue
+                if self.benchmark.wants(json.loads(row["extra"])):
+                    names[row["sub_task_type"]].append((_order(row["id"]), row["id"]))
+        return {task: {name for _, name in heapq.nsmallest(limits[task], found)} for task, found in names.items()}
 
     def _paths_of(self, splits: Collection[str]) -> list[Path]:
         """Shards that may hold a split; the file names of our builds tell."""
@@ -259,18 +263,27 @@ class BenchmarkData:
             )
 
     def training(self) -> Iterator[Sample]:
-        """Samples of the training split, at most `TRAINING_LIMIT` of each task and `TRAINING_PICTURES` with pictures
-        to draw."""
-        counts = dict.fromkeys(self.tasks, 0)
+        """Samples of the training split: of each task a random choice by hash of at most `TRAINING_LIMIT`, or
+        `TRAINING_PICTURES` where there are pictures to draw.
+
+        A publisher's folder is walked once, and nobody knows then what comes: of it these are the samples whose hash
+        is among the smallest up to there, which is all of that choice and some more of the early ones.
+        """
+        limits = {task: TRAINING_PICTURES if TASKS[task].draws else TRAINING_LIMIT for task in self.tasks}
+        chosen = self._choose(("train",), limits) if self.paths else None
+        smallest: dict[str, list[int]] = {task: [] for task in self.tasks}
+        self.training_counts = dict.fromkeys(self.tasks, 0)
         for _, record in self._records(("train",)):
-            if record.sub_task_type not in counts or record.split != "train":
+            task = record.sub_task_type
+            if task not in limits or record.split != "train" or not self.benchmark.wants(_extra(record)):
                 continue
-            most = TRAINING_PICTURES if TASKS[record.sub_task_type].draws else TRAINING_LIMIT
-            if counts[record.sub_task_type] >= most:
+            self.training_counts[task] += 1
+            if chosen is not None and record.id not in chosen[task]:
+                continue
+            if chosen is None and not _among(smallest[task], limits[task], _order(record.id)):
                 continue
             sample = sample_of(record, self.benchmark.prompt, self.benchmark.choice_prompt)
             if sample is not None:
-                counts[record.sub_task_type] += 1
                 yield sample
 
     def _records(self, splits: Collection[str]) -> Iterator[tuple[float, Record]]:
@@ -312,6 +325,19 @@ class BenchmarkData:
             source: Any = find_source(self.benchmark.source)
             digest.update(source.fingerprint(self.folder).encode())
         return digest.hexdigest()
+
+
+def _order(record_id: str) -> int:
+    """A place in a random order that is the same everywhere."""
+    return int.from_bytes(hashlib.sha256(record_id.encode()).digest(), "big")
+
+
+def _among(smallest: list[int], count: int, number: int) -> bool:
+    """Whether a number is among the `count` smallest so far; keeps them, negated, as a heap."""
+    if len(smallest) < count:
+        heapq.heappush(smallest, -number)
+        return True
+    return heapq.heappushpop(smallest, -number) != -number
 
 
 def _extra(record: Record) -> dict[str, Any]:

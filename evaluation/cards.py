@@ -1,7 +1,8 @@
 """A run's results for a checkpoint's card: tables, plots, generated pictures, `model-index` and `.eval_results`."""
 
+import json
 import shutil
-from datetime import UTC, datetime
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ from .compare import load_run
 from .samples import TASKS
 
 FOLDER = "evaluation"
-# Plots show scores and `made` generated pictures; sheets show the data set and are never copied.
-PUBLISHED = ("plots", "made")
+FILES = ("results.json", "results.md", "manifest.json")
 TYPES = {"answer": "visual-question-answering", "text": "image-to-text", "generation": "text-to-image"}
 
 
 def fill_card_folder(out: str | Path, folder: str | Path) -> list[str]:
     """Copy what may be published of a finished run into the folder of a checkpoint.
+
+    Plots show scores, and `made` generated pictures: those go along where the search for copies of training pictures
+    found none. Sheets show the data set and are never copied.
 
     Returns:
         the files written, below the folder.
@@ -31,19 +34,21 @@ def fill_card_folder(out: str | Path, folder: str | Path) -> list[str]:
     folder = Path(folder)
     if not (folder / "README.md").is_file():
         raise ValueError(f"{folder} has no README.md: give the folder of a checkpoint with its card.")
+    if not any((folder / name).is_file() for name in ("config.json", "model_index.json")):
+        raise ValueError(f"{folder} holds neither config.json nor model_index.json: give the folder of a checkpoint.")
     target = folder / FOLDER
-    shutil.rmtree(target, ignore_errors=True)
-    files = []
-    for name in ("results.json", "results.md", "manifest.json"):
-        files.append(_copy(run / name, target / name))
-    for benchmark in results["benchmarks"]:
-        for kind in PUBLISHED:
-            for path in sorted((run / benchmark / kind).glob("*.png")):
-                files.append(_copy(path, target / benchmark / kind / path.name))
+    date = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["date"]
+    _remove_earlier(target)
+    files = [_copy(run / name, target / name) for name in FILES]
+    for benchmark, found in results["benchmarks"].items():
+        shown = {task for task, entry in found["tasks"].items() if _may_show(results["model"], entry)}
+        for path in _pictures(run, benchmark):
+            if path.parent.name == "plots" or path.stem in shown:
+                files.append(_copy(path, target / path.relative_to(run)))
     for benchmark, found in results["benchmarks"].items():
         path = folder / ".eval_results" / f"{benchmark}.yaml"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(yaml.safe_dump(eval_results(benchmark, found), sort_keys=False), encoding="utf-8")
+        path.write_text(yaml.safe_dump(eval_results(benchmark, found, date), sort_keys=False), encoding="utf-8")
         files.append(path)
     card = ModelCard.load(folder / "README.md")
     card.data["model-index"] = model_index(results)
@@ -52,14 +57,50 @@ def fill_card_folder(out: str | Path, folder: str | Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in files]
 
 
-def eval_results(benchmark: str, found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Entries of `.eval_results/BENCHMARK.yaml`: the primary score of each task."""
-    today = datetime.now(UTC).date().isoformat()
+def _remove_earlier(target: Path) -> None:
+    """Remove what an earlier call put there, and nothing else.
+
+    Raises:
+        ValueError: if the folder is of another making.
+    """
+    if not target.exists():
+        return
+    try:
+        earlier = load_run(target)[1]
+    except ValueError as error:
+        raise ValueError(f"{target} is not of `unimedvl eval card`: move it away first.") from error
+    pictures = [path for benchmark in earlier["benchmarks"] for path in _pictures(target, benchmark)]
+    for path in [target / name for name in FILES] + pictures:
+        path.unlink(missing_ok=True)
+    emptied = {folder for path in pictures for folder in (path.parent, path.parent.parent)}
+    for folder in sorted(emptied, reverse=True):
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _pictures(run: Path, benchmark: str) -> Iterator[Path]:
+    """The plots and grids of generated pictures that `visuals` names after tasks."""
+    plots = ["scores", *(f"{task}_{kind}" for task in TASKS for kind in ("by_modality", "confusion", "reliability"))]
+    for kind, names in (("plots", plots), ("made", list(TASKS))):
+        for name in names:
+            path = run / benchmark / kind / f"{name}.png"
+            if path.is_file():
+                yield path
+
+
+def _may_show(model: str, entry: dict[str, Any]) -> bool:
+    """Whether pictures may be published as generated: none may be a training picture."""
+    memory = entry.get("memorisation")
+    return bool(memory) and not memory["memorised"] and not memory["copies"] and not model.startswith("baseline:")
+
+
+def eval_results(benchmark: str, found: dict[str, Any], date: str) -> list[dict[str, Any]]:
+    """Entries of `.eval_results/BENCHMARK.yaml`: the primary score of each task, with the day of the evaluation."""
     return [
         {
             "dataset": {"id": benchmark, "task_id": task},
             "value": metric["value"],
-            "date": today,
+            "date": date,
             "notes": f"{TASKS[task].primary}, {', '.join(found['split'])} split, {entry['count']} samples, "
             f"95 % interval {metric['low']} to {metric['high']}; flags: {'; '.join(entry['flags']) or 'none'}",
         }

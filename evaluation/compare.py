@@ -6,7 +6,7 @@ from typing import Any
 
 from .report import number, table_rows
 from .samples import TASKS
-from .statistics import holm, paired_difference
+from .statistics import holm, paired_difference, rounded
 
 SIGNIFICANT = 0.05
 
@@ -33,43 +33,77 @@ def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
 
     P-values come from flipping signs of whole groups, and are corrected for the number of tasks (Holm).
 
+    Returns:
+        first, second (names of the models), rows, and notes: in words, what was scored differently or left out.
+
     Raises:
-        ValueError: if the runs share no sample.
+        ValueError: if the runs share nothing that can be compared.
     """
     folders, runs = zip(*(load_run(path) for path in (first, second)), strict=True)
     rows: list[dict[str, Any]] = []
+    notes = _differences(runs)
     for name in runs[0]["benchmarks"]:
         if name not in runs[1]["benchmarks"]:
             continue
         scores = [read_scores(folder / name / "scores.jsonl") for folder in folders]
         for task in TASKS:
-            shared = sorted(key for key in scores[0] if key[0] == task and key in scores[1])
-            if shared:
-                rows += _task_rows(name, task, [[found[key] for key in shared] for found in scores], runs)
+            keys = [{key for key in found if key[0] == task} for found in scores]
+            shared = sorted(keys[0] & keys[1])
+            if not shared:
+                continue
+            paired = _paired_row(name, task, [[found[key] for key in shared] for found in scores])
+            whole = None if paired else _whole_row(name, task, len(shared), runs)
+            if whole and keys[0] != keys[1]:
+                notes.append(f"{whole['score']} of {name}, {task}, is left out: the runs scored different samples")
+                whole = None
+            rows += [row for row in (paired, whole) if row]
     if not rows:
-        raise ValueError(f"{first} and {second} share no scored sample: run the same benchmark with both models.")
+        raise ValueError(
+            f"{first} and {second} share no score: run the same samples with both models"
+            + "".join(f" ({note})" for note in notes)
+            + "."
+        )
     tested = [row for row in rows if row["p"] is not None]
     for row, corrected in zip(tested, holm([row["p"] for row in tested]), strict=True):
         row["p_corrected"] = round(corrected, 6)
         row["significant"] = corrected < SIGNIFICANT
-    return {"first": runs[0]["model"], "second": runs[1]["model"], "rows": rows}
+    return {"first": runs[0]["model"], "second": runs[1]["model"], "rows": rows, "notes": notes}
 
 
-def _task_rows(
-    name: str, task: str, scores: list[list[dict[str, Any]]], runs: tuple[dict[str, Any], ...]
-) -> list[dict[str, Any]]:
+def _differences(runs: tuple[dict[str, Any], ...]) -> list[str]:
+    """What was scored by other settings (rule, extractor, resizing, ...), in words."""
+    settings = [dict(run["scoring"]) for run in runs]
+    for name in runs[0]["benchmarks"]:
+        if name in runs[1]["benchmarks"]:
+            for found, run in zip(settings, runs, strict=True):
+                found[f"rule of {name}"] = run["benchmarks"][name]["rule"]
+    return [
+        f"scored differently, {name}: {settings[0].get(name, 'none')} and {settings[1].get(name, 'none')}"
+        for name in sorted({*settings[0], *settings[1]})
+        if settings[0].get(name) != settings[1].get(name)
+    ]
+
+
+def _paired_row(name: str, task: str, scores: list[list[dict[str, Any]]]) -> dict[str, Any] | None:
+    """A score of each sample, with means over the samples that both runs have it for."""
     primary = TASKS[task].primary
     values = [[row["scores"].get(primary) for row in found] for found in scores]
     found = paired_difference(values[0], values[1], [row["group"] for row in scores[0]])
-    means = [
-        run["benchmarks"][name]["tasks"].get(task, {}).get("metrics", {}).get(primary, {}).get("value") for run in runs
-    ]
-    if found["difference"] is None and None not in means:
-        # A score of whole sets: there is nothing to pair.
-        found |= {"difference": round(means[1] - means[0], 6), "count": len(values[0])}
-    if found["difference"] is None:
-        return []
-    return [{"benchmark": name, "task": task, "score": primary, "first": means[0], "second": means[1]} | found]
+    pairs = [pair for pair in zip(*values, strict=True) if None not in pair]
+    if not pairs:
+        return None
+    means = [rounded(sum(column) / len(pairs)) for column in zip(*pairs, strict=True)]
+    return {"benchmark": name, "task": task, "score": primary, "first": means[0], "second": means[1]} | found
+
+
+def _whole_row(name: str, task: str, count: int, runs: tuple[dict[str, Any], ...]) -> dict[str, Any] | None:
+    """A score of a whole set of samples: there is nothing to pair."""
+    primary = TASKS[task].primary
+    values = [run["benchmarks"][name]["tasks"][task]["metrics"].get(primary, {}).get("value") for run in runs]
+    if None in values:
+        return None
+    found = {"difference": rounded(values[1] - values[0]), "low": None, "high": None, "p": None, "count": count}
+    return {"benchmark": name, "task": task, "score": primary, "first": values[0], "second": values[1]} | found
 
 
 def read_scores(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
@@ -99,4 +133,4 @@ def markdown(comparison: dict[str, Any]) -> str:
             for row in comparison["rows"]
         ),
     )
-    return "\n".join(lines)
+    return "\n".join(lines + [f"\n**{note}**" for note in comparison["notes"]])

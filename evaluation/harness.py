@@ -7,11 +7,8 @@ OUT/NAME/           predictions, generated pictures, scores of each sample, plot
 """
 
 import dataclasses
-import hashlib
-import importlib.metadata
+import datetime
 import json
-import platform
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,33 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
-from ..processing.unimed5m.shards import replacing, write_json
+from ..processing.unimed5m.shards import PARTIAL_SUFFIX, replacing, write_json
 from .baselines import NAMES, Baseline, TrainingSplit
 from .benchmarks import BenchmarkData
+from .identity import commit, versions
 from .paper import paper_rows
 from .predictions import Prediction, PredictionStore, Predictor, predict_all
+from .processes import join
 from .report import markdown
 from .samples import TASKS, Sample
 from .scoring import Settings, TaskScores, score_all
 from .statistics import paired_difference, rounded
 
-LIBRARIES = (
-    "unimedvl",
-    "torch",
-    "transformers",
-    "diffusers",
-    "accelerate",
-    "numpy",
-    "pillow",
-    "scikit-image",
-    "scipy",
-    "sacrebleu",
-    "rouge_score",
-    "torchmetrics",
-    "pycocoevalcap",
-)
 # One answer for nearly everything, while the right answers differ.
 ONE_ANSWER, VARIED = 0.9, 0.6
 # Fewer say nothing about a difference.
@@ -58,7 +41,7 @@ class Run:
 
     Attributes:
         model: name for people, and in the manifest.
-        weights: digest of the weights, "" if unknown.
+        weights: digest of the checkpoint's folder, "" if unknown.
         batch_size: samples asked at once; part of what decides an answer's last bits.
         baselines: whether to compare with what needs no model.
         choices: everything else that decides the predictions, for the manifest.
@@ -80,13 +63,18 @@ def evaluate(
     """Predict, score and write everything; continues a run that was stopped.
 
     Raises:
-        ValueError: if the folder holds another run, or a benchmark's folder is not what it should be.
+        ValueError: if the folder holds another run, a benchmark is given twice or its folder is not what it should
+            be, or the model answers nothing of what is asked.
     """
-    state = PartialState()
+    names = Counter(data.benchmark.name for data in benchmarks)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise ValueError(f"benchmark {twice[0]} is given twice: name each once, other folders need another --out.")
+    state = join()
     identity = {
         "model": run.model,
         "weights": run.weights,
         "batch_size": run.batch_size,
+        "model_settings": predictor.settings,
         "benchmarks": {
             data.benchmark.name: {
                 "data": data.fingerprint(),
@@ -105,22 +93,25 @@ def evaluate(
         }
         write_json(run.out / "folders.json", folders)
     state.wait_for_everyone()
+    stores = {data.benchmark.name: PredictionStore(run.out / data.benchmark.name) for data in benchmarks}
     timings, found = {}, {}
     for data in benchmarks:
         name = data.benchmark.name
         say(f"{name}: {data.folder}")
-        store = PredictionStore(run.out / name)
-        timings[name] = predict_all(predictor, data.samples(), store, run.batch_size, say)
-        if state.is_main_process:
-            started = time.monotonic()
-            found[name] = score_benchmark(run, predictor, data, store, settings, say)
-            timings[name]["scoring_seconds"] = round(time.monotonic() - started, 3)
+        timings[name] = predict_all(predictor, data.samples(), stores[name], run.batch_size, say)
+    if not any(counts["answered"] + counts["kept"] for counts in timings.values()):
+        asked = ", ".join(dict.fromkeys(task for data in benchmarks for task in data.tasks))
+        raise ValueError(f"{run.model} answers nothing here ({asked}): choose another benchmark or other --tasks.")
+    for data in benchmarks if state.is_main_process else ():
+        name, started = data.benchmark.name, time.monotonic()
+        found[name] = score_benchmark(run, predictor, data, stores[name], settings, say)
+        timings[name]["scoring_seconds"] = round(time.monotonic() - started, 3)
     results = {"model": run.model, "weights": run.weights, "scoring": run.scoring, "benchmarks": found}
     if state.is_main_process:
         write_json(run.out / "results.json", results)
         with replacing(run.out / "results.md") as partial:
             partial.write_text(markdown(results), encoding="utf-8")
-        write_json(run.out / "manifest.json", _manifest(identity, run, predictor, timings))
+        write_json(run.out / "manifest.json", _manifest(identity, run, timings))
     state.wait_for_everyone()
     return results
 
@@ -135,7 +126,7 @@ def score_benchmark(
 ) -> dict[str, Any]:
     """Scores of one benchmark's stored predictions, with baselines, flags and the paper's rows."""
     benchmark = data.benchmark
-    settings = dataclasses.replace(settings, rule=settings.rule or benchmark.rule)
+    settings = dataclasses.replace(settings, own_rule=benchmark.rule)
     scores = score_all(_stored(data, store), settings)
     # Only where the run has samples: walking a publisher's training split may take long.
     training = TrainingSplit(data.training()) if run.baselines else None
@@ -144,6 +135,10 @@ def score_benchmark(
         for task, found in scores.items()
     }
     if training is not None:
+        whole = sum(count for task, count in data.training_counts.items() if TASKS[task].family == "generation")
+        for entry in tasks.values():
+            if "memorisation" in entry:
+                entry["memorisation"] |= {"searched": training.searched, "training_pictures": whole}
         say(f"{benchmark.name}: baselines from {training.count} training samples")
         for name in NAMES:
             _add_baseline(name, training, data, settings, scores, tasks)
@@ -154,7 +149,7 @@ def score_benchmark(
     return {
         "split": list(benchmark.splits),
         "note": benchmark.note,
-        "rule": settings.rule,
+        "rule": settings.rule or benchmark.rule,
         "left_out_units": data.left_out,
         "unsupported_tasks": [task for task in data.tasks if not predictor.supports(task)],
         "tasks": {task: tasks[task] for task in TASKS if task in tasks},
@@ -239,7 +234,8 @@ def _claim(out: Path, identity: dict[str, Any]) -> None:
             differing = ", ".join(sorted(key for key in {*found, *identity} if found.get(key) != identity.get(key)))
             raise ValueError(f"{out} holds another run (different: {differing}): choose another folder.")
         return
-    if out.exists() and any(out.iterdir()):
+    # A run that was killed before its mark was whole leaves these.
+    if out.exists() and any(path.name != ".gitignore" and path.suffix != PARTIAL_SUFFIX for path in out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no run: choose another folder.")
     out.mkdir(parents=True, exist_ok=True)
     # Predictions and sheets may show pictures of patients: they never slip into a repository.
@@ -247,49 +243,15 @@ def _claim(out: Path, identity: dict[str, Any]) -> None:
     write_json(mark, identity)
 
 
-def _manifest(
-    identity: dict[str, Any], run: Run, predictor: Predictor, timings: dict[str, dict[str, Any]]
-) -> dict[str, Any]:
+def _manifest(identity: dict[str, Any], run: Run, timings: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {
         "settings": identity,
         "scoring": run.scoring,
-        "model_settings": predictor.settings,
-        "versions": {name: _version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "versions": versions(),
         "commit": commit(),
-        "device": str(PartialState().device),
-        "processes": PartialState().num_processes,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "device": str(join().device),
+        "processes": join().num_processes,
         "threads": torch.get_num_threads(),
         "timings": timings,
     }
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
-def commit() -> str:
-    """Commit of the checkout that this code lies in, "" outside of one; "+" marks uncommitted changes."""
-    folder = Path(__file__).resolve().parent
-    try:
-        head = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        dirty = subprocess.run(
-            ["git", "-C", folder, "status", "--porcelain"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
-
-
-def weights_digest(path: str) -> str:
-    """SHA-256 over the digests of a folder's safetensors files in order of their names, "" for a Hub id."""
-    folder = Path(path)
-    if not folder.is_dir():
-        return ""
-    digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.safetensors")):
-        with open(file, "rb") as stream:
-            digest.update(f"{file.relative_to(folder)} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()

@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from accelerate import PartialState
+from accelerate.utils import gather_object
 from PIL import Image
 
 from ..processing.unimed5m.shards import remove_partials, replacing
 from .adapters.base import Model
+from .processes import join
 from .samples import TASKS, Sample
 
 
@@ -107,7 +108,7 @@ class PredictionStore:
 
     def prepare(self, rank: int) -> set[int]:
         """Put whole batches of an earlier run into the first part, drop torn ones; the numbers of what is done."""
-        state = PartialState()
+        state = join()
         if rank == 0:
             self.parts.mkdir(parents=True, exist_ok=True)
             self.images.mkdir(exist_ok=True)
@@ -190,9 +191,9 @@ def predict_all(
     """Answer every sample that the predictor can do and that is not answered yet.
 
     Returns:
-        counts and seconds for the manifest.
+        counts over all processes and seconds, for the manifest.
     """
-    state = PartialState()
+    state = join()
     done = store.prepare(state.process_index)
     progress = _Progress(say)
     asked = (pair for pair in samples if predictor.supports(pair[1].task, pair[1]))
@@ -209,7 +210,8 @@ def predict_all(
     state.wait_for_everyone()
     if state.is_main_process:
         store.finish()
-    state.wait_for_everyone()
+    counts = gather_object([(made, kept)])
+    made, kept = (sum(column) for column in zip(*counts, strict=True))
     return {"answered": made, "kept": kept, "seconds": round(time.monotonic() - progress.start, 3)}
 
 

@@ -79,7 +79,7 @@ def score_study(folder: str | Path) -> dict[str, Any]:
     """Scores of every filled-in form (`*.csv`) of a study, and of all readers together.
 
     Raises:
-        ValueError: naming the form and number where a rating is missing or is none.
+        ValueError: naming the form and what is wrong: its columns, or the number where a rating is missing or is none.
     """
     folder = Path(folder)
     if not (folder / "key.json").is_file():
@@ -87,8 +87,7 @@ def score_study(folder: str | Path) -> dict[str, Any]:
     key = json.loads((folder / "key.json").read_text(encoding="utf-8"))
     ratings: dict[str, list[float]] = {}
     for path in sorted(folder.glob("*.csv")):
-        with open(path, newline="", encoding="utf-8") as stream:
-            rows = {row["number"]: (row["rating"] or "").strip() for row in csv.DictReader(stream)}
+        rows = _ratings(path)
         if not any(rows.values()):
             continue
         for number in key:
@@ -101,3 +100,16 @@ def score_study(folder: str | Path) -> dict[str, Any]:
     found = {name: reader_scores(values, truth) for name, values in ratings.items()}
     together = [value for values in ratings.values() for value in values]
     return found | {"all readers": reader_scores(together, truth * len(ratings))}
+
+
+def _ratings(path: Path) -> dict[str, str]:
+    """The rating of each number in a form, as it was written or as a spreadsheet program saves it.
+
+    Such a program may put a byte order mark in front, divide by semicolons or tabs, and encode comments as it likes.
+    """
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    divider = max(",;\t", key=lines[0].count) if lines else ","
+    rows = list(csv.DictReader(lines, delimiter=divider))
+    if rows and not {"number", "rating"} <= rows[0].keys():
+        raise ValueError(f"{path.name}: the first line must name the columns number and rating, as form.csv does.")
+    return {(row["number"] or "").strip(): (row["rating"] or "").strip() for row in rows}

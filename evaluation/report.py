@@ -21,7 +21,7 @@ SHOWN: dict[str, tuple[tuple[str, str], ...]] = {
         ("bleu_1", "BLEU-1"),
         ("bleu_4", "BLEU-4"),
         ("meteor", "METEOR"),
-        ("cider", "CIDEr"),
+        ("cider", "CIDEr-D"),
         ("ratescore", "RaTEScore"),
         ("radgraph", "RadGraph F1"),
         ("chexbert", "CheXbert F1"),
@@ -71,7 +71,7 @@ def markdown(results: dict[str, Any]) -> str:
     ]
     for name, found in results["benchmarks"].items():
         lines += ["", f"## {name}", ""]
-        lines.append(f"Split: {', '.join(found['split'])}. Rule of answers: {found['rule']}. {found['note']}".strip())
+        lines.append(f"Split: {', '.join(found['split'])}. {found['note']}".strip())
         if found["left_out_units"]:
             lines += ["", f"{found['left_out_units']} units of the folder were left out: damaged, or no sample."]
         if found["unsupported_tasks"]:
@@ -99,6 +99,8 @@ def task_table(task: str, entry: dict[str, Any]) -> list[str]:
             for metric, label in shown
         ),
     )
+    if rules := entry.get("rules"):
+        lines += ["", f"Rules of answers: {', '.join(f'{rule} {count}' for rule, count in rules.items())}."]
     for name, baseline in baselines.items():
         paired = baseline["paired"]
         if paired["difference"] is not None:
@@ -113,8 +115,8 @@ def task_table(task: str, entry: dict[str, Any]) -> list[str]:
     if memory:
         lines += [
             "",
-            f"Copies of training pictures: {memory['copies']} of {memory['count']} "
-            f"(held-out real pictures: {number(memory['held_out_copy_share'])} of all).",
+            f"Copies of training pictures: {memory['copies']} of {memory['count']} (searched {memory['searched']} of "
+            f"{memory['training_pictures']}; held-out real pictures: {number(memory['held_out_copy_share'])} of all).",
         ]
     if "extractor" in entry:
         reliable = "" if entry.get("fid_reliable") else "; fewer pictures than features: read KID, not FID"

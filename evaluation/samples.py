@@ -73,7 +73,7 @@ class Sample:
         reference: the text that it should write, "" if none.
         kind: of an answer, see the metric `vqa_accuracy`.
         options: texts of the options of a multiple-choice question.
-        rule: of `vqa_accuracy`; "" for the benchmark's own.
+        rule: of `vqa_accuracy`, unless a run chooses one; "" for the benchmark's own.
     """
 
     id: str

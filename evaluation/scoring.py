@@ -1,6 +1,7 @@
 """Scores of each sample and of each task, with intervals, from predictions that are on disk."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -32,7 +33,8 @@ class Settings:
         extractor: features for FID, KID and diversity.
         image_text: encoder of the image-text score, None for none.
         classifier: probability of the asked finding in pictures, None for none.
-        rule: of answers without a stated value; "" for the benchmark's own.
+        rule: of all answers; "" for the sample's own, which one with a stated value has, else `own_rule`.
+        own_rule: the benchmark's.
         resize: see the metric `image_quality`.
         lpips: distance of two pictures, None for none.
         meteor: whether METEOR runs.
@@ -43,6 +45,7 @@ class Settings:
     image_text: ImageTextEncoder | None = None
     classifier: Callable[[Sequence[Image.Image]], numpy.ndarray] | None = None
     rule: str = ""
+    own_rule: str = "normalised"
     resize: str = "prediction"
     lpips: Any = None
     meteor: bool = True
@@ -65,6 +68,7 @@ class TaskScores:
         self.made_small: list[numpy.ndarray] = []
         self.real_small: list[numpy.ndarray] = []
         self.present: list[int] = []
+        self.rules: Counter[str] = Counter()
 
     def add(self, sample: Sample, prediction: Prediction, settings: Settings) -> None:
         """Score one sample."""
@@ -74,7 +78,8 @@ class TaskScores:
         self.datasets.append(sample.dataset)
         family, row = TASKS[sample.task].family, dict[str, Value]()
         if family == "answer":
-            rule = sample.rule or settings.rule
+            rule = settings.rule or sample.rule or settings.own_rule
+            self.rules[f"{rule} (stated values)" if sample.rule and not settings.rule else rule] += 1
             text = prediction.text.rpartition("</think>")[2].strip()
             row |= score_answer(text, sample.reference, sample.kind, sample.options or None, rule)
             self.texts.append((text, sample.reference))
@@ -125,7 +130,9 @@ class TaskScores:
         metrics = {name: mean_interval([row.get(name) for row in self.rows], self.groups, **few) for name in names}
         result: dict[str, Any] = {"count": len(self.rows)}
         family = TASKS[self.task].family
-        if self.texts and family != "answer":
+        if family == "answer":
+            result["rules"] = dict(sorted(self.rules.items()))
+        elif self.texts:
             metrics |= self._corpus_text(**few)
         if family in ("generation", "counterfactual") and len(self.made) >= 2:
             names_, details = distribution_set(self, settings, **few)

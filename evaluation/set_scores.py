@@ -1,4 +1,4 @@
-"""Scores of whole sets of pictures, with intervals from resampling: FID, KID, diversity, AUROC."""
+"""Scores of whole sets of pictures, with intervals from resampling whole groups: FID, KID, diversity, AUROC."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,7 @@ import numpy
 from .metrics.counterfactual.counterfactual import auroc, f1
 from .metrics.diversity.diversity import diversity_scores
 from .metrics.image_distribution.image_distribution import frechet_distance, kernel_distance
-from .statistics import recentred_interval, rounded
+from .statistics import recentred_interval, resampled_places, rounded
 
 if TYPE_CHECKING:
     from .scoring import Settings, TaskScores
@@ -21,7 +21,7 @@ def distribution_set(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """FID and KID as means over modalities, and diversity; then what they are made of."""
     made, real = numpy.array(scores.made), numpy.array(scores.real)
-    modalities = numpy.array(scores.modalities)
+    modalities, groups = numpy.array(scores.modalities), numpy.array(scores.groups)
     assert len(made) == len(real) == len(modalities), "every sample of a task that draws has a picture"
     usable = [name for name in sorted(set(modalities.tolist())) if (modalities == name).sum() >= 2]
     details: dict[str, Any] = {"extractor": settings.extractor.name, "distribution_by_modality": {}}
@@ -29,15 +29,16 @@ def distribution_set(
         return {}, details
     metrics: dict[str, Any] = {}
     for name, distance in (("fid", frechet_distance), ("kid", kernel_distance)):
-        sets = {group: (made[modalities == group], real[modalities == group]) for group in usable}
-        values = {group: distance(*pair) for group, pair in sets.items()}
-        for group, value in values.items():
-            details["distribution_by_modality"].setdefault(group, {"count": int((modalities == group).sum())})
-            details["distribution_by_modality"][group][name] = rounded(value)
+        places = {modality: numpy.flatnonzero(modalities == modality) for modality in usable}
+        sets = {modality: (made[chosen], real[chosen], groups[chosen]) for modality, chosen in places.items()}
+        values = {modality: distance(*pair) for modality, (*pair, _) in sets.items()}
+        for modality, value in values.items():
+            details["distribution_by_modality"].setdefault(modality, {"count": len(places[modality])})
+            details["distribution_by_modality"][modality][name] = rounded(value)
         value = float(numpy.mean(list(values.values())))
         drawn = _resampled_means(sets, distance, resamples)
         metrics[name] = {"value": rounded(value), "count": len(made)} | recentred_interval(value, drawn)
-    least = min(int((modalities == group).sum()) for group in usable)
+    least = min(int((modalities == modality).sum()) for modality in usable)
     details["fid_reliable"] = least > made.shape[1]
     spread = diversity_scores(made, real, modalities)
     for name in ("mean_distance_ratio", "vendi_ratio"):
@@ -46,33 +47,35 @@ def distribution_set(
 
 
 def _resampled_means(
-    sets: dict[str, tuple[numpy.ndarray, numpy.ndarray]],
+    sets: dict[str, tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]],
     distance: Callable[[numpy.ndarray, numpy.ndarray], float],
     resamples: int,
 ) -> list[float]:
-    draw = numpy.random.default_rng(0)
-    means = []
-    for _ in range(resamples):
-        values = []
-        for pair in sets.values():
-            values.append(distance(*(rows[draw.integers(0, len(rows), len(rows))] for rows in pair)))
-        means.append(float(numpy.mean(values)))
-    return means
+    """Means over modalities, each from groups of its own drawn anew; none where a modality has one group only."""
+    columns = []
+    for seed, (made, real, groups) in enumerate(sets.values()):
+        drawn = resampled_places(groups.tolist(), resamples, seed)
+        columns.append([distance(made[places], real[places]) for places in drawn])
+    return [float(numpy.mean(values)) for values in zip(*columns, strict=False)]
 
 
 def counterfactual_set(scores: "TaskScores") -> dict[str, Any]:
     """AUROC and F1 of the classifier's view, where there is a classifier."""
-    probabilities = [value for row in scores.rows if (value := row.get("probability")) is not None]
-    if not probabilities:
+    judged = [
+        (value, group)
+        for row, group in zip(scores.rows, scores.groups, strict=True)
+        if (value := row.get("probability")) is not None
+    ]
+    if not judged:
         return {}
+    probabilities = [value for value, _ in judged]
     area = auroc(probabilities, scores.present)
     count = len(probabilities)
     found: dict[str, Any] = {"f1": {"value": rounded(f1(probabilities, scores.present)), "low": None, "high": None}}
     if area is not None:
-        draw, drawn = numpy.random.default_rng(0), []
+        drawn = []
         values, truth = numpy.array(probabilities), numpy.array(scores.present)
-        for _ in range(RESAMPLES):
-            chosen = draw.integers(0, count, count)
+        for chosen in resampled_places([group for _, group in judged], RESAMPLES):
             other = auroc(values[chosen].tolist(), truth[chosen].tolist())
             drawn += [] if other is None else [other]
         found["auroc"] = {"value": rounded(area)} | recentred_interval(area, drawn)

@@ -1,6 +1,6 @@
 """Uncertainty: bootstrap intervals that resample whole patients, and paired tests between two runs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy
@@ -35,6 +35,15 @@ def resampling_weights(count: int, resamples: int = RESAMPLES, seed: int = 0) ->
     """How often each of `count` groups is drawn in each resample, float64 (resamples, count)."""
     draw = numpy.random.default_rng(seed)
     return draw.multinomial(count, numpy.full(count, 1 / count), size=resamples).astype(numpy.float64)
+
+
+def resampled_places(groups: Sequence[str], resamples: int, seed: int = 0) -> Iterator[numpy.ndarray]:
+    """Places of the samples of as many groups as there are, drawn with replacement; nothing where there is one."""
+    numbers = group_numbers(groups)
+    members = numpy.split(numpy.argsort(numbers, kind="stable"), numpy.cumsum(numpy.bincount(numbers))[:-1])
+    draw = numpy.random.default_rng(seed)
+    for _ in range(resamples if len(members) > 1 else 0):
+        yield numpy.concatenate([members[number] for number in draw.integers(0, len(members), len(members))])
 
 
 def mean_interval(

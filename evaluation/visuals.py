@@ -1,7 +1,7 @@
 """Plots of a run's scores, and sheets of its pictures.
 
 OUT/NAME/plots/*.png    scores only: may be published
-OUT/NAME/made/*.png     generated pictures only: may be published
+OUT/NAME/made/*.png     generated pictures only: may be published where none is a copy of a training picture
 OUT/NAME/sheets/*.png   pictures of the data set beside generated ones: stay where the data may be
 """
 

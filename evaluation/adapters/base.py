@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 
+from ..processes import join
+
 Conversation = list[dict[str, Any]]
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -47,7 +49,7 @@ def open_model(
 
     Args:
         path: folder or Hub id.
-        device: "auto" (this process's accelerator, else the CPU) or a torch device name.
+        device: "auto" (this process's CUDA device, else the CPU) or a torch device name.
         steps: sampler steps of generated pictures; the checkpoint's own by default.
         trust_remote_code: let code of the repository run.
 
@@ -85,10 +87,9 @@ def is_pipeline(path: str, revision: str | None) -> bool:
 
 
 def _device(name: str) -> torch.device:
-    from accelerate import PartialState
-
+    state = join(name)
     if name == "auto":
-        return PartialState().device
+        return state.device
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

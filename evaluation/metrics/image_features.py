@@ -77,8 +77,10 @@ class EncoderFeatures:
     def __init__(self, path: str | Path):
         from transformers import AutoImageProcessor, AutoModel
 
-        self.processor = AutoImageProcessor.from_pretrained(path, local_files_only=True)
-        self.model = AutoModel.from_pretrained(path, local_files_only=True, use_safetensors=True).eval()
+        # Without an answer to that, transformers asks on the terminal whether a folder's code may run.
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        self.processor = AutoImageProcessor.from_pretrained(path, **options)
+        self.model = AutoModel.from_pretrained(path, use_safetensors=True, **options).eval()
         self.name = f"{Path(path).name} ({type(self.model).__name__}, its own image processor)"
 
     def __call__(self, images: Sequence[Image.Image]) -> numpy.ndarray:
@@ -132,5 +134,5 @@ def load_feature_extractor(spec: str = DEFAULT) -> FeatureExtractor:
         )
     try:
         return EncoderFeatures(spec)
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"{spec} holds no image encoder of transformers: {str(error).splitlines()[0]}") from error

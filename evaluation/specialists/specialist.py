@@ -28,27 +28,31 @@ class Specialist:
     """Networks of single tasks.
 
     Args:
-        settings: side of the pictures in pixels; answers (texts, most frequent first); targets of masks; tasks of
+        design: side of the pictures in pixels; answers (texts, most frequent first); targets of masks; tasks of
             picture to picture; training_samples of each network.
         networks: by "answers", "segmentation" or the task's name.
+
+    Attributes:
+        settings: the design for a manifest, which may be published: the number of answers in place of training texts.
     """
 
     name = "specialist"
 
-    def __init__(self, settings: dict[str, Any], networks: dict[str, nn.Module]):
-        self.settings, self.networks = settings, networks
+    def __init__(self, design: dict[str, Any], networks: dict[str, nn.Module]):
+        self.design, self.networks = design, networks
+        self.settings: dict[str, Any] = design | {"answers": len(design["answers"])}
 
     @classmethod
-    def build(cls, settings: dict[str, Any]) -> "Specialist":
-        """Untrained networks for what the settings name."""
+    def build(cls, design: dict[str, Any]) -> "Specialist":
+        """Untrained networks for what the design names."""
         networks: dict[str, nn.Module] = {}
-        if settings["answers"]:
-            networks[ANSWERS] = AnswerNetwork(len(settings["answers"]))
-        if settings["targets"]:
-            networks[SEGMENTATION] = UNet(len(settings["targets"]), residual=False)
-        for task in settings["tasks"]:
+        if design["answers"]:
+            networks[ANSWERS] = AnswerNetwork(len(design["answers"]))
+        if design["targets"]:
+            networks[SEGMENTATION] = UNet(len(design["targets"]), residual=False)
+        for task in design["tasks"]:
             networks[task] = UNet(3, residual=True)
-        return cls(settings, networks)
+        return cls(design, networks)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Specialist":
@@ -69,36 +73,36 @@ class Specialist:
         return found
 
     def save(self, folder: str | Path) -> None:
-        """Settings and weights."""
+        """Design and weights."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, network in self.networks.items():
             save_file(network.state_dict(), folder / f"{name}.safetensors")
-        (folder / "specialist.json").write_text(json.dumps(self.settings, indent=1, ensure_ascii=False) + "\n")
+        (folder / "specialist.json").write_text(json.dumps(self.design, indent=1, ensure_ascii=False) + "\n")
 
     def supports(self, task: str, sample: Sample | None = None) -> bool:
         if TASKS[task].family == "answer":
             return ANSWERS in self.networks and (sample is None or bool(sample.inputs))
         if TASKS[task].family == "segmentation":
-            known = self.settings["targets"]
+            known = self.design["targets"]
             return SEGMENTATION in self.networks and (sample is None or sample.extra.get("target") in known)
         return task in self.networks
 
     @torch.inference_mode()
     def predict(self, samples: Sequence[Sample]) -> list[Prediction]:
-        task, side = samples[0].task, self.settings["side"]
+        task, side = samples[0].task, self.design["side"]
         batch = torch.stack([pixels(open_(sample.inputs[-1]), side) for sample in samples])
         if TASKS[task].family == "answer":
             probabilities = self.networks[ANSWERS](batch, [sample.text for sample in samples]).softmax(dim=1)
             best = probabilities.max(dim=1)
-            texts = [self.settings["answers"][place] for place in best.indices.tolist()]
+            texts = [self.design["answers"][place] for place in best.indices.tolist()]
             return [
                 Prediction(text, None, round(sure, 6)) for text, sure in zip(texts, best.values.tolist(), strict=True)
             ]
         sizes = [(sample.inputs[-1].width, sample.inputs[-1].height) for sample in samples]
         if TASKS[task].family == "segmentation":
             masks = self.networks[SEGMENTATION](batch)
-            places = [self.settings["targets"].index(sample.extra["target"]) for sample in samples]
+            places = [self.design["targets"].index(sample.extra["target"]) for sample in samples]
             made = [
                 mask[place].sigmoid()[None].expand(3, -1, -1) * 2 - 1
                 for mask, place in zip(masks, places, strict=True)

@@ -6,6 +6,7 @@ unimedvl eval --model specialist:FOLDER --benchmark unimed-mini=RECORDS --out OU
 
 import argparse
 import logging
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
@@ -26,7 +27,7 @@ Rows = dict[str, list[Any]]
 
 
 def collect(samples: Iterable[Sample], side: int) -> tuple[dict[str, Rows], dict[str, Any]]:
-    """Training rows of each network, and the settings of the specialist."""
+    """Training rows of each network, and the design of the specialist."""
     rows: dict[str, Rows] = {}
     for sample in samples:
         task = TASKS[sample.task]
@@ -41,14 +42,14 @@ def collect(samples: Iterable[Sample], side: int) -> tuple[dict[str, Rows], dict
         elif sample.output is not None and task.family == "translation":
             _add(rows, sample.task, picture=picture, truth=_bytes(open_(sample.output), side))
     counts = Counter(rows.get(ANSWERS, {}).get("answer", []))
-    settings = {
+    design = {
         "side": side,
         "answers": [answer for answer, _ in counts.most_common(MOST_ANSWERS)],
         "targets": sorted(set(rows.get(SEGMENTATION, {}).get("target", []))),
         "tasks": sorted(name for name in rows if name not in (ANSWERS, SEGMENTATION)),
         "training_samples": {name: len(found["picture"]) for name, found in sorted(rows.items())},
     }
-    return rows, settings
+    return rows, design
 
 
 def _bytes(image: Any, side: int) -> torch.Tensor:
@@ -89,17 +90,17 @@ def train(samples: Iterable[Sample], steps: int, side: int = 64, seed: int = 0) 
         side: pixels of a side of the pictures, divisible by 4.
     """
     torch.manual_seed(seed)
-    rows, settings = collect(samples, side)
-    specialist = Specialist.build(settings)
+    rows, design = collect(samples, side)
+    specialist = Specialist.build(design)
     for name, network in specialist.networks.items():
-        loss = fit(network, len(rows[name]["picture"]), _loss(name, network, rows[name], settings), steps, seed)
+        loss = fit(network, len(rows[name]["picture"]), _loss(name, network, rows[name], design), steps, seed)
         logger.info("%s: %d samples, loss %.4f", name, len(rows[name]["picture"]), loss)
     return specialist
 
 
-def _loss(name: str, network: nn.Module, rows: Rows, settings: dict[str, Any]) -> Callable[[list[int]], torch.Tensor]:
-    answers = {answer: place for place, answer in enumerate(settings["answers"])}
-    targets = {target: place for place, target in enumerate(settings["targets"])}
+def _loss(name: str, network: nn.Module, rows: Rows, design: dict[str, Any]) -> Callable[[list[int]], torch.Tensor]:
+    answers = {answer: place for place, answer in enumerate(design["answers"])}
+    targets = {target: place for place, target in enumerate(design["targets"])}
 
     def pictures(column: str, chosen: Collection[int]) -> torch.Tensor:
         return torch.stack([rows[column][place] for place in chosen]).float() / 127.5 - 1
@@ -122,8 +123,8 @@ def _loss(name: str, network: nn.Module, rows: Rows, settings: dict[str, Any]) -
     return {ANSWERS: of_answers, SEGMENTATION: of_masks}.get(name, of_pictures)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The command."""
+def main(argv: list[str] | None = None) -> int:
+    """The command; 0, or 2 for an error that the user can mend (one line on stderr says how)."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--benchmark", required=True, metavar="NAME=PATH")
     parser.add_argument("--out", required=True, metavar="FOLDER")
@@ -133,9 +134,14 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     name, _, folder = arguments.benchmark.partition("=")
-    data = BenchmarkData(get_benchmark(name), folder, tasks=[task for task in arguments.tasks.split(",") if task])
-    train(data.training(), arguments.steps, arguments.side).save(arguments.out)
+    try:
+        data = BenchmarkData(get_benchmark(name), folder, tasks=[task for task in arguments.tasks.split(",") if task])
+        train(data.training(), arguments.steps, arguments.side).save(arguments.out)
+    except (ValueError, OSError) as error:
+        logger.error("specialists: %s", " ".join(str(error).split()))
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

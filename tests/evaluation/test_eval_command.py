@@ -15,6 +15,13 @@ from unimedvl.evaluation.benchmarks import BENCHMARKS
 COMMAND = [sys.executable, "-m", "unimedvl", "eval", "--no-meteor", "--steps", "2", "--batch-size", "2"]
 
 
+def run_child(command):
+    """Run it to its good end; where it ends badly the failure says what it said."""
+    found = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr[-4000:]
+    return found.stdout
+
+
 def test_lists_the_benchmarks(capsys):
     assert main(["eval", "list", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["benchmarks"]
@@ -44,6 +51,7 @@ def test_scores_a_baseline_and_compares(records, tmp_path, capsys):
         (["--benchmark", "unimed-mini=RECORDS", "--out", "OUT", "--feature-extractor", "x"], "feature extractor"),
         (["--benchmark", "unimed-mini=RECORDS", "--out", "OUT", "--image-text-encoder", "x"], "there is no folder x"),
         (["--benchmark", "unimed-mini=RECORDS", "--out", "OUT", "--clinical", "green=x"], "green needs the package"),
+        (["--benchmark", "unimed-mini=RECORDS", "--out", "OUT", "--classifier", "x"], "FOLDER:LABEL"),
         (["--benchmark", "unimed-mini=RECORDS", "--out", "OUT", "--model", "./none"], "there is no folder ./none"),
         (["--benchmark", "unimed-mini=RECORDS", "--out", "OUT", "--model", "baseline:luck"], "the baselines are"),
         (["--benchmark", "unimed-mini=RECORDS", "--out", "OUT", "--model", "specialist:x"], "holds no specialist"),
@@ -67,14 +75,13 @@ def test_killed_at_random_and_resumed_gives_the_same_bytes(records, tmp_path):
     """The shipped checkpoint, killed with SIGKILL after more and more of its batches."""
     benchmark = ["--benchmark", f"unimed-mini={records}", "--limit", "4"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-
-    def run(out):
-        return subprocess.run([*COMMAND, *benchmark, "--out", str(out)], check=True, env=environment)
-
-    run(tmp_path / "whole")
+    run_child([*COMMAND, *benchmark, "--out", str(tmp_path / "whole")])
     out, kills = tmp_path / "killed", 0
+    said = tmp_path / "said.txt"
     for lines in (2, 9, 20, 33):
-        process = subprocess.Popen([*COMMAND, *benchmark, "--out", str(out)], env=environment)
+        with open(said, "a") as file:
+            command = [*COMMAND, *benchmark, "--out", str(out)]
+            process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
         part = out / "unimed-mini" / "parts" / "00000.jsonl"
         while process.poll() is None:
             if part.is_file() and part.read_bytes().count(b"\n") >= lines:
@@ -82,8 +89,8 @@ def test_killed_at_random_and_resumed_gives_the_same_bytes(records, tmp_path):
                 kills += process.wait() == -signal.SIGKILL
                 break
             time.sleep(0.02)
-    assert kills >= 3
-    run(out)
+    assert kills >= 3, said.read_text()[-4000:]
+    run_child([*COMMAND, *benchmark, "--out", str(out)])
     for name in ("results.json", "results.md", "unimed-mini/predictions.jsonl", "unimed-mini/scores.jsonl"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     timings = json.loads((out / "manifest.json").read_text())["timings"]["unimed-mini"]
@@ -93,10 +100,14 @@ def test_killed_at_random_and_resumed_gives_the_same_bytes(records, tmp_path):
 @pytest.mark.slow
 def test_two_processes_give_the_bytes_of_one(records, tmp_path):
     benchmark = ["--benchmark", f"unimed-mini={records}", "--limit", "4", "--tasks", "vqa,segmentation"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    subprocess.run([*COMMAND, *benchmark, "--out", str(tmp_path / "one")], check=True, env=environment)
+    benchmark += ["--device", "cpu"]
+    run_child([*COMMAND, *benchmark, "--out", str(tmp_path / "one")])
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *COMMAND[1:]]
-    subprocess.run([*launch, *benchmark, "--out", str(tmp_path / "two")], check=True, env=environment)
+    printed = run_child([*launch, *benchmark, "--out", str(tmp_path / "two")])
+    assert printed.count("# Evaluation") == 1
     for name in ("results.json", "unimed-mini/predictions.jsonl"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
-    assert json.loads((tmp_path / "two" / "manifest.json").read_text())["processes"] == 2
+    ran = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("one", "two")]
+    assert [manifest["processes"] for manifest in ran] == [1, 2]
+    counts = [manifest["timings"]["unimed-mini"]["answered"] for manifest in ran]
+    assert counts[0] == counts[1] > 0

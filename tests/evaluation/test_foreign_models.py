@@ -2,6 +2,7 @@
 
 import json
 
+import diffusers
 import pytest
 import torch
 from diffusers import (
@@ -26,6 +27,7 @@ from transformers import (
 )
 
 from unimedvl.evaluation.adapters import open_model
+from unimedvl.evaluation.adapters.diffusers_pipelines import abilities_of
 from unimedvl.evaluation.benchmarks import BenchmarkData, get_benchmark
 from unimedvl.evaluation.harness import Run, evaluate
 from unimedvl.evaluation.metrics.image_features import load_feature_extractor
@@ -164,6 +166,21 @@ def test_a_diffusers_pipeline_draws_what_it_can(stable_diffusion, records, tmp_p
 def test_an_image_to_image_pipeline_edits(stable_diffusion, records, tmp_path):
     found = score(stable_diffusion / "i2i", records, tmp_path / "out", steps=2)
     assert "super_resolution" in found["tasks"] and "text_to_image" in found["unsupported_tasks"]
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "abilities"),
+    [
+        (diffusers.StableDiffusionPipeline, {"image"}),
+        (diffusers.StableDiffusionImg2ImgPipeline, {"image_from_image"}),
+        (diffusers.StableDiffusionInpaintPipeline, {"image_from_image"}),
+        (diffusers.QwenImageEditPipeline, {"image_from_image"}),
+        (diffusers.FluxKontextPipeline, {"image", "image_from_image"}),
+        (diffusers.DDPMPipeline, set()),
+    ],
+)
+def test_a_pipeline_whose_picture_may_be_left_out_also_draws_from_text(pipeline, abilities):
+    assert abilities_of(pipeline) == abilities
 
 
 def test_noise_follows_the_sample(stable_diffusion):

@@ -1,5 +1,6 @@
 """Every metric is an `evaluate` module that loads by path, without a network, and has a card."""
 
+import json
 from pathlib import Path
 
 import evaluate
@@ -40,6 +41,26 @@ def test_loads_by_path_and_computes(name, tmp_path, monkeypatch):
 def test_has_a_card(name):
     card = (METRICS / name / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\ntitle:") and "- evaluate" in card and "evaluate.load(" in card
+
+
+def test_no_folder_gets_to_ask_whether_its_code_may_run(tmp_path, monkeypatch):
+    from unimedvl.evaluation.metrics.counterfactual.counterfactual import load_classifier
+    from unimedvl.evaluation.metrics.image_features import load_feature_extractor
+    from unimedvl.evaluation.metrics.image_text_score.image_text_score import load_image_text_encoder
+
+    def asked(*_):
+        raise AssertionError("asked on the terminal")
+
+    monkeypatch.setattr("builtins.input", asked)
+    names = ("AutoConfig", "AutoModel", "AutoModelForImageClassification", "AutoProcessor", "AutoImageProcessor")
+    text = json.dumps({"model_type": "strange", "auto_map": {name: f"code.{name}" for name in names}})
+    for name in ("config.json", "preprocessor_config.json", "processor_config.json"):
+        (tmp_path / name).write_text(text)
+    folder = str(tmp_path)
+    for load in (load_feature_extractor, load_image_text_encoder, lambda path: load_classifier(path, "x")):
+        with pytest.raises(ValueError, match="code") as caught:
+            load(folder)
+        assert "\n" not in str(caught.value)
 
 
 def test_missing_clinical_packages_get_one_line(tmp_path):

@@ -132,6 +132,31 @@ def test_another_run_in_the_folder_is_refused(finished, records):
         run(Painter(), records, out, limit=1)
 
 
+def test_a_model_that_answers_nothing_is_an_error(records, training, tmp_path):
+    with pytest.raises(ValueError, match="m answers nothing here .vqa.: choose another benchmark"):
+        run(Baseline("copy-input", training), records, tmp_path / "out", tasks=["vqa"])
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_a_model_of_other_settings_does_not_go_on_with_a_run(finished, records, tmp_path):
+    painter = Painter()
+    painter.settings = {"presets": {"t2i": {"num_inference_steps": 3}}}
+    with pytest.raises(ValueError, match="holds another run .different: model_settings"):
+        run(painter, records, finished[0])
+
+
+def test_what_a_run_killed_at_its_start_leaves_is_no_other_run(records, tmp_path):
+    (tmp_path / ".gitignore").write_text("*\n")
+    (tmp_path / "run.json.17.partial").write_text("{")
+    assert run(Painter(), records, tmp_path, limit=1, tasks=["vqa"])["benchmarks"]
+
+
+def test_a_benchmark_given_twice_is_refused(records, tmp_path):
+    data = BenchmarkData(get_benchmark("unimed-mini"), records)
+    with pytest.raises(ValueError, match="benchmark unimed-mini is given twice"):
+        evaluate(Run("m", tmp_path / "out"), Painter(), [data, data], settings(), print)
+
+
 def test_limit_takes_the_same_few_of_each_task(records, tmp_path):
     asked = []
     for name in ("a", "b"):
@@ -179,15 +204,42 @@ def test_compare_finds_the_better_run(finished, records, training, tmp_path):
     rows = {row["task"]: row for row in found["rows"]}
     assert rows["super_resolution"]["difference"] > 0 and rows["super_resolution"]["significant"]
     assert "| unimed-mini | super_resolution | ssim |" in markdown(found)
+    assert found["notes"] == []
     same = compare(out, out)
     assert all(row["difference"] == 0 and row["p"] in (1, None) for row in same["rows"])
     with pytest.raises(ValueError, match="holds no results.json"):
         compare(out, tmp_path)
 
 
+def test_compare_takes_means_over_shared_samples_and_says_what_differs(finished, records, tmp_path):
+    out, _ = finished
+    data = BenchmarkData(get_benchmark("unimed-mini"), records, tasks=["report", "text_to_image"])
+    few = Run("few", tmp_path / "few", scoring={"features": "y"}, baselines=False)
+    evaluate(few, Painter(), [data], settings(), print)
+    file = tmp_path / "few" / "unimed-mini" / "scores.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    report = sorted((row for row in rows if row["task"] == "report"), key=lambda row: row["scores"]["rouge_l"])
+    drawn = [row for row in rows if row["task"] == "text_to_image"]
+    assert compare(out, tmp_path / "few")["rows"][1]["score"] == "kid"
+    file.write_text("".join(json.dumps(row) + "\n" for row in report[:2] + drawn[1:]))
+    found = compare(out, tmp_path / "few")
+    assert [row["task"] for row in found["rows"]] == ["report"]
+    row, mean = found["rows"][0], sum(row["scores"]["rouge_l"] for row in report[:2]) / 2
+    assert row["first"] == row["second"] == pytest.approx(mean, abs=1e-6)
+    assert (row["difference"], row["count"]) == (0, 2)
+    assert found["notes"] == [
+        "scored differently, features: x and y",
+        "kid of unimed-mini, text_to_image, is left out: the runs scored different samples",
+    ]
+    assert "**scored differently, features: x and y**" in markdown(found)
+
+
 def test_a_card_gets_scores_and_no_picture_of_the_data(finished, tmp_path):
     out, _ = finished
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# Card\n")
+    with pytest.raises(ValueError, match=r"neither config\.json nor model_index\.json"):
+        fill_card_folder(out, tmp_path)
+    (tmp_path / "config.json").write_text("{}")
     files = fill_card_folder(out, tmp_path)
     assert ".eval_results/unimed-mini.yaml" in files and "evaluation/results.md" in files
     assert not any("sheet" in name or "images" in name for name in files)
@@ -195,6 +247,71 @@ def test_a_card_gets_scores_and_no_picture_of_the_data(finished, tmp_path):
     assert "model-index:" in text and "license: mit" in text and "# Card" in text
     with pytest.raises(ValueError, match=r"README\.md"):
         fill_card_folder(out, tmp_path / "nowhere")
+
+
+@pytest.fixture
+def published(finished, tmp_path):
+    """A copy of the run with a picture of generated ones and a plot, and the folder of a checkpoint."""
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    for name in ("made/text_to_image", "plots/scores", "plots/vqa_confusion"):
+        (out / "unimed-mini" / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (8, 8)).save(out / "unimed-mini" / f"{name}.png")
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    (folder / "config.json").write_text("{}")
+    return out, folder
+
+
+def rewrite(path, change) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_a_card_replaces_its_own_files_only(published):
+    out, folder = published
+    fill_card_folder(out, folder)
+    (folder / "evaluation" / "unimed-mini" / "plots" / "mine.png").write_bytes(b"x")
+    (out / "unimed-mini" / "plots" / "vqa_confusion.png").unlink()
+    fill_card_folder(out, folder)
+    left = {path.name for path in (folder / "evaluation" / "unimed-mini" / "plots").iterdir()}
+    assert {"mine.png", "scores.png"} <= left and "vqa_confusion.png" not in left
+    (folder / "evaluation" / "results.json").write_text("[]")
+    with pytest.raises(ValueError, match="is not of `unimedvl eval card`"):
+        fill_card_folder(out, folder)
+    assert (folder / "evaluation" / "unimed-mini" / "plots" / "mine.png").is_file()
+
+
+def test_a_card_shows_generated_pictures_only_where_none_is_a_copy(published):
+    out, folder = published
+    shown = "evaluation/unimed-mini/made/text_to_image.png"
+    assert shown in fill_card_folder(out, folder)
+
+    def change(results, **memory):
+        results["benchmarks"]["unimed-mini"]["tasks"]["text_to_image"]["memorisation"] |= memory
+
+    for memory in ({"memorised": True, "copies": 4}, {"memorised": False, "copies": 1}):
+        rewrite(out / "results.json", lambda results, memory=memory: change(results, **memory))
+        assert shown not in fill_card_folder(out, folder) and not (folder / shown).exists()
+    rewrite(out / "results.json", lambda results: change(results, memorised=False, copies=0))
+    rewrite(out / "results.json", lambda results: results.update(model="baseline:training-image"))
+    assert shown not in fill_card_folder(out, folder)
+
+    def not_searched(results):
+        del results["benchmarks"]["unimed-mini"]["tasks"]["text_to_image"]["memorisation"]
+
+    rewrite(out / "results.json", lambda results: results.update(model="m"))
+    rewrite(out / "results.json", not_searched)
+    assert shown not in fill_card_folder(out, folder)
+
+
+def test_a_card_names_the_day_of_the_evaluation(published):
+    out, folder = published
+    rewrite(out / "manifest.json", lambda manifest: manifest.update(date="2001-02-03"))
+    fill_card_folder(out, folder)
+    assert "date: '2001-02-03'" in (folder / ".eval_results" / "unimed-mini.yaml").read_text()
 
 
 def test_reader_study_is_blind_and_scored(finished, tmp_path):
@@ -216,6 +333,14 @@ def test_reader_study_is_blind_and_scored(finished, tmp_path):
         score_study(study)
     (study / "anna.csv").write_text("\n".join(lines))
     assert score_study(study)["anna"]["balanced_accuracy"] == 1
+    for divider in ";\t":
+        # What a spreadsheet program saves: a byte order mark, other dividers and line ends, a comment in its encoding.
+        saved = "\r\n".join(line.replace(",", divider) for line in lines).encode("utf-8-sig") + b"unscharf \xe4"
+        (study / "anna.csv").write_bytes(saved)
+        assert score_study(study)["anna"]["balanced_accuracy"] == 1
+    (study / "anna.csv").write_text("\n".join(["picture,rating", *lines[1:]]))
+    with pytest.raises(ValueError, match="anna.csv: the first line must name the columns"):
+        score_study(study)
     (study / "anna.csv").write_text("\n".join([*lines[:-1], f"{len(key)},9,"]))
     with pytest.raises(ValueError, match="anna.csv: picture 8 needs a rating"):
         score_study(study)

@@ -1,5 +1,7 @@
 """Specialists learn from the training split what a benchmark asks, and are scored like any model."""
 
+import json
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from unimedvl.evaluation.metrics.image_features import load_feature_extractor
 from unimedvl.evaluation.scoring import Settings
 from unimedvl.evaluation.specialists import Specialist
 from unimedvl.evaluation.specialists.networks import UNet
-from unimedvl.evaluation.specialists.train import train
+from unimedvl.evaluation.specialists.train import main, train
 
 
 def test_an_untrained_residual_network_returns_its_input():
@@ -28,10 +30,21 @@ def test_trains_saves_loads_and_is_scored(records, tmp_path):
     results = evaluate(Run("s", tmp_path / "out", baselines=False), loaded, [data], settings, print)
     found = results["benchmarks"]["unimed-mini"]
     assert set(found["tasks"]) == set(tasks) and not found["unsupported_tasks"]
+    assert made.design["answers"]
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert (
+        loaded.settings["answers"] == len(made.design["answers"]) == manifest["settings"]["model_settings"]["answers"]
+    )
     sample = next(sample for _, sample in data.samples() if sample.task == "segmentation")
     assert loaded.predict([sample])[0].image.size == (sample.inputs[0].width, sample.inputs[0].height)
     with pytest.raises(ValueError, match="holds no specialist"):
         Specialist.load(tmp_path)
+
+
+@pytest.mark.parametrize("benchmark", ["unimed-mini=nowhere", "imagenet=nowhere"])
+def test_a_wrong_call_of_the_training_gets_one_line(benchmark, tmp_path, caplog):
+    assert main(["--benchmark", benchmark, "--out", str(tmp_path / "out")]) == 2
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["specialists"]
 
 
 @pytest.mark.slow

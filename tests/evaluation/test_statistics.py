@@ -4,11 +4,15 @@ import numpy
 import pytest
 import scipy.stats
 
+from unimedvl.evaluation.metrics.image_features import load_feature_extractor
+from unimedvl.evaluation.scoring import Settings, TaskScores
+from unimedvl.evaluation.set_scores import counterfactual_set, distribution_set
 from unimedvl.evaluation.statistics import (
     holm,
     mean_interval,
     paired_difference,
     recentred_interval,
+    resampled_places,
     statistic_intervals,
 )
 
@@ -54,6 +58,41 @@ def test_statistic_of_sums_agrees_with_the_mean():
     found = statistic_intervals(rows, groups, lambda t: {"mean": t[0] / t[1], "sum": t[0]}, resamples=1000)
     assert found["mean"] == mean_interval(values.tolist(), groups)
     assert found["sum"]["low"] < found["sum"]["value"] < found["sum"]["high"]
+
+
+def test_places_of_whole_groups_are_drawn():
+    groups = ["a", "b", "a", "c", "c", "c"]
+    for places in resampled_places(groups, 20):
+        drawn = [groups[place] for place in places]
+        sizes = {"a": 2, "b": 1, "c": 3}
+        assert all(drawn.count(name) % size == 0 for name, size in sizes.items())
+        assert sum(drawn.count(name) // size for name, size in sizes.items()) == 3
+    assert not list(resampled_places(["a", "a"], 20))
+
+
+def scores_of(task: str, groups: list[str]) -> TaskScores:
+    """Scores of one picture per group name, of which pictures of one group are alike."""
+    draw = {group: numpy.random.default_rng(ord(group)).random(3) for group in groups}
+    found = TaskScores(task)
+    found.groups, found.modalities = groups, ["CXR"] * len(groups)
+    found.made = [draw[group] for group in groups]
+    found.real = [numpy.sqrt(draw[group]) for group in groups]
+    found.rows = [{"probability": float(draw[group][0])} for group in groups]
+    found.present = [ord(group) % 2 for group in groups]
+    return found
+
+
+def test_intervals_of_sets_resample_whole_groups():
+    """Ten copies of each patient's picture tell no more than one: the interval does not become narrower."""
+    names = [chr(number) for number in range(ord("a"), ord("a") + 16)]
+    alone, copied = (scores_of("counterfactual", names * times) for times in (1, 10))
+    areas = [counterfactual_set(found)["auroc"] for found in (alone, copied)]
+    assert areas[1]["high"] - areas[1]["low"] == pytest.approx(areas[0]["high"] - areas[0]["low"], rel=0.05)
+    settings = Settings(extractor=load_feature_extractor("pixels-1"))
+    sets = [distribution_set(found, settings)[0]["fid"] for found in (alone, copied)]
+    assert sets[1]["high"] - sets[1]["low"] == pytest.approx(sets[0]["high"] - sets[0]["low"], rel=0.2)
+    one = scores_of("counterfactual", ["a"] * 5)
+    assert distribution_set(one, settings)[0]["kid"]["low"] is None
 
 
 def test_recentred_interval_surrounds_the_value():

@@ -13,11 +13,11 @@ that was stopped continues it.
 
 import argparse
 import importlib.util
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .shared import say
+from .shared import print_result, say
 
 if TYPE_CHECKING:
     from ..evaluation.benchmarks import BenchmarkData
@@ -63,7 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--no-baselines", action="store_true", help="do not compare with what needs no model")
     scoring = parser.add_argument_group("scoring")
     add = scoring.add_argument
-    add("--rule", choices=("normalised", "contains", "medevalkit", "vlmevalkit"), help="what counts as a right answer")
+    add(
+        "--rule",
+        choices=("normalised", "contains", "medevalkit", "vlmevalkit"),
+        help="what counts as a right answer (default: by answer)",
+    )
     add(
         "--resize",
         default="prediction",
@@ -95,35 +99,42 @@ def run(arguments: argparse.Namespace) -> None:
         "list": _list,
         None: _evaluate,
     }
-    record, text = actions[arguments.action](arguments)
-    print(json.dumps(record, ensure_ascii=False) if arguments.json else text)
+    found = actions[arguments.action](arguments)
+    if found is not None:
+        print_result(arguments, *found)
 
 
-def _evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def _evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | None:
+    """A whole run; None in the processes that leave the report to the main one."""
     if not arguments.benchmark or not arguments.out:
         raise ValueError("eval needs --benchmark NAME=PATH and --out OUT (see unimedvl eval --help).")
     for name in ("limit", "batch_size", "steps", "max_new_tokens"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}.")
-    from accelerate import PartialState
     from transformers.utils import logging as transformers_logging
 
-    from ..evaluation.harness import Run, evaluate, weights_digest
+    from ..evaluation.harness import Run, evaluate
+    from ..evaluation.identity import hub_commit, weights_digest
+    from ..evaluation.processes import join
     from ..evaluation.report import markdown
     from ..evaluation.visuals import draw_all
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    state = join(arguments.device)
+    tell = say if state.is_main_process else _say_nothing
     benchmarks = [_benchmark(arguments, entry) for entry in arguments.benchmark]
-    settings, names = _scoring(arguments)
+    settings, names = _scoring(arguments, tell)
     path = arguments.model or _default_model()
     predictor = _predictor(arguments, path, benchmarks)
     out = Path(arguments.out)
+    place = path.removeprefix("specialist:")
+    local = Path(place).is_dir() or place.startswith("baseline:")
     run_ = Run(
         model=Path(path).name if Path(path).is_dir() else path,
         out=out,
-        weights=weights_digest(path),
+        weights=weights_digest(place),
         batch_size=arguments.batch_size,
         baselines=not arguments.no_baselines,
         choices={
@@ -132,13 +143,19 @@ def _evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
             "max_new_tokens": arguments.max_new_tokens,
             "dtype": arguments.dtype,
             "revision": arguments.revision,
+            "commit": "" if local else hub_commit(place, arguments.revision),
         },
         scoring=names,
     )
-    results = evaluate(run_, predictor, benchmarks, settings, say)
-    if PartialState().is_main_process:
-        draw_all(results, benchmarks, out)
+    results = evaluate(run_, predictor, benchmarks, settings, tell)
+    if not state.is_main_process:
+        return None
+    draw_all(results, benchmarks, out)
     return results, markdown(results).rstrip()
+
+
+def _say_nothing(message: str) -> None:
+    """In place of `say` where another process speaks."""
 
 
 def _benchmark(arguments: argparse.Namespace, entry: str) -> "BenchmarkData":
@@ -191,7 +208,7 @@ def _predictor(arguments: argparse.Namespace, path: str, benchmarks: list["Bench
     return ModelPredictor(model, arguments.seed, arguments.max_new_tokens)
 
 
-def _scoring(arguments: argparse.Namespace) -> tuple["Settings", dict[str, Any]]:
+def _scoring(arguments: argparse.Namespace, tell: Callable[[str], None]) -> tuple["Settings", dict[str, Any]]:
     from ..evaluation.metrics.clinical_text.clinical_text import load_scorer
     from ..evaluation.metrics.counterfactual.counterfactual import load_classifier
     from ..evaluation.metrics.image_features import load_feature_extractor
@@ -207,6 +224,8 @@ def _scoring(arguments: argparse.Namespace) -> tuple["Settings", dict[str, Any]]
         names["image-text encoder"] = settings.image_text.name
     if arguments.classifier:
         folder, _, label = arguments.classifier.rpartition(":")
+        if not folder:
+            raise ValueError(f"--classifier {label}: say which of its labels is judged, FOLDER:LABEL.")
         settings.classifier = load_classifier(folder, label)
         names["classifier"] = f"{Path(folder).name}:{label}"
     if arguments.lpips:
@@ -218,7 +237,7 @@ def _scoring(arguments: argparse.Namespace) -> tuple["Settings", dict[str, Any]]
     settings.meteor = not arguments.no_meteor and not meteor_problem()
     names["METEOR"] = "1.5" if settings.meteor else "left out"
     if not settings.meteor and not arguments.no_meteor:
-        say(meteor_problem())
+        tell(meteor_problem())
     if arguments.rule:
         names["rule"] = arguments.rule
         settings.rule = arguments.rule

@@ -66,12 +66,12 @@ def load_classifier(path: str | Path, label: str) -> Classifier:
     """
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+    # Without an answer to that, transformers asks on the terminal whether a folder's code may run.
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        model = AutoModelForImageClassification.from_pretrained(
-            path, local_files_only=True, use_safetensors=True
-        ).eval()
-        processor = AutoImageProcessor.from_pretrained(path, local_files_only=True)
-    except OSError as error:
+        model = AutoModelForImageClassification.from_pretrained(path, use_safetensors=True, **options).eval()
+        processor = AutoImageProcessor.from_pretrained(path, **options)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} holds no image classifier of transformers: {str(error).splitlines()[0]}") from error
     known = model.config.label2id
     if label not in known:

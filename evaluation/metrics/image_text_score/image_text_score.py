@@ -44,8 +44,10 @@ class TransformersImageText:
     def __init__(self, path: str | Path):
         from transformers import AutoModel, AutoProcessor
 
-        self.processor = AutoProcessor.from_pretrained(path, local_files_only=True)
-        self.model = AutoModel.from_pretrained(path, local_files_only=True, use_safetensors=True).eval()
+        # Without an answer to that, transformers asks on the terminal whether a folder's code may run.
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        self.processor = AutoProcessor.from_pretrained(path, **options)
+        self.model = AutoModel.from_pretrained(path, use_safetensors=True, **options).eval()
         if not hasattr(self.model, "get_text_features"):
             raise ValueError(
                 f"{path} holds {type(self.model).__name__}, which has no text tower: give a dual encoder."
@@ -109,7 +111,7 @@ def load_image_text_encoder(spec: str) -> ImageTextEncoder:
         return OpenClipImageText(path)
     try:
         return TransformersImageText(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} holds no image-text encoder: {str(error).splitlines()[0]}") from error
 
 

@@ -21,8 +21,8 @@ bleu_1 .. bleu_4: sacrebleu, whole corpus, 13a tokens, lower case, exponential s
   code that the authors of UniMedVL published with a later project).
 rouge_1, rouge_l: mean F1 of rouge_score with stemming.
 meteor: METEOR 1.5 through pycocoevalcap, which needs Java.
-cider: CIDEr (not the clipped CIDEr-D's jackknife) of pycocoevalcap over lower-case words; it needs several references
-  to weigh words, and is 0 for a single pair."""
+cider: what pycocoevalcap calls CIDEr over lower-case words, which is CIDEr-D: counts are clipped to the reference's,
+  and other lengths lose by a Gaussian penalty; it needs several references to weigh words, and is 0 for one pair."""
 INPUTS = """
 Args:
     predictions (list of str), references (list of str).
@@ -95,7 +95,7 @@ def cider_words(text: str) -> str:
 
 
 def cider_scores(predictions: Sequence[str], references: Sequence[str]) -> list[float]:
-    """CIDEr of each text; words are weighed by how many of the references hold them."""
+    """CIDEr-D of each text; words are weighed by how many of the references hold them."""
     from pycocoevalcap.cider.cider import Cider
 
     wanted = {index: [cider_words(text)] for index, text in enumerate(references)}

@@ -1,0 +1,77 @@
+"""What ran: digests of checkpoints, commits and versions, so that a run can be told from another and repeated."""
+
+import hashlib
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+
+LIBRARIES = (
+    "unimedvl",
+    "torch",
+    "transformers",
+    "diffusers",
+    "accelerate",
+    "numpy",
+    "pillow",
+    "scikit-image",
+    "scipy",
+    "sacrebleu",
+    "rouge_score",
+    "torchmetrics",
+    "pycocoevalcap",
+)
+# Weights, and what else decides answers: presets, tokenizers, templates, code.
+DECIDING = frozenset({".safetensors", ".json", ".jinja", ".py", ".txt", ".model"})
+# Written into the folder by `unimedvl eval card` after a run: they decide nothing.
+RESULTS = ("evaluation/results.json", "evaluation/manifest.json")
+
+
+def weights_digest(path: str) -> str:
+    """SHA-256 over the digests of a folder's deciding files in order of their names, "" for a Hub id."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return ""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder).as_posix()
+        if file.suffix in DECIDING and file.is_file() and name not in RESULTS:
+            with open(file, "rb") as stream:
+                digest.update(f"{name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def hub_commit(repository: str, revision: str | None) -> str:
+    """Commit of a Hub repository as it was loaded last, "" where the cache does not tell."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in ("config.json", "model_index.json"):
+        found = try_to_load_from_cache(repository, name, revision=revision)
+        if isinstance(found, str):
+            return Path(found).parent.name
+    return ""
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that decide results, "" for what is not installed, and of Python."""
+    return {name: _version(name) for name in LIBRARIES} | {"python": platform.python_version()}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def commit() -> str:
+    """Commit of the checkout that this code lies in, "" outside of one; "+" marks uncommitted changes."""
+    folder = Path(__file__).resolve().parent
+    try:
+        head = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        dirty = subprocess.run(
+            ["git", "-C", folder, "status", "--porcelain"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
