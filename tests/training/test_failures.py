@@ -10,7 +10,7 @@ import pytest
 
 from tests.tiny_checkpoint import tiny_checkpoint
 from tests.training.conftest import RANGES
-from tests.training.outcomes import assert_bits
+from tests.training.outcomes import assert_close
 from tests.training.processes import Run, finish
 from tests.training.record_folders import record, write_folder
 from unimedvl.processing.unimed5m.schema import Picture, to_table
@@ -39,7 +39,8 @@ def test_a_full_disk_leaves_the_last_checkpoint(recipe, tmp_path):
     assert checkpoints(tmp_path / "full") == [last]
     assert not list((tmp_path / "full").glob(".*partial*"))
     finish(path)
-    assert_bits(tmp_path / "whole", tmp_path / "full")
+    # Its first entries count as shares of two steps, so histories differ; what was learnt does not.
+    assert_close(tmp_path / "whole", tmp_path / "full", tolerance=0.0)
 
 
 @pytest.mark.slow
