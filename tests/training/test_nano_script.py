@@ -175,7 +175,7 @@ def sizes():
 
 @pytest.mark.slow
 def test_every_step_runs_and_the_checkpoint_is_measured(finished, work, built, monkeypatch):
-    monkeypatch.setattr(pictures_made, "JUDGE_STEPS", 2)
+    monkeypatch.setattr(pictures_made, "JUDGE_STEPS", 20)
     monkeypatch.setattr(pictures_made, "PER_MODALITY", 1)
     monkeypatch.setattr(pictures_made, "PER_CLASS", 1)
     monkeypatch.setattr(evaluate, "BATCH", 16)

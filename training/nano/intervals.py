@@ -11,7 +11,8 @@ def wilson_interval(hits: int, total: int) -> tuple[float, float]:
     z, share = 1.96, hits / total
     centre = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At the ends the exact bound is the share itself, which rounding must not miss.
+    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
 
 
 def mean_interval(values: Sequence[float], draws: int = 4000, seed: int = 0) -> tuple[float, float]:

@@ -49,7 +49,7 @@ def make_judge(captions: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, captions))
 
 
-def train_judge(train: Pictures, captions: int, steps: int = JUDGE_STEPS, batch: int = 32, seed: int = 1) -> nn.Module:
+def train_judge(train: Pictures, captions: int, steps: int, batch: int = 32, seed: int = 1) -> nn.Module:
     """Train on random views of the training pictures."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -75,7 +75,7 @@ def load_judge(work: Path) -> tuple[nn.Module, Pictures, list[str]]:
     train = read_pictures(work, "train", names)
     path = work / "judge.safetensors"
     if not path.is_file():
-        save_model(train_judge(train, len(names)), str(path))
+        save_model(train_judge(train, len(names), JUDGE_STEPS), str(path))
     judge = make_judge(len(names))
     load_model(judge, path)
     return judge.eval(), train, names
