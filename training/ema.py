@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from .sharding import local
+from .sharding import local, reshard
 
 
 class WeightAverage:
@@ -39,6 +39,7 @@ class WeightAverage:
     @torch.no_grad()
     def exchange(self, model: nn.Module) -> None:
         """Swap weights and averages; twice is as if never."""
+        reshard(model)
         parameters = dict(model.named_parameters())
         for name, average in self.averages.items():
             held = local(average).clone()

@@ -139,7 +139,8 @@ def test_shares_are_gone_on_with_by_two_processes_or_by_one(recipe, tmp_path):
         os.rename(tmp_path / "parts" / name, tmp_path / f"old-{name}")
     shutil.copytree(tmp_path / "parts", tmp_path / "alone")
     finish(recipe("parts", **changes), processes=2)
-    assert_bits(tmp_path / "whole", tmp_path / "parts")
+    # The first entries of the histories count as shares of two steps.
+    assert_close(tmp_path / "whole", tmp_path / "parts", tolerance=0.0)
     finish(recipe("alone", **changes, accumulation=2))
     assert_close(tmp_path / "whole", tmp_path / "alone")
 

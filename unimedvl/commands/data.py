@@ -13,6 +13,7 @@ import argparse
 import importlib.util
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from .data_quality import add_quality_commands, run_agreement, run_audit, run_augment, run_check, run_publish
@@ -86,6 +87,8 @@ def _build(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if tiers is not None and (unknown := sorted(set(tiers) - set("ABC"))):
         raise ValueError(f"--tiers: expected some of A, B, C, found {unknown[0]!r}")
     source = find_source(arguments.source, tiers)
+    if Path(arguments.output).resolve().is_relative_to(Path(arguments.root).resolve()):
+        raise ValueError(f"{arguments.output} lies in {arguments.root}, which is read: choose a folder outside it")
     summary = build(source, arguments.root, arguments.output, arguments.shards, _executor(arguments))
     lines = [f"{summary['source']}: {summary['kept']} records in {arguments.output}, {summary['rejected']} rejected"]
     lines += [f"  {number:8d}  {name}" for name, number in summary["tasks"].items()]

@@ -147,10 +147,11 @@ def test_a_folder_of_other_parquet_files_gets_one_line(tmp_path, capsys, action)
     assert "a.parquet: expected records with the column id, found question" in error and "Traceback" not in error
 
 
-def test_an_output_within_the_input_is_refused(tmp_path):
+def test_an_output_within_the_input_is_refused(tmp_path, capsys):
     write_image(tmp_path / "set" / "polyp" / "a.png")
-    with pytest.raises(ValueError, match="choose a folder outside"):
-        build(get_source("image-folder"), tmp_path / "set", tmp_path / "set" / "records", shards=1)
+    command = ["data", "build", "--source", "image-folder", str(tmp_path / "set"), str(tmp_path / "set" / "records")]
+    assert main(command) == 2
+    assert "choose a folder outside it" in capsys.readouterr().err
 
 
 def test_a_split_folder_is_no_label(tmp_path):
