@@ -77,6 +77,20 @@ def _no_patient_text() -> Iterator[None]:
         logger.disabled = disabled
 
 
+def frame_count(content: bytes) -> int:
+    """Pictures in a DICOM file; 1 for anything that states no number, also what is no DICOM file."""
+    try:
+        pydicom = importlib.import_module("pydicom")
+        with _no_patient_text():
+            dataset = pydicom.dcmread(
+                io.BytesIO(content), force=True, stop_before_pixels=True, specific_tags=["NumberOfFrames"]
+            )
+            return max(int(dataset.get("NumberOfFrames") or 1), 1)
+    # Whatever is wrong is told where the picture is read; the parser's own words may quote tags.
+    except Exception:
+        return 1
+
+
 def read_dicom(
     stream: Any,
     window: tuple[float, float] | None,
