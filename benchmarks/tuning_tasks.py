@@ -21,7 +21,6 @@ class Slide:
 
     picture: Image.Image
     stain: str
-    side: str
 
 
 def draw_slide(random: np.random.Generator) -> Slide:
@@ -39,7 +38,7 @@ def draw_slide(random: np.random.Generator) -> Slide:
     draw.ellipse((centre - radius, height - radius, centre + radius, height + radius), fill=(35, 25, 45))
     pixels = np.asarray(picture.filter(ImageFilter.GaussianBlur(0.7)), dtype=float)
     pixels = np.clip(pixels + random.normal(0, 5, pixels.shape), 0, 255).astype(np.uint8)
-    return Slide(Image.fromarray(pixels), stain, side)
+    return Slide(Image.fromarray(pixels), stain)
 
 
 def slides(count: int, seed: int, held_out: bool) -> list[Slide]:
@@ -59,7 +58,8 @@ def _dpo(slide: Slide) -> tuple[str, str, str]:
 
 
 def _grpo(slide: Slide) -> tuple[str, str, str]:
-    return "On which side is the spot?", slide.side, SIDES[slide.side == "left"]
+    other = next(name for name in STAINS if name != slide.stain)
+    return "Name the stain in one word.", slide.stain, other
 
 
 QUESTIONS = {"sft": _sft, "dpo": _dpo, "grpo": _grpo}
