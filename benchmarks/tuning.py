@@ -44,7 +44,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sft": {"max_steps": 150, "per_device_train_batch_size": 8, "learning_rate": 5e-3},
     "dpo": {"max_steps": 42, "per_device_train_batch_size": 8, "learning_rate": 2e-3},
     "grpo": {
-        "max_steps": 45,
+        "max_steps": 90,
         "per_device_train_batch_size": 32,
         "num_generations": 8,
         "max_completion_length": 4,

@@ -58,8 +58,8 @@ def _dpo(slide: Slide) -> tuple[str, str, str]:
 
 
 def _grpo(slide: Slide) -> tuple[str, str, str]:
-    other = next(name for name in STAINS if name != slide.stain)
-    return "Name the stain in one word.", slide.stain, other
+    right = slide.stain == "brown"
+    return "Is there a brown stain?", ("no", "yes")[right], ("yes", "no")[right]
 
 
 QUESTIONS = {"sft": _sft, "dpo": _dpo, "grpo": _grpo}
