@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 import tempfile
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -246,7 +247,7 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
             axis.plot(
                 [int(step) for step in run["curve"]], list(run["curve"].values()), "o-", label=f"seed {run['seed']}"
             )
-        axis.set(title=method, xlabel="step", ylabel="\n".join(objective.split(", ")))
+        axis.set(title=method, xlabel="step", ylabel=textwrap.fill(objective, 30))
         axis.legend()
     figure.savefig(path, dpi=70)
     pyplot.close(figure)
