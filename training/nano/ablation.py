@@ -281,7 +281,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axes.plot(100 * row["gain"] / (row["reference"] or 1.0), place, "o", color=colour)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(rows)), [f"{row['claim']}: {row['score']}" for row in reversed(rows)], fontsize=8)
-    axes.set_xlabel("gain in % of the compared arm's score (95 % interval over seeds; right is better)")
+    axes.set_xlabel("gain in % of the compared score\n(95 % interval over seeds; right is better)")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
