@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard
-from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from .compare import load_run
 from .samples import TASKS
@@ -51,7 +50,8 @@ def fill_card_folder(out: str | Path, folder: str | Path) -> list[str]:
         path.write_text(yaml.safe_dump(eval_results(benchmark, found, date), sort_keys=False), encoding="utf-8")
         files.append(path)
     card = ModelCard.load(folder / "README.md")
-    card.data["model-index"] = model_index(results)
+    # What the card held before comes back when it is loaded, and these two take its place in `model-index`.
+    card.data.model_name, card.data.eval_results = results["model"], index_rows(results)
     card.save(folder / "README.md")
     files.append(folder / "README.md")
     return [path.relative_to(folder).as_posix() for path in files]
@@ -109,9 +109,9 @@ def eval_results(benchmark: str, found: dict[str, Any], date: str) -> list[dict[
     ]
 
 
-def model_index(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """The `model-index` of a card."""
-    rows = [
+def index_rows(results: dict[str, Any]) -> list[EvalResult]:
+    """The entries of a card's `model-index`."""
+    return [
         EvalResult(
             task_type=TYPES.get(TASKS[task].family, "image-to-image"),
             task_name=task.replace("_", " "),
@@ -119,14 +119,14 @@ def model_index(results: dict[str, Any]) -> list[dict[str, Any]]:
             dataset_name=benchmark,
             dataset_split=found["split"][0],
             metric_type=TASKS[task].primary,
+            # Tasks of one type stand together in the index.
+            metric_name=f"{TASKS[task].primary}, {task.replace('_', ' ')}",
             metric_value=metric["value"],
         )
         for benchmark, found in results["benchmarks"].items()
         for task, entry in found["tasks"].items()
         if (metric := entry["metrics"].get(TASKS[task].primary)) and metric["value"] is not None
     ]
-    index: list[dict[str, Any]] = eval_results_to_model_index(results["model"], rows)
-    return index
 
 
 def _copy(source: Path, target: Path) -> Path:

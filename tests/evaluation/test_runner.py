@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Sequence
 
 import pytest
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from unimedvl.evaluation.baselines import NAMES, Baseline, TrainingSplit
@@ -355,3 +356,20 @@ def test_wrong_folders_get_one_line(records, tmp_path):
         BenchmarkData(get_benchmark("bci"), records, tasks=["vqa"])
     with pytest.raises(ValueError, match="holds no virtual_staining record of the split test"):
         list(BenchmarkData(get_benchmark("bci"), records).samples())
+
+
+def test_a_card_written_again_has_the_new_scores(published):
+    out, folder = published
+    fill_card_folder(out, folder)
+
+    def change(results):
+        for entry in results["benchmarks"]["unimed-mini"]["tasks"].values():
+            for metric in entry["metrics"].values():
+                metric["value"] = 0.123456
+
+    rewrite(out / "results.json", change)
+    fill_card_folder(out, folder)
+    index = ModelCard.load(folder / "README.md").data.to_dict()["model-index"]
+    found = [metric for result in index[0]["results"] for metric in result["metrics"]]
+    assert {metric["value"] for metric in found} == {0.123456}
+    assert len({metric["name"] for metric in found}) == len(found)
