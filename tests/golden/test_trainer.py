@@ -34,6 +34,9 @@ class RecordedBatches(IterableDataset):
     def __init__(self, pack: Pack, arguments: list[dict]):
         self.pack, self.arguments = pack, arguments
 
+    def settings(self):
+        return {"recorded": self.pack.sample_lengths()}
+
     def __iter__(self):
         lengths = self.pack.sample_lengths()
         owners, labels = self.pack.tensors["sample_ids"][0], self.pack.tensors["labels"][0] != -100
