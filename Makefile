@@ -8,9 +8,11 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(PYTHON) -m unimedvl.demo
 
-# Two processes of one thread each: small tensors gain nothing from a second thread. A file's tests share fixtures.
+# The golden tests keep one account and stay in one process. The others take two of one thread each: small tensors gain
+# nothing from a second thread. A file's tests share fixtures.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses 2 --dist loadfile
+	$(PYTHON) -m pytest tests/golden
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --ignore tests/golden --numprocesses 2 --dist loadfile
 
 slow: $(INSTALLED)
 	$(PYTHON) -m pytest -m slow
