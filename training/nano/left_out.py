@@ -24,7 +24,8 @@ from ..run import run
 from .evaluate import Nano, average, psnr, question_of, rgb, seen
 from .model import SIDE
 
-TRANSLATIONS = (("T2", "FLAIR"), ("T1 post-contrast", "T2"))
+# Neither patient has both kinds of T1 beside T2: any of them counts.
+TRANSLATIONS = (("T2", "FLAIR"), ("T1", "T2"))
 SAMPLING = {"num_inference_steps": 12, "timestep_shift": 1.0, "guidance_scale": 1.0, "image_guidance_scale": 1.0}
 
 
@@ -36,9 +37,9 @@ def pairs(work: Path) -> list[Record]:
 
 
 def of_kind(records: Iterable[Record], origin: str, target: str) -> list[Record]:
-    """Those from one sequence to another."""
+    """Those from one sequence, with or without contrast, to another."""
     stated = ((record, json.loads(record.extra)) for record in records)
-    return [record for record, extra in stated if (extra["origin"], extra["target"]) == (origin, target)]
+    return [record for record, extra in stated if extra["origin"].startswith(origin) and extra["target"] == target]
 
 
 def grey(image: Image.Image) -> numpy.ndarray:
