@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from unimedvl import UniMedVLProcessor
 from unimedvl.training.adapters import load_with_adapter
 from unimedvl.training.flow_grpo import FlowGRPOArguments, FlowGRPOTrainer
+from unimedvl.training.nano.intervals import student_interval
 from unimedvl.training.tuning_recipe import AdapterRecipe
 
 from .tuning_tasks import HELD_OUT_PROMPTS, QUESTIONS, TRAINING_PROMPTS, Slide, brightness, slide_record, slides
@@ -192,13 +193,8 @@ def bootstrap_interval(differences: np.ndarray, seed: int = 0) -> list[float]:
 
 def over_seeds(gains: list[float]) -> dict[str, Any]:
     """Mean of the seeds' gains with the 95 % interval of Student's t."""
-    from scipy.stats import t
-
-    mean = statistics.fmean(gains)
-    half = (
-        float(t.ppf(0.975, len(gains) - 1)) * statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else None
-    )
-    return {"gain": mean, "interval": None if half is None else [mean - half, mean + half], "seeds": len(gains)}
+    interval = list(student_interval(gains)) if len(gains) > 1 else None
+    return {"gain": statistics.fmean(gains), "interval": interval, "seeds": len(gains)}
 
 
 def learn(method: str, seed: int, checkpoint: Path) -> dict[str, Any]:

@@ -137,6 +137,11 @@ def published_paths(folder: str | Path, split: str) -> list[Path]:
     return published or shard_paths(folder)
 
 
+def text_encoder(tokenizer: Any) -> Callable[[str], list[int]]:
+    """Text to token ids, in which no text of a record becomes a special token."""
+    return functools.partial(tokenizer.encode, add_special_tokens=False, split_special_tokens=True)
+
+
 class PackedRecords(IterableDataset):
     """Micro-batches for one process out of `world`, for `DataLoader(..., batch_size=None)`.
 

@@ -24,7 +24,7 @@ from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
 from .adapters import bare_model, load_with_adapter
 from .checkpoints import checkpoints, is_whole, several_processes
 from .data_recipe import DataRecipe
-from .dataset import PackedRecords, RecordGroup
+from .dataset import PackedRecords, RecordGroup, text_encoder
 from .latents import LatentCache, autoencoder_fingerprint
 from .observation import Validation, open_validation
 from .recipe import CurriculumRecipe, StageRecipe, TrainingRecipe, find_recipe, load_recipe, split_overrides
@@ -80,7 +80,7 @@ def run_recipe(recipe: TrainingRecipe, before: Path | None = None, carried: Stag
         return PackedRecords(
             opened,
             data,
-            lambda text: processor.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True),
+            text_encoder(processor.tokenizer),
             model.config,
             recipe.seed,
             rank=state.process_index,

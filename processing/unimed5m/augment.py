@@ -131,7 +131,6 @@ def augment(
     unknown = [step for step in steps if step not in STEPS]
     if unknown or not steps:
         raise ValueError(f"steps: expected some of {', '.join(STEPS)}, found {', '.join(unknown) or 'none'}")
-    folders = [records] if isinstance(records, (str, Path)) else list(records)
     sources, output = shards_of_all(records), Path(output)
     check_apart(sources, output)
     keep_out_of_git(output)
@@ -140,5 +139,5 @@ def augment(
     with unfinished(output, "summary"):
         receipts = run_job(job, sources, output, executor)
         counts = {key: sum(receipt[key] for receipt in receipts) for key in ("read", "planned", "rewritten", "failed")}
-        write_json(output / "augment.json", {**counts, **told, "sources": build_sources(folders)})
+        write_json(output / "augment.json", {**counts, **told, "sources": build_sources(records)})
     return counts

@@ -13,7 +13,6 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from .image_files import plain_jpeg, plain_png
 from .schema import Picture
 
-GREY_MODES = ("1", "L", "LA")
 RESAMPLING = ("bicubic", "k-space")
 # Grey levels between a drawn lesion and its surroundings.
 LEAST_DIFFERENCE = 80.0
@@ -50,14 +49,20 @@ def upright_picture(data: bytes, path: str) -> Picture:
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-                upright = ImageOps.exif_transpose(image)
-                return drawn_picture(
-                    numpy.asarray(upright.convert("L" if upright.mode in GREY_MODES else "RGB")), path
-                )
+                return image_picture(ImageOps.exif_transpose(image), path)
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{path}: the image cannot be decoded ({error}).") from error
     plain = plain_jpeg(data) if data.startswith(b"\xff\xd8") else plain_png(data)
-    return picture if plain == data else stored_picture(plain, path)
+    return Picture(plain, path, picture.height, picture.width)
+
+
+def image_picture(image: Image.Image, path: str) -> Picture:
+    """A PIL image as PNG, in grey or colour."""
+    return drawn_picture(_grey_or_colour(image), path)
+
+
+def _grey_or_colour(image: Image.Image) -> numpy.ndarray:
+    return numpy.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
 
 
 def drawn_picture(pixels: numpy.ndarray, path: str) -> Picture:
@@ -85,7 +90,7 @@ def pixels_of(picture: Picture) -> numpy.ndarray:
                 from ..medical_formats_unimedvl import load_medical_image
 
                 return numpy.asarray(load_medical_image(picture.data))
-            return numpy.asarray(image.convert("L" if image.mode in GREY_MODES else "RGB"))
+            return _grey_or_colour(image)
     except UnidentifiedImageError as error:
         raise ValueError(f"{picture.path}: the image cannot be decoded (no known format).") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -69,10 +69,15 @@ def _check_columns(path: Path) -> None:
         )
 
 
-def build_sources(folders: Sequence[str | Path]) -> list[str]:
+def record_folders(records: str | Path | Sequence[str | Path]) -> list[Path]:
+    """One record folder or several, as a list."""
+    return [Path(records)] if isinstance(records, (str, Path)) else [Path(folder) for folder in records]
+
+
+def build_sources(records: str | Path | Sequence[str | Path]) -> list[str]:
     """The sources that record folders were built from, also by way of `augment` and `check`; "" where none is told."""
     found: list[str] = []
-    for folder in map(Path, folders):
+    for folder in record_folders(records):
         marks = [json.loads(mark.read_text()) for name in MARKS if (mark := folder / name).is_file()]
         told = [source for mark in marks for source in mark.get("sources", [mark.get("source", "")])]
         found += told or [""]
@@ -85,7 +90,7 @@ def shards_of_all(records: str | Path | Sequence[str | Path]) -> list[Path]:
     Raises:
         ValueError: as `shard_paths`, and where two folders are the same or their shards would get one name.
     """
-    folders = [Path(records)] if isinstance(records, (str, Path)) else [Path(folder) for folder in records]
+    folders = record_folders(records)
     if len({folder.resolve() for folder in folders}) != len(folders):
         raise ValueError("the same record folder is given twice; name each once")
     paths = [path for folder in folders for path in shard_paths(folder)]

@@ -27,15 +27,15 @@ import matplotlib
 import numpy
 import torch
 import yaml
-from scipy import stats
 
-from unimedvl.loading import load
+from unimedvl.loading import load, load_processor, read_config
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
 from unimedvl.processing.image_processing_unimedvl import resize_image
 from unimedvl.processing.unimed5m.schema import Record
+from unimedvl.processing.unimed5m.shards import write_json
 
 from ..data_recipe import ConditionDropout, DataRecipe
-from ..dataset import PackedRecords, RecordGroup
+from ..dataset import PackedRecords, RecordGroup, text_encoder
 from ..observation import Validation
 from ..recipe import CurriculumRecipe, TrainingRecipe, find_recipe, load_recipe
 from ..run import run
@@ -43,13 +43,14 @@ from .evaluate import (
     DIAGNOSES,
     Nano,
     dice,
-    held_out_records,
     question_of,
     rgb,
     score_diagnosis,
     score_modality,
+    work_records,
 )
-from .model import UNIT
+from .intervals import student_interval
+from .model import EDITING, UNIT, image_transform
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
@@ -57,7 +58,6 @@ from matplotlib import pyplot  # noqa: E402
 SIDE = 32  # longer side in pixels of every picture
 ARMS = ("understanding", "generation", "joint", "three-stages")
 MASKS = ("hc18", "msd-hippocampus")
-SAMPLING = {"num_inference_steps": 12, "timestep_shift": 1.0, "guidance_scale": 1.0, "image_guidance_scale": 1.0}
 SCORED_BATCHES = 40  # of the held-out losses
 # Name, whether more is better, and which arms have it.
 SCORES = {
@@ -93,9 +93,8 @@ def make_start(work: Path, out: Path, seed: int) -> Path:
             getattr(model.model, part).load_state_dict(getattr(loaded.model.model, part).state_dict())
         model.generation_config = loaded.model.generation_config
         model.save_pretrained(folder)
-        sizes = {"max_image_size": SIDE, "min_image_size": SIDE, "image_stride": UNIT}
         for name in ("understanding", "vit", "vae"):
-            setattr(loaded.processor.image_processor, f"{name}_transform", dict(sizes))
+            setattr(loaded.processor.image_processor, f"{name}_transform", image_transform(UNIT, SIDE))
         loaded.processor.save_pretrained(folder)
         (folder / "ready").touch()
     return folder
@@ -103,13 +102,11 @@ def make_start(work: Path, out: Path, seed: int) -> Path:
 
 def packed(start: Path, recipe: TrainingRecipe, data: DataRecipe, groups: Sequence[RecordGroup]) -> PackedRecords:
     """The stream of samples of a recipe."""
-    loaded = load(start, dtype="float32", device="cpu")
-    tokenizer = loaded.processor.tokenizer
     return PackedRecords(
         groups,
         data,
-        lambda text: tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True),
-        loaded.model.config,
+        text_encoder(load_processor(start).tokenizer),
+        read_config(start),
         recipe.seed,
         timestep_shift=recipe.timestep_shift,
     )
@@ -166,7 +163,7 @@ def held_out_losses(start: Path, model: Path, work: Path) -> dict[str, float]:
 def score(arm: str, start: Path, model: Path, work: Path) -> dict[str, float]:
     """All scores that the arm can have."""
     losses = held_out_losses(start, model, work)
-    nano, records = Nano(str(model), SAMPLING), list(held_out_records(work))
+    nano, records = Nano(str(model), EDITING), list(work_records(work, "validation"))
     scores: dict[str, float] = {}
     if arm != "generation":
         diagnoses = [score_diagnosis(nano, records, source) for source in DIAGNOSES.values()]
@@ -188,8 +185,7 @@ def score_masks(nano: Nano, records: Sequence[Record]) -> float:
     """Mean Dice of fetal heads and hippocampi."""
     chosen = [r for r in records if r.sub_task_type == "segmentation" and r.dataset in MASKS]
     made = nano.draw([question_of(r) for r in chosen], "segmentation", [rgb(r.input_img[0]) for r in chosen])
-    sizes = {"max_image_size": SIDE, "min_image_size": SIDE, "image_stride": UNIT}
-    truths = [resize_image(rgb(r.output_img[0]), sizes) for r in chosen]
+    truths = [resize_image(rgb(r.output_img[0]), image_transform(UNIT, SIDE)) for r in chosen]
     return float(numpy.mean([dice(image, truth) for image, truth in zip(made, truths, strict=True)]))
 
 
@@ -215,9 +211,7 @@ def run_arm(arm: str, seed: int, share: float, start: Path, work: Path, out: Pat
         # A run that was stopped tells its last part only.
         "training_seconds": round(trained),
     }
-    partial = result.with_suffix(".partial")
-    partial.write_text(json.dumps(values, indent=1))
-    partial.replace(result)
+    write_json(result, values)
     logger.info("%s, seed %d: %s", arm, seed, json.dumps(values["scores"]))
     return values
 
@@ -232,8 +226,7 @@ def compare(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             if kind != side:
                 continue
             gains = numpy.array([by[arm, seed][name] - by[other, seed][name] for seed in seeds]) * (1 if more else -1)
-            half = stats.t.ppf(0.975, len(gains) - 1) * gains.std(ddof=1) / len(gains) ** 0.5
-            low, high = gains.mean() - half, gains.mean() + half
+            low, high = student_interval(gains)
             verdict = "shown" if low > 0 else "opposite" if high < 0 else "not shown"
             rows.append(
                 {
@@ -243,7 +236,7 @@ def compare(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                     "compared with": other,
                     "reference": float(numpy.mean([by[other, seed][name] for seed in seeds])),
                     "gain": float(gains.mean()),
-                    "interval": [float(low), float(high)],
+                    "interval": [low, high],
                     "verdict": verdict,
                 }
             )
@@ -303,9 +296,7 @@ def main(argv: list[str] | None = None) -> None:
         start = make_start(work, out, seed)
         results += [run_arm(arm, seed, arguments.share, start, work, out) for arm in ARMS]
     rows = compare(results)
-    (out / "results.json").write_text(
-        json.dumps({"side": SIDE, "runs": results, "comparisons": rows}, indent=1) + "\n"
-    )
+    write_json(out / "results.json", {"side": SIDE, "runs": results, "comparisons": rows})
     plot(rows, out / "ablation.png")
     print("\n".join(table(results, rows)))
 

@@ -24,7 +24,7 @@ from unimedvl.loading import load
 from unimedvl.processing.image_processing_unimedvl import resize_image
 from unimedvl.processing.unimed5m import tasks
 from unimedvl.processing.unimed5m.pictures import lower_resolution, pixels_of
-from unimedvl.processing.unimed5m.schema import IMAGE_PLACEHOLDER, Picture, Record
+from unimedvl.processing.unimed5m.schema import IMAGE_PLACEHOLDER, Picture, Record, from_table
 from unimedvl.processing.unimed5m.shards import batches
 
 from .intervals import mean_interval, wilson_interval
@@ -233,11 +233,10 @@ def score_super_resolution(nano: Nano, records: Sequence[Record], most: int) -> 
     return scores
 
 
-def held_out_records(work: Path) -> Iterator[Record]:
-    """The part of the training split that no training saw."""
-    for table in batches(work / "records" / "data" / "validation-00000-of-00001.parquet"):
-        for row in table.to_pylist():
-            yield Record.from_row(row)
+def work_records(work: Path, split: str) -> Iterator[Record]:
+    """What `prepare` has written: "train", or "validation", the part of the training split that no training saw."""
+    for table in batches(work / "records" / "data" / f"{split}-00000-of-00001.parquet"):
+        yield from from_table(table)
 
 
 def evaluate(nano: Nano, records: Sequence[Record], work: Path, most: int = 160) -> dict[str, Any]:
@@ -273,7 +272,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     work, started = Path(arguments.work), time.perf_counter()
     if arguments.split == "held-out":
-        records = list(held_out_records(work))
+        records = list(work_records(work, "validation"))
     elif arguments.records:
         records = list(read_records(arguments.records, "validation"))
     else:

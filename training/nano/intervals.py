@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import numpy
+from scipy.stats import t
 
 
 def wilson_interval(hits: int, total: int) -> tuple[float, float]:
@@ -21,3 +22,11 @@ def mean_interval(values: Sequence[float], draws: int = 4000, seed: int = 0) -> 
     index = numpy.random.default_rng(seed).integers(len(array), size=(draws, len(array)))
     low, high = numpy.percentile(array[index].mean(axis=1), [2.5, 97.5])
     return float(low), float(high)
+
+
+def student_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Of a mean of few values, two or more, by Student's t."""
+    array = numpy.asarray(values, dtype=float)
+    half = float(t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / len(array) ** 0.5)
+    mean = float(array.mean())
+    return mean - half, mean + half

@@ -18,22 +18,14 @@ import numpy
 from PIL import Image
 
 from unimedvl.processing.unimed5m.schema import Record, to_table
-from unimedvl.processing.unimed5m.shards import batches, write_table
+from unimedvl.processing.unimed5m.shards import write_json, write_table
 
 from ..run import run
-from .evaluate import Nano, average, psnr, question_of, rgb, seen
-from .model import SIDE
+from .evaluate import Nano, average, psnr, question_of, rgb, seen, work_records
+from .model import EDITING, SIDE
 
 # Neither patient has both kinds of T1 beside T2: any of them counts.
 TRANSLATIONS = (("T2", "FLAIR"), ("T1", "T2"))
-SAMPLING = {"num_inference_steps": 12, "timestep_shift": 1.0, "guidance_scale": 1.0, "image_guidance_scale": 1.0}
-
-
-def pairs(work: Path) -> list[Record]:
-    """All records of translation, as `prepare` has made them."""
-    tables = batches(work / "records" / "data" / "train-00000-of-00001.parquet")
-    rows = (row for table in tables for row in table.to_pylist())
-    return [Record.from_row(row) for row in rows if row["sub_task_type"] == "cross_modal"]
 
 
 def of_kind(records: Iterable[Record], origin: str, target: str) -> list[Record]:
@@ -60,7 +52,7 @@ def grey_level_map(records: Sequence[Record]) -> numpy.ndarray:
 
 def score(model: Path, learnt: Sequence[Record], left_out: Sequence[Record]) -> dict[str, dict]:
     """PSNR of the model and of the grey-level map for each translation, over the left-out patient's slices."""
-    nano, results = Nano(str(model), SAMPLING), {}
+    nano, results = Nano(str(model), EDITING), {}
     for origin, target in TRANSLATIONS:
         chosen, table = of_kind(left_out, origin, target), grey_level_map(of_kind(learnt, origin, target))
         truths = [seen(record.output_img[0]) for record in chosen]
@@ -84,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, help="folder of the runs and the results")
     arguments = parser.parse_args(argv)
     work, out = Path(arguments.work).resolve(), Path(arguments.out).resolve()
-    found = pairs(work)
+    found = [record for record in work_records(work, "train") if record.sub_task_type == "cross_modal"]
     common = run(
         "left-out-patient/common.yaml",
         [f"model={work / 'start'}", f"output_dir={out / 'common'}", f"data.path={work / 'records'}"],
@@ -100,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
         model = run("left-out-patient/patient.yaml", overrides)
         results[name] = score(model, learnt, [record for record in found if record.group_id == patient])
         print(name, json.dumps(results[name]), flush=True)
-    (out / "results.json").write_text(json.dumps({"side": SIDE, "left out": results}, indent=1) + "\n")
+    write_json(out / "results.json", {"side": SIDE, "left out": results})
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ VISION_CONFIG = {
 }
 
 
-def image_transform(stride: int) -> dict[str, int]:
-    """The resize rule of the nano's image processor: longer side `SIDE`, both sides multiples of `stride` pixels."""
-    return {"max_image_size": SIDE, "min_image_size": SIDE, "image_stride": stride}
+def image_transform(stride: int, side: int = SIDE) -> dict[str, int]:
+    """The resize rule of the nano's image processor: longer side `side`, both sides multiples of `stride` pixels."""
+    return {"max_image_size": side, "min_image_size": side, "image_stride": stride}
 
 
 def build_config(tokenizer: PreTrainedTokenizerBase, vae_config: dict) -> UniMedVLConfig:

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ...dicom_unimedvl import frame_count
 from ...medical_formats_unimedvl import load_medical_image
-from ..pictures import drawn_picture, upright_picture
+from ..pictures import image_picture, upright_picture
 from ..schema import Picture
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
@@ -51,12 +51,11 @@ def file_frames(
     Raises:
         ValueError: one line, for a file that is no DICOM image.
     """
-    content = path.read_bytes()
+    content, name = path.read_bytes(), path.relative_to(root).as_posix()
     count = frame_count(content)
     if count == 1:
-        yield None, file_picture(path, root, window)
+        yield None, bytes_picture(content, name, window)
         return
-    name = path.relative_to(root).as_posix()
     for frame in range(count):
         try:
             picture = load_medical_image(content, window=window, frame=frame)
@@ -86,11 +85,6 @@ def bytes_picture(content: bytes, name: str, window: tuple[float, float] | None 
     except ValueError as error:
         raise ValueError(f"{name}: expected an image, found a problem: {error}") from error
     return image_picture(picture, name)
-
-
-def image_picture(picture: Image.Image, name: str) -> Picture:
-    """A PIL picture as PNG, in grey or colour."""
-    return drawn_picture(np.asarray(picture.convert("L" if picture.mode in ("1", "L", "LA") else "RGB")), name)
 
 
 def read_levels(path: Path, known: Sequence[int] = ()) -> np.ndarray:

@@ -120,8 +120,7 @@ def quality_control(
     # Records never stand beside the counts of an earlier check.
     with unfinished(output, "summary"):
         receipts = run_job(Job("apply", apply_shard, {}, beside(output / "decisions")), sources, output, executor)
-        folders = [records] if isinstance(records, (str, Path)) else list(records)
-        return summarise(receipts, output, settings, build_sources(folders))
+        return summarise(receipts, output, settings, build_sources(records))
 
 
 def decide(
