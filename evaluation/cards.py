@@ -36,8 +36,10 @@ def fill_card_folder(out: str | Path, folder: str | Path) -> list[str]:
     if not any((folder / name).is_file() for name in ("config.json", "model_index.json")):
         raise ValueError(f"{folder} holds neither config.json nor model_index.json: give the folder of a checkpoint.")
     target = folder / FOLDER
+    if (target / "run.json").exists():
+        raise ValueError(f"{target} holds a run itself: move it elsewhere, and give that folder.")
     date = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["date"]
-    _remove_earlier(target)
+    _remove_earlier(folder)
     files = [_copy(run / name, target / name) for name in FILES]
     for benchmark, found in results["benchmarks"].items():
         shown = {task for task, entry in found["tasks"].items() if _may_show(results["model"], entry)}
@@ -57,12 +59,13 @@ def fill_card_folder(out: str | Path, folder: str | Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in files]
 
 
-def _remove_earlier(target: Path) -> None:
-    """Remove what an earlier call put there, and nothing else.
+def _remove_earlier(folder: Path) -> None:
+    """Remove what an earlier call put into a checkpoint's folder, and nothing else.
 
     Raises:
         ValueError: if the folder is of another making.
     """
+    target = folder / FOLDER
     if not target.exists():
         return
     try:
@@ -70,7 +73,8 @@ def _remove_earlier(target: Path) -> None:
     except ValueError as error:
         raise ValueError(f"{target} is not of `unimedvl eval card`: move it away first.") from error
     pictures = [path for benchmark in earlier["benchmarks"] for path in _pictures(target, benchmark)]
-    for path in [target / name for name in FILES] + pictures:
+    tables = [folder / ".eval_results" / f"{benchmark}.yaml" for benchmark in earlier["benchmarks"]]
+    for path in [target / name for name in FILES] + pictures + tables:
         path.unlink(missing_ok=True)
     emptied = {folder for path in pictures for folder in (path.parent, path.parent.parent)}
     for folder in sorted(emptied, reverse=True):

@@ -110,7 +110,7 @@ def read_scores(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
     """The scores of each sample by (task, id)."""
     if not path.is_file():
         raise ValueError(f"there is no {path}: comparing needs the whole --out folder, not only results.json.")
-    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line)
     return {(row["task"], row["id"]): row for row in rows}
 
 

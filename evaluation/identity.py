@@ -25,6 +25,8 @@ LIBRARIES = (
 DECIDING = frozenset({".safetensors", ".json", ".jinja", ".py", ".txt", ".model"})
 # Written into the folder by `unimedvl eval card` after a run: they decide nothing.
 RESULTS = ("evaluation/results.json", "evaluation/manifest.json")
+# Lies in the folder of a run, which may lie in the checkpoint's and decides nothing either.
+RUN = "run.json"
 
 
 def weights_digest(path: str) -> str:
@@ -33,9 +35,10 @@ def weights_digest(path: str) -> str:
     if not folder.is_dir():
         return ""
     digest = hashlib.sha256()
+    runs = {mark.parent for mark in folder.rglob(RUN)} - {folder}
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder).as_posix()
-        if file.suffix in DECIDING and file.is_file() and name not in RESULTS:
+        if runs.isdisjoint(file.parents) and file.suffix in DECIDING and file.is_file() and name not in RESULTS:
             with open(file, "rb") as stream:
                 digest.update(f"{name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()

@@ -63,7 +63,10 @@ def make_study(out: str | Path, folder: str | Path, count: int, seed: int = 0) -
     for number, (name, generated, image) in enumerate(entries, 1):
         scale = SIDE / max(image.size)
         size = round(image.width * scale), round(image.height * scale)
-        image.convert("RGB").resize(size, Image.Resampling.BICUBIC).save(folder / "pictures" / f"{number:03d}.png")
+        shown = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+        # A colour profile would be saved along, and real pictures alone have one.
+        shown.info.clear()
+        shown.save(folder / "pictures" / f"{number:03d}.png")
         key[str(number)] = {"id": name, "generated": generated}
         page.append(f'<figure><img src="pictures/{number:03d}.png"><figcaption>{number}</figcaption></figure>')
     with open(folder / "form.csv", "w", newline="", encoding="utf-8") as stream:

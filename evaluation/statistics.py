@@ -128,7 +128,9 @@ def paired_difference(
     sums = group_sums(differences[:, None], names)[:, 0]
     draw = numpy.random.default_rng(seed + 1)
     signs = draw.integers(0, 2, size=(PERMUTATIONS, len(sums)), dtype=numpy.int8) * 2 - 1
-    extreme = numpy.abs(signs @ sums) >= abs(sums.sum()) - 1e-12
+    # In parts: the product makes floating point numbers of all signs that it is given.
+    flipped = numpy.concatenate([part @ sums for part in numpy.array_split(signs, PERMUTATIONS // 500)])
+    extreme = numpy.abs(flipped) >= abs(sums.sum()) - 1e-12
     return {
         "difference": interval["value"],
         "low": interval["low"],

@@ -82,6 +82,9 @@ def frame_count(content: bytes) -> int:
     try:
         pydicom = importlib.import_module("pydicom")
         with _no_patient_text():
+            # pydicom inflates such files without a limit.
+            if _transfer_syntax(io.BytesIO(content), pydicom) == DEFLATED_TRANSFER_SYNTAX:
+                return 1
             dataset = pydicom.dcmread(
                 io.BytesIO(content), force=True, stop_before_pixels=True, specific_tags=["NumberOfFrames"]
             )

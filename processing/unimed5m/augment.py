@@ -85,8 +85,9 @@ class AugmentShard:
         made = [record]
         try:
             if "rewrite" in self.steps and record.sub_task_type in REWRITTEN_TASKS:
-                made = [rewrite(record, self.writer)]
-                made[0].validate()
+                new = rewrite(record, self.writer)
+                new.validate()
+                made = [new]
                 counts["rewritten"] += 1
             elif "plan" in self.steps and record.sub_task_type in PLANNED_TASKS and len(record.input_img) == 1:
                 new = planned(record, self.writer, self.name)

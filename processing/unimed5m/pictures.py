@@ -6,9 +6,10 @@ images of a source keep the bytes that the source stored.
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .image_files import plain_jpeg, plain_png
 from .schema import Picture
@@ -49,7 +50,8 @@ def upright_picture(data: bytes, path: str) -> Picture:
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-                return image_picture(ImageOps.exif_transpose(image), path)
+                # It turns the picture, and windows more than 8 bits.
+                return image_picture(medical_image(data), path)
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{path}: the image cannot be decoded ({error}).") from error
     plain = plain_jpeg(data) if data.startswith(b"\xff\xd8") else plain_png(data)
@@ -63,6 +65,13 @@ def image_picture(image: Image.Image, path: str) -> Picture:
 
 def _grey_or_colour(image: Image.Image) -> numpy.ndarray:
     return numpy.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+
+
+def medical_image(data: bytes, **options: Any) -> Image.Image:
+    """`load_medical_image`. It brings torch, which takes seconds and 150 MB: only where a file needs it."""
+    from ..medical_formats_unimedvl import load_medical_image
+
+    return load_medical_image(data, **options)
 
 
 def drawn_picture(pixels: numpy.ndarray, path: str) -> Picture:
@@ -87,9 +96,7 @@ def pixels_of(picture: Picture) -> numpy.ndarray:
         with Image.open(io.BytesIO(picture.data)) as image:
             if image.mode.startswith(("I", "F")):
                 # PIL's own conversion would make everything above 255 white.
-                from ..medical_formats_unimedvl import load_medical_image
-
-                return numpy.asarray(load_medical_image(picture.data))
+                return numpy.asarray(medical_image(picture.data))
             return _grey_or_colour(image)
     except UnidentifiedImageError as error:
         raise ValueError(f"{picture.path}: the image cannot be decoded (no known format).") from error

@@ -5,14 +5,12 @@ authors used MedGemma 27B, whose weights could not be had for testing here.
 """
 
 import dataclasses
-import io
 import json
 import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from PIL import Image
-
+from .pictures import medical_image
 from .schema import IMAGE_PLACEHOLDER, Picture, Record, Turn
 from .templates import article, choose
 from .wording import cased
@@ -117,11 +115,17 @@ def rewrite(record: Record, writer: Writer) -> Record:
         )
     turns = []
     for turn in record.message:
-        old = turn.value.replace(IMAGE_PLACEHOLDER, "").strip()
-        new = " ".join(writer.write(REWRITE_PROMPT.format(text=old), ()).split())
-        if not new or IMAGE_PLACEHOLDER in new:
-            raise ValueError(f"record {record.id!r}: expected a rewritten sentence, found {new!r}.")
-        turns.append(Turn(turn.role, turn.value.replace(old, new)))
+        parts = re.split(f"({re.escape(IMAGE_PLACEHOLDER)})", turn.value)
+        spoken = [place for place, part in enumerate(parts) if part.strip() and part != IMAGE_PLACEHOLDER]
+        if len(spoken) > 1:
+            raise ValueError(f"record {record.id!r}: expected one sentence beside its images, found {turn.value!r}.")
+        for place in spoken:
+            old = parts[place].strip()
+            new = " ".join(writer.write(REWRITE_PROMPT.format(text=old), ()).split())
+            if not new or IMAGE_PLACEHOLDER in new:
+                raise ValueError(f"record {record.id!r}: expected a rewritten sentence, found {new!r}.")
+            parts[place] = parts[place].replace(old, new)
+        turns.append(Turn(turn.role, "".join(parts)))
     extra = json.loads(record.extra) | {"template": [turn.value for turn in record.message]}
     return record.replace(
         message=tuple(turns), synthetic=True, extra=json.dumps(extra, ensure_ascii=False, sort_keys=True)
@@ -165,7 +169,7 @@ class TransformersWriter:
         """The model's greedy answer."""
         processor, model = self._load()
         content: list[dict[str, Any]] = [
-            {"type": "image", "image": Image.open(io.BytesIO(data)).convert("RGB")} for data in images
+            {"type": "image", "image": medical_image(data).convert("RGB")} for data in images
         ]
         messages = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
         inputs = processor.apply_chat_template(

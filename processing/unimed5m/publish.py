@@ -20,14 +20,16 @@ from typing import Any
 import pyarrow as pa
 
 from .builders import public_datasets
+from .builders.images import PICTURE_SUFFIXES
+from .builders.registry import PUBLIC_PLACES
 from .pipeline import Executor, Job, ShardTask, check_apart, run_job
 from .publish_card import write_card
 from .schema import ARROW_SCHEMA, SPLITS
 from .shards import (
     BATCH_ROWS,
-    UNFINISHED_SUFFIX,
     batches,
     check_finished,
+    is_unfinished,
     parquet_identity,
     parquet_writer,
     replacing,
@@ -41,8 +43,7 @@ from .shards import (
 GROUP_BYTES = 16 * 2**20
 # The first words of `redistributable` that let images be embedded; everything else is published as metadata.
 EMBED = ("yes",)
-# How provenance begins that names a public copy of the sample.
-PUBLIC_PLACES = ("github:", "pypi:")
+FORMAT_SUFFIXES = frozenset({*PICTURE_SUFFIXES, ".dcm", ".nii", ".gz"})
 # What records say in `extra` about the task; other names there are a source's own columns.
 TASK_FACTS = frozenset(
     ("answer", "area", "change", "kind", "label", "method", "options", "place", "scale", "synthetic", "target")
@@ -207,7 +208,7 @@ def without_names(table: pa.Table, public: Collection[str], key: str) -> pa.Tabl
         columns["extra"][row] = json.dumps(facts, ensure_ascii=False, sort_keys=True)
         for name in pictures:
             pictures[name][row] = [
-                {**picture, "path": _keyed(key, picture["path"]) + PurePosixPath(picture["path"]).suffix.lower()}
+                {**picture, "path": _keyed(key, picture["path"]) + _format_suffix(picture["path"])}
                 if picture["path"]
                 else picture
                 for picture in pictures[name][row] or []
@@ -221,6 +222,12 @@ def without_names(table: pa.Table, public: Collection[str], key: str) -> pa.Tabl
 
 def _keyed(key: str, text: str) -> str:
     return hashlib.blake2b(text.encode(), key=bytes.fromhex(key), digest_size=8).hexdigest()
+
+
+def _format_suffix(path: str) -> str:
+    """The end of a file's name where it is a format's, "" where it may be anything else."""
+    suffix = PurePosixPath(path).suffix.lower()
+    return suffix if suffix in FORMAT_SUFFIXES else ""
 
 
 def cited(provenance: str) -> str:
@@ -285,7 +292,7 @@ def publish(
         output.exists()
         and any(output.iterdir())
         and not (earlier / "publish").exists()
-        and not (earlier / f"card{UNFINISHED_SUFFIX}").exists()
+        and not is_unfinished(output, "card")
     ):
         raise ValueError(f"{output} holds other files; choose a new folder for the repository")
     # Records without the card that describes them are not published.

@@ -9,8 +9,8 @@ from .publish import check_published
 from .record_index import RecordIndex
 from .schema import ARROW_SCHEMA
 from .shards import (
-    UNFINISHED_SUFFIX,
     batches,
+    is_unfinished,
     keep_out_of_git,
     parquet_writer,
     replacing,
@@ -36,10 +36,13 @@ def relink(published: str | Path, sources: str | Path | Sequence[str | Path], ou
     targets = [output / "data" / f"{path.parent.name}-{path.name}" for path in paths]
     index = RecordIndex(shards_of_all(sources))
     keep_out_of_git(output)
-    if any(output.glob("data/*.parquet")) and not (output / f"relink{UNFINISHED_SUFFIX}").exists():
+    earlier = list(output.glob("data/*.parquet"))
+    if earlier and not is_unfinished(output, "relink"):
         raise ValueError(f"{output} holds relinked records already; choose another folder, with all sources at once")
     found = missing = 0
     with unfinished(output, "relink"):
+        for path in earlier:
+            path.unlink()
         for path, target in zip(paths, targets, strict=True):
             with replacing(target) as partial, parquet_writer(partial, ARROW_SCHEMA) as writer:
                 for batch in batches(path):

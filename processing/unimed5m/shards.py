@@ -117,10 +117,19 @@ def check_finished(folder: Path) -> None:
         raise ValueError(f"{folder} is unfinished ({names} did not end well); repeat the command that writes it")
 
 
+def _unfinished_mark(folder: Path, name: str) -> Path:
+    return folder / "receipts" / f"{name}{UNFINISHED_SUFFIX}"
+
+
+def is_unfinished(folder: Path, name: str) -> bool:
+    """Whether the work of that name did not end well in `folder`."""
+    return _unfinished_mark(folder, name).exists()
+
+
 @contextmanager
 def unfinished(folder: Path, name: str) -> Iterator[None]:
     """Mark `folder` as unfinished until the block ends without an error; a killed process leaves the mark."""
-    mark = folder / "receipts" / f"{name}{UNFINISHED_SUFFIX}"
+    mark = _unfinished_mark(folder, name)
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.touch()
     yield

@@ -34,3 +34,13 @@ def test_the_commit_of_a_hub_id_comes_from_the_cache(tmp_path, monkeypatch):
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text(commit)
     assert hub_commit("owner/name", None) == hub_commit("owner/name", "main") == commit
+
+
+def test_a_run_within_the_checkpoint_does_not_change_the_digest(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    before = weights_digest(str(tmp_path))
+    (tmp_path / "out" / "unimed-mini").mkdir(parents=True)
+    (tmp_path / "out" / "unimed-mini" / "scores.json").write_text("{}")
+    assert weights_digest(str(tmp_path)) != before
+    (tmp_path / "out" / "run.json").write_text("{}")
+    assert weights_digest(str(tmp_path)) == before

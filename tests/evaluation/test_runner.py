@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 from huggingface_hub import ModelCard
-from PIL import Image
+from PIL import Image, ImageCms
 
+from unimedvl.command import main
 from unimedvl.evaluation.baselines import NAMES, Baseline, TrainingSplit
 from unimedvl.evaluation.benchmarks import BenchmarkData, get_benchmark
 from unimedvl.evaluation.cards import fill_card_folder
@@ -373,3 +374,43 @@ def test_a_card_written_again_has_the_new_scores(published):
     found = [metric for result in index[0]["results"] for metric in result["metrics"]]
     assert {metric["value"] for metric in found} == {0.123456}
     assert len({metric["name"] for metric in found}) == len(found)
+
+
+def test_a_run_that_lies_in_the_checkpoint_is_not_taken_for_a_card(published):
+    out, folder = published
+    shutil.copytree(out, folder / "evaluation")
+    before = {path: path.read_bytes() for path in (folder / "evaluation").rglob("*") if path.is_file()}
+    for run in (folder / "evaluation", out):
+        with pytest.raises(ValueError, match="holds a run itself"):
+            fill_card_folder(run, folder)
+    assert {path: path.read_bytes() for path in (folder / "evaluation").rglob("*") if path.is_file()} == before
+
+
+def test_a_card_forgets_the_benchmarks_of_the_run_before(published):
+    out, folder = published
+    other = out.parent / "other"
+    shutil.copytree(out, other)
+    (other / "unimed-mini").rename(other / "vqa-rad")
+
+    def rename(results):
+        results["benchmarks"] = {"vqa-rad": results["benchmarks"]["unimed-mini"]}
+
+    rewrite(other / "results.json", rename)
+    fill_card_folder(other, folder)
+    assert (folder / ".eval_results" / "vqa-rad.yaml").is_file()
+    fill_card_folder(out, folder)
+    assert [path.name for path in (folder / ".eval_results").iterdir()] == ["unimed-mini.yaml"]
+
+
+def test_a_reader_study_holds_no_colour_profile(finished, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for path in (out / "unimed-mini" / "images").rglob("*.png"):
+        with Image.open(path) as image:
+            image.load()
+        image.save(path, icc_profile=profile)
+    make_study(out, tmp_path / "study", 2)
+    pictures = sorted((tmp_path / "study" / "pictures").iterdir())
+    assert pictures and not any(b"iCCP" in path.read_bytes() for path in pictures)
+    assert main(["eval", "sheet", str(out), str(tmp_path / "none"), "--count", "0"]) == 2

@@ -132,7 +132,7 @@ def _evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | Non
     place = path.removeprefix("specialist:")
     local = Path(place).is_dir() or place.startswith("baseline:")
     run_ = Run(
-        model=Path(path).name if Path(path).is_dir() else path,
+        model=Path(path).resolve().name if Path(path).is_dir() else path,
         out=out,
         weights=weights_digest(place),
         batch_size=arguments.batch_size,
@@ -261,6 +261,8 @@ def _card(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
 def _sheet(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from ..evaluation.reader_sheets import make_study
 
+    if arguments.count < 1:
+        raise ValueError(f"--count must be 1 or more, not {arguments.count}.")
     record = make_study(arguments.out, arguments.folder, arguments.count)
     return record, f"{record['pictures']} pictures in {arguments.folder}: give readers all but key.json."
 

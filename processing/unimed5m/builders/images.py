@@ -11,8 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ...dicom_unimedvl import frame_count
-from ...medical_formats_unimedvl import load_medical_image
-from ..pictures import image_picture, upright_picture
+from ..pictures import image_picture, medical_image, upright_picture
 from ..schema import Picture
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
@@ -38,9 +37,16 @@ def file_picture(path: Path, root: Path, window: tuple[float, float] | None = No
         ValueError: one line, for a file that is missing or no image.
     """
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
-    if not path.is_file():
-        raise ValueError(f"{path}: expected an image, found no such file.")
-    return bytes_picture(path.read_bytes(), name, window)
+    return bytes_picture(_file_bytes(path), name, window)
+
+
+def _file_bytes(path: Path) -> bytes:
+    try:
+        if path.is_file():
+            return path.read_bytes()
+    except OSError as error:  # also a name that no file can have
+        raise ValueError(f"{path.as_posix()[:200]}: expected an image, found a problem: {error.strerror}.") from error
+    raise ValueError(f"{path}: expected an image, found no such file.")
 
 
 def file_frames(
@@ -51,14 +57,14 @@ def file_frames(
     Raises:
         ValueError: one line, for a file that is no DICOM image.
     """
-    content, name = path.read_bytes(), path.relative_to(root).as_posix()
+    content, name = _file_bytes(path), path.relative_to(root).as_posix()
     count = frame_count(content)
     if count == 1:
         yield None, bytes_picture(content, name, window)
         return
     for frame in range(count):
         try:
-            picture = load_medical_image(content, window=window, frame=frame)
+            picture = medical_image(content, window=window, frame=frame)
         except ValueError as error:
             raise ValueError(f"{name}: expected an image in frame {frame}, found a problem: {error}") from error
         yield frame, image_picture(picture, f"{name}#{frame}")
@@ -81,7 +87,7 @@ def bytes_picture(content: bytes, name: str, window: tuple[float, float] | None 
     if content.startswith(STORED_SIGNATURES):
         return upright_picture(content, name)
     try:
-        picture = load_medical_image(content, window=window)
+        picture = medical_image(content, window=window)
     except ValueError as error:
         raise ValueError(f"{name}: expected an image, found a problem: {error}") from error
     return image_picture(picture, name)

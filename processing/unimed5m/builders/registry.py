@@ -3,6 +3,8 @@
 from . import benchmarks, chest, generic, instructions, literature, scans, segmentations
 from .base import UNVERIFIED, Source
 
+# How provenance begins that names a public copy of the sample.
+PUBLIC_PLACES = ("github:", "pypi:")
 NAMED: tuple[Source, ...] = (
     *literature.SOURCES,
     *instructions.SOURCES,

@@ -79,8 +79,10 @@ def read_settings(root: Path) -> Settings:
         _check_setting(path, name, value)
     settings = Settings(**{"dataset": root.resolve().name, **values})
     # The registry knows the generic sources, which read these settings.
-    from .registry import public_datasets
+    from .registry import PUBLIC_PLACES, public_datasets
 
+    if settings.dataset.startswith(PUBLIC_PLACES) or settings.url.startswith(PUBLIC_PLACES):
+        raise ValueError(f"{path}: dataset, url: expected none that begins with {' or '.join(PUBLIC_PLACES)}.")
     if settings.dataset in public_datasets():
         raise ValueError(
             f"{path}: dataset: {settings.dataset!r} is the name of a published data set: build it with its own "

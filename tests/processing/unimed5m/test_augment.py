@@ -141,3 +141,37 @@ def test_an_unknown_step_and_a_folder_with_other_files_are_refused(records, tmp_
         augment(records[0], tmp_path / "out", Obedient(), "obedient", ["dream"])
     with pytest.raises(ValueError, match="holds other files"):
         augment(records[0], tmp_path, Obedient(), "obedient")
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("<image>", "<image>"),
+        ("a\n<image>", "In other words: a\n<image>"),
+        ("<image>\nimage", "<image>\nIn other words: image"),
+    ],
+)
+def test_rewriting_leaves_the_places_of_images(tmp_path, answer, expected):
+    pair = {
+        "sub_task_type": "super_resolution",
+        "main_task_type": "multimodal_input_output",
+        "output_img": (drawn(99),),
+        "message": (Turn("human", "<image>\nSharpen it."), Turn("gpt", answer)),
+    }
+    write_shards(tmp_path / "records", [record(0, **pair)], shards=1)
+    augment(tmp_path / "records", tmp_path / "out", Obedient(), "obedient", ["rewrite"])
+    (made,) = read(tmp_path / "out")
+    assert made.message[-1].value == expected
+
+
+def test_a_sentence_around_an_image_is_set_aside(tmp_path):
+    pair = {
+        "sub_task_type": "super_resolution",
+        "main_task_type": "multimodal_input_output",
+        "output_img": (drawn(99),),
+        "message": (Turn("human", "Take <image> and sharpen."), Turn("gpt", "Done.\n<image>")),
+    }
+    rows = [record(0, **pair)]
+    write_shards(tmp_path / "records", rows, shards=1)
+    counts = augment(tmp_path / "records", tmp_path / "out", Obedient(), "obedient", ["rewrite"])
+    assert (counts["rewritten"], counts["failed"]) == (0, 1) and read(tmp_path / "out") == rows

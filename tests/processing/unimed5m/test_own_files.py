@@ -1,5 +1,6 @@
 """Files of a user's own: what cameras and people wrote into them stays at home, and nothing is lost or mixed up."""
 
+import dataclasses
 import io
 import json
 
@@ -13,10 +14,10 @@ from unimedvl.processing.unimed5m.build import build
 from unimedvl.processing.unimed5m.builders import get_source
 from unimedvl.processing.unimed5m.image_files import plain_jpeg, plain_png
 from unimedvl.processing.unimed5m.pictures import pixels_of, upright_picture
-from unimedvl.processing.unimed5m.publish import publish
+from unimedvl.processing.unimed5m.publish import publish, without_names
 from unimedvl.processing.unimed5m.relink import relink
-from unimedvl.processing.unimed5m.schema import from_table
-from unimedvl.processing.unimed5m.shards import batches, build_sources, shard_paths
+from unimedvl.processing.unimed5m.schema import from_table, to_table
+from unimedvl.processing.unimed5m.shards import batches, build_sources, parquet_writer, shard_paths
 
 from .fixtures_files import write_image, write_json, write_mask, write_table
 
@@ -112,10 +113,12 @@ def test_no_column_of_an_own_table_is_published_whatever_its_name(tmp_path):
             assert "SMITH" not in str(table.to_pylist()) and "Ward 7" not in str(table.to_pylist())
 
 
-@pytest.mark.parametrize("settings", [{"dataset": "slake"}, {"url": "github:me/mine"}])
+@pytest.mark.parametrize(
+    "settings", [{"dataset": "slake"}, {"url": "github:me/mine"}, {"url": "github://me"}, {"dataset": "github:me"}]
+)
 def test_own_files_are_not_taken_for_published_ones(tmp_path, settings):
     table_with_names(tmp_path / "mine", **settings)
-    with pytest.raises(ValueError, match="published data set|url: expected an address"):
+    with pytest.raises(ValueError, match="published data set|url: expected an address|none that begins with"):
         build(get_source("captions"), tmp_path / "mine", tmp_path / "out", shards=1)
 
 
@@ -196,3 +199,98 @@ def test_what_a_check_or_a_model_passed_on_is_still_known_by_its_source(tmp_path
     write_json(tmp_path / "checked" / "qc.json", {"sources": ["unimed-mini"]})
     assert build_sources([tmp_path / "built", tmp_path / "checked"]) == ["unimed-mini"]
     assert build_sources([tmp_path / "built", tmp_path]) == ["", "unimed-mini"]
+
+
+def jpeg_variants():
+    data = picture("JPEG")
+    scan = data.index(b"\xff\xda")
+    note = b"\xff\xfe" + (2 + len(NAME)).to_bytes(2, "big") + NAME.encode()
+    other = note.replace(b"\xff\xfe", b"\xff\xec")
+    progressive = io.BytesIO()
+    Image.open(io.BytesIO(data)).save(progressive, "JPEG", progressive=True)
+    scans = progressive.getvalue()
+    last = scans.rindex(b"\xff\xda")
+    return {
+        "filling": data[:2] + b"\xff" + data[2:],
+        "junk": data[:scan] + b"\x00\x12" + note + data[scan:],
+        "behind the end": data + NAME.encode(),
+        "another application": data[:scan] + other + data[scan:],
+        "between scans": scans[:last] + note + scans[last:],
+    }
+
+
+@pytest.mark.parametrize("name", ["filling", "junk", "behind the end", "another application", "between scans"])
+def test_notes_leave_a_jpeg_wherever_they_stand(name):
+    data = jpeg_variants()[name]
+    kept = upright_picture(data, "a")
+    assert NAME.encode() in data and NAME.encode() not in kept.data
+    with Image.open(io.BytesIO(data)) as before, Image.open(io.BytesIO(kept.data)) as after:
+        assert np.array_equal(np.asarray(before), np.asarray(after))
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-12], lambda data: data + NAME.encode()])
+def test_notes_leave_a_png_without_its_end_and_behind_it(change):
+    data = change(picture("PNG"))
+    kept = upright_picture(data, "a")
+    assert NAME.encode() not in kept.data
+    assert np.array_equal(pixels_of(kept), pixels_of(upright_picture(picture("PNG"), "a")))
+
+
+def test_a_lying_picture_of_16_bits_is_windowed():
+    levels = np.linspace(0, 4000, 16 * 24).astype(np.uint16).reshape(16, 24)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    files = [io.BytesIO(), io.BytesIO()]
+    Image.fromarray(levels).save(files[0], "PNG", exif=exif)
+    Image.fromarray(levels).save(files[1], "PNG")
+    lying, upright = (pixels_of(upright_picture(file.getvalue(), "a")) for file in files)
+    assert np.array_equal(lying, np.rot90(upright, -1)) and len(np.unique(lying)) > 100
+
+
+@pytest.mark.parametrize("name", ["1.2.840.4711", "IM1.Mueller Hans", "x.dcm#3"])
+def test_the_end_of_a_name_is_published_only_where_it_is_a_format(tmp_path, name):
+    entry = records_of_one_caption(tmp_path)
+    (shown,) = entry.input_img
+    changed = entry.replace(input_img=(dataclasses.replace(shown, path=f"a/{name}"),))
+    table = without_names(to_table([changed]), frozenset(), "00" * 16)
+    path = table.to_pylist()[0]["input_img"][0]["path"]
+    assert len(path) == 16 and "." not in path
+
+
+def records_of_one_caption(tmp_path):
+    table_with_names(tmp_path / "mine")
+    build(get_source("captions"), tmp_path / "mine", tmp_path / "records", shards=1)
+    return next(entry for entry in records(tmp_path / "records") if entry.input_img)
+
+
+def test_a_name_that_no_file_can_have_is_one_rejected_row(tmp_path):
+    table_with_names(tmp_path / "mine")
+    rows = [{"image": "x" * 300, "caption": "A chest film."}, {"image": f"{NAME}0.png", "caption": "A chest film."}]
+    write_table(tmp_path / "mine" / "captions.csv", rows)
+    summary = build(get_source("captions"), tmp_path / "mine", tmp_path / "out", shards=1)
+    assert summary["rejected"] == 1 and summary["kept"] > 0
+
+
+def test_relinking_that_was_interrupted_is_repeated(tmp_path, monkeypatch):
+    table_with_names(tmp_path / "one", redistributable="no")
+    build(get_source("captions"), tmp_path / "one", tmp_path / "records", shards=1)
+    publish(tmp_path / "records", tmp_path / "published")
+    with monkeypatch.context() as patch:
+        patch.setattr("unimedvl.processing.unimed5m.relink.parquet_writer", interrupted(2))
+        with pytest.raises(KeyboardInterrupt):
+            relink(tmp_path / "published", tmp_path / "records", tmp_path / "out")
+    counts = relink(tmp_path / "published", tmp_path / "records", tmp_path / "out")
+    assert counts["missing"] == 0 and counts["relinked"] == len(records(tmp_path / "out")) > 0
+
+
+def interrupted(at):
+    """A writer of Parquet files whose call number `at` is interrupted."""
+    calls = []
+
+    def writer(*arguments):
+        calls.append(arguments)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return parquet_writer(*arguments)
+
+    return writer
