@@ -12,7 +12,7 @@ from unimedvl.processing.unimed5m import tasks
 from unimedvl.processing.unimed5m.pictures import drawn_picture
 from unimedvl.processing.unimed5m.schema import IMAGE_PLACEHOLDER, to_table
 from unimedvl.processing.unimed5m.shards import write_table
-from unimedvl.training.nano import autoencoder, evaluate, pictures_made, prepare, tokenizer, vision
+from unimedvl.training.nano import autoencoder, evaluate, pictures_made, prepare, sheet, tokenizer, vision
 from unimedvl.training.nano.intervals import mean_interval, wilson_interval
 from unimedvl.training.recipe import CurriculumRecipe, TrainingRecipe, load_recipe
 from unimedvl.training.run import run
@@ -204,11 +204,65 @@ def test_training_pictures_equal_the_processor(finished, work):
     assert evaluate.seen(picture).size == small.size == (64, 48)
 
 
+def test_masks_are_seen_as_their_pictures_are():
+    """Picture and mask have the same crop, turn and mirror: a picture that is its own mask stays so."""
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.zeros(6, vision.CANVAS, vision.CANVAS, dtype=torch.uint8)
+    masks[:, 8:40, 20:60] = 255
+    sizes = torch.tensor([[66.0, 88.0]] * 6)
+    pictures = vision.Pictures(masks[:, None].repeat(1, 3, 1, 1), sizes, torch.zeros(6).long(), ["HIS"] * 6, ["x"] * 6)
+    for chosen in (None, generator):
+        images, seen = vision.masked_views(pictures, masks, torch.arange(6), chosen)
+        assert images.shape == (6, 3, 64, 64) and seen.shape == (6, 64, 64)
+        sharp = (seen < 0.01) | (seen > 0.99)
+        assert torch.equal((images[:, 0] > 0)[sharp], (seen > 0.5)[sharp]) and 0.05 < float(seen.mean()) < 0.5
+
+
+def test_the_mask_map_puts_pixels_where_their_patches_are(finished):
+    vit = evaluate.Nano(str(finished)).model.model.vit_model
+    model = vision.CaptionChoice(vit, captions=2, kinds=3)
+    width = vit.config.hidden_size
+    with torch.no_grad():
+        model.mask_head.weight.zero_()
+        model.mask_head.bias.copy_(torch.arange(3 * vision.VIT_PATCH**2))
+    features = torch.zeros(2, 64, width)
+    scores = model.masks(features, torch.tensor([2, 0]))
+    offset = 2 * vision.VIT_PATCH**2
+    assert scores[0, 8, 16] == offset and scores[0, 9, 17] == offset + vision.VIT_PATCH + 1
+    assert scores[1, 0, 1] == 1.0
+    wanted = (scores > scores.mean()).float()
+    assert vision.mask_loss(wanted * 40 - 20, wanted) < 0.01 < 1.0 < vision.mask_loss(20 - wanted * 40, wanted)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_gets_a_vit_that_learnt_masks_and_nothing_else_changes(finished, work, tmp_path):
+    more = ["--work", str(work), "--checkpoint", str(finished), "--out", str(tmp_path / "more"), "--masks"]
+    vision.main([*more, "--steps", "2", "--batch", "4"])
+    before, after = (evaluate.Nano(str(folder)) for folder in (finished, tmp_path / "more"))
+    new = dict(after.model.named_parameters())
+    changed = {name for name, value in before.model.named_parameters() if not torch.equal(value, new[name])}
+    assert changed and all(name.startswith("model.vit_model.") for name in changed)
+    assert "Dice hc18" in json.loads((tmp_path / "more" / "vision.json").read_text())
+
+
+def test_a_sheet_of_edits_holds_generated_pictures_only_unless_asked(finished, work, tmp_path):
+    arguments = ["--model", str(finished), "--kind", "edits", "--out", str(tmp_path / "made.png")]
+    with pytest.raises(SystemExit):
+        sheet.main(arguments)
+    sheet.main([*arguments, "--work", str(work)])
+    nano, side = evaluate.Nano(str(finished)), 64 * sheet.SCALE
+    with Image.open(tmp_path / "made.png") as made:
+        rows = made.height / (sheet.CAPTION + side + sheet.MARGIN)
+    # The drawn records hold two of the edits: fetal heads and super-resolution.
+    assert rows == 2
+    assert sheet.edit_sheet(nano, work, with_inputs=True).height == 3 * made.height
+
+
 def test_the_shipped_recipes_are_read():
     curriculum = load_recipe(RECIPES / "curriculum.yaml")
     assert isinstance(curriculum, CurriculumRecipe)
-    for stage in curriculum.stages:
-        recipe = load_recipe(RECIPES / stage.recipe)
+    for name in (*(stage.recipe for stage in curriculum.stages), "stage3-again.yaml"):
+        recipe = load_recipe(RECIPES / name)
         assert isinstance(recipe, TrainingRecipe)
         assert sum(group.weight for group in recipe.data.groups) == pytest.approx(1.0, abs=1e-3)
         for group in recipe.data.groups:

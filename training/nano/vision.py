@@ -1,10 +1,12 @@
-"""Pre-training of the nano's ViT: which caption belongs to a picture.
+"""Pre-training of the nano's ViT: which caption belongs to a picture, and on request where in it a structure lies.
 
-    python -m unimedvl.training.nano.vision --work WORK --out FOLDER [--steps 2800]
+    python -m unimedvl.training.nano.vision --work WORK --out FOLDER [--steps 2800] [--masks]
 
 The paper's ViT comes pre-trained on image-text pairs (SigLIP 2); the nano's learns from its own records. They hold a
 few dozen different captions, so the contrast of images and texts is a choice among all captions, and a mean of
-the features with one vector for each caption decides. The vectors are thrown away.
+the features with one vector for each caption decides. With `--masks` the feature of a patch also tells which of its
+pixels belong to a structure, by a linear map for each kind of mask, where SigLIP 2 learns to localise. Vectors and
+maps are thrown away.
 """
 
 import argparse
@@ -12,19 +14,21 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_model, save_model
 from torch import nn
 from transformers import AutoTokenizer
 
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLVAEConfig
-from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLModel
+from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration, UniMedVLModel
+from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 from unimedvl.processing.unimed5m.schema import Record
 from unimedvl.processing.unimed5m.shards import batches
 
@@ -65,18 +69,35 @@ def read_pictures(work: Path, split: str, names: list[str]) -> Pictures:
     return pictures_of((Record.from_row(row) for row in wanted), names)
 
 
-def pictures_of(records: Iterable[Record], names: list[str]) -> Pictures:
-    """The pictures of small records; `names` collects the captions."""
+def read_masked_pictures(work: Path, split: str, names: list[str]) -> tuple[Pictures, torch.Tensor]:
+    """The pictures of the segmentation records with their masks (see `masked_views`); `names` collects what is masked,
+    as "source: structure", in the place of captions."""
+    tables = batches(work / "records" / "data" / f"{split}-00000-of-00001.parquet")
+    rows = (row for table in tables for row in table.to_pylist())
+    records = [Record.from_row(row) for row in rows if row["sub_task_type"] == "segmentation"]
+    shown = [record.replace(output_img=record.input_img) for record in records]
+    structures = [f"{record.dataset}: {json.loads(record.extra)['target']}" for record in records]
+    masks = torch.stack([torch.from_numpy(_on_canvas(picture_of(record))).amax(dim=0) for record in records])
+    return pictures_of(shown, names, structures), (masks > 127).to(torch.uint8) * 255
+
+
+def _on_canvas(picture: Image.Image) -> numpy.ndarray:
+    array = numpy.asarray(picture)
+    canvas = numpy.zeros((3, CANVAS, CANVAS), dtype=numpy.uint8)
+    canvas[:, : array.shape[0], : array.shape[1]] = array.transpose(2, 0, 1)
+    return canvas
+
+
+def pictures_of(records: Iterable[Record], names: list[str], captions_given: Sequence[str] = ()) -> Pictures:
+    """The pictures of small records; `names` collects their captions, or those given in their place."""
     pixels, sizes, captions, modalities, sources = [], [], [], [], []
-    for record in records:
-        caption = caption_of(record)
+    for number, record in enumerate(records):
+        caption = captions_given[number] if captions_given else caption_of(record)
         if caption not in names:
             names.append(caption)
-        array = numpy.asarray(picture_of(record))
-        canvas = numpy.zeros((3, CANVAS, CANVAS), dtype=numpy.uint8)
-        canvas[:, : array.shape[0], : array.shape[1]] = array.transpose(2, 0, 1)
-        pixels.append(torch.from_numpy(canvas))
-        sizes.append(array.shape[:2])
+        picture = picture_of(record)
+        pixels.append(torch.from_numpy(_on_canvas(picture)))
+        sizes.append((picture.height, picture.width))
         captions.append(names.index(caption))
         modalities.append(record.modality)
         sources.append(record.dataset)
@@ -86,14 +107,45 @@ def pictures_of(records: Iterable[Record], names: list[str]) -> Pictures:
 def views(pictures: Pictures, index: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
     """Square views (N, 3, SIDE, SIDE) in [-1, 1]: random ones, or with no generator the central squares."""
     pixels = pictures.pixels[index].float() / 127.5 - 1.0
+    shorter = pictures.sizes[index].min(dim=1).values
+    grid = _grid(pictures, index, shorter, generator)
+    images = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+    return images if generator is None else _lit(images, generator)
+
+
+def masked_views(
+    pictures: Pictures, masks: torch.Tensor, index: torch.Tensor, generator: torch.Generator | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views of whole pictures, black beside them, and of their masks (N, SIDE, SIDE) in [0, 1].
+
+    Args:
+        masks: uint8 (N, CANVAS, CANVAS), 0 or 255.
+    """
+    pixels = pictures.pixels[index].float() / 127.5
+    longer = pictures.sizes[index].max(dim=1).values
+    grid = _grid(pictures, index, longer, generator)
+    both = torch.cat([pixels, masks[index].float()[:, None] / 255], dim=1)
+    sampled = F.grid_sample(both, grid, padding_mode="zeros", align_corners=False)
+    images = sampled[:, :3] - 1.0
+    return (images if generator is None else _lit(images, generator)), sampled[:, 3]
+
+
+def _uniform(count: int, generator: torch.Generator | None, low: float, high: float) -> torch.Tensor:
+    if generator is None:
+        return torch.full((count,), (low + high) / 2)
+    return torch.rand(count, generator=generator) * (high - low) + low
+
+
+def _grid(
+    pictures: Pictures, index: torch.Tensor, side: torch.Tensor, generator: torch.Generator | None
+) -> torch.Tensor:
+    """Where to sample squares of at most `side` canvas pixels, for `grid_sample`."""
     sizes, count = pictures.sizes[index], len(index)
 
     def uniform(low: float, high: float) -> torch.Tensor:
-        if generator is None:
-            return torch.full((count,), (low + high) / 2)
-        return torch.rand(count, generator=generator) * (high - low) + low
+        return _uniform(count, generator, low, high)
 
-    side = sizes.min(dim=1).values * (uniform(0.7, 1.0) if generator else 1.0)
+    side = side * (uniform(0.7, 1.0) if generator else 1.0)
     centre = sizes / 2 + (sizes - side[:, None]) * torch.stack([uniform(-0.5, 0.5), uniform(-0.5, 0.5)], dim=1)
     angle = uniform(-0.2, 0.2)
     mirror = torch.ones(count)
@@ -111,15 +163,20 @@ def views(pictures: Pictures, index: torch.Tensor, generator: torch.Generator | 
         ],
         dim=1,
     )
-    grid = F.affine_grid(theta, [count, 3, SIDE, SIDE], align_corners=False)
-    images = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
-    if generator is not None:
-        light = (images + 1) / 2
-        mean = light.mean(dim=(1, 2, 3), keepdim=True)
-        light = (light - mean) * uniform(0.75, 1.25)[:, None, None, None] + mean
-        gains = torch.stack([uniform(0.95, 1.05) for _ in range(3)], dim=1) * uniform(0.8, 1.2)[:, None]
-        images = (light * gains[:, :, None, None]).clamp(0, 1) * 2 - 1
-    return images
+    return F.affine_grid(theta, [count, 3, SIDE, SIDE], align_corners=False)
+
+
+def _lit(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Pictures in [-1, 1] in other light."""
+
+    def uniform(low: float, high: float) -> torch.Tensor:
+        return _uniform(len(images), generator, low, high)
+
+    light = (images + 1) / 2
+    mean = light.mean(dim=(1, 2, 3), keepdim=True)
+    light = (light - mean) * uniform(0.75, 1.25)[:, None, None, None] + mean
+    gains = torch.stack([uniform(0.95, 1.05) for _ in range(3)], dim=1) * uniform(0.8, 1.2)[:, None]
+    return (light * gains[:, :, None, None]).clamp(0, 1) * 2 - 1
 
 
 def patches(images: torch.Tensor) -> torch.Tensor:
@@ -130,19 +187,55 @@ def patches(images: torch.Tensor) -> torch.Tensor:
 
 
 class CaptionChoice(nn.Module):
-    """The ViT with a vector for each caption."""
+    """The ViT with a vector for each caption, and for each kind of mask a map from a patch's feature to its pixels."""
 
-    def __init__(self, vit: nn.Module, captions: int):
+    def __init__(self, vit: nn.Module, captions: int, kinds: int = 0):
         super().__init__()
         self.vit, self.head = vit, nn.Linear(vit.config.hidden_size, captions)
+        self.mask_head = nn.Linear(vit.config.hidden_size, kinds * VIT_PATCH**2) if kinds else None
         rows = torch.arange(SIDE // VIT_PATCH)
         self.positions = (rows[:, None] * TABLE_SIDE + rows[None, :]).flatten()
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Scores (N, captions) of views (N, 3, SIDE, SIDE)."""
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Features (N, patches, width) of views (N, 3, SIDE, SIDE)."""
         length = len(self.positions)
         features = self.vit(patches(images), self.positions.repeat(len(images)), [length] * len(images))
-        return self.head(features.reshape(len(images), length, -1).mean(dim=1))
+        return features.reshape(len(images), length, -1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Scores (N, captions) of views (N, 3, SIDE, SIDE)."""
+        return self.head(self.features(images).mean(dim=1))
+
+    def masks(self, features: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+        """Scores (N, SIDE, SIDE) of the pixels, from features (N, patches, width) and kinds of mask (N,)."""
+        assert self.mask_head is not None
+        rows = SIDE // VIT_PATCH
+        scores = self.mask_head(features).reshape(len(features), rows, rows, -1, VIT_PATCH, VIT_PATCH)
+        chosen = scores[torch.arange(len(features)), :, :, kinds]
+        return chosen.permute(0, 1, 3, 2, 4).reshape(len(features), SIDE, SIDE)
+
+
+def mask_loss(scores: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the pixels plus one minus the soft overlap of each picture, means over pictures (N, H, W)."""
+    shares = scores.sigmoid()
+    overlap = 2 * (shares * masks).sum(dim=(1, 2)) / (shares.sum(dim=(1, 2)) + masks.sum(dim=(1, 2)) + 1.0)
+    return F.binary_cross_entropy_with_logits(scores, masks) + (1 - overlap).mean()
+
+
+@torch.no_grad()
+def overlaps(model: CaptionChoice, pictures: Pictures, masks: torch.Tensor) -> dict[str, float]:
+    """Mean Dice over the pictures of each source."""
+    model.eval()
+    found: dict[str, list[float]] = {}
+    for index in torch.arange(len(pictures.captions)).split(64):
+        images, real = masked_views(pictures, masks, index, None)
+        drawn = model.masks(model.features(images), pictures.captions[index]) > 0
+        both = (drawn & (real > 0.5)).sum(dim=(1, 2))
+        total = drawn.sum(dim=(1, 2)) + (real > 0.5).sum(dim=(1, 2))
+        for place, value in zip(index.tolist(), (2 * both / total.clamp(min=1)).tolist(), strict=True):
+            found.setdefault(pictures.sources[place], []).append(value)
+    model.train()
+    return {f"Dice {source}": round(sum(values) / len(values), 3) for source, values in sorted(found.items())}
 
 
 @torch.no_grad()
@@ -166,27 +259,29 @@ def pretrain(
     batch: int = 32,
     rate: float = 1e-3,
     seed: int = 0,
-    start: Path | None = None,
+    start: nn.Module | None = None,
     focus: float = 1.0,
+    with_masks: bool = False,
 ) -> tuple[nn.Module, dict]:
     """Train for `steps`; returns the ViT and what was measured on the held-out part.
 
     Args:
-        start: weights to go on from.
+        batch: pictures of a step, and as many with masks.
+        start: ViT to go on with.
         focus: how much more often than by the square root of a caption's number the pictures of `FOCUS` are drawn.
+        with_masks: whether masks are learnt as well.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     names: list[str] = []
     train, held_out = (read_pictures(work, split, names) for split in ("train", "validation"))
-    vae = UniMedVLVAEConfig().to_dict()
-    config = build_config(AutoTokenizer.from_pretrained(work / "tokenizer"), vae)
-    model = CaptionChoice(UniMedVLModel(config).vit_model, len(names))
-    if start is not None:
-        load_model(model.vit, start / VISION_FILE)
-    counts = Counter(train.captions.tolist())
-    weights = torch.tensor([counts[caption] ** -0.5 for caption in train.captions.tolist()])
-    weights *= torch.tensor([focus if source in FOCUS else 1.0 for source in train.sources])
+    kinds: list[str] = []
+    masked, masked_held_out = (
+        read_masked_pictures(work, split, kinds) if with_masks else None for split in ("train", "validation")
+    )
+    model = CaptionChoice(start or untrained(work), len(names), len(kinds))
+    rarity = _rarity(train)
+    rarity *= torch.tensor([focus if source in FOCUS else 1.0 for source in train.sources])
     decayed = [parameter for parameter in model.parameters() if parameter.ndim == 2 and parameter.requires_grad]
     plain = [parameter for parameter in model.parameters() if parameter.ndim != 2 and parameter.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -196,9 +291,17 @@ def pretrain(
     started, total = time.perf_counter(), 0.0
     measured: dict = {}
     for step in range(1, steps + 1):
-        index = torch.multinomial(weights, batch, replacement=True, generator=generator)
-        scores = model(views(train, index, generator))
+        index = torch.multinomial(rarity, batch, replacement=True, generator=generator)
+        images = views(train, index, generator)
+        if masked is not None:
+            drawn = torch.multinomial(_rarity(masked[0]), batch, replacement=True, generator=generator)
+            others, masks = masked_views(*masked, drawn, generator)
+            images = torch.cat([images, others])
+        features = model.features(images)
+        scores = model.head(features[:batch].mean(dim=1))
         loss = F.cross_entropy(scores, train.captions[index], label_smoothing=0.1)
+        if masked is not None:
+            loss = loss + mask_loss(model.masks(features[batch:], masked[0].captions[drawn]), masks)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -208,9 +311,22 @@ def pretrain(
         if step % 200 == 0 or step == steps:
             seconds = time.perf_counter() - started
             measured = {"steps": step, "seconds": round(seconds), "loss": total / 200, **accuracy(model, held_out)}
+            if masked_held_out is not None:
+                measured |= overlaps(model, *masked_held_out)
             print(json.dumps(measured), f"{seconds / step * (steps - step):.0f} s left", flush=True)
             total = 0.0
     return model.vit, measured
+
+
+def _rarity(pictures: Pictures) -> torch.Tensor:
+    """How often to draw each picture: by the square root of its caption's number."""
+    return torch.bincount(pictures.captions)[pictures.captions].float() ** -0.5
+
+
+def untrained(work: Path) -> nn.Module:
+    """A ViT of random weights."""
+    config = build_config(AutoTokenizer.from_pretrained(work / "tokenizer"), UniMedVLVAEConfig().to_dict())
+    return UniMedVLModel(config).vit_model
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -218,23 +334,36 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--work", required=True, help="folder that `prepare` has filled")
     parser.add_argument("--out", required=True, help="folder of the weights")
     parser.add_argument("--steps", type=int, default=2800)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--start", help="folder of weights to go on from")
+    parser.add_argument("--checkpoint", help="a whole checkpoint to go on from; OUT receives it with the ViT trained")
     parser.add_argument("--focus", type=float, default=1.0, help="weight of the sources of `FOCUS`")
+    parser.add_argument("--masks", action="store_true", help="learn masks as well")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
-    start = Path(arguments.start) if arguments.start else None
+    work, out = Path(arguments.work), Path(arguments.out)
+    whole = UniMedVLForConditionalGeneration.from_pretrained(arguments.checkpoint) if arguments.checkpoint else None
+    start = None if whole is None else whole.model.vit_model
+    if arguments.start:
+        start = untrained(work)
+        load_model(start, Path(arguments.start) / VISION_FILE)
     vit, measured = pretrain(
-        Path(arguments.work),
+        work,
         arguments.steps,
+        batch=arguments.batch,
         rate=arguments.rate,
         seed=arguments.seed,
         start=start,
         focus=arguments.focus,
+        with_masks=arguments.masks,
     )
-    out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    save_model(vit, str(out / VISION_FILE))
+    if whole is None:
+        save_model(vit, str(out / VISION_FILE))
+    else:
+        whole.save_pretrained(out)
+        UniMedVLProcessor.from_pretrained(arguments.checkpoint).save_pretrained(out)
     (out / "vision.json").write_text(json.dumps(measured, indent=2) + "\n")
 
 
