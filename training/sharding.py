@@ -4,7 +4,9 @@ The model is built without memory, sharded, and filled tensor by tensor: process
 out, so no process ever holds more than its share and one tensor.
 """
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -15,7 +17,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedConfig
 from transformers.distributed import DistributedConfig
 
 from unimedvl.checkpoint import Checkpoint
@@ -34,6 +36,16 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+@contextlib.contextmanager
+def undistributed(config: PreTrainedConfig) -> Iterator[None]:
+    """Inside, the configuration is that of a model on one device, as it is saved."""
+    held, config.distributed_config = getattr(config, "distributed_config", None), None
+    try:
+        yield
+    finally:
+        config.distributed_config = held
 
 
 def reshard(model: nn.Module) -> None:

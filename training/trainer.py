@@ -42,7 +42,7 @@ from .latents import LatentCache, scaled_latents
 from .observation import ProgressLines, Validation, sample_sheet, save_sheet
 from .optimisation import freeze_parts, make_optimizer, make_schedule
 from .recipe import StageRecipe, TrainingRecipe
-from .sharding import is_sharded, save_whole
+from .sharding import is_sharded, save_whole, undistributed
 
 logger = logging.getLogger(__name__)
 
@@ -311,12 +311,8 @@ class UniMedVLTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _save_settings(self, folder: Path) -> None:
-        config = self.bare.config
-        config.distributed_config, held = None, getattr(config, "distributed_config", None)
-        try:
-            config.save_pretrained(folder)
-        finally:
-            config.distributed_config = held
+        with undistributed(self.bare.config):
+            self.bare.config.save_pretrained(folder)
         self.bare.generation_config.save_pretrained(folder)
         self.processing_class.save_pretrained(folder)
 
@@ -391,9 +387,8 @@ class UniMedVLTrainer(Trainer):
             chosen.exchange(bare)
         with whole_folder(folder) as partial:
             if is_sharded(bare):
-                held, bare.config.distributed_config = bare.config.distributed_config, None
-                save_whole(bare, partial)
-                bare.config.distributed_config = held
+                with undistributed(bare.config):
+                    save_whole(bare, partial)
             elif self.args.should_save:
                 bare.save_pretrained(partial)
             if self.args.should_save:

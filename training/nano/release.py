@@ -2,7 +2,7 @@
 
     python -m unimedvl.training.nano.release --model STAGE/final-ema --out hub_cards/unimedvl-nano
 
-Card, licence and sheet that lie in the folder stay.
+Card, licence and sheets that lie in the folder stay.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 
 from .model import nano_presets
 
-KEPT = ("README.md", "LICENSE", "samples.png")
+KEPT = ("README.md", "LICENSE", "samples.png", "edits.png")
 
 
 def release(model_folder: str | Path, out: str | Path) -> None:
