@@ -230,7 +230,7 @@ def test_the_mask_map_puts_pixels_where_their_patches_are(finished):
     offset = 2 * vision.VIT_PATCH**2
     assert scores[0, 8, 16] == offset and scores[0, 9, 17] == offset + vision.VIT_PATCH + 1
     assert scores[1, 0, 1] == 1.0
-    wanted = (scores > scores.mean()).float()
+    wanted = (scores > scores.mean(dim=(1, 2), keepdim=True)).float()
     assert vision.mask_loss(wanted * 40 - 20, wanted) < 0.01 < 1.0 < vision.mask_loss(20 - wanted * 40, wanted)
 
 
