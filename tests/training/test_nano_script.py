@@ -253,8 +253,8 @@ def test_a_sheet_of_edits_holds_generated_pictures_only_unless_asked(finished, w
     nano, side = evaluate.Nano(str(finished)), 64 * sheet.SCALE
     with Image.open(tmp_path / "made.png") as made:
         rows = made.height / (sheet.CAPTION + side + sheet.MARGIN)
-    # The drawn records hold two of the edits: fetal heads and super-resolution.
-    assert rows == 2
+    # The drawn records hold one of the edits, fetal heads.
+    assert rows == 1
     assert sheet.edit_sheet(nano, work, with_inputs=True).height == 3 * made.height
 
 

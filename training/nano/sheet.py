@@ -3,8 +3,9 @@
     python -m unimedvl.training.nano.sheet --model CHECKPOINT --out FILE.png
     python -m unimedvl.training.nano.sheet --model CHECKPOINT --out FILE.png --kind edits --work WORK [--with-inputs]
 
-A sheet holds generated images only, one row for each prompt or kind of edit. With `--with-inputs` what was edited and
-what was to be made stand above each row; such a sheet shows pictures of the data sets and is not for publishing.
+A sheet holds generated images only, one row for each prompt or kind of edit; edits follow their inputs closely. With
+`--with-inputs` what was edited and what was to be made stand above each row; such a sheet shows pictures of the data
+sets and is not for publishing.
 """
 
 import argparse
@@ -35,22 +36,21 @@ PROMPTS = (
 # Caption, task, part of the training split ("validation": held out from training), and what `extra` must hold.
 EDITS: tuple[tuple[str, str, str, dict[str, str]], ...] = (
     (
-        "Counterfactual, synthetic pairs: a lesion added (not trained on)",
+        "Counterfactual, synthetic pairs: a lesion added (held out)",
         "counterfactual",
         "validation",
         {"change": "added"},
     ),
     (
-        "Counterfactual, synthetic pairs: removed (not trained on)",
+        "Counterfactual, synthetic pairs: removed (held out)",
         "counterfactual",
         "validation",
         {"change": "removed"},
     ),
     ("Virtual staining, bladder (trained on)", "virtual_staining", "train", {}),
     ("Between MRI sequences, to FLAIR (trained on)", "cross_modal", "train", {"target": "FLAIR"}),
-    ("Segmentation of polyps (not trained on)", "segmentation", "validation", {"target": "polyp"}),
-    ("Segmentation of fetal heads (not trained on)", "segmentation", "validation", {"target": "fetal head"}),
-    ("Super-resolution, factor 4 (not trained on)", "super_resolution", "validation", {}),
+    ("Segmentation of polyps (held out)", "segmentation", "validation", {"target": "polyp"}),
+    ("Segmentation of fetal heads (held out)", "segmentation", "validation", {"target": "fetal head"}),
 )
 COLUMNS, SCALE, CAPTION, MARGIN = 8, 2, 18, 4
 
@@ -119,13 +119,13 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
+    if arguments.kind == "edits" and not arguments.work:
+        parser.error("give the folder of the records with --work")
     nano = Nano(arguments.model)
     if arguments.kind == "words":
         sheet = contact_sheet(nano, arguments.seed)
-    elif arguments.work:
-        sheet = edit_sheet(nano, Path(arguments.work), arguments.with_inputs, arguments.seed)
     else:
-        parser.error("give the folder of the records with --work")
+        sheet = edit_sheet(nano, Path(arguments.work), arguments.with_inputs, arguments.seed)
     sheet.save(arguments.out)
 
 

@@ -232,7 +232,8 @@ def overlaps(model: CaptionChoice, pictures: Pictures, masks: torch.Tensor) -> d
         drawn = model.masks(model.features(images), pictures.captions[index]) > 0
         both = (drawn & (real > 0.5)).sum(dim=(1, 2))
         total = drawn.sum(dim=(1, 2)) + (real > 0.5).sum(dim=(1, 2))
-        for place, value in zip(index.tolist(), (2 * both / total.clamp(min=1)).tolist(), strict=True):
+        values = torch.where(total == 0, 1.0, 2 * both / total.clamp(min=1))
+        for place, value in zip(index.tolist(), values.tolist(), strict=True):
             found.setdefault(pictures.sources[place], []).append(value)
     model.train()
     return {f"Dice {source}": round(sum(values) / len(values), 3) for source, values in sorted(found.items())}
@@ -279,7 +280,7 @@ def pretrain(
     masked, masked_held_out = (
         read_masked_pictures(work, split, kinds) if with_masks else None for split in ("train", "validation")
     )
-    model = CaptionChoice(start or untrained(work), len(names), len(kinds))
+    model = CaptionChoice(start or untrained(work), len(names), len(kinds)).train()
     rarity = _rarity(train)
     rarity *= torch.tensor([focus if source in FOCUS else 1.0 for source in train.sources])
     decayed = [parameter for parameter in model.parameters() if parameter.ndim == 2 and parameter.requires_grad]
@@ -310,7 +311,8 @@ def pretrain(
         total += loss.item()
         if step % 200 == 0 or step == steps:
             seconds = time.perf_counter() - started
-            measured = {"steps": step, "seconds": round(seconds), "loss": total / 200, **accuracy(model, held_out)}
+            loss_mean = total / ((step - 1) % 200 + 1)
+            measured = {"steps": step, "seconds": round(seconds), "loss": loss_mean, **accuracy(model, held_out)}
             if masked_held_out is not None:
                 measured |= overlaps(model, *masked_held_out)
             print(json.dumps(measured), f"{seconds / step * (steps - step):.0f} s left", flush=True)
@@ -336,8 +338,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=2800)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--start", help="folder of weights to go on from")
-    parser.add_argument("--checkpoint", help="a whole checkpoint to go on from; OUT receives it with the ViT trained")
+    begun = parser.add_mutually_exclusive_group()
+    begun.add_argument("--start", help="folder of weights to go on from")
+    begun.add_argument("--checkpoint", help="a whole checkpoint to go on from; OUT receives it with the ViT trained")
     parser.add_argument("--focus", type=float, default=1.0, help="weight of the sources of `FOCUS`")
     parser.add_argument("--masks", action="store_true", help="learn masks as well")
     parser.add_argument("--seed", type=int, default=0)
