@@ -47,10 +47,10 @@ from .evaluate import (
     rgb,
     score_diagnosis,
     score_modality,
-    work_records,
 )
 from .intervals import student_interval
 from .model import EDITING, UNIT, image_transform
+from .prepare import work_records
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402

@@ -17,10 +17,7 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from unimedvl.processing.unimed5m.schema import Record
-from unimedvl.processing.unimed5m.shards import batches
-
-from .prepare import picture_of
+from .prepare import picture_of, states_picture, work_records
 
 AUTOENCODER_CONFIG = {
     "in_channels": 3,
@@ -83,15 +80,11 @@ def initialize(autoencoder: AutoencoderKL) -> None:
 def read_pictures(work: Path, split: str) -> tuple[list[Image.Image], list[Image.Image]]:
     """The pictures of the records and the masks among them."""
     pictures, masks = [], []
-    for table in batches(work / "records" / "data" / f"{split}-00000-of-00001.parquet"):
-        for row in table.to_pylist():
-            task = row["sub_task_type"]
-            if task == "segmentation":
-                masks.append(picture_of(Record.from_row(row)))
-            elif task in ("cross_modal", "virtual_staining") or (
-                task == "text_to_image" and not row["id"].endswith("-plain")
-            ):
-                pictures.append(picture_of(Record.from_row(row)))
+    for record in work_records(work, split):
+        if record.sub_task_type == "segmentation":
+            masks.append(picture_of(record))
+        elif record.sub_task_type in ("cross_modal", "virtual_staining") or states_picture(record):
+            pictures.append(picture_of(record))
     return pictures, masks
 
 

@@ -11,7 +11,7 @@ choose settings on. Everything goes through the public interface: the checkpoint
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,12 @@ from unimedvl.loading import load
 from unimedvl.processing.image_processing_unimedvl import resize_image
 from unimedvl.processing.unimed5m import tasks
 from unimedvl.processing.unimed5m.pictures import lower_resolution, pixels_of
-from unimedvl.processing.unimed5m.schema import IMAGE_PLACEHOLDER, Picture, Record, from_table
-from unimedvl.processing.unimed5m.shards import batches
+from unimedvl.processing.unimed5m.schema import IMAGE_PLACEHOLDER, Picture, Record
 
 from .intervals import mean_interval, wilson_interval
 from .model import UNIT, image_transform
 from .pictures_made import made_pictures
-from .prepare import SUPER_RESOLUTION, read_records
+from .prepare import SUPER_RESOLUTION, read_records, states_picture, work_records
 
 BATCH = 32
 MODALITY_QUESTION = "What imaging modality is this?"
@@ -156,7 +155,7 @@ def _of(records: Sequence[Record], task: str, source: str = "") -> list[Record]:
 
 def _pictured(records: Sequence[Record]) -> list[Record]:
     """One record for each picture with a stated modality."""
-    return [record for record in _of(records, "text_to_image") if not record.id.endswith("-plain")]
+    return [record for record in records if states_picture(record)]
 
 
 def score_modality(nano: Nano, records: Sequence[Record]) -> dict[str, Any]:
@@ -231,12 +230,6 @@ def score_super_resolution(nano: Nano, records: Sequence[Record], most: int) -> 
         gain = [own - other for own, other in zip(by["nano"], by["bicubic"], strict=True)]
         scores[name] = {kind: average(values) for kind, values in by.items()} | {"gain over bicubic": average(gain)}
     return scores
-
-
-def work_records(work: Path, split: str) -> Iterator[Record]:
-    """What `prepare` has written: "train", or "validation", the part of the training split that no training saw."""
-    for table in batches(work / "records" / "data" / f"{split}-00000-of-00001.parquet"):
-        yield from from_table(table)
 
 
 def evaluate(nano: Nano, records: Sequence[Record], work: Path, most: int = 160) -> dict[str, Any]:

@@ -21,8 +21,9 @@ from unimedvl.processing.unimed5m.schema import Record, to_table
 from unimedvl.processing.unimed5m.shards import write_json, write_table
 
 from ..run import run
-from .evaluate import Nano, average, psnr, question_of, rgb, seen, work_records
+from .evaluate import Nano, average, psnr, question_of, rgb, seen
 from .model import EDITING, SIDE
+from .prepare import work_records
 
 # Neither patient has both kinds of T1 beside T2: any of them counts.
 TRANSLATIONS = (("T2", "FLAIR"), ("T1", "T2"))

@@ -21,7 +21,7 @@ from unimedvl.processing.unimed5m.schema import Record
 
 from .intervals import mean_interval, wilson_interval
 from .model import SIDE
-from .prepare import ARTICLES, small
+from .prepare import ARTICLES, small, states_picture
 from .vision import CANVAS, Pictures, pictures_of, read_pictures, views
 
 if TYPE_CHECKING:
@@ -54,12 +54,10 @@ def train_judge(train: Pictures, captions: int, steps: int, batch: int = 32, see
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     judge = make_judge(captions).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    numbers = torch.bincount(train.captions, minlength=captions)
-    weights = numbers[train.captions].float() ** -0.5
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.1)
     for _ in range(steps):
-        index = torch.multinomial(weights, batch, replacement=True, generator=generator)
+        index = torch.multinomial(train.rarity, batch, replacement=True, generator=generator)
         images = views(train, index, generator).contiguous(memory_format=torch.channels_last)
         loss = F.cross_entropy(judge(images), train.captions[index], label_smoothing=0.05)
         optimizer.zero_grad(set_to_none=True)
@@ -109,7 +107,7 @@ def caption_label(name: str, labels: Sequence[str]) -> str:
 def made_pictures(nano: "Nano", records: Sequence[Record], work: Path, seed: int = 0) -> dict[str, dict[str, Any]]:
     """Recognition by modality and by class, and how close generated pictures come to training pictures."""
     judge, train, names = load_judge(work)
-    chosen = [r for r in records if r.sub_task_type == "text_to_image" and not r.id.endswith("-plain")]
+    chosen = [record for record in records if states_picture(record)]
     fits = [max(p.width, p.height) <= CANVAS for p in (record.output_img[0] for record in chosen)]
     reals = pictures_of([r if fit else small(r) for r, fit in zip(chosen, fits, strict=True)], names)
     known = len(judge[-1].bias)  # type: ignore[index, arg-type]

@@ -28,7 +28,7 @@ from unimedvl.modeling_unimedvl.published_layout_unimedvl import default_generat
 from unimedvl.processing.image_processing_unimedvl import reference_size
 from unimedvl.processing.unimed5m import tasks
 from unimedvl.processing.unimed5m.pictures import drawn_picture, pixels_of
-from unimedvl.processing.unimed5m.schema import IMAGE_PLACEHOLDER, Picture, Record, Turn, to_table
+from unimedvl.processing.unimed5m.schema import IMAGE_PLACEHOLDER, Picture, Record, Turn, from_table, to_table
 from unimedvl.processing.unimed5m.shards import batches, shard_paths, write_table
 
 from .model import SIDE, UNIT, VISION_FILE, build_config, build_processor, image_transform, nano_presets
@@ -199,6 +199,17 @@ def read_records(folder: str | Path, split: str) -> Iterator[Record]:
                 wanted = row["split"] == split and row["license_tier"] in TIERS
                 if wanted and row["dataset"] not in EXCLUDED_SOURCES:
                     yield Record.from_row(row)
+
+
+def work_records(work: Path, split: str) -> Iterator[Record]:
+    """What `prepare` has written: "train", or "validation", the part of the training split that no training saw."""
+    for table in batches(work / "records" / "data" / f"{split}-00000-of-00001.parquet"):
+        yield from from_table(table)
+
+
+def states_picture(record: Record) -> bool:
+    """Whether this is the one record of a picture that states what it shows: its built request."""
+    return record.sub_task_type == "text_to_image" and not record.id.endswith("-plain")
 
 
 def prepare_records(built: str | Path, folder: Path) -> dict[str, int]:

@@ -17,7 +17,8 @@ from PIL import Image, ImageDraw
 
 from unimedvl.processing.unimed5m.schema import Record
 
-from .evaluate import Nano, question_of, seen, work_records
+from .evaluate import Nano, question_of, seen
+from .prepare import work_records
 
 PROMPTS = (
     "A chest X-ray",

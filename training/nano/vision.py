@@ -14,8 +14,9 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy
@@ -30,10 +31,9 @@ from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLVAEConfig
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration, UniMedVLModel
 from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 from unimedvl.processing.unimed5m.schema import Record
-from unimedvl.processing.unimed5m.shards import batches
 
 from .model import SIDE, TABLE_SIDE, VISION_FILE, VIT_PATCH, build_config
-from .prepare import UNNAMED_LABELS, picture_of
+from .prepare import UNNAMED_LABELS, picture_of, states_picture, work_records
 
 CANVAS = 88  # longer side in pixels of the records' pictures
 MIRRORED = ("CT", "MRI", "US", "HIS", "ENDO", "OCT")  # left is left in a chest film
@@ -53,6 +53,11 @@ class Pictures:
     modalities: list[str]
     sources: list[str]
 
+    @cached_property
+    def rarity(self) -> torch.Tensor:
+        """How often to draw each picture (N,): by the square root of its caption's number."""
+        return torch.bincount(self.captions)[self.captions].float() ** -0.5
+
 
 def caption_of(record: Record) -> str:
     """What the source states about the picture, in the words of its caption."""
@@ -61,24 +66,23 @@ def caption_of(record: Record) -> str:
     return f"{extra.get('submodality', '')} {extra.get('anatomy', '')} {label}".strip()
 
 
+def structure_of(record: Record) -> str:
+    """What the record's mask shows, as "source: structure"."""
+    return f"{record.dataset}: {json.loads(record.extra)['target']}"
+
+
 def read_pictures(work: Path, split: str, names: list[str]) -> Pictures:
     """One picture for each built request for a picture; `names` collects the captions."""
-    tables = batches(work / "records" / "data" / f"{split}-00000-of-00001.parquet")
-    rows = (row for table in tables for row in table.to_pylist())
-    wanted = (row for row in rows if row["sub_task_type"] == "text_to_image" and not row["id"].endswith("-plain"))
-    return pictures_of((Record.from_row(row) for row in wanted), names)
+    return pictures_of(filter(states_picture, work_records(work, split)), names)
 
 
 def read_masked_pictures(work: Path, split: str, names: list[str]) -> tuple[Pictures, torch.Tensor]:
-    """The pictures of the segmentation records with their masks (see `masked_views`); `names` collects what is masked,
-    as "source: structure", in the place of captions."""
-    tables = batches(work / "records" / "data" / f"{split}-00000-of-00001.parquet")
-    rows = (row for table in tables for row in table.to_pylist())
-    records = [Record.from_row(row) for row in rows if row["sub_task_type"] == "segmentation"]
+    """The pictures of the segmentation records with their masks (see `masked_views`); `names` collects what is
+    masked in the place of captions."""
+    records = [record for record in work_records(work, split) if record.sub_task_type == "segmentation"]
     shown = [record.replace(output_img=record.input_img) for record in records]
-    structures = [f"{record.dataset}: {json.loads(record.extra)['target']}" for record in records]
     masks = torch.stack([torch.from_numpy(_on_canvas(picture_of(record))).amax(dim=0) for record in records])
-    return pictures_of(shown, names, structures), (masks > 127).to(torch.uint8) * 255
+    return pictures_of(shown, names, structure_of), (masks > 127).to(torch.uint8) * 255
 
 
 def _on_canvas(picture: Image.Image) -> numpy.ndarray:
@@ -88,11 +92,11 @@ def _on_canvas(picture: Image.Image) -> numpy.ndarray:
     return canvas
 
 
-def pictures_of(records: Iterable[Record], names: list[str], captions_given: Sequence[str] = ()) -> Pictures:
-    """The pictures of small records; `names` collects their captions, or those given in their place."""
+def pictures_of(records: Iterable[Record], names: list[str], naming: Callable[[Record], str] = caption_of) -> Pictures:
+    """The pictures of small records; `names` collects their captions, or what `naming` puts in their place."""
     pixels, sizes, captions, modalities, sources = [], [], [], [], []
-    for number, record in enumerate(records):
-        caption = captions_given[number] if captions_given else caption_of(record)
+    for record in records:
+        caption = naming(record)
         if caption not in names:
             names.append(caption)
         picture = picture_of(record)
@@ -281,8 +285,7 @@ def pretrain(
         read_masked_pictures(work, split, kinds) if with_masks else None for split in ("train", "validation")
     )
     model = CaptionChoice(start or untrained(work), len(names), len(kinds)).train()
-    rarity = _rarity(train)
-    rarity *= torch.tensor([focus if source in FOCUS else 1.0 for source in train.sources])
+    rarity = train.rarity * torch.tensor([focus if source in FOCUS else 1.0 for source in train.sources])
     decayed = [parameter for parameter in model.parameters() if parameter.ndim == 2 and parameter.requires_grad]
     plain = [parameter for parameter in model.parameters() if parameter.ndim != 2 and parameter.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -295,7 +298,7 @@ def pretrain(
         index = torch.multinomial(rarity, batch, replacement=True, generator=generator)
         images = views(train, index, generator)
         if masked is not None:
-            drawn = torch.multinomial(_rarity(masked[0]), batch, replacement=True, generator=generator)
+            drawn = torch.multinomial(masked[0].rarity, batch, replacement=True, generator=generator)
             others, masks = masked_views(*masked, drawn, generator)
             images = torch.cat([images, others])
         features = model.features(images)
@@ -318,11 +321,6 @@ def pretrain(
             print(json.dumps(measured), f"{seconds / step * (steps - step):.0f} s left", flush=True)
             total = 0.0
     return model.vit, measured
-
-
-def _rarity(pictures: Pictures) -> torch.Tensor:
-    """How often to draw each picture: by the square root of its caption's number."""
-    return torch.bincount(pictures.captions)[pictures.captions].float() ** -0.5
 
 
 def untrained(work: Path) -> nn.Module:

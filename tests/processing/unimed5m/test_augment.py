@@ -28,14 +28,19 @@ class Obedient:
         return f"<think>I make it smooth.</think>\nHere is the generated {kind} image that displays:\n- a field"
 
 
-@pytest.fixture
-def records(tmp_path):
-    pair = {
+def sharpened(asked, answered):
+    """What makes a record one of super-resolution."""
+    return {
         "sub_task_type": "super_resolution",
         "main_task_type": "multimodal_input_output",
         "output_img": (drawn(99),),
-        "message": (Turn("human", "<image>\nSharpen it."), Turn("gpt", "Done.\n<image>")),
+        "message": (Turn("human", asked), Turn("gpt", answered)),
     }
+
+
+@pytest.fixture
+def records(tmp_path):
+    pair = sharpened("<image>\nSharpen it.", "Done.\n<image>")
     rows = [record(number, **(pair if number % 4 == 3 else {})) for number in range(8)]
     write_shards(tmp_path / "records", rows, shards=2)
     return tmp_path / "records", rows
@@ -152,12 +157,7 @@ def test_an_unknown_step_and_a_folder_with_other_files_are_refused(records, tmp_
     ],
 )
 def test_rewriting_leaves_the_places_of_images(tmp_path, answer, expected):
-    pair = {
-        "sub_task_type": "super_resolution",
-        "main_task_type": "multimodal_input_output",
-        "output_img": (drawn(99),),
-        "message": (Turn("human", "<image>\nSharpen it."), Turn("gpt", answer)),
-    }
+    pair = sharpened("<image>\nSharpen it.", answer)
     write_shards(tmp_path / "records", [record(0, **pair)], shards=1)
     augment(tmp_path / "records", tmp_path / "out", Obedient(), "obedient", ["rewrite"])
     (made,) = read(tmp_path / "out")
@@ -165,12 +165,7 @@ def test_rewriting_leaves_the_places_of_images(tmp_path, answer, expected):
 
 
 def test_a_sentence_around_an_image_is_set_aside(tmp_path):
-    pair = {
-        "sub_task_type": "super_resolution",
-        "main_task_type": "multimodal_input_output",
-        "output_img": (drawn(99),),
-        "message": (Turn("human", "Take <image> and sharpen."), Turn("gpt", "Done.\n<image>")),
-    }
+    pair = sharpened("Take <image> and sharpen.", "Done.\n<image>")
     rows = [record(0, **pair)]
     write_shards(tmp_path / "records", rows, shards=1)
     counts = augment(tmp_path / "records", tmp_path / "out", Obedient(), "obedient", ["rewrite"])
