@@ -74,7 +74,7 @@ class Collator:
     Args:
         config: of the model.
         seed: of the noise.
-        timestep_shift: of the training times; the model's own if None.
+        timestep_shift: of the training times of samples that name none; the model's own if None.
         cache: of posteriors, or None to hand pixels to the model.
     """
 
@@ -156,7 +156,8 @@ class Collator:
             views.sizes.append((height, width))
             time = torch.zeros(())
             if kind == BlockKind.NOISED:
-                time = shift_timesteps(torch.randn((), generator=generator).sigmoid(), self.shift)
+                shift = self.shift if sample.timestep_shift is None else sample.timestep_shift
+                time = shift_timesteps(torch.randn((), generator=generator).sigmoid(), shift)
                 unit = self.config.pixels_per_latent_token
                 tokens = (height // unit) * (width // unit)
                 views.noise.append(torch.randn(tokens, self.config.latent_dim, generator=generator))

@@ -102,6 +102,8 @@ class GroupRecipe:
         vit: sizes of images that condition a generated image through the ViT.
         understanding: sizes of images that are only read.
         augmentation: see `AugmentationRecipe`.
+        timestep_shift: of the training times, above 1 for more noise; the run's if None. Where the inputs decide the
+            image to be made, little is learnt of them at times when it can be seen through its noise.
     """
 
     name: str
@@ -116,8 +118,11 @@ class GroupRecipe:
     vit: ImageRange = field(default_factory=lambda: ImageRange(224, 518))
     understanding: ImageRange = field(default_factory=lambda: ImageRange(378, 980))
     augmentation: AugmentationRecipe = field(default_factory=AugmentationRecipe)
+    timestep_shift: float | None = None
 
     def __post_init__(self) -> None:
+        if self.timestep_shift is not None and self.timestep_shift <= 0:
+            raise ValueError(f"The timestep_shift of group {self.name!r} must be above 0, not {self.timestep_shift}.")
         if self.weight <= 0:
             raise ValueError(f"The weight of group {self.name!r} must be above 0, not {self.weight}: leave it out.")
 

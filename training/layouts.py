@@ -56,6 +56,7 @@ class TrainingSample:
         epoch: how often its group was read through before.
         num_tokens: tokens that it takes in a pack.
         augmentation: random changes of its pictures, the same for all.
+        timestep_shift: of the times of its noised images; the run's if None.
     """
 
     record_id: str
@@ -66,6 +67,7 @@ class TrainingSample:
     blocks: list[Block] = field(default_factory=list)
     images: list[SampleImage] = field(default_factory=list)
     augmentation: Augmentation | None = None
+    timestep_shift: float | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -124,6 +126,7 @@ class Layout:
         draw = random.Random(sample_seed(self.seed, epoch, record.id, "dropout"))
         _Builder(self, record, sample, draw).build()
         pictures = (*record.input_img, *record.output_img)
+        sample.timestep_shift = self.group.timestep_shift
         square = all(picture.width == picture.height for picture in pictures)
         change = sample_seed(self.seed, epoch, record.id, "augmentation")
         sample.augmentation = draw_augmentation(self.group.augmentation, change, square)

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 
 from tests.tiny_checkpoint import tiny_checkpoint
 from tests.training.record_folders import picture, record, write_folder
+from unimedvl.modeling_unimedvl.flow_unimedvl import shift_timesteps
 from unimedvl.processing.unimed5m.schema import Picture
 from unimedvl.training.collate import Collator
 from unimedvl.training.data_recipe import ConditionDropout, DataRecipe, GroupRecipe, ImageRange
@@ -39,9 +40,13 @@ def make(folder, checkpoint):
         world=1,
         cache=None,
         tasks=("vqa", "dialogue", "text_to_image", "segmentation", "counterfactual"),
+        shifts=None,
         **changes,
     ):
-        groups = [GroupRecipe(task, str(folder), tasks=[task], **RANGES) for task in tasks]
+        shifts = shifts or {}
+        groups = [
+            GroupRecipe(task, str(folder), tasks=[task], timestep_shift=shifts.get(task), **RANGES) for task in tasks
+        ]
         settings = {
             "pack_tokens": 220,
             "rows_per_batch": 2,
@@ -147,6 +152,18 @@ def test_no_token_of_a_sample_reaches_another_ones_loss(make, checkpoint):
         for number in before:
             if number != victim:
                 assert after[number] == before[number]
+
+
+def test_a_group_moves_the_times_of_its_own_images_towards_noise(make):
+    tasks = ("text_to_image", "segmentation")
+    plain, moved = (take(make(tasks=tasks, shifts=shifts), 3) for shifts in (None, {"segmentation": 8.0}))
+    for before, after in zip(plain, moved, strict=True):
+        made = [info.task for info in before["info"].samples]
+        times, later = (batch["flow_timesteps"][batch["flow_timesteps"] > 0] for batch in (before, after))
+        assert len(times) == len(made) and {"text_to_image", "segmentation"} == set(made)
+        shifted = torch.tensor([task == "segmentation" for task in made])
+        assert torch.equal(times[~shifted], later[~shifted])
+        torch.testing.assert_close(later[shifted], shift_timesteps(times[shifted], 8.0))
 
 
 @pytest.mark.parametrize("world", [2, 3])

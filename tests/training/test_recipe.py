@@ -53,6 +53,7 @@ def test_values_can_be_overridden_from_the_command_line(tmp_path):
         ({"data": []}, "data must be a section"),
         ({"data": {"groups": []}}, "groups is empty"),
         ({"data": {"groups": [{"name": "a", "path": "b", "weight": 0}]}}, "weight of group 'a'"),
+        ({"data": {"groups": [{"name": "a", "path": "b", "timestep_shift": 0}]}}, "timestep_shift of group 'a'"),
         ({"optimizer": {"learning_rates": {"lmm": 1e-5}}}, "did you mean 'llm'"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"optimizer": {"betas": [0.9]}}, "betas must be two numbers, not 1"),

@@ -1,8 +1,12 @@
-"""Sizes of the nano, and the settings of its processor and its sampler."""
+"""Sizes of the nano, the weights it starts from, and the settings of its processor and its sampler."""
 
+import torch
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig, UniMedVLVAEConfig
+from unimedvl.modeling_unimedvl.flow_unimedvl import sinusoidal_position_table
+from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLTextModel, UniMedVLVisionModel
 from unimedvl.processing.image_processing_unimedvl import UniMedVLImageProcessor
 from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 
@@ -68,6 +72,38 @@ def build_processor(tokenizer: PreTrainedTokenizerBase, config: UniMedVLConfig) 
         vit_transform=image_transform(VIT_PATCH),
     )
     return UniMedVLProcessor(image_processor, tokenizer)
+
+
+@torch.no_grad()
+def initialise_vision(vit: UniMedVLVisionModel) -> None:
+    """Random weights from which a small ViT learns faster than from `initializer_range`.
+
+    Positions start as sines and cosines, and queries as keys, so that a patch attends to patches like itself and near
+    it from the first step (Trockman and Kolter 2023, "Mimetic Initialization of Self-Attention Layers").
+    """
+    for module in vit.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.normal_(0, module.in_features**-0.5)
+    positions = vit.embeddings.position_embedding.weight
+    positions.copy_(sinusoidal_position_table(positions.shape[1], TABLE_SIDE) / 2)
+    for layer in vit.encoder.layers:
+        layer.self_attn.q_proj.weight.mul_(0.7)
+        layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
+        for last in (layer.self_attn.out_proj, layer.mlp.fc2):
+            last.weight.mul_(0.5)
+
+
+@torch.no_grad()
+def initialise_attention(language_model: UniMedVLTextModel) -> None:
+    """Let both experts start with one random attention whose queries are its keys: a noised token then attends from
+    the first step to the tokens of an input image at its own place, since these carry the same position."""
+    for layer in language_model.layers:
+        attention = layer.self_attn
+        attention.k_proj.weight.normal_(0, attention.k_proj.in_features**-0.5)
+        for like in (attention.q_proj, attention.q_proj_moe_gen, attention.k_proj_moe_gen):
+            like.weight.copy_(attention.k_proj.weight)
+        attention.v_proj_moe_gen.weight.copy_(attention.v_proj.weight)
+        attention.o_proj_moe_gen.weight.copy_(attention.o_proj.weight)
 
 
 def nano_presets(presets: dict) -> dict:

@@ -31,7 +31,16 @@ from unimedvl.processing.unimed5m.pictures import drawn_picture, pixels_of
 from unimedvl.processing.unimed5m.schema import IMAGE_PLACEHOLDER, Picture, Record, Turn, from_table, to_table
 from unimedvl.processing.unimed5m.shards import batches, shard_paths, write_table
 
-from .model import SIDE, UNIT, VISION_FILE, build_config, build_processor, image_transform, nano_presets
+from .model import (
+    SIDE,
+    UNIT,
+    VISION_FILE,
+    build_config,
+    build_processor,
+    image_transform,
+    initialise_attention,
+    nano_presets,
+)
 from .tokenizer import train_tokenizer
 
 # The demonstrations show pictures from these, so no nano checkpoint may have seen them.
@@ -254,6 +263,7 @@ def prepare_start(work: Path, autoencoder: str, vision: Path | None, seed: int) 
     config = build_config(tokenizer, arguments)
     torch.manual_seed(seed)
     model = UniMedVLForConditionalGeneration(config)
+    initialise_attention(model.model.language_model)
     model.model.vae.load_state_dict(trained)
     if vision is not None:
         load_model(model.model.vit_model, vision / VISION_FILE)

@@ -1,12 +1,12 @@
-"""Pre-training of the nano's ViT: which caption belongs to a picture, and on request where in it a structure lies.
+"""Pre-training of the nano's ViT: which caption belongs to a picture, and where in it a structure lies.
 
-    python -m unimedvl.training.nano.vision --work WORK --out FOLDER [--steps 2800] [--masks]
+    python -m unimedvl.training.nano.vision --work WORK --out FOLDER [--steps 3600]
 
 The paper's ViT comes pre-trained on image-text pairs (SigLIP 2); the nano's learns from its own records. They hold a
 few dozen different captions, so the contrast of images and texts is a choice among all captions, and a mean of
-the features with one vector for each caption decides. With `--masks` the feature of a patch also tells which of its
-pixels belong to a structure, by a linear map for each kind of mask, where SigLIP 2 learns to localise. Vectors and
-maps are thrown away.
+the features with one vector for each caption decides. The feature of a patch also tells which of its pixels belong
+to a structure, by a linear map for each kind of mask, where SigLIP 2 learns to localise. Vectors and maps are thrown
+away.
 """
 
 import argparse
@@ -23,16 +23,15 @@ import numpy
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_model, save_model
+from safetensors.torch import save_model
 from torch import nn
 from transformers import AutoTokenizer
 
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLVAEConfig
-from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration, UniMedVLModel
-from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
+from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLModel
 from unimedvl.processing.unimed5m.schema import Record
 
-from .model import SIDE, TABLE_SIDE, VISION_FILE, VIT_PATCH, build_config
+from .model import SIDE, TABLE_SIDE, VISION_FILE, VIT_PATCH, build_config, initialise_vision
 from .prepare import UNNAMED_LABELS, picture_of, states_picture, work_records
 
 CANVAS = 88  # longer side in pixels of the records' pictures
@@ -193,10 +192,10 @@ def patches(images: torch.Tensor) -> torch.Tensor:
 class CaptionChoice(nn.Module):
     """The ViT with a vector for each caption, and for each kind of mask a map from a patch's feature to its pixels."""
 
-    def __init__(self, vit: nn.Module, captions: int, kinds: int = 0):
+    def __init__(self, vit: nn.Module, captions: int, kinds: int):
         super().__init__()
         self.vit, self.head = vit, nn.Linear(vit.config.hidden_size, captions)
-        self.mask_head = nn.Linear(vit.config.hidden_size, kinds * VIT_PATCH**2) if kinds else None
+        self.mask_head = nn.Linear(vit.config.hidden_size, kinds * VIT_PATCH**2)
         rows = torch.arange(SIDE // VIT_PATCH)
         self.positions = (rows[:, None] * TABLE_SIDE + rows[None, :]).flatten()
 
@@ -212,7 +211,6 @@ class CaptionChoice(nn.Module):
 
     def masks(self, features: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
         """Scores (N, SIDE, SIDE) of the pixels, from features (N, patches, width) and kinds of mask (N,)."""
-        assert self.mask_head is not None
         rows = SIDE // VIT_PATCH
         scores = self.mask_head(features).reshape(len(features), rows, rows, -1, VIT_PATCH, VIT_PATCH)
         chosen = scores[torch.arange(len(features)), :, :, kinds]
@@ -261,30 +259,24 @@ def accuracy(model: CaptionChoice, pictures: Pictures) -> dict[str, float]:
 def pretrain(
     work: Path,
     steps: int,
-    batch: int = 32,
+    batch: int = 24,
     rate: float = 1e-3,
     seed: int = 0,
-    start: nn.Module | None = None,
-    focus: float = 1.0,
-    with_masks: bool = False,
+    focus: float = 4.0,
 ) -> tuple[nn.Module, dict]:
     """Train for `steps`; returns the ViT and what was measured on the held-out part.
 
     Args:
         batch: pictures of a step, and as many with masks.
-        start: ViT to go on with.
         focus: how much more often than by the square root of a caption's number the pictures of `FOCUS` are drawn.
-        with_masks: whether masks are learnt as well.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     names: list[str] = []
     train, held_out = (read_pictures(work, split, names) for split in ("train", "validation"))
     kinds: list[str] = []
-    masked, masked_held_out = (
-        read_masked_pictures(work, split, kinds) if with_masks else None for split in ("train", "validation")
-    )
-    model = CaptionChoice(start or untrained(work), len(names), len(kinds)).train()
+    masked, masked_held_out = (read_masked_pictures(work, split, kinds) for split in ("train", "validation"))
+    model = CaptionChoice(untrained(work), len(names), len(kinds)).train()
     rarity = train.rarity * torch.tensor([focus if source in FOCUS else 1.0 for source in train.sources])
     decayed = [parameter for parameter in model.parameters() if parameter.ndim == 2 and parameter.requires_grad]
     plain = [parameter for parameter in model.parameters() if parameter.ndim != 2 and parameter.requires_grad]
@@ -296,16 +288,12 @@ def pretrain(
     measured: dict = {}
     for step in range(1, steps + 1):
         index = torch.multinomial(rarity, batch, replacement=True, generator=generator)
-        images = views(train, index, generator)
-        if masked is not None:
-            drawn = torch.multinomial(masked[0].rarity, batch, replacement=True, generator=generator)
-            others, masks = masked_views(*masked, drawn, generator)
-            images = torch.cat([images, others])
-        features = model.features(images)
+        drawn = torch.multinomial(masked[0].rarity, batch, replacement=True, generator=generator)
+        others, masks = masked_views(*masked, drawn, generator)
+        features = model.features(torch.cat([views(train, index, generator), others]))
         scores = model.head(features[:batch].mean(dim=1))
         loss = F.cross_entropy(scores, train.captions[index], label_smoothing=0.1)
-        if masked is not None:
-            loss = loss + mask_loss(model.masks(features[batch:], masked[0].captions[drawn]), masks)
+        loss = loss + mask_loss(model.masks(features[batch:], masked[0].captions[drawn]), masks)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -316,55 +304,41 @@ def pretrain(
             seconds = time.perf_counter() - started
             loss_mean = total / ((step - 1) % 200 + 1)
             measured = {"steps": step, "seconds": round(seconds), "loss": loss_mean, **accuracy(model, held_out)}
-            if masked_held_out is not None:
-                measured |= overlaps(model, *masked_held_out)
+            measured |= overlaps(model, *masked_held_out)
             print(json.dumps(measured), f"{seconds / step * (steps - step):.0f} s left", flush=True)
             total = 0.0
     return model.vit, measured
 
 
 def untrained(work: Path) -> nn.Module:
-    """A ViT of random weights."""
+    """A ViT of random weights (see `initialise_vision`)."""
     config = build_config(AutoTokenizer.from_pretrained(work / "tokenizer"), UniMedVLVAEConfig().to_dict())
-    return UniMedVLModel(config).vit_model
+    vit = UniMedVLModel(config).vit_model
+    initialise_vision(vit)
+    return vit
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", required=True, help="folder that `prepare` has filled")
     parser.add_argument("--out", required=True, help="folder of the weights")
-    parser.add_argument("--steps", type=int, default=2800)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--batch", type=int, default=24, help="pictures, and as many with masks")
     parser.add_argument("--rate", type=float, default=1e-3)
-    begun = parser.add_mutually_exclusive_group()
-    begun.add_argument("--start", help="folder of weights to go on from")
-    begun.add_argument("--checkpoint", help="a whole checkpoint to go on from; OUT receives it with the ViT trained")
-    parser.add_argument("--focus", type=float, default=1.0, help="weight of the sources of `FOCUS`")
-    parser.add_argument("--masks", action="store_true", help="learn masks as well")
+    parser.add_argument("--focus", type=float, default=4.0, help="weight of the sources of `FOCUS`")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     work, out = Path(arguments.work), Path(arguments.out)
-    whole = UniMedVLForConditionalGeneration.from_pretrained(arguments.checkpoint) if arguments.checkpoint else None
-    start = None if whole is None else whole.model.vit_model
-    if arguments.start:
-        start = untrained(work)
-        load_model(start, Path(arguments.start) / VISION_FILE)
     vit, measured = pretrain(
         work,
         arguments.steps,
         batch=arguments.batch,
         rate=arguments.rate,
         seed=arguments.seed,
-        start=start,
         focus=arguments.focus,
-        with_masks=arguments.masks,
     )
     out.mkdir(parents=True, exist_ok=True)
-    if whole is None:
-        save_model(vit, str(out / VISION_FILE))
-    else:
-        whole.save_pretrained(out)
-        UniMedVLProcessor.from_pretrained(arguments.checkpoint).save_pretrained(out)
+    save_model(vit, str(out / VISION_FILE))
     (out / "vision.json").write_text(json.dumps(measured, indent=2) + "\n")
 
 
