@@ -1,9 +1,16 @@
 """What a training run reads: groups of records with their shares, image sizes and condition dropout."""
 
+import math
 from dataclasses import dataclass, field
 
 DROPOUT_SCOPES = ("all", "released")
 VIT_SOURCES = ("original", "vae")
+
+
+def check_shift(name: str, value: float) -> None:
+    """Raises ValueError where a shift of flow times is no positive number."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be above 0 and finite, not {value}; 1 is no shift.")
 
 
 @dataclass
@@ -102,8 +109,8 @@ class GroupRecipe:
         vit: sizes of images that condition a generated image through the ViT.
         understanding: sizes of images that are only read.
         augmentation: see `AugmentationRecipe`.
-        timestep_shift: of the training times, above 1 for more noise; the run's if None. Where the inputs decide the
-            image to be made, little is learnt of them at times when it can be seen through its noise.
+        timestep_shift: of the training times, above 0, above 1 for more noise; the run's if None. Where the inputs
+            decide the image to be made, little is learnt of them while it can be seen through its noise.
     """
 
     name: str
@@ -121,8 +128,8 @@ class GroupRecipe:
     timestep_shift: float | None = None
 
     def __post_init__(self) -> None:
-        if self.timestep_shift is not None and self.timestep_shift <= 0:
-            raise ValueError(f"The timestep_shift of group {self.name!r} must be above 0, not {self.timestep_shift}.")
+        if self.timestep_shift is not None:
+            check_shift(f"The timestep_shift of group {self.name!r}", self.timestep_shift)
         if self.weight <= 0:
             raise ValueError(f"The weight of group {self.name!r} must be above 0, not {self.weight}: leave it out.")
 

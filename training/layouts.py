@@ -122,11 +122,17 @@ class Layout:
         Raises:
             ValueError: if a picture's size is unknown, or the record has nothing to learn.
         """
-        sample = TrainingSample(record.id, record.sub_task_type, record.modality, self.group.name, epoch)
+        sample = TrainingSample(
+            record.id,
+            record.sub_task_type,
+            record.modality,
+            self.group.name,
+            epoch,
+            timestep_shift=self.group.timestep_shift,
+        )
         draw = random.Random(sample_seed(self.seed, epoch, record.id, "dropout"))
         _Builder(self, record, sample, draw).build()
         pictures = (*record.input_img, *record.output_img)
-        sample.timestep_shift = self.group.timestep_shift
         square = all(picture.width == picture.height for picture in pictures)
         change = sample_seed(self.seed, epoch, record.id, "augmentation")
         sample.augmentation = draw_augmentation(self.group.augmentation, change, square)

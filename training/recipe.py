@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from .data_recipe import DataRecipe, GroupRecipe
+from .data_recipe import DataRecipe, GroupRecipe, check_shift
 from .tuning_recipe import AdapterRecipe, TuningRecipe
 
 PARTS = ("llm", "vit", "vae", "others")
@@ -118,7 +118,7 @@ class TrainingRecipe:
         freeze: parts that do not learn: "llm", "vit", "vae", or "und", the understanding expert, whose weights stay in
             the optimiser without gradients as in the reference.
         ce_weight, mse_weight: of the two losses.
-        timestep_shift: of the training times.
+        timestep_shift: of the training times of groups that name none, above 0, above 1 for more noise.
         ema_decay: of the average of the weights, after each step; no average if 0.
         optimizer: see `OptimizerRecipe`.
         bf16: compute in bfloat16 beside float32 weights.
@@ -168,6 +168,7 @@ class TrainingRecipe:
         if self.adapter is not None and self.parallelism == "fsdp2":
             raise ValueError("An adapter trains under parallelism: ddp; fsdp2 spreads whole models only.")
         _not_negative("", self, "spike_factor")
+        check_shift("timestep_shift", self.timestep_shift)
         for name in ("steps", "accumulation", "save_steps", "keep_checkpoints", "log_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}.")

@@ -41,6 +41,7 @@ def make(folder, checkpoint):
         cache=None,
         tasks=("vqa", "dialogue", "text_to_image", "segmentation", "counterfactual"),
         shifts=None,
+        shift=None,
         **changes,
     ):
         shifts = shifts or {}
@@ -59,7 +60,7 @@ def make(folder, checkpoint):
             return processor.tokenizer.encode(text, add_special_tokens=False)
 
         opened = [RecordGroup(group) for group in recipe.groups]
-        return PackedRecords(opened, recipe, encode, model.config, 7, rank, world, cache=cache)
+        return PackedRecords(opened, recipe, encode, model.config, 7, rank, world, shift, cache)
 
     return make
 
@@ -156,14 +157,15 @@ def test_no_token_of_a_sample_reaches_another_ones_loss(make, checkpoint):
 
 def test_a_group_moves_the_times_of_its_own_images_towards_noise(make):
     tasks = ("text_to_image", "segmentation")
-    plain, moved = (take(make(tasks=tasks, shifts=shifts), 3) for shifts in (None, {"segmentation": 8.0}))
+    plain = take(make(tasks=tasks, shift=1.0), 3)
+    moved = take(make(tasks=tasks, shift=2.0, shifts={"segmentation": 8.0}), 3)
     for before, after in zip(plain, moved, strict=True):
         made = [info.task for info in before["info"].samples]
         times, later = (batch["flow_timesteps"][batch["flow_timesteps"] > 0] for batch in (before, after))
         assert len(times) == len(made) and {"text_to_image", "segmentation"} == set(made)
-        shifted = torch.tensor([task == "segmentation" for task in made])
-        assert torch.equal(times[~shifted], later[~shifted])
-        torch.testing.assert_close(later[shifted], shift_timesteps(times[shifted], 8.0))
+        for time, shifted, task in zip(times, later, made, strict=True):
+            own = 8.0 if task == "segmentation" else 2.0
+            torch.testing.assert_close(shifted, shift_timesteps(time, own))
 
 
 @pytest.mark.parametrize("world", [2, 3])

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoTokenizer
+from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
+from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLVAEConfig
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLModel
 from unimedvl.processing.unimed5m import tasks
 from unimedvl.processing.unimed5m.pictures import drawn_picture
@@ -15,7 +18,7 @@ from unimedvl.processing.unimed5m.schema import IMAGE_PLACEHOLDER, to_table
 from unimedvl.processing.unimed5m.shards import write_table
 from unimedvl.training.nano import autoencoder, evaluate, pictures_made, prepare, sheet, tokenizer, vision
 from unimedvl.training.nano.intervals import mean_interval, wilson_interval
-from unimedvl.training.nano.model import initialise_attention
+from unimedvl.training.nano.model import build_config, initialise_attention
 from unimedvl.training.recipe import CurriculumRecipe, TrainingRecipe, load_recipe
 from unimedvl.training.run import run
 
@@ -236,32 +239,54 @@ def test_the_mask_map_puts_pixels_where_their_patches_are(finished):
     assert vision.mask_loss(wanted * 40 - 20, wanted) < 0.01 < 1.0 < vision.mask_loss(20 - wanted * 40, wanted)
 
 
-def test_attention_starts_at_the_same_place_of_an_input_image(finished, work):
-    """Noised tokens find the input image's tokens of their own place; without `initialise_attention` they do not."""
+PLACES = (torch.arange(8)[:, None] * 16 + torch.arange(8)).flatten()  # of 8 x 8 patches in a table of 16 x 16
+
+
+def nano_config(work):
+    return build_config(AutoTokenizer.from_pretrained(work / "tokenizer"), UniMedVLVAEConfig().to_dict())
+
+
+def attended(queries, keys):
+    """Share of tokens (heads, tokens, width) that attend most to their own place."""
+    own = (queries @ keys.transpose(1, 2)).argmax(dim=-1) == torch.arange(queries.shape[1])
+    return own.float().mean().item()
+
+
+def test_attention_starts_at_the_same_place_of_an_input_image(work):
+    """Noised tokens find the clean tokens of their own place, 80 tokens before, many times as often as by chance."""
+    config = nano_config(work)
     found = {}
     for name, start in (("aligned", initialise_attention), ("plain", lambda language_model: None)):
         torch.manual_seed(0)
-        model = UniMedVLModel(evaluate.Nano(str(finished)).model.config)
+        model = UniMedVLModel(config)
         start(model.language_model)
         layer = model.language_model.layers[0]
-        places = model.latent_pos_embed.pos_embed[:32] + 0.1 * torch.randn(2, 32, model.config.text_config.hidden_size)
-        clean, noised = layer.input_layernorm(places)
-        heads = (32, -1, layer.self_attn.head_dim)
-        keys = layer.self_attn.k_norm(layer.self_attn.k_proj(clean).view(heads))
-        queries = layer.self_attn.q_norm_moe_gen(layer.self_attn.q_proj_moe_gen(noised).view(heads))
-        scores = torch.einsum("qhd,khd->hqk", queries, keys)
-        found[name] = (scores.argmax(dim=-1) == torch.arange(32)).float().mean().item()
-    assert found["aligned"] > 0.9 > 0.2 > found["plain"]
+        attention = layer.self_attn
+        embeddings = model.latent_pos_embed.pos_embed[PLACES]
+        clean, noised = layer.input_layernorm(embeddings + 0.1 * torch.randn(2, *embeddings.shape))
+        heads = (1, len(PLACES), -1, attention.head_dim)
+        turned = []
+        # All tokens of an image have one RoPE id.
+        for tokens, position in (
+            (attention.q_norm_moe_gen(attention.q_proj_moe_gen(noised).view(heads)), 90),
+            (attention.k_norm(attention.k_proj(clean).view(heads)), 10),
+        ):
+            cos, sin = model.language_model.rotary_emb(tokens, torch.full((1, len(PLACES)), position))
+            turned.append(apply_rotary_pos_emb(tokens, tokens, cos, sin, unsqueeze_dim=2)[0][0].transpose(0, 1))
+        found[name] = attended(*turned)
+    assert found["aligned"] > 0.1 > 0.05 > found["plain"]
 
 
-def test_a_patch_starts_by_attending_to_itself_and_its_neighbours(work):
-    vit = vision.untrained(work)
-    positions = torch.arange(8)[:, None] * 16 + torch.arange(8)
-    inputs = vit.embeddings(torch.zeros(64, 3 * vision.VIT_PATCH**2), positions.flatten())
-    attention = vit.encoder.layers[0].self_attn
-    attended = attention.q_proj(inputs) @ attention.k_proj(inputs).T
-    near = attended[27, [19, 26, 28, 35]].mean()  # above, left, right, below
-    assert attended[27, 27] > near > attended[27].mean()
+def test_a_patch_starts_by_attending_to_itself(work):
+    torch.manual_seed(0)
+    found = []
+    for vit in (vision.untrained(work), UniMedVLModel(nano_config(work)).vit_model):
+        layer = vit.encoder.layers[0]
+        inputs = layer.layer_norm1(vit.embeddings(torch.zeros(len(PLACES), 3 * vision.VIT_PATCH**2), PLACES))
+        heads = (len(PLACES), layer.self_attn.num_heads, -1)
+        projections = (layer.self_attn.q_proj, layer.self_attn.k_proj)
+        found.append(attended(*(projection(inputs).view(heads).transpose(0, 1) for projection in projections)))
+    assert found[0] > 0.2 > 0.05 > found[1]
 
 
 def test_a_sheet_of_edits_holds_generated_pictures_only_unless_asked(finished, work, tmp_path):

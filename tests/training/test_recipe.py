@@ -54,6 +54,8 @@ def test_values_can_be_overridden_from_the_command_line(tmp_path):
         ({"data": {"groups": []}}, "groups is empty"),
         ({"data": {"groups": [{"name": "a", "path": "b", "weight": 0}]}}, "weight of group 'a'"),
         ({"data": {"groups": [{"name": "a", "path": "b", "timestep_shift": 0}]}}, "timestep_shift of group 'a'"),
+        ({"data": {"groups": [{"name": "a", "path": "b", "timestep_shift": float("inf")}]}}, "above 0 and finite"),
+        ({"timestep_shift": float("nan")}, "timestep_shift must be above 0"),
         ({"optimizer": {"learning_rates": {"lmm": 1e-5}}}, "did you mean 'llm'"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"optimizer": {"betas": [0.9]}}, "betas must be two numbers, not 1"),

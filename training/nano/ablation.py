@@ -5,9 +5,9 @@
 Arms (`training/recipes/ablation`): understanding only, generation only, both in one stage, both in three stages. Every
 arm draws as many samples of each of its groups as every other arm, within a micro-batch of a stage; the number of
 steps follows, so that an arm of both sides makes as many as the two of one side together. Arms of a seed start from
-the same weights: those of `WORK/start` (autoencoder, and ViT pre-trained on captions, as the paper's is) with a
-language model of the seed. They see pictures of 32 pixels and are scored on the held-out part of the training split,
-which no arm learns from. A stopped run goes on where it was; finished parts are kept.
+the same weights: those of `WORK/start` (autoencoder, and ViT pre-trained on captions and masks) with a language model
+of the seed. They see pictures of 32 pixels and are scored on the held-out part of the training split, which no arm
+learns from. A stopped run goes on where it was; finished parts are kept.
 
 What a claim stands or falls with was chosen before any run: the held-out loss of its side. The other scores are shown
 beside it.
@@ -49,7 +49,7 @@ from .evaluate import (
     score_modality,
 )
 from .intervals import student_interval
-from .model import EDITING, UNIT, image_transform
+from .model import EDITING, UNIT, image_transform, initialise_attention
 from .prepare import work_records
 
 matplotlib.use("Agg")
@@ -89,6 +89,7 @@ def make_start(work: Path, out: Path, seed: int) -> Path:
         loaded = load(work / "start", dtype="float32", device="cpu")
         torch.manual_seed(seed)
         model = UniMedVLForConditionalGeneration(loaded.model.config)
+        initialise_attention(model.model.language_model)
         for part in ("vae", "vit_model"):
             getattr(model.model, part).load_state_dict(getattr(loaded.model.model, part).state_dict())
         model.generation_config = loaded.model.generation_config

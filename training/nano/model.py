@@ -95,13 +95,16 @@ def initialise_vision(vit: UniMedVLVisionModel) -> None:
 
 @torch.no_grad()
 def initialise_attention(language_model: UniMedVLTextModel) -> None:
-    """Let both experts start with one random attention whose queries are its keys: a noised token then attends from
-    the first step to the tokens of an input image at its own place, since these carry the same position."""
+    """Let both experts start with one random attention whose queries are its keys.
+
+    From the first step a noised token then attends more to the tokens of an input image near its own place, since
+    these carry the same position; the rotation by their distance weakens this.
+    """
     for layer in language_model.layers:
         attention = layer.self_attn
         attention.k_proj.weight.normal_(0, attention.k_proj.in_features**-0.5)
-        for like in (attention.q_proj, attention.q_proj_moe_gen, attention.k_proj_moe_gen):
-            like.weight.copy_(attention.k_proj.weight)
+        for projection in (attention.q_proj, attention.q_proj_moe_gen, attention.k_proj_moe_gen):
+            projection.weight.copy_(attention.k_proj.weight)
         attention.v_proj_moe_gen.weight.copy_(attention.v_proj.weight)
         attention.o_proj_moe_gen.weight.copy_(attention.o_proj.weight)
 

@@ -39,6 +39,7 @@ from .model import (
     build_processor,
     image_transform,
     initialise_attention,
+    initialise_vision,
     nano_presets,
 )
 from .tokenizer import train_tokenizer
@@ -265,7 +266,9 @@ def prepare_start(work: Path, autoencoder: str, vision: Path | None, seed: int) 
     model = UniMedVLForConditionalGeneration(config)
     initialise_attention(model.model.language_model)
     model.model.vae.load_state_dict(trained)
-    if vision is not None:
+    if vision is None:
+        initialise_vision(model.model.vit_model)
+    else:
         load_model(model.model.vit_model, vision / VISION_FILE)
     model.generation_config = default_generation_config(config)
     model.generation_config.task_presets = nano_presets(model.generation_config.task_presets)

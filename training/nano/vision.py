@@ -79,6 +79,8 @@ def read_masked_pictures(work: Path, split: str, names: list[str]) -> tuple[Pict
     """The pictures of the segmentation records with their masks (see `masked_views`); `names` collects what is
     masked in the place of captions."""
     records = [record for record in work_records(work, split) if record.sub_task_type == "segmentation"]
+    if not records:
+        raise ValueError(f"{work} holds no segmentation record of its {split} part: build records that have masks.")
     shown = [record.replace(output_img=record.input_img) for record in records]
     masks = torch.stack([torch.from_numpy(_on_canvas(picture_of(record))).amax(dim=0) for record in records])
     return pictures_of(shown, names, structure_of), (masks > 127).to(torch.uint8) * 255
@@ -278,8 +280,8 @@ def pretrain(
     masked, masked_held_out = (read_masked_pictures(work, split, kinds) for split in ("train", "validation"))
     model = CaptionChoice(untrained(work), len(names), len(kinds)).train()
     rarity = train.rarity * torch.tensor([focus if source in FOCUS else 1.0 for source in train.sources])
-    decayed = [parameter for parameter in model.parameters() if parameter.ndim == 2 and parameter.requires_grad]
-    plain = [parameter for parameter in model.parameters() if parameter.ndim != 2 and parameter.requires_grad]
+    decayed = [parameter for parameter in model.parameters() if parameter.ndim == 2]
+    plain = [parameter for parameter in model.parameters() if parameter.ndim != 2]
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], lr=rate, betas=(0.9, 0.98)
     )
