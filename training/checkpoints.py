@@ -141,11 +141,11 @@ def check_names(checkpoint: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def check_settings(checkpoint: Path, known: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Raises ValueError where a checkpoint's settings differ in what the order of the samples depends on."""
+    """Raises ValueError where a checkpoint's settings differ in what the samples and their noise depend on."""
     changed = sorted(name for name in settings if known.get(name) != settings[name])
     if changed:
         raise ValueError(
-            f"{checkpoint} was made with another {', '.join(changed)}, which the order of the samples depends on: "
+            f"{checkpoint} was made with another {', '.join(changed)}, which the samples or their noise depend on: "
             "choose another output_dir, or the same settings."
         )
 

@@ -193,12 +193,14 @@ class PackedRecords(IterableDataset):
         self._state: dict[str, Any] | None = None
 
     def settings(self) -> dict[str, Any]:
-        """What the order of the samples and their conditions depend on besides the records; JSON-safe."""
+        """What the order of the samples, their conditions and their noise depend on besides the records; JSON-safe."""
         kept = dataclasses.asdict(self.recipe)
         for name in ("path", "rows_per_batch", "latent_cache", "workers"):
             del kept[name]
         for group in kept["groups"]:
             del group["path"]
+            if group["timestep_shift"] is None:
+                group["timestep_shift"] = self.collate.shift
         return json.loads(json.dumps({"seed": self.seed, **kept}))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
@@ -16,9 +17,9 @@ from unimedvl.processing.unimed5m import tasks
 from unimedvl.processing.unimed5m.pictures import drawn_picture
 from unimedvl.processing.unimed5m.schema import IMAGE_PLACEHOLDER, to_table
 from unimedvl.processing.unimed5m.shards import write_table
-from unimedvl.training.nano import autoencoder, evaluate, pictures_made, prepare, sheet, tokenizer, vision
+from unimedvl.training.nano import autoencoder, evaluate, pictures_made, prepare, release, sheet, tokenizer, vision
 from unimedvl.training.nano.intervals import mean_interval, wilson_interval
-from unimedvl.training.nano.model import build_config, initialise_attention
+from unimedvl.training.nano.model import VISION_FILE, build_config, initialise_attention
 from unimedvl.training.recipe import CurriculumRecipe, TrainingRecipe, load_recipe
 from unimedvl.training.run import run
 
@@ -289,6 +290,20 @@ def test_a_patch_starts_by_attending_to_itself(work):
     assert found[0] > 0.2 > 0.05 > found[1]
 
 
+def test_a_release_can_have_its_pretrained_vit_back(finished, work, tmp_path):
+    release.release(finished, tmp_path / "plain")
+    release.release(finished, tmp_path / "back", vision=work / "vision")
+    stage, plain, back = (
+        evaluate.Nano(str(folder)).model.state_dict() for folder in (finished, tmp_path / "plain", tmp_path / "back")
+    )
+    pretrained = load_file(work / "vision" / VISION_FILE)
+    assert all(torch.equal(plain[name], value) for name, value in stage.items())
+    for name, value in back.items():
+        kept = pretrained.get(name.removeprefix("model.vit_model."), stage[name])
+        assert torch.equal(value, kept), name
+    assert any(not torch.equal(back[name], stage[name]) for name in stage)
+
+
 def test_a_sheet_of_edits_holds_generated_pictures_only_unless_asked(finished, work, tmp_path):
     arguments = ["--model", str(finished), "--kind", "edits", "--out", str(tmp_path / "made.png")]
     with pytest.raises(SystemExit):
@@ -305,8 +320,8 @@ def test_a_sheet_of_edits_holds_generated_pictures_only_unless_asked(finished, w
 def test_the_shipped_recipes_are_read():
     curriculum = load_recipe(RECIPES / "curriculum.yaml")
     assert isinstance(curriculum, CurriculumRecipe)
-    for stage in curriculum.stages:
-        recipe = load_recipe(RECIPES / stage.recipe)
+    for name in (*(stage.recipe for stage in curriculum.stages), "stage3-last.yaml"):
+        recipe = load_recipe(RECIPES / name)
         assert isinstance(recipe, TrainingRecipe)
         assert sum(group.weight for group in recipe.data.groups) == pytest.approx(1.0, abs=1e-3)
         for group in recipe.data.groups:

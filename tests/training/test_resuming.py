@@ -170,8 +170,17 @@ def test_changed_data_is_noticed(recipe, tmp_path, capsys):
     assert "data changed since the checkpoint" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("change", ["seed=99", "data.pack_tokens=120", "data.groups.0.weight=2"])
-def test_another_order_of_samples_is_not_gone_on_with(recipe, tmp_path, capsys, change):
+@pytest.mark.parametrize(
+    "change",
+    [
+        "seed=99",
+        "data.pack_tokens=120",
+        "data.groups.0.weight=2",
+        "timestep_shift=2",
+        "data.groups.0.timestep_shift=2",
+    ],
+)
+def test_other_samples_or_noise_are_not_gone_on_with(recipe, tmp_path, capsys, change):
     path = recipe("settings")
     run(path, ["steps=2"])
     for name in ("final", "final-ema"):
