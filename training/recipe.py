@@ -267,11 +267,19 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> TrainingReci
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold keys and values, found {type(values).__name__}.")
     kind = CurriculumRecipe if "stages" in values else TuningRecipe if "method" in values else TrainingRecipe
+    values = _unshared(values)
     for override in overrides if kind is not CurriculumRecipe else split_overrides(overrides)[0]:
         _override(values, override)
     recipe = from_mapping(kind, values, str(path))
     assert isinstance(recipe, (TrainingRecipe, CurriculumRecipe, TuningRecipe))
     return recipe
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which no two places are one object, as YAML's aliases make them: an override means one place."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def split_overrides(overrides: Iterable[str]) -> tuple[list[str], list[str]]:

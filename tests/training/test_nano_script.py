@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from transformers import AutoTokenizer
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
@@ -19,7 +18,7 @@ from unimedvl.processing.unimed5m.schema import IMAGE_PLACEHOLDER, to_table
 from unimedvl.processing.unimed5m.shards import write_table
 from unimedvl.training.nano import autoencoder, evaluate, pictures_made, prepare, release, sheet, tokenizer, vision
 from unimedvl.training.nano.intervals import mean_interval, wilson_interval
-from unimedvl.training.nano.model import VISION_FILE, build_config, initialise_attention
+from unimedvl.training.nano.model import build_config, initialise_attention, nano_presets
 from unimedvl.training.recipe import CurriculumRecipe, TrainingRecipe, load_recipe
 from unimedvl.training.run import run
 
@@ -290,18 +289,16 @@ def test_a_patch_starts_by_attending_to_itself(work):
     assert found[0] > 0.2 > 0.05 > found[1]
 
 
-def test_a_release_can_have_its_pretrained_vit_back(finished, work, tmp_path):
-    release.release(finished, tmp_path / "plain")
-    release.release(finished, tmp_path / "back", vision=work / "vision")
-    stage, plain, back = (
-        evaluate.Nano(str(folder)).model.state_dict() for folder in (finished, tmp_path / "plain", tmp_path / "back")
-    )
-    pretrained = load_file(work / "vision" / VISION_FILE)
-    assert all(torch.equal(plain[name], value) for name, value in stage.items())
-    for name, value in back.items():
-        kept = pretrained.get(name.removeprefix("model.vit_model."), stage[name])
-        assert torch.equal(value, kept), name
-    assert any(not torch.equal(back[name], stage[name]) for name in stage)
+def test_a_release_holds_the_stages_weights_the_nanos_presets_and_what_was_written_beside_them(finished, tmp_path):
+    (tmp_path / "README.md").write_text("card")
+    (tmp_path / "left.bin").write_text("of the release before")
+    release.main(["--model", str(finished), "--out", str(tmp_path)])
+    stage, released = (evaluate.Nano(str(folder)).model for folder in (finished, tmp_path))
+    weights = released.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in stage.state_dict().items())
+    presets = released.generation_config.task_presets
+    assert presets == nano_presets(presets) and presets["t2i"]["height"] == 64
+    assert (tmp_path / "README.md").read_text() == "card" and not (tmp_path / "left.bin").exists()
 
 
 def test_a_sheet_of_edits_holds_generated_pictures_only_unless_asked(finished, work, tmp_path):
@@ -320,8 +317,8 @@ def test_a_sheet_of_edits_holds_generated_pictures_only_unless_asked(finished, w
 def test_the_shipped_recipes_are_read():
     curriculum = load_recipe(RECIPES / "curriculum.yaml")
     assert isinstance(curriculum, CurriculumRecipe)
-    for name in (*(stage.recipe for stage in curriculum.stages), "stage3-last.yaml"):
-        recipe = load_recipe(RECIPES / name)
+    for stage in curriculum.stages:
+        recipe = load_recipe(RECIPES / stage.recipe)
         assert isinstance(recipe, TrainingRecipe)
         assert sum(group.weight for group in recipe.data.groups) == pytest.approx(1.0, abs=1e-3)
         for group in recipe.data.groups:

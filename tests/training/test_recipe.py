@@ -40,6 +40,17 @@ def test_values_can_be_overridden_from_the_command_line(tmp_path):
     assert recipe.freeze == ["vit", "vae"] and recipe.bf16 is False
 
 
+def test_an_override_means_one_place_of_what_aliases_share(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "model: somewhere\noutput_dir: out\nsteps: 5\ndata:\n  path: records\n  groups:\n"
+        "    - {name: first, vae: &side {min_side: 16, max_side: 48}, vit: *side}\n    - {name: second, vae: *side}\n"
+    )
+    recipe = load_recipe(path, ["data.groups.0.vit.max_side=64"])
+    sizes = [group.vae.max_side for group in recipe.data.groups]
+    assert sizes == [48, 48] and recipe.data.groups[0].vit.max_side == 64
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -2,8 +2,7 @@
 
     python -m unimedvl.training.nano.release --model STAGE/final-ema --out hub_cards/unimedvl-nano
 
-Card, licence and sheets that lie in the folder stay. With `--vision FOLDER` a pre-trained ViT
-(training/nano/vision.py) takes the place of the stage's.
+Card, licence and sheets that lie in the folder stay.
 """
 
 import argparse
@@ -11,23 +10,20 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_model
 
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
 from unimedvl.modeling_unimedvl.published_layout_unimedvl import default_generation_config
 from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 
-from .model import VISION_FILE, nano_presets
+from .model import nano_presets
 
 KEPT = ("README.md", "LICENSE", "samples.png", "edits.png")
 
 
-def release(model_folder: str | Path, out: str | Path, vision: Path | None = None) -> None:
-    """Write the checkpoint `model_folder` to `out` as it is published, with the ViT in folder `vision` if given."""
+def release(model_folder: str | Path, out: str | Path) -> None:
+    """Write the checkpoint `model_folder` to `out` as it is published."""
     out = Path(out)
     model = UniMedVLForConditionalGeneration.from_pretrained(model_folder, dtype=torch.float32)
-    if vision is not None:
-        load_model(model.model.vit_model, vision / VISION_FILE)
     processor = UniMedVLProcessor.from_pretrained(model_folder)
     model.generation_config = default_generation_config(model.config)
     model.generation_config.task_presets = nano_presets(model.generation_config.task_presets)
@@ -43,9 +39,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="checkpoint folder of a finished stage")
     parser.add_argument("--out", required=True, help="folder to publish")
-    parser.add_argument("--vision", type=Path, help="folder of a pre-trained ViT to put in the place of the stage's")
     arguments = parser.parse_args(argv)
-    release(arguments.model, arguments.out, arguments.vision)
+    release(arguments.model, arguments.out)
 
 
 if __name__ == "__main__":

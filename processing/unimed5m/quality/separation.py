@@ -1,7 +1,7 @@
 """Do the alignment scores tell true texts from exchanged ones? AUROC of S, M and S_final.
 
     python -m unimedvl.processing.unimed5m.quality.separation RECORDS --text-encoder MINILM --scorer SCORER
-        [--captioner MODEL] [--split validation] [--max-records N]
+        [--captioner MODEL [--trust-remote-code]] [--split validation] [--max-records N]
 
 Each text is exchanged for another one in three ways:
 
@@ -167,14 +167,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("records", type=Path)
     parser.add_argument("--text-encoder", required=True, help="folder of a sentence encoder")
     parser.add_argument("--scorer", required=True, help="folder written by train_scorer")
-    parser.add_argument("--captioner", default=NEAREST, help="an image-text-to-text model (its own code is run)")
+    parser.add_argument("--captioner", default=NEAREST, help="an image-text-to-text model")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the captioner's own code (UniMedVL)")
     parser.add_argument("--split", default="validation")
     parser.add_argument("--max-records", type=int, help="a random part of this size (default: all)")
     parser.add_argument("--tasks", nargs="+", default=list(ALIGNED_TASKS))
     parser.add_argument("--captions", type=int, default=CAPTIONS)
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     options = parser.parse_args(arguments)
-    models = ModelPaths(options.text_encoder, options.scorer, options.captioner, trust_remote_code=True)()
+    models = ModelPaths(
+        options.text_encoder, options.scorer, options.captioner, trust_remote_code=options.trust_remote_code
+    )()
     samples, images = read_samples(options.records, options.split, options.max_records, tasks=options.tasks)
     result = separation(models, samples, images, options.captions)
     print(json.dumps(result, indent=1, ensure_ascii=False))  # noqa: T201
