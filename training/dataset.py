@@ -197,11 +197,12 @@ class PackedRecords(IterableDataset):
         kept = dataclasses.asdict(self.recipe)
         for name in ("path", "rows_per_batch", "latent_cache", "workers"):
             del kept[name]
+        shifts = {}
         for group in kept["groups"]:
             del group["path"]
-            if group["timestep_shift"] is None:
-                group["timestep_shift"] = self.collate.shift
-        return json.loads(json.dumps({"seed": self.seed, **kept}))
+            own = group.pop("timestep_shift")
+            shifts[group["name"]] = self.collate.shift if own is None else own
+        return json.loads(json.dumps({"seed": self.seed, "timestep_shift": shifts, **kept}))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the micro-batch whose `BatchInfo.state` this is.

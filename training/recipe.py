@@ -267,7 +267,10 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> TrainingReci
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold keys and values, found {type(values).__name__}.")
     kind = CurriculumRecipe if "stages" in values else TuningRecipe if "method" in values else TrainingRecipe
-    values = _unshared(values)
+    try:
+        values = _unshared(values)
+    except RecursionError as error:
+        raise ValueError(f"{path} refers to itself: an alias stands within what it names.") from error
     for override in overrides if kind is not CurriculumRecipe else split_overrides(overrides)[0]:
         _override(values, override)
     recipe = from_mapping(kind, values, str(path))

@@ -74,10 +74,6 @@ QUANTIZATION_SKIP_MODULES = [
 register_default_targets(UniMedVLConfig.model_type)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Mixture-of-Transformers language model
-
-
 class ExpertRouting(NamedTuple):
     """Where the tokens of a (B, S) batch go: rows of the flattened batch for each expert, and the way back."""
 
@@ -390,10 +386,6 @@ class UniMedVLTextModel(UniMedVLPreTrainedModel):
         return final, hidden_states and tuple(hidden_states), attentions and tuple(attentions)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Vision parts
-
-
 class UniMedVLVisionEmbeddings(nn.Module):
     """Linear patch embedding plus a learned table indexed by grid position."""
 
@@ -455,10 +447,6 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, timesteps: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return self.mlp(timestep_features(timesteps).to(dtype))
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# The whole
 
 
 class UniMedVLModel(UniMedVLPreTrainedModel):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -16,7 +17,17 @@ from unimedvl.processing.unimed5m import tasks
 from unimedvl.processing.unimed5m.pictures import drawn_picture
 from unimedvl.processing.unimed5m.schema import IMAGE_PLACEHOLDER, to_table
 from unimedvl.processing.unimed5m.shards import write_table
-from unimedvl.training.nano import autoencoder, evaluate, pictures_made, prepare, release, sheet, tokenizer, vision
+from unimedvl.training.nano import (
+    ablation,
+    autoencoder,
+    evaluate,
+    pictures_made,
+    prepare,
+    release,
+    sheet,
+    tokenizer,
+    vision,
+)
 from unimedvl.training.nano.intervals import mean_interval, wilson_interval
 from unimedvl.training.nano.model import build_config, initialise_attention, nano_presets
 from unimedvl.training.recipe import CurriculumRecipe, TrainingRecipe, load_recipe
@@ -289,9 +300,38 @@ def test_a_patch_starts_by_attending_to_itself(work):
     assert found[0] > 0.2 > 0.05 > found[1]
 
 
+def test_the_untrained_checkpoints_have_these_starts(finished, work, tmp_path):
+    shutil.copytree(work / "tokenizer", tmp_path / "tokenizer")
+    prepare.prepare_start(tmp_path, str(work / "autoencoder"), None, 0)
+    starts = (work / "start", tmp_path / "start", ablation.make_start(work, tmp_path, 1))
+    models = [evaluate.Nano(str(folder)).model.model for folder in starts]
+    for model in models:
+        attention = model.language_model.layers[0].self_attn
+        for projection in (attention.q_proj, attention.q_proj_moe_gen, attention.k_proj_moe_gen):
+            assert torch.equal(projection.weight, attention.k_proj.weight)
+    pretrained, bare, pretrained_too = (model.vit_model.state_dict() for model in models)
+    assert all(torch.equal(pretrained_too[name], value) for name, value in pretrained.items())
+    query, key = (bare[f"encoder.layers.0.self_attn.{name}_proj.weight"] for name in "qk")
+    assert torch.equal(query, key)
+
+
+def test_runs_of_another_start_are_not_taken_for_these(finished, work, tmp_path):
+    prepare.keep_start(work, tmp_path)
+    prepare.keep_start(work, tmp_path)
+    (tmp_path / "start").mkdir()
+    (tmp_path / "start" / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(ValueError, match="started from another checkpoint"):
+        prepare.keep_start(tmp_path, tmp_path)
+
+
 def test_a_release_holds_the_stages_weights_the_nanos_presets_and_what_was_written_beside_them(finished, tmp_path):
     (tmp_path / "README.md").write_text("card")
     (tmp_path / "left.bin").write_text("of the release before")
+    with pytest.raises(ValueError, match="no published model"):
+        release.release(finished, tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="the checkpoint .* itself"):
+        release.release(finished, finished)
     release.main(["--model", str(finished), "--out", str(tmp_path)])
     stage, released = (evaluate.Nano(str(folder)).model for folder in (finished, tmp_path))
     weights = released.state_dict()
@@ -314,6 +354,9 @@ def test_a_sheet_of_edits_holds_generated_pictures_only_unless_asked(finished, w
     assert sheet.edit_sheet(nano, work, with_inputs=True).height == 3 * made.height
 
 
+UPRIGHT = {"CXR", "RAD", "nih-chestxray14-subset", "covid-chestxray", "vqa-rad"}
+
+
 def test_the_shipped_recipes_are_read():
     curriculum = load_recipe(RECIPES / "curriculum.yaml")
     assert isinstance(curriculum, CurriculumRecipe)
@@ -322,8 +365,10 @@ def test_the_shipped_recipes_are_read():
         assert isinstance(recipe, TrainingRecipe)
         assert sum(group.weight for group in recipe.data.groups) == pytest.approx(1.0, abs=1e-3)
         for group in recipe.data.groups:
-            mirrored = group.augmentation.flip_horizontal
-            assert not (mirrored and {"CXR", "RAD"} & set(group.modalities)), group.name
+            shown = {*group.modalities, *group.sources}
+            # Tasks of one modality each, which is none of the upright ones.
+            assert shown or group.tasks[0] in ("cross_modal", "counterfactual", "virtual_staining", "dialogue")
+            assert not (group.augmentation.flip_horizontal and UPRIGHT & shown), group.name
 
 
 def test_intervals():

@@ -85,6 +85,9 @@ def test_missing_keys_and_wrong_files(tmp_path):
         load_recipe(write(tmp_path, {key: value for key, value in BASE.items() if key != "steps"}))
     with pytest.raises(ValueError, match="must hold keys and values"):
         load_recipe(write(tmp_path, ["a"]))
+    (tmp_path / "recipe.yaml").write_text("data: &data {path: records, again: *data}")
+    with pytest.raises(ValueError, match="refers to itself"):
+        load_recipe(tmp_path / "recipe.yaml")
     (tmp_path / "recipe.yaml").write_text("a: [")
     with pytest.raises(ValueError, match="is not YAML"):
         load_recipe(tmp_path / "recipe.yaml")

@@ -171,21 +171,21 @@ def test_changed_data_is_noticed(recipe, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "change",
+    "change, named",
     [
-        "seed=99",
-        "data.pack_tokens=120",
-        "data.groups.0.weight=2",
-        "timestep_shift=2",
-        "data.groups.0.timestep_shift=2",
+        ("seed=99", "seed"),
+        ("data.pack_tokens=120", "pack_tokens"),
+        ("data.groups.0.weight=2", "groups"),
+        ("timestep_shift=2", "timestep_shift"),
+        ("data.groups.0.timestep_shift=2", "timestep_shift"),
     ],
 )
-def test_other_samples_or_noise_are_not_gone_on_with(recipe, tmp_path, capsys, change):
+def test_other_samples_or_noise_are_not_gone_on_with(recipe, tmp_path, capsys, change, named):
     path = recipe("settings")
     run(path, ["steps=2"])
     for name in ("final", "final-ema"):
         os.rename(tmp_path / "settings" / name, tmp_path / f"old-{name}")
     assert main([str(path), change]) == 2
     error = capsys.readouterr().err
-    assert "checkpoint-2 was made with another" in error and "choose another output_dir" in error
+    assert f"checkpoint-2 was made with another {named}" in error and "choose another output_dir" in error
     run(path, ["steps=3", "save_steps=1"])  # what the order does not depend on may change

@@ -50,7 +50,7 @@ from .evaluate import (
 )
 from .intervals import student_interval
 from .model import EDITING, UNIT, image_transform, initialise_attention
-from .prepare import work_records
+from .prepare import keep_start, work_records
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
@@ -292,6 +292,10 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     work, out = Path(arguments.work).resolve(), Path(arguments.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
+    try:
+        keep_start(work, out)
+    except ValueError as error:
+        parser.error(str(error))
     results = []
     for seed in arguments.seeds:
         start = make_start(work, out, seed)

@@ -17,7 +17,7 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from .prepare import picture_of, states_picture, work_records
+from .prepare import is_picture_request, picture_of, work_records
 
 AUTOENCODER_CONFIG = {
     "in_channels": 3,
@@ -83,7 +83,7 @@ def read_pictures(work: Path, split: str) -> tuple[list[Image.Image], list[Image
     for record in work_records(work, split):
         if record.sub_task_type == "segmentation":
             masks.append(picture_of(record))
-        elif record.sub_task_type in ("cross_modal", "virtual_staining") or states_picture(record):
+        elif record.sub_task_type in ("cross_modal", "virtual_staining") or is_picture_request(record):
             pictures.append(picture_of(record))
     return pictures, masks
 

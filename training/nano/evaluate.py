@@ -26,10 +26,10 @@ from unimedvl.processing.unimed5m import tasks
 from unimedvl.processing.unimed5m.pictures import lower_resolution, pixels_of
 from unimedvl.processing.unimed5m.schema import IMAGE_PLACEHOLDER, Picture, Record
 
-from .intervals import mean_interval, wilson_interval
+from .intervals import mean_interval, share
 from .model import UNIT, image_transform
 from .pictures_made import made_pictures
-from .prepare import SUPER_RESOLUTION, read_records, states_picture, work_records
+from .prepare import SUPER_RESOLUTION, is_picture_request, read_records, work_records
 
 BATCH = 32
 MODALITY_QUESTION = "What imaging modality is this?"
@@ -139,11 +139,6 @@ def dice(image: Image.Image, truth: Image.Image) -> float:
     return 1.0 if total == 0 else 2.0 * float((drawn & real).sum()) / total
 
 
-def share(hits: Sequence[bool]) -> dict[str, Any]:
-    """A proportion with its Wilson interval."""
-    return {"value": sum(hits) / len(hits), "interval": wilson_interval(sum(hits), len(hits)), "total": len(hits)}
-
-
 def average(values: Sequence[float]) -> dict[str, Any]:
     """A mean with its bootstrap interval over records."""
     return {"value": float(numpy.mean(values)), "interval": mean_interval(values), "total": len(values)}
@@ -155,7 +150,7 @@ def _of(records: Sequence[Record], task: str, source: str = "") -> list[Record]:
 
 def _pictured(records: Sequence[Record]) -> list[Record]:
     """One record for each picture with a stated modality."""
-    return [record for record in records if states_picture(record)]
+    return [record for record in records if is_picture_request(record)]
 
 
 def score_modality(nano: Nano, records: Sequence[Record]) -> dict[str, Any]:

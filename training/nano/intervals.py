@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy
 from scipy.stats import t
@@ -14,6 +15,11 @@ def wilson_interval(hits: int, total: int) -> tuple[float, float]:
     half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
     # At the ends the exact bound is the share itself, which rounding must not miss.
     return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
+
+
+def share(hits: Sequence[bool]) -> dict[str, Any]:
+    """A proportion with its Wilson interval."""
+    return {"value": sum(hits) / len(hits), "interval": wilson_interval(sum(hits), len(hits)), "total": len(hits)}
 
 
 def mean_interval(values: Sequence[float], draws: int = 4000, seed: int = 0) -> tuple[float, float]:

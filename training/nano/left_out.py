@@ -23,7 +23,7 @@ from unimedvl.processing.unimed5m.shards import write_json, write_table
 from ..run import run
 from .evaluate import Nano, average, psnr, question_of, rgb, seen
 from .model import EDITING, SIDE
-from .prepare import work_records
+from .prepare import keep_start, shard_of, work_records
 
 # Neither patient has both kinds of T1 beside T2: any of them counts.
 TRANSLATIONS = (("T2", "FLAIR"), ("T1", "T2"))
@@ -77,6 +77,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, help="folder of the runs and the results")
     arguments = parser.parse_args(argv)
     work, out = Path(arguments.work).resolve(), Path(arguments.out).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        keep_start(work, out)
+    except ValueError as error:
+        parser.error(str(error))
     found = [record for record in work_records(work, "train") if record.sub_task_type == "cross_modal"]
     common = run(
         "left-out-patient/common.yaml",
@@ -88,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
         name = patient.rpartition(":")[2]
         folder = out / f"without-{name}"
         (folder / "records" / "data").mkdir(parents=True, exist_ok=True)
-        write_table(folder / "records" / "data" / "train-00000-of-00001.parquet", to_table(learnt))
+        write_table(shard_of(folder / "records", "train"), to_table(learnt))
         overrides = [f"model={common}", f"output_dir={folder / 'run'}", f"data.path={folder / 'records'}"]
         model = run("left-out-patient/patient.yaml", overrides)
         results[name] = score(model, learnt, [record for record in found if record.group_id == patient])

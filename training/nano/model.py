@@ -112,8 +112,8 @@ def initialise_attention(language_model: UniMedVLTextModel) -> None:
 def nano_presets(presets: dict) -> dict:
     """The task presets with the nano's sampling settings, chosen on the held-out part of the training split.
 
-    What an input image decides is sampled without guidance; super-resolution, and the mean of the four kinds of
-    mask, are closest to the truth after few steps.
+    What an input image decides is sampled without guidance; steps of super-resolution and of masks are those with the
+    closest pictures, for masks by the mean over the four kinds.
     """
     changed = {name: {**values, **EDITING} for name, values in presets.items()}
     changed["super_resolution"] |= {"num_inference_steps": 1}

@@ -19,9 +19,9 @@ from torch import nn
 from unimedvl.processing.image_processing_unimedvl import pixels_from_image
 from unimedvl.processing.unimed5m.schema import Record
 
-from .intervals import mean_interval, wilson_interval
+from .intervals import share
 from .model import SIDE
-from .prepare import ARTICLES, small, states_picture
+from .prepare import ARTICLES, is_picture_request, small
 from .vision import CANVAS, Pictures, pictures_of, read_pictures, views
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def caption_label(name: str, labels: Sequence[str]) -> str:
 def made_pictures(nano: "Nano", records: Sequence[Record], work: Path, seed: int = 0) -> dict[str, dict[str, Any]]:
     """Recognition by modality and by class, and how close generated pictures come to training pictures."""
     judge, train, names = load_judge(work)
-    chosen = [record for record in records if states_picture(record)]
+    chosen = [record for record in records if is_picture_request(record)]
     fits = [max(p.width, p.height) <= CANVAS for p in (record.output_img[0] for record in chosen)]
     reals = pictures_of([r if fit else small(r) for r, fit in zip(chosen, fits, strict=True)], names)
     known = len(judge[-1].bias)  # type: ignore[index, arg-type]
@@ -129,8 +129,8 @@ def made_pictures(nano: "Nano", records: Sequence[Record], work: Path, seed: int
         kind: sum(hit for hit, other in zip(hits, wanted, strict=True) if other == kind) / PER_MODALITY
         for kind in MODALITIES
     }
-    results["text to image: modality recognised"] = _share(hits) | {
-        "real pictures": _share(real_hits),
+    results["text to image: modality recognised"] = share(hits) | {
+        "real pictures": share(real_hits),
         "by modality": by_modality,
     }
     images, asked = _class_pictures(nano, chosen, seed + 1000)
@@ -140,8 +140,8 @@ def made_pictures(nano: "Nano", records: Sequence[Record], work: Path, seed: int
     of_class = [place for place, record in enumerate(chosen) if record.dataset in CLASS_PROMPTS]
     real_class = [int(verdicts[place]) == int(reals.captions[place]) for place in of_class]
     ratio = (sum(class_hits) / len(class_hits)) / max(sum(real_class) / max(len(real_class), 1), 1e-9)
-    results["text to image: class recognised"] = _share(class_hits) | {
-        "real pictures": _share(real_class),
+    results["text to image: class recognised"] = share(class_hits) | {
+        "real pictures": share(real_class),
         "ratio to real": ratio,
         "ratio interval": _ratio_interval(class_hits, real_class),
         "by class": {
@@ -173,10 +173,6 @@ def _class_pictures(nano: "Nano", records: Sequence[Record], seed: int) -> tuple
     return as_views(nano.draw(prompts, "t2i", seed=seed)), asked
 
 
-def _share(hits: Sequence[bool]) -> dict[str, Any]:
-    return {"value": sum(hits) / len(hits), "interval": wilson_interval(sum(hits), len(hits)), "total": len(hits)}
-
-
 def _ratio_interval(made: Sequence[bool], real: Sequence[bool], draws: int = 4000, seed: int = 0) -> list[float]:
     generator = numpy.random.default_rng(seed)
     top, bottom = numpy.asarray(made, dtype=float), numpy.asarray(real, dtype=float)
@@ -204,7 +200,4 @@ def _closeness(
         distances = nearest(made[torch.tensor([other == kind for other in kinds])], pool)
         close += (distances < numpy.percentile(real_distances.numpy(), CLOSE)).tolist()
         means[kind] = [float(distances.mean()), float(real_distances.mean())]
-    return _share(close) | {"mean distance, generated and real, in grey levels": means}
-
-
-__all__ = ["load_judge", "made_pictures", "mean_interval"]
+    return share(close) | {"mean distance, generated and real, in grey levels": means}

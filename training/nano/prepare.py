@@ -29,7 +29,7 @@ from unimedvl.processing.image_processing_unimedvl import reference_size
 from unimedvl.processing.unimed5m import tasks
 from unimedvl.processing.unimed5m.pictures import drawn_picture, pixels_of
 from unimedvl.processing.unimed5m.schema import IMAGE_PLACEHOLDER, Picture, Record, Turn, from_table, to_table
-from unimedvl.processing.unimed5m.shards import batches, shard_paths, write_table
+from unimedvl.processing.unimed5m.shards import batches, shard_paths, write_json, write_table
 
 from .model import (
     SIDE,
@@ -211,15 +211,37 @@ def read_records(folder: str | Path, split: str) -> Iterator[Record]:
                     yield Record.from_row(row)
 
 
+def shard_of(records: Path, split: str) -> Path:
+    """The one file of a split of the nano's records."""
+    return records / "data" / f"{split}-00000-of-00001.parquet"
+
+
 def work_records(work: Path, split: str) -> Iterator[Record]:
     """What `prepare` has written: "train", or "validation", the part of the training split that no training saw."""
-    for table in batches(work / "records" / "data" / f"{split}-00000-of-00001.parquet"):
+    for table in batches(shard_of(work / "records", split)):
         yield from from_table(table)
 
 
-def states_picture(record: Record) -> bool:
+def is_picture_request(record: Record) -> bool:
     """Whether this is the one record of a picture that states what it shows: its built request."""
     return record.sub_task_type == "text_to_image" and not record.id.endswith("-plain")
+
+
+def keep_start(work: Path, out: Path) -> None:
+    """Note in `out` which untrained checkpoint its runs start from.
+
+    Raises:
+        ValueError: if runs in `out` started from another.
+    """
+    with (work / "start" / "model.safetensors").open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    noted = out / "start.json"
+    if not noted.is_file():
+        write_json(noted, {"sha256": digest})
+    elif json.loads(noted.read_text())["sha256"] != digest:
+        raise ValueError(
+            f"The runs in {out} started from another checkpoint than {work / 'start'}: choose another --out."
+        )
 
 
 def prepare_records(built: str | Path, folder: Path) -> dict[str, int]:
@@ -246,13 +268,13 @@ def prepare_records(built: str | Path, folder: Path) -> dict[str, int]:
     counts["train/conversation"] = len(talks)
     for split, records in made.items():
         records.sort(key=lambda record: record.id)
-        write_table(folder / "data" / f"{split}-00000-of-00001.parquet", to_table(records))
+        write_table(shard_of(folder, split), to_table(records))
     return dict(sorted(counts.items()))
 
 
 def texts(folder: Path) -> list[str]:
     """Every text of the training records, for the tokenizer."""
-    table = parquet.read_table(folder / "data" / "train-00000-of-00001.parquet", columns=["message"])
+    table = parquet.read_table(shard_of(folder, "train"), columns=["message"])
     turns = (turn["value"] for row in table.to_pylist() for turn in row["message"])
     return [turn.replace(IMAGE_PLACEHOLDER, "").strip() for turn in turns]
 
@@ -303,10 +325,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     work, started = Path(arguments.out), time.perf_counter()
-    if not (work / "records").exists():
+    if not shard_of(work / "records", "validation").exists():  # the last file that is written
         counts = prepare_records(arguments.records, work / "records")
         print(json.dumps(counts), f"{time.perf_counter() - started:.0f} s", flush=True)
-    if not (work / "tokenizer").exists():
+    if not (work / "tokenizer" / "tokenizer_config.json").exists():
         entries = len(train_tokenizer(texts(work / "records"), work / "tokenizer", arguments.vocabulary))
         print(f"tokenizer: {entries} entries", flush=True)
     if arguments.autoencoder:

@@ -2,7 +2,8 @@
 
     python -m unimedvl.training.nano.release --model STAGE/final-ema --out hub_cards/unimedvl-nano
 
-Card, licence and sheets that lie in the folder stay.
+Card, licence, sheets and Git's own files that lie in the folder stay; the weights before go, and their report of
+`unimedvl eval` with them.
 """
 
 import argparse
@@ -17,12 +18,21 @@ from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 
 from .model import nano_presets
 
-KEPT = ("README.md", "LICENSE", "samples.png", "edits.png")
+KEPT = ("README.md", "LICENSE", "samples.png", "edits.png", ".git", ".gitattributes")
 
 
 def release(model_folder: str | Path, out: str | Path) -> None:
-    """Write the checkpoint `model_folder` to `out` as it is published."""
+    """Write the checkpoint `model_folder` to `out` as it is published.
+
+    Raises:
+        ValueError: if `out` holds anything but a published folder, or the checkpoint itself.
+    """
     out = Path(out)
+    others = [path.name for path in out.iterdir() if path.name not in KEPT] if out.is_dir() else []
+    if others and "config.json" not in others:
+        raise ValueError(f"{out} holds {sorted(others)[0]} and no published model: choose an empty folder.")
+    if Path(model_folder).resolve().is_relative_to(out.resolve()):
+        raise ValueError(f"{out} holds the checkpoint {model_folder} itself: choose another folder.")
     model = UniMedVLForConditionalGeneration.from_pretrained(model_folder, dtype=torch.float32)
     processor = UniMedVLProcessor.from_pretrained(model_folder)
     model.generation_config = default_generation_config(model.config)
@@ -40,7 +50,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", required=True, help="checkpoint folder of a finished stage")
     parser.add_argument("--out", required=True, help="folder to publish")
     arguments = parser.parse_args(argv)
-    release(arguments.model, arguments.out)
+    try:
+        release(arguments.model, arguments.out)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

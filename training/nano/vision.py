@@ -32,7 +32,7 @@ from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLModel
 from unimedvl.processing.unimed5m.schema import Record
 
 from .model import SIDE, TABLE_SIDE, VISION_FILE, VIT_PATCH, build_config, initialise_vision
-from .prepare import UNNAMED_LABELS, picture_of, states_picture, work_records
+from .prepare import UNNAMED_LABELS, is_picture_request, picture_of, work_records
 
 CANVAS = 88  # longer side in pixels of the records' pictures
 MIRRORED = ("CT", "MRI", "US", "HIS", "ENDO", "OCT")  # left is left in a chest film
@@ -44,7 +44,7 @@ FOCUS = ("brain-tumor-classification", "nih-chestxray14-subset", "lc25000-lung")
 @dataclass
 class Pictures:
     """`pixels` uint8 (N, 3, CANVAS, CANVAS) with the picture in the upper left, its `sizes` (N, 2) as (height, width),
-    its caption's number, and its modality."""
+    the number of its caption among all, its modality and its source."""
 
     pixels: torch.Tensor
     sizes: torch.Tensor
@@ -54,7 +54,7 @@ class Pictures:
 
     @cached_property
     def rarity(self) -> torch.Tensor:
-        """How often to draw each picture (N,): by the square root of its caption's number."""
+        """How often to draw each picture (N,): by one over the square root of how often its caption occurs."""
         return torch.bincount(self.captions)[self.captions].float() ** -0.5
 
 
@@ -72,7 +72,7 @@ def structure_of(record: Record) -> str:
 
 def read_pictures(work: Path, split: str, names: list[str]) -> Pictures:
     """One picture for each built request for a picture; `names` collects the captions."""
-    return pictures_of(filter(states_picture, work_records(work, split)), names)
+    return pictures_of(filter(is_picture_request, work_records(work, split)), names)
 
 
 def read_masked_pictures(work: Path, split: str, names: list[str]) -> tuple[Pictures, torch.Tensor]:
@@ -270,7 +270,7 @@ def pretrain(
 
     Args:
         batch: pictures of a step, and as many with masks.
-        focus: how much more often than by the square root of a caption's number the pictures of `FOCUS` are drawn.
+        focus: how much more often than by `Pictures.rarity` the pictures of `FOCUS` are drawn.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)

@@ -175,9 +175,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--captions", type=int, default=CAPTIONS)
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     options = parser.parse_args(arguments)
-    models = ModelPaths(
+    paths = ModelPaths(
         options.text_encoder, options.scorer, options.captioner, trust_remote_code=options.trust_remote_code
-    )()
+    )
+    try:
+        models = paths()
+    except ValueError as error:
+        parser.error(" ".join(str(error).split()))
     samples, images = read_samples(options.records, options.split, options.max_records, tasks=options.tasks)
     result = separation(models, samples, images, options.captions)
     print(json.dumps(result, indent=1, ensure_ascii=False))  # noqa: T201

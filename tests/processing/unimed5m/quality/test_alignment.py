@@ -1,7 +1,10 @@
 """Scores: arithmetic, ranking, exchanged texts, what they tell apart, and the scorer that is trained here."""
 
 import json
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy
 import pytest
@@ -222,3 +225,11 @@ def test_an_image_of_several_records_is_one_pair_with_its_caption_first(tmp_path
 def test_missing_weights_are_named(tmp_path):
     with pytest.raises(ValueError, match="train_scorer"):
         CompactScorer.load(tmp_path)
+
+
+def test_a_captioners_own_code_runs_only_if_asked(tmp_path):
+    nano = Path(__file__).parents[4] / "hub_cards" / "unimedvl-nano"
+    command = [sys.executable, "-m", "unimedvl.processing.unimed5m.quality.separation", str(tmp_path)]
+    command += ["--text-encoder", "unread", "--scorer", "unread", "--captioner", str(nano)]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=tmp_path)
+    assert done.returncode == 2 and "trust_remote_code" in done.stderr and "Traceback" not in done.stderr
