@@ -117,7 +117,7 @@ def nano_presets(presets: dict) -> dict:
     """
     changed = {name: {**values, **EDITING} for name, values in presets.items()}
     changed["super_resolution"] |= {"num_inference_steps": 1}
-    changed["segmentation"] |= {"num_inference_steps": 1}
+    changed["segmentation"] |= {"num_inference_steps": 2}
     changed["t2i"] |= {"num_inference_steps": 16, "guidance_scale": 2.0, "cfg_interval": [0.0, 1.0]}
     changed["t2i"] |= {"height": SIDE, "width": SIDE}
     return changed
