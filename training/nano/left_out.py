@@ -11,6 +11,7 @@ no pair of the left-out patient was seen by any part.
 
 import argparse
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -76,6 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--work", required=True, help="work folder of `training.nano.prepare`")
     parser.add_argument("--out", required=True, help="folder of the runs and the results")
     arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     work, out = Path(arguments.work).resolve(), Path(arguments.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
     try:
