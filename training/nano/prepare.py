@@ -30,6 +30,7 @@ from unimedvl.processing.unimed5m import tasks
 from unimedvl.processing.unimed5m.pictures import drawn_picture, pixels_of
 from unimedvl.processing.unimed5m.schema import IMAGE_PLACEHOLDER, Picture, Record, Turn, from_table, to_table
 from unimedvl.processing.unimed5m.shards import batches, shard_paths, write_json, write_table
+from unimedvl.provenance import hash_file
 
 from .model import (
     SIDE,
@@ -233,8 +234,7 @@ def keep_start(work: Path, out: Path) -> None:
     Raises:
         ValueError: if runs in `out` started from another.
     """
-    with (work / "start" / "model.safetensors").open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = hash_file(work / "start" / "model.safetensors")
     noted = out / "start.json"
     if not noted.is_file():
         write_json(noted, {"sha256": digest})
