@@ -322,6 +322,9 @@ def test_runs_of_another_start_are_not_taken_for_these(finished, work, tmp_path)
     (tmp_path / "start" / "model.safetensors").write_bytes(b"other weights")
     with pytest.raises(ValueError, match="started from another checkpoint"):
         prepare.keep_start(tmp_path, tmp_path)
+    (tmp_path / "start.json").unlink()
+    with pytest.raises(ValueError, match="started from another checkpoint"):
+        prepare.keep_start(work, tmp_path)
 
 
 def test_a_release_holds_the_stages_weights_the_nanos_presets_and_what_was_written_beside_them(finished, tmp_path):
@@ -329,7 +332,10 @@ def test_a_release_holds_the_stages_weights_the_nanos_presets_and_what_was_writt
     (tmp_path / "left.bin").write_text("of the release before")
     with pytest.raises(ValueError, match="no published model"):
         release.release(finished, tmp_path)
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"my": "application"}')
+    with pytest.raises(ValueError, match="no published model"):
+        release.release(finished, tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "unimedvl"}')
     with pytest.raises(ValueError, match="the checkpoint .* itself"):
         release.release(finished, finished)
     release.main(["--model", str(finished), "--out", str(tmp_path)])

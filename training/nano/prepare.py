@@ -236,9 +236,9 @@ def keep_start(work: Path, out: Path) -> None:
     """
     digest = hash_file(work / "start" / "model.safetensors")
     noted = out / "start.json"
-    if not noted.is_file():
+    if not any(out.iterdir()):
         write_json(noted, {"sha256": digest})
-    elif json.loads(noted.read_text())["sha256"] != digest:
+    elif not noted.is_file() or json.loads(noted.read_text())["sha256"] != digest:
         raise ValueError(
             f"The runs in {out} started from another checkpoint than {work / 'start'}: choose another --out."
         )
@@ -328,7 +328,7 @@ def main(argv: list[str] | None = None) -> None:
     if not shard_of(work / "records", "validation").exists():  # the last file that is written
         counts = prepare_records(arguments.records, work / "records")
         print(json.dumps(counts), f"{time.perf_counter() - started:.0f} s", flush=True)
-    if not (work / "tokenizer" / "tokenizer_config.json").exists():
+    if not (work / "tokenizer" / "tokenizer.json").exists():
         entries = len(train_tokenizer(texts(work / "records"), work / "tokenizer", arguments.vocabulary))
         print(f"tokenizer: {entries} entries", flush=True)
     if arguments.autoencoder:

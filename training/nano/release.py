@@ -7,6 +7,7 @@ Card, licence, sheets and Git's own files that lie in the folder stay; the weigh
 """
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
@@ -29,7 +30,8 @@ def release(model_folder: str | Path, out: str | Path) -> None:
     """
     out = Path(out)
     others = [path.name for path in out.iterdir() if path.name not in KEPT] if out.is_dir() else []
-    if others and "config.json" not in others:
+    config = out / "config.json"
+    if others and not (config.is_file() and json.loads(config.read_text()).get("model_type") == "unimedvl"):
         raise ValueError(f"{out} holds {sorted(others)[0]} and no published model: choose an empty folder.")
     if Path(model_folder).resolve().is_relative_to(out.resolve()):
         raise ValueError(f"{out} holds the checkpoint {model_folder} itself: choose another folder.")
