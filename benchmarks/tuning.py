@@ -1,6 +1,6 @@
 """Does tuning learn, and what memory does it need?
 
-    python -m benchmarks.tuning learn [--methods sft dpo grpo flow_grpo] [--seeds 0 1 2] [--model CHECKPOINT]
+    python -m benchmarks.tuning learn [--methods sft dpo grpo flow_grpo] [--seeds 1 2 3] [--model CHECKPOINT]
     python -m benchmarks.tuning memory
 
 `learn` tunes the nano on small drawn tasks (`tuning_tasks`) and compares it on held-out pictures or prompts with the
@@ -254,7 +254,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("learn", "memory"))
     parser.add_argument("--methods", nargs="+", choices=list(OBJECTIVES), default=list(OBJECTIVES))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--model", type=Path, default=CHECKPOINT, help="checkpoint (default: the nano)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="file of the results")
     given = parser.parse_args(arguments)

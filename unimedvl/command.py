@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from .commands import ask, convert, data, eval, generate, info, push, train
 from .commands.shared import silence_libraries
+from .errors import describe_error, expected_errors
 from .version import __version__
 
 COMMANDS = (ask, generate, train, convert, data, eval, info, push)
@@ -62,33 +63,10 @@ def main(argv: list[str] | None = None) -> int:
             # The reader of our output left (`unimedvl info | head`): nothing more to say, also not at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
-        except _expected_errors() as error:
+        except expected_errors() as error:
             if debug:
                 traceback.print_exc()
-            return _report(_describe(error), 2)
-
-
-def _expected_errors() -> tuple[type[BaseException], ...]:
-    """What bad input raises. Anything else is a fault of this package and keeps its traceback."""
-    return (ValueError, OSError, ImportError, MemoryError, *_loaded_errors())
-
-
-def _loaded_errors() -> list[type[BaseException]]:
-    """Error classes of libraries, without importing a library that the failed command never needed."""
-    classes = []
-    if "torch" in sys.modules:
-        classes.append(sys.modules["torch"].OutOfMemoryError)
-    # huggingface_hub speaks HTTP through one of these, depending on its version.
-    classes += [sys.modules[name].HTTPError for name in ("httpx", "httpx2") if name in sys.modules]
-    return classes
-
-
-def _describe(error: BaseException) -> str:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "out of memory: choose a smaller size, --quantize nf4, or a machine with more memory"
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+            return _report(describe_error(error), 2)
 
 
 def _report(message: str, code: int) -> int:

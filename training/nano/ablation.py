@@ -28,6 +28,7 @@ import numpy
 import torch
 import yaml
 
+from unimedvl.errors import one_line_errors
 from unimedvl.loading import load, load_processor, read_config
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
 from unimedvl.processing.image_processing_unimedvl import resize_image
@@ -290,20 +291,17 @@ def main(argv: list[str] | None = None) -> None:
     if len(arguments.seeds) < 2:
         parser.error("an interval needs two seeds or more")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    work, out = Path(arguments.work).resolve(), Path(arguments.out).resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    try:
+    with one_line_errors(parser):
+        work, out = Path(arguments.work).resolve(), Path(arguments.out).resolve()
         keep_start(work, out)
-    except ValueError as error:
-        parser.error(str(error))
-    results = []
-    for seed in arguments.seeds:
-        start = make_start(work, out, seed)
-        results += [run_arm(arm, seed, arguments.share, start, work, out) for arm in ARMS]
-    rows = compare(results)
-    write_json(out / "results.json", {"side": SIDE, "runs": results, "comparisons": rows})
-    plot(rows, out / "ablation.png")
-    print("\n".join(table(results, rows)))
+        results = []
+        for seed in arguments.seeds:
+            start = make_start(work, out, seed)
+            results += [run_arm(arm, seed, arguments.share, start, work, out) for arm in ARMS]
+        rows = compare(results)
+        write_json(out / "results.json", {"side": SIDE, "runs": results, "comparisons": rows})
+        plot(rows, out / "ablation.png")
+        print("\n".join(table(results, rows)))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ where stride 8 needs far longer than the time a nano has.
 
 import argparse
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +16,10 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
+from unimedvl.errors import one_line_errors
+
 from .prepare import is_picture_request, picture_of, work_records
+from .steps import EVERY, ResumableSteps
 
 AUTOENCODER_CONFIG = {
     "in_channels": 3,
@@ -111,7 +113,8 @@ def train_autoencoder(
     seed: int = 0,
     config: dict | None = None,
 ) -> tuple[AutoencoderKL, dict]:
-    """Train for `steps` and save to `folder`; returns the autoencoder and its record (steps, seconds, PSNR in dB).
+    """Train for `steps`, from the last checkpoint in `folder` on, and save there; returns the autoencoder and its
+    record (steps, seconds, PSNR in dB).
 
     The loss is the mean squared error plus a tenth of the mean absolute error plus `KL_WEIGHT` times the KL term;
     afterwards `scaling_factor` and `shift_factor` are set so that the training latents have mean 0 and variance 1
@@ -123,8 +126,9 @@ def train_autoencoder(
     initialize(autoencoder)
     optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
-    started = time.perf_counter()
-    for step in range(1, steps + 1):
+    settings = {"steps": steps, "batch": batch_size, "rate": learning_rate, "seed": seed}
+    course = ResumableSteps(folder, steps, autoencoder, optimizer, schedule, random, settings)
+    for step in course:
         shape = SHAPES[random.integers(len(SHAPES))]
         batch = []
         for _ in range(batch_size):
@@ -140,14 +144,13 @@ def train_autoencoder(
         torch.nn.utils.clip_grad_norm_(autoencoder.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % 200 == 0 or step == steps:
-            elapsed = time.perf_counter() - started
+        if step % EVERY == 0:
             print(
                 f"autoencoder {step}/{steps}  loss {loss.item():.4f}  mse {error.square().mean().item():.5f}  "
-                f"kl {divergence.item():.2f}  {elapsed:.0f} s, {elapsed / step * (steps - step):.0f} s left",
+                f"kl {divergence.item():.2f}  {course.seconds:.0f} s, {course.seconds_left(step):.0f} s left",
                 flush=True,
             )
-    seconds = time.perf_counter() - started
+    seconds = course.seconds
     autoencoder.eval()
     scale_latents(autoencoder, pictures)
     record = {"steps": steps, "seconds": seconds, "psnr": reconstruction_psnr(autoencoder, held_out)}
@@ -175,11 +178,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
-    work = Path(arguments.work)
-    pictures, masks = read_pictures(work, "train")
-    held_out, _ = read_pictures(work, "validation")
-    _, record = train_autoencoder(pictures, masks, held_out, arguments.out, arguments.steps, seed=arguments.seed)
-    (Path(arguments.out) / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    with one_line_errors(parser):
+        work = Path(arguments.work)
+        pictures, masks = read_pictures(work, "train")
+        held_out, _ = read_pictures(work, "validation")
+        _, record = train_autoencoder(pictures, masks, held_out, arguments.out, arguments.steps, seed=arguments.seed)
+        (Path(arguments.out) / "training.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from skimage.metrics import structural_similarity
 
+from unimedvl.errors import one_line_errors
 from unimedvl.loading import load
 from unimedvl.processing.image_processing_unimedvl import resize_image
 from unimedvl.processing.unimed5m import tasks
@@ -258,17 +259,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--split", choices=["validation", "held-out"], default="validation")
     parser.add_argument("--out", help="write the figures here (JSON)")
     arguments = parser.parse_args(argv)
-    work, started = Path(arguments.work), time.perf_counter()
-    if arguments.split == "held-out":
-        records = list(work_records(work, "validation"))
-    elif arguments.records:
-        records = list(read_records(arguments.records, "validation"))
-    else:
-        parser.error("give the folder of built records with --records")
-    results = evaluate(Nano(arguments.model), records, work)
-    results["seconds"] = round(time.perf_counter() - started)
-    if arguments.out:
-        Path(arguments.out).write_text(json.dumps({"split": arguments.split, **results}, indent=2) + "\n")
+    with one_line_errors(parser):
+        work, started = Path(arguments.work), time.perf_counter()
+        if arguments.split == "held-out":
+            records = list(work_records(work, "validation"))
+        elif arguments.records:
+            records = list(read_records(arguments.records, "validation"))
+        else:
+            parser.error("give the folder of built records with --records")
+        results = evaluate(Nano(arguments.model), records, work)
+        results["seconds"] = round(time.perf_counter() - started)
+        if arguments.out:
+            Path(arguments.out).write_text(json.dumps({"split": arguments.split, **results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

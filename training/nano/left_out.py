@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy
 from PIL import Image
 
+from unimedvl.errors import one_line_errors
 from unimedvl.processing.unimed5m.schema import Record, to_table
 from unimedvl.processing.unimed5m.shards import write_json, write_table
 
@@ -78,29 +79,26 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, help="folder of the runs and the results")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    work, out = Path(arguments.work).resolve(), Path(arguments.out).resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    try:
+    with one_line_errors(parser):
+        work, out = Path(arguments.work).resolve(), Path(arguments.out).resolve()
         keep_start(work, out)
-    except ValueError as error:
-        parser.error(str(error))
-    found = [record for record in work_records(work, "train") if record.sub_task_type == "cross_modal"]
-    common = run(
-        "left-out-patient/common.yaml",
-        [f"model={work / 'start'}", f"output_dir={out / 'common'}", f"data.path={work / 'records'}"],
-    )
-    results = {}
-    for patient in sorted({record.group_id for record in found}):
-        learnt = [record for record in found if record.group_id != patient]
-        name = patient.rpartition(":")[2]
-        folder = out / f"without-{name}"
-        (folder / "records" / "data").mkdir(parents=True, exist_ok=True)
-        write_table(shard_of(folder / "records", "train"), to_table(learnt))
-        overrides = [f"model={common}", f"output_dir={folder / 'run'}", f"data.path={folder / 'records'}"]
-        model = run("left-out-patient/patient.yaml", overrides)
-        results[name] = score(model, learnt, [record for record in found if record.group_id == patient])
-        print(name, json.dumps(results[name]), flush=True)
-    write_json(out / "results.json", {"side": SIDE, "left out": results})
+        found = [record for record in work_records(work, "train") if record.sub_task_type == "cross_modal"]
+        common = run(
+            "left-out-patient/common.yaml",
+            [f"model={work / 'start'}", f"output_dir={out / 'common'}", f"data.path={work / 'records'}"],
+        )
+        results = {}
+        for patient in sorted({record.group_id for record in found}):
+            learnt = [record for record in found if record.group_id != patient]
+            name = patient.rpartition(":")[2]
+            folder = out / f"without-{name}"
+            (folder / "records" / "data").mkdir(parents=True, exist_ok=True)
+            write_table(shard_of(folder / "records", "train"), to_table(learnt))
+            overrides = [f"model={common}", f"output_dir={folder / 'run'}", f"data.path={folder / 'records'}"]
+            model = run("left-out-patient/patient.yaml", overrides)
+            results[name] = score(model, learnt, [record for record in found if record.group_id == patient])
+            print(name, json.dumps(results[name]), flush=True)
+        write_json(out / "results.json", {"side": SIDE, "left out": results})
 
 
 if __name__ == "__main__":

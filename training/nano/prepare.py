@@ -23,6 +23,7 @@ from PIL import Image
 from safetensors.torch import load_model
 from transformers import AutoTokenizer
 
+from unimedvl.errors import one_line_errors
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
 from unimedvl.modeling_unimedvl.published_layout_unimedvl import default_generation_config
 from unimedvl.processing.image_processing_unimedvl import reference_size
@@ -218,8 +219,15 @@ def shard_of(records: Path, split: str) -> Path:
 
 
 def work_records(work: Path, split: str) -> Iterator[Record]:
-    """What `prepare` has written: "train", or "validation", the part of the training split that no training saw."""
-    for table in batches(shard_of(work / "records", split)):
+    """What `prepare` has written: "train", or "validation", the part of the training split that no training saw.
+
+    Raises:
+        ValueError: where it has written nothing.
+    """
+    shard = shard_of(work / "records", split)
+    if not shard.is_file():
+        raise ValueError(f"{work} holds no records of a nano: run `python -m unimedvl.training.nano.prepare` first.")
+    for table in batches(shard):
         yield from from_table(table)
 
 
@@ -229,13 +237,19 @@ def is_picture_request(record: Record) -> bool:
 
 
 def keep_start(work: Path, out: Path) -> None:
-    """Note in `out` which untrained checkpoint its runs start from.
+    """Make `out` and note there which untrained checkpoint its runs start from.
 
     Raises:
-        ValueError: if runs in `out` started from another.
+        ValueError: if there is none, or if runs in `out` started from another.
     """
-    digest = hash_file(work / "start" / "model.safetensors")
-    noted = out / "start.json"
+    start = work / "start" / "model.safetensors"
+    if not start.is_file():
+        raise ValueError(
+            f"{work} holds no untrained checkpoint: run `python -m unimedvl.training.nano.prepare` with --autoencoder "
+            "first."
+        )
+    digest, noted = hash_file(start), out / "start.json"
+    out.mkdir(parents=True, exist_ok=True)
     if not any(out.iterdir()):
         write_json(noted, {"sha256": digest})
     elif not noted.is_file() or json.loads(noted.read_text())["sha256"] != digest:
@@ -324,17 +338,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--vocabulary", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
-    work, started = Path(arguments.out), time.perf_counter()
-    if not shard_of(work / "records", "validation").exists():  # the last file that is written
-        counts = prepare_records(arguments.records, work / "records")
-        print(json.dumps(counts), f"{time.perf_counter() - started:.0f} s", flush=True)
-    if not (work / "tokenizer" / "tokenizer.json").exists():
-        entries = len(train_tokenizer(texts(work / "records"), work / "tokenizer", arguments.vocabulary))
-        print(f"tokenizer: {entries} entries", flush=True)
-    if arguments.autoencoder:
-        vision = Path(arguments.vision) if arguments.vision else None
-        size = prepare_start(work, arguments.autoencoder, vision, arguments.seed)
-        print(f"start: {size} parameters of side {SIDE} in {work / 'start'}", flush=True)
+    with one_line_errors(parser):
+        work, started = Path(arguments.out), time.perf_counter()
+        if not shard_of(work / "records", "validation").exists():  # the last file that is written
+            counts = prepare_records(arguments.records, work / "records")
+            print(json.dumps(counts), f"{time.perf_counter() - started:.0f} s", flush=True)
+        if not (work / "tokenizer" / "tokenizer.json").exists():
+            entries = len(train_tokenizer(texts(work / "records"), work / "tokenizer", arguments.vocabulary))
+            print(f"tokenizer: {entries} entries", flush=True)
+        if arguments.autoencoder:
+            vision = Path(arguments.vision) if arguments.vision else None
+            size = prepare_start(work, arguments.autoencoder, vision, arguments.seed)
+            print(f"start: {size} parameters of side {SIDE} in {work / 'start'}", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,18 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
+from unimedvl.errors import one_line_errors
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
 from unimedvl.modeling_unimedvl.published_layout_unimedvl import default_generation_config
 from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 
 from .model import nano_presets
 
+REPORT = "evaluation"
 KEPT = ("README.md", "LICENSE", "samples.png", "edits.png", ".git", ".gitattributes")
 
 
@@ -29,10 +32,12 @@ def release(model_folder: str | Path, out: str | Path) -> None:
         ValueError: if `out` holds anything but a published folder, or the checkpoint itself.
     """
     out = Path(out)
-    others = [path.name for path in out.iterdir() if path.name not in KEPT] if out.is_dir() else []
+    others = sorted(path for path in out.iterdir() if path.name not in KEPT) if out.is_dir() else []
     config = out / "config.json"
-    if others and not (config.is_file() and json.loads(config.read_text()).get("model_type") == "unimedvl"):
-        raise ValueError(f"{out} holds {sorted(others)[0]} and no published model: choose an empty folder.")
+    published = config.is_file() and json.loads(config.read_text()).get("model_type") == "unimedvl"
+    foreign = [path.name for path in others if not published or (path.is_dir() and path.name != REPORT)]
+    if foreign:
+        raise ValueError(f"{out} holds {foreign[0]}, which is of no published model: choose an empty folder.")
     if Path(model_folder).resolve().is_relative_to(out.resolve()):
         raise ValueError(f"{out} holds the checkpoint {model_folder} itself: choose another folder.")
     model = UniMedVLForConditionalGeneration.from_pretrained(model_folder, dtype=torch.float32)
@@ -40,11 +45,14 @@ def release(model_folder: str | Path, out: str | Path) -> None:
     model.generation_config = default_generation_config(model.config)
     model.generation_config.task_presets = nano_presets(model.generation_config.task_presets)
     out.mkdir(parents=True, exist_ok=True)
-    for path in out.iterdir():
-        if path.name not in KEPT:
+    # Beside the folder, so that a full disk leaves the release before as it is.
+    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as partial:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        for path in others:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    model.save_pretrained(out)
-    processor.save_pretrained(out)
+        for path in Path(partial).iterdir():
+            path.rename(out / path.name)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -52,10 +60,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", required=True, help="checkpoint folder of a finished stage")
     parser.add_argument("--out", required=True, help="folder to publish")
     arguments = parser.parse_args(argv)
-    try:
+    with one_line_errors(parser):
         release(arguments.model, arguments.out)
-    except ValueError as error:
-        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from unimedvl.errors import one_line_errors
 from unimedvl.processing.unimed5m.schema import Record
 
 from .evaluate import Nano, question_of, seen
@@ -122,12 +123,13 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.kind == "edits" and not arguments.work:
         parser.error("give the folder of the records with --work")
-    nano = Nano(arguments.model)
-    if arguments.kind == "words":
-        sheet = contact_sheet(nano, arguments.seed)
-    else:
-        sheet = edit_sheet(nano, Path(arguments.work), arguments.with_inputs, arguments.seed)
-    sheet.save(arguments.out)
+    with one_line_errors(parser):
+        nano = Nano(arguments.model)
+        if arguments.kind == "words":
+            sheet = contact_sheet(nano, arguments.seed)
+        else:
+            sheet = edit_sheet(nano, Path(arguments.work), arguments.with_inputs, arguments.seed)
+        sheet.save(arguments.out)
 
 
 if __name__ == "__main__":

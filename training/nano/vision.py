@@ -12,7 +12,6 @@ away.
 import argparse
 import json
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -27,12 +26,14 @@ from safetensors.torch import save_model
 from torch import nn
 from transformers import AutoTokenizer
 
+from unimedvl.errors import one_line_errors
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLVAEConfig
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLModel
 from unimedvl.processing.unimed5m.schema import Record
 
 from .model import SIDE, TABLE_SIDE, VISION_FILE, VIT_PATCH, build_config, initialise_vision
 from .prepare import UNNAMED_LABELS, is_picture_request, picture_of, work_records
+from .steps import EVERY, ResumableSteps
 
 CANVAS = 88  # longer side in pixels of the records' pictures
 MIRRORED = ("CT", "MRI", "US", "HIS", "ENDO", "OCT")  # left is left in a chest film
@@ -260,13 +261,15 @@ def accuracy(model: CaptionChoice, pictures: Pictures) -> dict[str, float]:
 
 def pretrain(
     work: Path,
+    folder: Path,
     steps: int,
     batch: int = 24,
     rate: float = 1e-3,
     seed: int = 0,
     focus: float = 4.0,
 ) -> tuple[nn.Module, dict]:
-    """Train for `steps`; returns the ViT and what was measured on the held-out part.
+    """Train for `steps`, from the last checkpoint in `folder` on; returns the ViT and what was measured on the
+    held-out part.
 
     Args:
         batch: pictures of a step, and as many with masks.
@@ -286,9 +289,13 @@ def pretrain(
         [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], lr=rate, betas=(0.9, 0.98)
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
-    started, total = time.perf_counter(), 0.0
-    measured: dict = {}
-    for step in range(1, steps + 1):
+    settings = {"steps": steps, "batch": batch, "rate": rate, "seed": seed, "focus": focus}
+    course, total = ResumableSteps(folder, steps, model, optimizer, schedule, generator, settings), 0.0
+
+    def measure() -> dict:
+        return {**accuracy(model, held_out), **overlaps(model, *masked_held_out)}
+
+    for step in course:
         index = torch.multinomial(rarity, batch, replacement=True, generator=generator)
         drawn = torch.multinomial(masked[0].rarity, batch, replacement=True, generator=generator)
         others, masks = masked_views(*masked, drawn, generator)
@@ -302,14 +309,11 @@ def pretrain(
         optimizer.step()
         schedule.step()
         total += loss.item()
-        if step % 200 == 0 or step == steps:
-            seconds = time.perf_counter() - started
-            loss_mean = total / ((step - 1) % 200 + 1)
-            measured = {"steps": step, "seconds": round(seconds), "loss": loss_mean, **accuracy(model, held_out)}
-            measured |= overlaps(model, *masked_held_out)
-            print(json.dumps(measured), f"{seconds / step * (steps - step):.0f} s left", flush=True)
+        if step % EVERY == 0:
+            found = {"step": step, "loss": total / EVERY, **measure()}
+            print(json.dumps(found), f"{course.seconds_left(step):.0f} s left", flush=True)
             total = 0.0
-    return model.vit, measured
+    return model.vit, {"steps": steps, "seconds": round(course.seconds), **measure()}
 
 
 def untrained(work: Path) -> nn.Module:
@@ -330,18 +334,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--focus", type=float, default=4.0, help="weight of the sources of `FOCUS`")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
-    work, out = Path(arguments.work), Path(arguments.out)
-    vit, measured = pretrain(
-        work,
-        arguments.steps,
-        batch=arguments.batch,
-        rate=arguments.rate,
-        seed=arguments.seed,
-        focus=arguments.focus,
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    save_model(vit, str(out / VISION_FILE))
-    (out / "vision.json").write_text(json.dumps(measured, indent=2) + "\n")
+    with one_line_errors(parser):
+        work, out = Path(arguments.work), Path(arguments.out)
+        vit, measured = pretrain(
+            work,
+            out,
+            arguments.steps,
+            batch=arguments.batch,
+            rate=arguments.rate,
+            seed=arguments.seed,
+            focus=arguments.focus,
+        )
+        save_model(vit, str(out / VISION_FILE))
+        (out / "vision.json").write_text(json.dumps(measured, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from typing import Any
 import numpy
 from PIL import Image
 
+from unimedvl.errors import one_line_errors
+
 from ..pipeline import batches, shard_paths, write_json
 from .alignment import CAPTIONS, AlignmentModels, auroc, caption_once, final_scores, shuffled_texts, text_similarity
 from .models import NEAREST, ModelPaths
@@ -178,15 +180,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     paths = ModelPaths(
         options.text_encoder, options.scorer, options.captioner, trust_remote_code=options.trust_remote_code
     )
-    try:
+    with one_line_errors(parser):
         models = paths()
-    except ValueError as error:
-        parser.error(" ".join(str(error).split()))
-    samples, images = read_samples(options.records, options.split, options.max_records, tasks=options.tasks)
-    result = separation(models, samples, images, options.captions)
-    print(json.dumps(result, indent=1, ensure_ascii=False))  # noqa: T201
-    if options.out is not None:
-        write_json(options.out, result)
+        samples, images = read_samples(options.records, options.split, options.max_records, tasks=options.tasks)
+        result = separation(models, samples, images, options.captions)
+        print(json.dumps(result, indent=1, ensure_ascii=False))  # noqa: T201
+        if options.out is not None:
+            write_json(options.out, result)
 
 
 if __name__ == "__main__":

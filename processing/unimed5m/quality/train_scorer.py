@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy
 import torch
 
+from unimedvl.errors import one_line_errors
+
 from ..pipeline import batches, shard_paths
 from .pictures import DAMAGED, open_picture
 from .scorer import CompactScorer, RetrievalCaptioner, pixels
@@ -163,13 +165,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-images", type=int, default=None, help="train on a random part of this size")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    pairs = read_pairs(options.records, limit=options.max_images)
-    scorer = train(pairs, options.epochs)
-    scorer.save(options.output)
-    with torch.inference_mode():
-        parts = [scorer.encode_images(chunk) for chunk in torch.from_numpy(pairs.images).split(64)]
-    RetrievalCaptioner(scorer, torch.cat(parts).numpy(), [said[0] for said in pairs.texts]).save(options.output)
-    logger.info("scorer of %d images in %s", len(pairs.texts), options.output)
+    with one_line_errors(parser):
+        pairs = read_pairs(options.records, limit=options.max_images)
+        scorer = train(pairs, options.epochs)
+        scorer.save(options.output)
+        with torch.inference_mode():
+            parts = [scorer.encode_images(chunk) for chunk in torch.from_numpy(pairs.images).split(64)]
+        RetrievalCaptioner(scorer, torch.cat(parts).numpy(), [said[0] for said in pairs.texts]).save(options.output)
+        logger.info("scorer of %d images in %s", len(pairs.texts), options.output)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,39 @@
+"""Errors that the user can mend, in one line: of the `unimedvl` command and of the modules run with `python -m`."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def expected_errors() -> tuple[type[BaseException], ...]:
+    """What bad input raises. Anything else is a fault of this package and keeps its traceback."""
+    return (ValueError, OSError, ImportError, MemoryError, *_loaded_errors())
+
+
+def _loaded_errors() -> list[type[BaseException]]:
+    """Error classes of libraries, without importing a library that the failed command never needed."""
+    classes = []
+    if "torch" in sys.modules:
+        classes.append(sys.modules["torch"].OutOfMemoryError)
+    # huggingface_hub speaks HTTP through one of these, depending on its version.
+    classes += [sys.modules[name].HTTPError for name in ("httpx", "httpx2") if name in sys.modules]
+    return classes
+
+
+def describe_error(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out of memory: choose a smaller size, --quantize nf4, or a machine with more memory"
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def one_line_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """Within it, an expected error ends the program as a wrong argument of `parser` does: one line, exit code 2."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: error: {describe_error(error)}\n")
