@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,8 @@ def _loaded_errors() -> list[type[BaseException]]:
     classes = []
     if "torch" in sys.modules:
         classes.append(sys.modules["torch"].OutOfMemoryError)
+    if "safetensors" in sys.modules:
+        classes.append(sys.modules["safetensors"].SafetensorError)
     # huggingface_hub speaks HTTP through one of these, depending on its version.
     classes += [sys.modules[name].HTTPError for name in ("httpx", "httpx2") if name in sys.modules]
     return classes
@@ -24,16 +27,29 @@ def _loaded_errors() -> list[type[BaseException]]:
 def describe_error(error: BaseException) -> str:
     """What went wrong, in one line."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "out of memory: choose a smaller size, --quantize nf4, or a machine with more memory"
+        return "out of memory: choose a smaller size, or a machine with more memory"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def module_parser(documentation: str) -> argparse.ArgumentParser:
+    """The parser of a module run with `python -m`, by its docstring, for `one_line_errors`."""
+    parser = argparse.ArgumentParser(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+    return parser
+
+
 @contextmanager
-def one_line_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
-    """Within it, an expected error ends the program as a wrong argument of `parser` does: one line, exit code 2."""
+def one_line_errors(parser: argparse.ArgumentParser, debug: bool) -> Iterator[None]:
+    """Within it, an expected error ends the program as a wrong argument of `parser` does: one line, exit code 2.
+
+    Args:
+        debug: whether its traceback is shown before.
+    """
     try:
         yield
-    except (ValueError, OSError) as error:
+    except expected_errors() as error:
+        if debug:
+            traceback.print_exc()
         parser.exit(2, f"{parser.prog}: error: {describe_error(error)}\n")

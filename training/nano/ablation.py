@@ -13,7 +13,6 @@ What a claim stands or falls with was chosen before any run: the held-out loss o
 beside it.
 """
 
-import argparse
 import dataclasses
 import json
 import logging
@@ -28,7 +27,7 @@ import numpy
 import torch
 import yaml
 
-from unimedvl.errors import one_line_errors
+from unimedvl.errors import module_parser, one_line_errors
 from unimedvl.loading import load, load_processor, read_config
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
 from unimedvl.processing.image_processing_unimedvl import resize_image
@@ -282,7 +281,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = module_parser(__doc__)
     parser.add_argument("--work", required=True, help="work folder of `training.nano.prepare`")
     parser.add_argument("--out", required=True, help="folder of the runs, the results and the plot")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
@@ -291,7 +290,7 @@ def main(argv: list[str] | None = None) -> None:
     if len(arguments.seeds) < 2:
         parser.error("an interval needs two seeds or more")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with one_line_errors(parser):
+    with one_line_errors(parser, arguments.debug):
         work, out = Path(arguments.work).resolve(), Path(arguments.out).resolve()
         keep_start(work, out)
         results = []

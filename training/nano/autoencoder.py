@@ -6,7 +6,7 @@ Stride 4 with 4 channels holds as many numbers as FLUX's stride 8 with 16 channe
 where stride 8 needs far longer than the time a nano has.
 """
 
-import argparse
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from unimedvl.errors import one_line_errors
+from unimedvl.errors import module_parser, one_line_errors
 
 from .prepare import is_picture_request, picture_of, work_records
 from .steps import EVERY, ResumableSteps
@@ -80,13 +80,19 @@ def initialize(autoencoder: AutoencoderKL) -> None:
 
 
 def read_pictures(work: Path, split: str) -> tuple[list[Image.Image], list[Image.Image]]:
-    """The pictures of the records and the masks among them."""
+    """The pictures of the records and the masks among them.
+
+    Raises:
+        ValueError: where there is no picture.
+    """
     pictures, masks = [], []
     for record in work_records(work, split):
         if record.sub_task_type == "segmentation":
             masks.append(picture_of(record))
         elif record.sub_task_type in ("cross_modal", "virtual_staining") or is_picture_request(record):
             pictures.append(picture_of(record))
+    if not pictures:
+        raise ValueError(f"{work} holds no picture of its {split} part: build more records.")
     return pictures, masks
 
 
@@ -122,11 +128,16 @@ def train_autoencoder(
     """
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
-    autoencoder = AutoencoderKL(**(config or AUTOENCODER_CONFIG)).to(memory_format=torch.channels_last)
+    config = config or AUTOENCODER_CONFIG
+    autoencoder = AutoencoderKL(**config).to(memory_format=torch.channels_last)
     initialize(autoencoder)
     optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
-    settings = {"steps": steps, "batch": batch_size, "rate": learning_rate, "seed": seed}
+    learnt_from = hashlib.sha256()
+    for picture in (*pictures, *masks):
+        learnt_from.update(picture.tobytes())
+    settings = {"steps": steps, "batch": batch_size, "rate": learning_rate, "seed": seed, "network": config}
+    settings["pictures"] = learnt_from.hexdigest()
     course = ResumableSteps(folder, steps, autoencoder, optimizer, schedule, random, settings)
     for step in course:
         shape = SHAPES[random.integers(len(SHAPES))]
@@ -172,13 +183,13 @@ def scale_latents(autoencoder: AutoencoderKL, pictures: Sequence[Image.Image], s
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = module_parser(__doc__)
     parser.add_argument("--work", required=True, help="folder that `prepare` has filled")
     parser.add_argument("--out", required=True, help="folder of the autoencoder")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
-    with one_line_errors(parser):
+    with one_line_errors(parser, arguments.debug):
         work = Path(arguments.work)
         pictures, masks = read_pictures(work, "train")
         held_out, _ = read_pictures(work, "validation")

@@ -8,7 +8,6 @@ BUILT holds the records of `unimedvl data build --source unimed-mini`, WORK what
 choose settings on. Everything goes through the public interface: the checkpoint folder, the processor, `generate`.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ import torch
 from PIL import Image
 from skimage.metrics import structural_similarity
 
-from unimedvl.errors import one_line_errors
+from unimedvl.errors import module_parser, one_line_errors
 from unimedvl.loading import load
 from unimedvl.processing.image_processing_unimedvl import resize_image
 from unimedvl.processing.unimed5m import tasks
@@ -252,15 +251,18 @@ def evaluate(nano: Nano, records: Sequence[Record], work: Path, most: int = 160)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = module_parser(__doc__)
     parser.add_argument("--model", required=True, help="checkpoint folder")
     parser.add_argument("--records", help="folder of built unimed-mini records, for the validation split")
     parser.add_argument("--work", required=True, help="work folder of `prepare`")
     parser.add_argument("--split", choices=["validation", "held-out"], default="validation")
     parser.add_argument("--out", help="write the figures here (JSON)")
     arguments = parser.parse_args(argv)
-    with one_line_errors(parser):
+    with one_line_errors(parser, arguments.debug):
         work, started = Path(arguments.work), time.perf_counter()
+        next(work_records(work, "train"))  # which the judge learns from, after all else
+        if arguments.out:
+            Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
         if arguments.split == "held-out":
             records = list(work_records(work, "validation"))
         elif arguments.records:

@@ -9,7 +9,6 @@ run goes on where it was. The ViT was pre-trained on captions of both patients' 
 no pair of the left-out patient was seen by any part.
 """
 
-import argparse
 import json
 import logging
 from collections.abc import Iterable, Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy
 from PIL import Image
 
-from unimedvl.errors import one_line_errors
+from unimedvl.errors import module_parser, one_line_errors
 from unimedvl.processing.unimed5m.schema import Record, to_table
 from unimedvl.processing.unimed5m.shards import write_json, write_table
 
@@ -74,15 +73,17 @@ def score(model: Path, learnt: Sequence[Record], left_out: Sequence[Record]) -> 
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = module_parser(__doc__)
     parser.add_argument("--work", required=True, help="work folder of `training.nano.prepare`")
     parser.add_argument("--out", required=True, help="folder of the runs and the results")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with one_line_errors(parser):
+    with one_line_errors(parser, arguments.debug):
         work, out = Path(arguments.work).resolve(), Path(arguments.out).resolve()
         keep_start(work, out)
         found = [record for record in work_records(work, "train") if record.sub_task_type == "cross_modal"]
+        if len({record.group_id for record in found}) < 2:
+            raise ValueError(f"{work} holds translations of fewer than two patients: build records of `cross_modal`.")
         common = run(
             "left-out-patient/common.yaml",
             [f"model={work / 'start'}", f"output_dir={out / 'common'}", f"data.path={work / 'records'}"],

@@ -7,7 +7,6 @@ answers; `train` and, as its `validation` split, the part of BUILT's training sp
 choices), `tokenizer`, and `start`, the first stage's checkpoint. BUILT's validation split is never read.
 """
 
-import argparse
 import hashlib
 import io
 import json
@@ -23,9 +22,11 @@ from PIL import Image
 from safetensors.torch import load_model
 from transformers import AutoTokenizer
 
-from unimedvl.errors import one_line_errors
+from unimedvl.errors import module_parser, one_line_errors
+from unimedvl.loading import load
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
 from unimedvl.modeling_unimedvl.published_layout_unimedvl import default_generation_config
+from unimedvl.modeling_unimedvl.published_weights_unimedvl import read_json
 from unimedvl.processing.image_processing_unimedvl import reference_size
 from unimedvl.processing.unimed5m import tasks
 from unimedvl.processing.unimed5m.pictures import drawn_picture, pixels_of
@@ -252,7 +253,9 @@ def keep_start(work: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if not any(out.iterdir()):
         write_json(noted, {"sha256": digest})
-    elif not noted.is_file() or json.loads(noted.read_text())["sha256"] != digest:
+    elif not noted.is_file():
+        raise ValueError(f"{out} holds other files, or runs of an unknown start: choose an empty --out.")
+    elif read_json(noted)["sha256"] != digest:
         raise ValueError(
             f"The runs in {out} started from another checkpoint than {work / 'start'}: choose another --out."
         )
@@ -315,10 +318,10 @@ def prepare_start(work: Path, autoencoder: str, vision: Path | None, seed: int) 
 
 def load_autoencoder(folder: str) -> tuple[dict[str, torch.Tensor], dict]:
     """Weights and configuration of a trained autoencoder: its own folder, or a checkpoint that holds one."""
-    if json.loads((Path(folder) / "config.json").read_text()).get("model_type") == "unimedvl":
-        model = UniMedVLForConditionalGeneration.from_pretrained(folder)
+    if read_json(Path(folder) / "config.json").get("model_type") == "unimedvl":
+        model = load(folder, device="cpu").model
         return model.model.vae.state_dict(), model.config.vae_config.to_dict()
-    autoencoder = AutoencoderKL.from_pretrained(folder)
+    autoencoder = AutoencoderKL.from_pretrained(folder, use_safetensors=True, local_files_only=True)
     return autoencoder.state_dict(), dict(autoencoder.config)
 
 
@@ -330,7 +333,7 @@ def picture_of(record: Record) -> Image.Image:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = module_parser(__doc__)
     parser.add_argument("--records", required=True, help="folder of built unimed-mini records")
     parser.add_argument("--out", required=True, help="work folder")
     parser.add_argument("--autoencoder", help="folder of a trained autoencoder, or a checkpoint that holds one")
@@ -338,8 +341,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--vocabulary", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
-    with one_line_errors(parser):
+    with one_line_errors(parser, arguments.debug):
         work, started = Path(arguments.out), time.perf_counter()
+        if arguments.autoencoder:
+            read_json(Path(arguments.autoencoder) / "config.json")  # a wrong folder is told before the work
         if not shard_of(work / "records", "validation").exists():  # the last file that is written
             counts = prepare_records(arguments.records, work / "records")
             print(json.dumps(counts), f"{time.perf_counter() - started:.0f} s", flush=True)

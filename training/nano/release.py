@@ -6,61 +6,62 @@ Card, licence, sheets and Git's own files that lie in the folder stay; the weigh
 `unimedvl eval` with them.
 """
 
-import argparse
-import json
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
-
-from unimedvl.errors import one_line_errors
-from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
+from unimedvl.errors import module_parser, one_line_errors
+from unimedvl.loading import load
 from unimedvl.modeling_unimedvl.published_layout_unimedvl import default_generation_config
+from unimedvl.modeling_unimedvl.published_weights_unimedvl import read_json
 from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 
 from .model import nano_presets
 
-REPORT = "evaluation"
 KEPT = ("README.md", "LICENSE", "samples.png", "edits.png", ".git", ".gitattributes")
+REPORTS = ("evaluation", ".eval_results")  # of the weights before
 
 
 def release(model_folder: str | Path, out: str | Path) -> None:
     """Write the checkpoint `model_folder` to `out` as it is published.
 
     Raises:
-        ValueError: if `out` holds anything but a published folder, or the checkpoint itself.
+        ValueError: if the checkpoint is not whole, or if `out` holds it, or anything that no release has written.
     """
-    out = Path(out)
-    others = sorted(path for path in out.iterdir() if path.name not in KEPT) if out.is_dir() else []
-    config = out / "config.json"
-    published = config.is_file() and json.loads(config.read_text()).get("model_type") == "unimedvl"
-    foreign = [path.name for path in others if not published or (path.is_dir() and path.name != REPORT)]
-    if foreign:
-        raise ValueError(f"{out} holds {foreign[0]}, which is of no published model: choose an empty folder.")
-    if Path(model_folder).resolve().is_relative_to(out.resolve()):
+    out = Path(out).resolve()
+    if Path(model_folder).resolve().is_relative_to(out):
         raise ValueError(f"{out} holds the checkpoint {model_folder} itself: choose another folder.")
-    model = UniMedVLForConditionalGeneration.from_pretrained(model_folder, dtype=torch.float32)
+    before = sorted(path for path in out.iterdir() if path.name not in KEPT) if out.is_dir() else []
+    config = out / "config.json"
+    if before and not (config.is_file() and read_json(config).get("model_type") == "unimedvl"):
+        raise ValueError(f"{out} holds {before[0].name} and no published model: choose an empty folder.")
+    model = load(model_folder, dtype="float32", device="cpu").model
     processor = UniMedVLProcessor.from_pretrained(model_folder)
     model.generation_config = default_generation_config(model.config)
     model.generation_config.task_presets = nano_presets(model.generation_config.task_presets)
     out.mkdir(parents=True, exist_ok=True)
-    # Beside the folder, so that a full disk leaves the release before as it is.
-    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as partial:
+    # In the folder, and so on its disk: a full one leaves the release before as it is.
+    with TemporaryDirectory(prefix=".release-", dir=out) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
-        for path in others:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for path in Path(partial).iterdir():
-            path.rename(out / path.name)
+        made = {path.name: path for path in Path(partial).iterdir()}
+        for path in before:
+            code_or_weights = path.name.endswith(("_unimedvl.py", ".safetensors"))
+            if path.name not in (*made, *REPORTS) and not code_or_weights:
+                raise ValueError(f"{out} holds {path.name}, which no release has written: choose another folder.")
+        for name, path in made.items():
+            path.replace(out / name)
+        for path in before:
+            if path.name not in made:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = module_parser(__doc__)
     parser.add_argument("--model", required=True, help="checkpoint folder of a finished stage")
     parser.add_argument("--out", required=True, help="folder to publish")
     arguments = parser.parse_args(argv)
-    with one_line_errors(parser):
+    with one_line_errors(parser, arguments.debug):
         release(arguments.model, arguments.out)
 
 

@@ -8,14 +8,13 @@ A sheet holds generated images only, one row for each prompt or kind of edit; ed
 sets and is not for publishing.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from unimedvl.errors import one_line_errors
+from unimedvl.errors import module_parser, one_line_errors
 from unimedvl.processing.unimed5m.schema import Record
 
 from .evaluate import Nano, question_of, seen
@@ -111,7 +110,7 @@ def edit_sheet(nano: Nano, work: Path, with_inputs: bool = False, seed: int = 0)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = module_parser(__doc__)
     parser.add_argument("--model", required=True, help="checkpoint folder")
     parser.add_argument("--out", required=True, help="the sheet (PNG)")
     parser.add_argument("--kind", choices=["words", "edits"], default="words")
@@ -123,8 +122,11 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.kind == "edits" and not arguments.work:
         parser.error("give the folder of the records with --work")
-    with one_line_errors(parser):
+    with one_line_errors(parser, arguments.debug):
+        if Path(arguments.out).suffix != ".png":
+            raise ValueError(f"{arguments.out} is no name of a PNG: choose one that ends in .png.")
         nano = Nano(arguments.model)
+        Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
         if arguments.kind == "words":
             sheet = contact_sheet(nano, arguments.seed)
         else:

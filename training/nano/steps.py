@@ -1,6 +1,5 @@
 """Training loops of the nano's parts that are no stage of the curriculum: they go on where they were stopped."""
 
-import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -11,11 +10,11 @@ import numpy
 import torch
 from torch import nn
 
+from unimedvl.modeling_unimedvl.published_weights_unimedvl import read_json
 from unimedvl.processing.unimed5m.shards import write_json
 
 from ..checkpoints import (
     check_names,
-    check_settings,
     checkpoints,
     load_optimizer,
     load_tensors,
@@ -39,7 +38,7 @@ class ResumableSteps:
     folder; a run that was stopped and gone on with ends in the same weights as one that was not.
 
     Raises:
-        ValueError: if the checkpoint in the folder was made with other `settings`, of another model, or is damaged.
+        ValueError: if the checkpoint in the folder was made with other `settings`, is of another model, or is damaged.
     """
 
     def __init__(
@@ -56,6 +55,7 @@ class ResumableSteps:
         self.optimizer, self.schedule, self.generator, self.settings = optimizer, schedule, generator, settings
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.done, self._seconds = 0, 0.0
+        self.folder.mkdir(parents=True, exist_ok=True)
         found = checkpoints(self.folder)
         if found:
             self._load(found[-1])
@@ -93,20 +93,28 @@ class ResumableSteps:
             name: tensor.contiguous()
             for name, tensor in {**self.model.state_dict(), **optimizer_tensors(self.optimizer, self.names)}.items()
         }
-        before = checkpoints(self.folder)
-        with whole_folder(self.folder / f"checkpoint-{self.done}") as partial:
+        saved = self.folder / f"checkpoint-{self.done}"
+        with whole_folder(saved) as partial:
             save_tensors(tensors, partial)
             write_json(partial / STATE, state)
-        for checkpoint in before:
-            shutil.rmtree(checkpoint)
+        # Those, too, that a kill has left half removed.
+        for before in self.folder.glob("checkpoint-*"):
+            if before != saved:
+                shutil.rmtree(before)
 
     def _load(self, checkpoint: Path) -> None:
-        state = json.loads((checkpoint / STATE).read_text())
-        check_settings(checkpoint, state["settings"], self.settings)
-        weights = self.model.state_dict()
-        check_names(checkpoint, weights)
-        load_tensors(weights, checkpoint)
-        load_optimizer(self.optimizer, self.names, checkpoint, state["optimizer steps"])
+        mend = f"choose another --out, or remove {checkpoint} to start anew."
+        try:
+            state = read_json(checkpoint / STATE)
+            weights = self.model.state_dict()
+            check_names(checkpoint, weights)
+            load_tensors(weights, checkpoint)
+            load_optimizer(self.optimizer, self.names, checkpoint, state["optimizer steps"])
+        except ValueError as error:
+            raise ValueError(f"{checkpoint} is damaged, or of another model: {mend}") from error
+        changed = sorted(name for name, value in self.settings.items() if state["settings"].get(name) != value)
+        if changed:
+            raise ValueError(f"{checkpoint} was made with another value of {', '.join(changed)}: {mend}")
         for group, stored in zip(self.optimizer.param_groups, state["groups"], strict=True):
             group.update({**stored, "params": group["params"], "betas": tuple(stored["betas"])})
         self.schedule.load_state_dict(state["schedule"])

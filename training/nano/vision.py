@@ -9,7 +9,6 @@ to a structure, by a linear map for each kind of mask, where SigLIP 2 learns to 
 away.
 """
 
-import argparse
 import json
 import math
 from collections import Counter
@@ -26,13 +25,14 @@ from safetensors.torch import save_model
 from torch import nn
 from transformers import AutoTokenizer
 
-from unimedvl.errors import one_line_errors
+from unimedvl.errors import module_parser, one_line_errors
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLVAEConfig
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLModel
 from unimedvl.processing.unimed5m.schema import Record
+from unimedvl.provenance import hash_file
 
 from .model import SIDE, TABLE_SIDE, VISION_FILE, VIT_PATCH, build_config, initialise_vision
-from .prepare import UNNAMED_LABELS, is_picture_request, picture_of, work_records
+from .prepare import UNNAMED_LABELS, is_picture_request, picture_of, shard_of, work_records
 from .steps import EVERY, ResumableSteps
 
 CANVAS = 88  # longer side in pixels of the records' pictures
@@ -72,8 +72,15 @@ def structure_of(record: Record) -> str:
 
 
 def read_pictures(work: Path, split: str, names: list[str]) -> Pictures:
-    """One picture for each built request for a picture; `names` collects the captions."""
-    return pictures_of(filter(is_picture_request, work_records(work, split)), names)
+    """One picture for each built request for a picture; `names` collects the captions.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    records = list(filter(is_picture_request, work_records(work, split)))
+    if not records:
+        raise ValueError(f"{work} holds no picture of its {split} part: build more records.")
+    return pictures_of(records, names)
 
 
 def read_masked_pictures(work: Path, split: str, names: list[str]) -> tuple[Pictures, torch.Tensor]:
@@ -290,6 +297,7 @@ def pretrain(
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
     settings = {"steps": steps, "batch": batch, "rate": rate, "seed": seed, "focus": focus}
+    settings["records"] = hash_file(shard_of(work / "records", "train"))
     course, total = ResumableSteps(folder, steps, model, optimizer, schedule, generator, settings), 0.0
 
     def measure() -> dict:
@@ -325,7 +333,7 @@ def untrained(work: Path) -> nn.Module:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = module_parser(__doc__)
     parser.add_argument("--work", required=True, help="folder that `prepare` has filled")
     parser.add_argument("--out", required=True, help="folder of the weights")
     parser.add_argument("--steps", type=int, default=3600)
@@ -334,7 +342,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--focus", type=float, default=4.0, help="weight of the sources of `FOCUS`")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
-    with one_line_errors(parser):
+    with one_line_errors(parser, arguments.debug):
         work, out = Path(arguments.work), Path(arguments.out)
         vit, measured = pretrain(
             work,

@@ -14,7 +14,6 @@ Exchanging is blind to the scores. Intervals are percentiles over resampled grou
 records of a group are no independent draws.
 """
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 import numpy
 from PIL import Image
 
-from unimedvl.errors import one_line_errors
+from unimedvl.errors import module_parser, one_line_errors
 
 from ..pipeline import batches, shard_paths, write_json
 from .alignment import CAPTIONS, AlignmentModels, auroc, caption_once, final_scores, shuffled_texts, text_similarity
@@ -165,7 +164,7 @@ def _figures(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = module_parser(__doc__)
     parser.add_argument("records", type=Path)
     parser.add_argument("--text-encoder", required=True, help="folder of a sentence encoder")
     parser.add_argument("--scorer", required=True, help="folder written by train_scorer")
@@ -180,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     paths = ModelPaths(
         options.text_encoder, options.scorer, options.captioner, trust_remote_code=options.trust_remote_code
     )
-    with one_line_errors(parser):
+    with one_line_errors(parser, options.debug):
         models = paths()
         samples, images = read_samples(options.records, options.split, options.max_records, tasks=options.tasks)
         result = separation(models, samples, images, options.captions)

@@ -5,7 +5,6 @@
 Writes the scorer and the neighbour table of the captioner that goes with it to OUT. Minutes on one CPU core.
 """
 
-import argparse
 import hashlib
 import logging
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy
 import torch
 
-from unimedvl.errors import one_line_errors
+from unimedvl.errors import module_parser, one_line_errors
 
 from ..pipeline import batches, shard_paths
 from .pictures import DAMAGED, open_picture
@@ -158,14 +157,14 @@ def _augment(images: numpy.ndarray, generator: numpy.random.Generator) -> numpy.
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = module_parser(__doc__)
     parser.add_argument("records", type=Path, help="folder of built records")
     parser.add_argument("output", type=Path, help="folder for the scorer")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--max-images", type=int, default=None, help="train on a random part of this size")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with one_line_errors(parser):
+    with one_line_errors(parser, options.debug):
         pairs = read_pairs(options.records, limit=options.max_images)
         scorer = train(pairs, options.epochs)
         scorer.save(options.output)

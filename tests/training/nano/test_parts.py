@@ -37,16 +37,20 @@ def stopping(function, calls):
 
 
 def whole_and_stopped(train, module, name, folder):
-    """What a training gives that was not stopped, and one that was stopped twice, at a checkpoint and beside one."""
-    parts = getattr(module, name)
-    whole = train(folder / "whole")
-    for calls in (6, 3):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, name, stopping(parts, calls))
-            with pytest.raises(Stopped):
-                train(folder / "stopped")
-    made = [checkpoint.name for checkpoint in (folder / "stopped").glob("checkpoint-*")]
-    assert made == ["checkpoint-8"]
+    """What a training gives that was not stopped, and one that was stopped after a checkpoint, within one, and beside
+    one."""
+    whole, stopped = train(folder / "whole"), folder / "stopped"
+    for place, function, calls, kept in (
+        (module, name, 6, "checkpoint-6"),
+        (steps, "write_json", 0, "checkpoint-6"),
+        (module, name, 3, "checkpoint-8"),
+    ):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+            patch.setattr(place, function, stopping(getattr(place, function), calls))
+            train(stopped)
+        assert [checkpoint.name for checkpoint in stopped.glob("checkpoint-*")] == [kept]
+    # As a kill within the removal of an older one leaves it.
+    (stopped / "checkpoint-4" / "shards").mkdir(parents=True)
     return whole, train(folder / "stopped")
 
 
@@ -70,8 +74,20 @@ def test_a_part_that_was_stopped_goes_on_as_if_it_had_not_been(part, work, tmp_p
     assert {**measured, "seconds": 0} == {**measured_then, "seconds": 0}
     finished, _ = train(tmp_path / "stopped")
     assert same(whole.state_dict(), finished.state_dict())
-    with pytest.raises(ValueError, match="was made with another steps"):
+    (kept,) = (tmp_path / "stopped").glob("checkpoint-*")
+    assert kept.name == "checkpoint-11"
+    with pytest.raises(ValueError, match="was made with another value of steps"):
         train(tmp_path / "stopped", 12)
+    pictures, changed = pictures[1:], tmp_path / "changed"
+    shutil.copytree(work, changed, ignore=shutil.ignore_patterns("vision", "autoencoder", "trained"))
+    records = list(prepare.work_records(work, "train"))
+    prepare.write_table(prepare.shard_of(changed / "records", "train"), prepare.to_table(records[1:]))
+    work = changed
+    with pytest.raises(ValueError, match="was made with another value of (pictures|records)"):
+        train(tmp_path / "stopped")
+    (kept / "state.json").write_text("{" * (kept / "state.json").stat().st_size)
+    with pytest.raises(ValueError, match="is damaged, or of another model: choose another --out, or remove"):
+        train(tmp_path / "stopped")
 
 
 def test_masks_are_seen_as_their_pictures_are():
@@ -177,5 +193,13 @@ def test_runs_of_another_start_are_not_taken_for_these(finished, work, tmp_path)
     with pytest.raises(ValueError, match="started from another checkpoint"):
         prepare.keep_start(tmp_path, tmp_path)
     (tmp_path / "start.json").unlink()
-    with pytest.raises(ValueError, match="started from another checkpoint"):
+    with pytest.raises(ValueError, match="runs of an unknown start"):
         prepare.keep_start(work, tmp_path)
+
+
+def test_records_without_a_held_out_part_are_told_before_the_work(work, tmp_path):
+    shutil.copytree(work / "records", tmp_path / "records")
+    prepare.write_table(prepare.shard_of(tmp_path / "records", "validation"), prepare.to_table([]))
+    for part in (autoencoder.read_pictures, lambda *place: vision.read_pictures(*place, [])):
+        with pytest.raises(ValueError, match="holds no picture of its validation part"):
+            part(tmp_path, "validation")

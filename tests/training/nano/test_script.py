@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 from unimedvl.training.nano import (
     ablation,
     autoencoder,
@@ -57,8 +58,10 @@ NOT_THERE = ["--work", "not-there", "--out", "never-made"]
         (ablation, NOT_THERE, "holds no untrained checkpoint"),
         (left_out, NOT_THERE, "holds no untrained checkpoint"),
         (release, ["--model", "./not-there", "--out", "never-made"], "not-there"),
-        (sheet, ["--model", "./not-there", "--out", "never-made"], "not-there"),
-        (evaluate, ["--model", "./not-there", "--records", "not-there", "--work", "w"], "in not-there"),
+        (sheet, ["--model", "./not-there", "--out", "never-made.png"], "not-there"),
+        (prepare, ["--records", "r", "--out", "never-made", "--autoencoder", "not-there"], "not-there"),
+        (evaluate, ["--model", "./not-there", "--records", "not-there", "--work", "w"], "w holds no records"),
+        (sheet, ["--model", "./not-there", "--out", "made"], "made is no name of a PNG"),
     ],
     ids=lambda value: value.__name__.rpartition(".")[2] if hasattr(value, "__name__") else "",
 )
@@ -80,21 +83,22 @@ def test_a_release_holds_the_stages_weights_the_nanos_presets_and_what_was_writt
 ):
     (tmp_path / "README.md").write_text("card")
     (tmp_path / "left.bin").write_text("of the release before")
-    with pytest.raises(ValueError, match="of no published model"):
+    with pytest.raises(ValueError, match="and no published model"):
         release.release(finished, tmp_path)
     (tmp_path / "config.json").write_text('{"my": "application"}')
-    with pytest.raises(ValueError, match="of no published model"):
+    with pytest.raises(ValueError, match="and no published model"):
         release.release(finished, tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "unimedvl"}')
-    (tmp_path / "evaluation").mkdir()
-    (tmp_path / "results").mkdir()
-    with pytest.raises(ValueError, match="holds results"):
+    with pytest.raises(ValueError, match="holds left.bin, which no release has written"):
         release.release(finished, tmp_path)
-    (tmp_path / "results").rmdir()
+    (tmp_path / "left.bin").unlink()
+    (tmp_path / "model-00001-of-00002.safetensors").write_text("of the release before")
+    for report in release.REPORTS:
+        (tmp_path / report).mkdir()
     with monkeypatch.context() as full, pytest.raises(OSError, match="No space"):
-        full.setattr(release.UniMedVLProcessor, "save_pretrained", no_space)
+        full.setattr(UniMedVLProcessor, "save_pretrained", no_space)
         release.release(finished, tmp_path)
-    assert (tmp_path / "left.bin").exists() and not (tmp_path / "model.safetensors").exists()
+    assert (tmp_path / "model-00001-of-00002.safetensors").exists() and not (tmp_path / "model.safetensors").exists()
     with pytest.raises(ValueError, match="the checkpoint .* itself"):
         release.release(finished, finished)
     release.main(["--model", str(finished), "--out", str(tmp_path)])
@@ -104,8 +108,8 @@ def test_a_release_holds_the_stages_weights_the_nanos_presets_and_what_was_writt
     presets = released.generation_config.task_presets
     assert presets == nano_presets(presets) and presets["t2i"]["height"] == 64
     assert (tmp_path / "README.md").read_text() == "card"
-    assert not (tmp_path / "left.bin").exists() and not (tmp_path / "evaluation").exists()
-    assert [path.name for path in tmp_path.parent.glob(f".{tmp_path.name}*")] == []
+    assert {path.name for path in tmp_path.glob("*.safetensors")} == {"model.safetensors"}
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
 def test_a_sheet_of_edits_holds_generated_pictures_only_unless_asked(finished, work, tmp_path):
