@@ -19,7 +19,7 @@ from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 from .model import nano_presets
 
 KEPT = ("README.md", "LICENSE", "samples.png", "edits.png", ".git", ".gitattributes")
-REPORTS = ("evaluation", ".eval_results")  # of the weights before
+OUTDATED = ("evaluation", ".eval_results", "__pycache__")  # by other weights and code
 
 
 def release(model_folder: str | Path, out: str | Path) -> None:
@@ -47,7 +47,7 @@ def release(model_folder: str | Path, out: str | Path) -> None:
         made = {path.name: path for path in Path(partial).iterdir()}
         for path in before:
             code_or_weights = path.name.endswith(("_unimedvl.py", ".safetensors"))
-            if path.name not in (*made, *REPORTS) and not code_or_weights:
+            if path.name not in (*made, *OUTDATED) and not code_or_weights:
                 raise ValueError(f"{out} holds {path.name}, which no release has written: choose another folder.")
         for name, path in made.items():
             path.replace(out / name)

@@ -93,8 +93,8 @@ def test_a_release_holds_the_stages_weights_the_nanos_presets_and_what_was_writt
         release.release(finished, tmp_path)
     (tmp_path / "left.bin").unlink()
     (tmp_path / "model-00001-of-00002.safetensors").write_text("of the release before")
-    for report in release.REPORTS:
-        (tmp_path / report).mkdir()
+    for folder in release.OUTDATED:
+        (tmp_path / folder).mkdir()
     with monkeypatch.context() as full, pytest.raises(OSError, match="No space"):
         full.setattr(UniMedVLProcessor, "save_pretrained", no_space)
         release.release(finished, tmp_path)
