@@ -29,7 +29,7 @@ SHARDS = "shards"
 # Torch notes the beginning and end of every tensor's saving here, for nobody.
 logging.getLogger("c10d-NullHandler-dcp_logger").setLevel(logging.WARNING)
 _FILE_BYTES = 1 << 30
-_NAME = re.compile(r"checkpoint-(\d+)")
+CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def several_processes() -> bool:
@@ -114,7 +114,7 @@ def checkpoints(output_dir: str | Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
     found = []
     for path in Path(output_dir).glob("checkpoint-*"):
-        name = _NAME.fullmatch(path.name)
+        name = CHECKPOINT_NAME.fullmatch(path.name)
         if name and is_whole(path):
             found.append((int(name[1]), path))
     return [path for _, path in sorted(found)]

@@ -12,6 +12,7 @@ from .commands.shared import silence_libraries
 from .errors import describe_error, expected_errors
 from .version import __version__
 
+MEMORY = "choose a smaller size, --quantize nf4, or a machine with more memory"
 COMMANDS = (ask, generate, train, convert, data, eval, info, push)
 
 
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         except expected_errors() as error:
             if debug:
                 traceback.print_exc()
-            return _report(describe_error(error), 2)
+            return _report(describe_error(error, memory=MEMORY), 2)
 
 
 def _report(message: str, code: int) -> int:

@@ -24,10 +24,14 @@ def _loaded_errors() -> list[type[BaseException]]:
     return classes
 
 
-def describe_error(error: BaseException) -> str:
-    """What went wrong, in one line."""
+def describe_error(error: BaseException, memory: str = "choose a smaller size, or a machine with more memory") -> str:
+    """What went wrong, in one line.
+
+    Args:
+        memory: what helps where memory is short.
+    """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "out of memory: choose a smaller size, or a machine with more memory"
+        return f"out of memory: {memory}"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__
@@ -42,13 +46,16 @@ def module_parser(documentation: str) -> argparse.ArgumentParser:
 
 @contextmanager
 def one_line_errors(parser: argparse.ArgumentParser, debug: bool) -> Iterator[None]:
-    """Within it, an expected error ends the program as a wrong argument of `parser` does: one line, exit code 2.
+    """Within it, an expected error ends the program as a wrong argument of `parser` does: one line, exit code 2; or
+    130 after Ctrl-C.
 
     Args:
         debug: whether its traceback is shown before.
     """
     try:
         yield
+    except KeyboardInterrupt:
+        parser.exit(130, f"{parser.prog}: interrupted\n")
     except expected_errors() as error:
         if debug:
             traceback.print_exc()

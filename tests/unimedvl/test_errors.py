@@ -32,6 +32,12 @@ def test_what_a_user_can_mend_is_one_line(error, said, capsys):
     assert "Traceback" in ended(error, capsys, "--debug")
 
 
+def test_an_interruption_is_told(capsys):
+    with pytest.raises(SystemExit) as stopped, one_line_errors(module_parser("Does some work."), debug=False):
+        raise KeyboardInterrupt
+    assert stopped.value.code == 130 and capsys.readouterr().err.endswith(": interrupted\n")
+
+
 def test_our_own_faults_keep_their_traceback():
     with pytest.raises(KeyError), one_line_errors(module_parser("Does some work."), debug=False):
         json.loads("{}")["key"]

@@ -134,8 +134,10 @@ def train_autoencoder(
     optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
     learnt_from = hashlib.sha256()
-    for picture in (*pictures, *masks):
-        learnt_from.update(picture.tobytes())
+    for kind in (pictures, masks):
+        for picture in kind:
+            learnt_from.update(f"{picture.size}".encode() + picture.tobytes())
+        learnt_from.update(b"end")
     settings = {"steps": steps, "batch": batch_size, "rate": learning_rate, "seed": seed, "network": config}
     settings["pictures"] = learnt_from.hexdigest()
     course = ResumableSteps(folder, steps, autoencoder, optimizer, schedule, random, settings)

@@ -258,17 +258,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--split", choices=["validation", "held-out"], default="validation")
     parser.add_argument("--out", help="write the figures here (JSON)")
     arguments = parser.parse_args(argv)
+    if arguments.split == "validation" and not arguments.records:
+        parser.error("give the folder of built records with --records")
     with one_line_errors(parser, arguments.debug):
         work, started = Path(arguments.work), time.perf_counter()
-        next(work_records(work, "train"))  # which the judge learns from, after all else
+        if next(work_records(work, "train"), None) is None:  # which the judge learns from, after all else
+            raise ValueError(
+                f"{work} holds no training records: prepare it again from more records."
+            )
         if arguments.out:
             Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
         if arguments.split == "held-out":
             records = list(work_records(work, "validation"))
-        elif arguments.records:
-            records = list(read_records(arguments.records, "validation"))
         else:
-            parser.error("give the folder of built records with --records")
+            records = list(read_records(arguments.records, "validation"))
         results = evaluate(Nano(arguments.model), records, work)
         results["seconds"] = round(time.perf_counter() - started)
         if arguments.out:

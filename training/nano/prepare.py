@@ -341,10 +341,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--vocabulary", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
+    if arguments.vision and not arguments.autoencoder:
+        parser.error("a start with --vision needs --autoencoder too")
     with one_line_errors(parser, arguments.debug):
         work, started = Path(arguments.out), time.perf_counter()
         if arguments.autoencoder:
-            read_json(Path(arguments.autoencoder) / "config.json")  # a wrong folder is told before the work
+            # Wrong folders are told before the work.
+            read_json(Path(arguments.autoencoder) / "config.json")
+            if arguments.vision and not (Path(arguments.vision) / VISION_FILE).is_file():
+                raise ValueError(f"{arguments.vision} holds no pre-trained ViT: see training/nano/vision.py.")
         if not shard_of(work / "records", "validation").exists():  # the last file that is written
             counts = prepare_records(arguments.records, work / "records")
             print(json.dumps(counts), f"{time.perf_counter() - started:.0f} s", flush=True)

@@ -7,6 +7,7 @@ Card, licence, sheets and Git's own files that lie in the folder stay; the weigh
 """
 
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,8 +19,21 @@ from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 
 from .model import nano_presets
 
-KEPT = ("README.md", "LICENSE", "samples.png", "edits.png", ".git", ".gitattributes")
+CACHE = ".cache"  # which a push leaves out
+KEPT = ("README.md", "LICENSE", "samples.png", "edits.png", ".git", ".gitattributes", CACHE)
 OUTDATED = ("evaluation", ".eval_results", "__pycache__")  # by other weights and code
+WRITTEN = (
+    "*_unimedvl.py",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*-of-*.safetensors",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 
 
 def release(model_folder: str | Path, out: str | Path) -> None:
@@ -35,25 +49,27 @@ def release(model_folder: str | Path, out: str | Path) -> None:
     config = out / "config.json"
     if before and not (config.is_file() and read_json(config).get("model_type") == "unimedvl"):
         raise ValueError(f"{out} holds {before[0].name} and no published model: choose an empty folder.")
+    for path in before:
+        if path.name not in OUTDATED and not any(fnmatch(path.name, pattern) for pattern in WRITTEN):
+            raise ValueError(f"{out} holds {path.name}, which no release has written: choose another folder.")
     model = load(model_folder, dtype="float32", device="cpu").model
     processor = UniMedVLProcessor.from_pretrained(model_folder)
     model.generation_config = default_generation_config(model.config)
     model.generation_config.task_presets = nano_presets(model.generation_config.task_presets)
-    out.mkdir(parents=True, exist_ok=True)
+    cache = out / CACHE
+    cache.mkdir(parents=True, exist_ok=True)
     # In the folder, and so on its disk: a full one leaves the release before as it is.
-    with TemporaryDirectory(prefix=".release-", dir=out) as partial:
+    with TemporaryDirectory(prefix="release-", dir=cache) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
         made = {path.name: path for path in Path(partial).iterdir()}
         for path in before:
-            code_or_weights = path.name.endswith(("_unimedvl.py", ".safetensors"))
-            if path.name not in (*made, *OUTDATED) and not code_or_weights:
-                raise ValueError(f"{out} holds {path.name}, which no release has written: choose another folder.")
+            if path.name not in made:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         for name, path in made.items():
             path.replace(out / name)
-        for path in before:
-            if path.name not in made:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if not any(cache.iterdir()):
+        cache.rmdir()
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -14,6 +14,7 @@ from unimedvl.modeling_unimedvl.published_weights_unimedvl import read_json
 from unimedvl.processing.unimed5m.shards import write_json
 
 from ..checkpoints import (
+    CHECKPOINT_NAME,
     check_names,
     checkpoints,
     load_optimizer,
@@ -98,23 +99,27 @@ class ResumableSteps:
             save_tensors(tensors, partial)
             write_json(partial / STATE, state)
         # Those, too, that a kill has left half removed.
-        for before in self.folder.glob("checkpoint-*"):
-            if before != saved:
+        for before in self.folder.iterdir():
+            if CHECKPOINT_NAME.fullmatch(before.name) and before != saved:
                 shutil.rmtree(before)
 
     def _load(self, checkpoint: Path) -> None:
         mend = f"choose another --out, or remove {checkpoint} to start anew."
+        damaged = f"{checkpoint} is damaged, or of another model: {mend}"
         try:
             state = read_json(checkpoint / STATE)
+        except ValueError as error:
+            raise ValueError(damaged) from error
+        changed = sorted(name for name, value in self.settings.items() if state["settings"].get(name) != value)
+        if changed:
+            raise ValueError(f"{checkpoint} was made with another value of {', '.join(changed)}: {mend}")
+        try:
             weights = self.model.state_dict()
             check_names(checkpoint, weights)
             load_tensors(weights, checkpoint)
             load_optimizer(self.optimizer, self.names, checkpoint, state["optimizer steps"])
         except ValueError as error:
-            raise ValueError(f"{checkpoint} is damaged, or of another model: {mend}") from error
-        changed = sorted(name for name, value in self.settings.items() if state["settings"].get(name) != value)
-        if changed:
-            raise ValueError(f"{checkpoint} was made with another value of {', '.join(changed)}: {mend}")
+            raise ValueError(damaged) from error
         for group, stored in zip(self.optimizer.param_groups, state["groups"], strict=True):
             group.update({**stored, "params": group["params"], "betas": tuple(stored["betas"])})
         self.schedule.load_state_dict(state["schedule"])

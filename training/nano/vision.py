@@ -297,7 +297,7 @@ def pretrain(
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
     settings = {"steps": steps, "batch": batch, "rate": rate, "seed": seed, "focus": focus}
-    settings["records"] = hash_file(shard_of(work / "records", "train"))
+    settings |= {split: hash_file(shard_of(work / "records", split)) for split in ("train", "validation")}
     course, total = ResumableSteps(folder, steps, model, optimizer, schedule, generator, settings), 0.0
 
     def measure() -> dict:

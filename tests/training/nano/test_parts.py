@@ -49,8 +49,9 @@ def whole_and_stopped(train, module, name, folder):
             patch.setattr(place, function, stopping(getattr(place, function), calls))
             train(stopped)
         assert [checkpoint.name for checkpoint in stopped.glob("checkpoint-*")] == [kept]
-    # As a kill within the removal of an older one leaves it.
+    # As a kill within the removal of an older one leaves it; and what is not ours to remove.
     (stopped / "checkpoint-4" / "shards").mkdir(parents=True)
+    (stopped / "checkpoint-notes.txt").write_text("of the user")
     return whole, train(folder / "stopped")
 
 
@@ -74,8 +75,8 @@ def test_a_part_that_was_stopped_goes_on_as_if_it_had_not_been(part, work, tmp_p
     assert {**measured, "seconds": 0} == {**measured_then, "seconds": 0}
     finished, _ = train(tmp_path / "stopped")
     assert same(whole.state_dict(), finished.state_dict())
-    (kept,) = (tmp_path / "stopped").glob("checkpoint-*")
-    assert kept.name == "checkpoint-11"
+    kept = tmp_path / "stopped" / "checkpoint-11"
+    assert {path.name for path in kept.parent.glob("checkpoint-*")} == {"checkpoint-11", "checkpoint-notes.txt"}
     with pytest.raises(ValueError, match="was made with another value of steps"):
         train(tmp_path / "stopped", 12)
     pictures, changed = pictures[1:], tmp_path / "changed"
@@ -83,7 +84,7 @@ def test_a_part_that_was_stopped_goes_on_as_if_it_had_not_been(part, work, tmp_p
     records = list(prepare.work_records(work, "train"))
     prepare.write_table(prepare.shard_of(changed / "records", "train"), prepare.to_table(records[1:]))
     work = changed
-    with pytest.raises(ValueError, match="was made with another value of (pictures|records)"):
+    with pytest.raises(ValueError, match="was made with another value of (pictures|train)"):
         train(tmp_path / "stopped")
     (kept / "state.json").write_text("{" * (kept / "state.json").stat().st_size)
     with pytest.raises(ValueError, match="is damaged, or of another model: choose another --out, or remove"):

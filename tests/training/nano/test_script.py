@@ -24,6 +24,7 @@ from unimedvl.training.nano.model import nano_presets
 from unimedvl.training.recipe import CurriculumRecipe, TrainingRecipe, load_recipe
 
 RECIPES = prepare.Path(prepare.__file__).parents[1] / "recipes" / "unimedvl-nano"
+NANO = prepare.Path(prepare.__file__).parents[2] / "hub_cards" / "unimedvl-nano"
 
 
 @pytest.mark.slow
@@ -60,6 +61,7 @@ NOT_THERE = ["--work", "not-there", "--out", "never-made"]
         (release, ["--model", "./not-there", "--out", "never-made"], "not-there"),
         (sheet, ["--model", "./not-there", "--out", "never-made.png"], "not-there"),
         (prepare, ["--records", "r", "--out", "never-made", "--autoencoder", "not-there"], "not-there"),
+        (prepare, ["--records", "r", "--out", "m", "--autoencoder", str(NANO), "--vision", "v"], "no pre-trained ViT"),
         (evaluate, ["--model", "./not-there", "--records", "not-there", "--work", "w"], "w holds no records"),
         (sheet, ["--model", "./not-there", "--out", "made"], "made is no name of a PNG"),
     ],
@@ -92,7 +94,10 @@ def test_a_release_holds_the_stages_weights_the_nanos_presets_and_what_was_writt
     with pytest.raises(ValueError, match="holds left.bin, which no release has written"):
         release.release(finished, tmp_path)
     (tmp_path / "left.bin").unlink()
-    (tmp_path / "model-00001-of-00002.safetensors").write_text("of the release before")
+    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json"):
+        (tmp_path / name).write_text("of the release before")
+    # As a killed release leaves it.
+    (tmp_path / ".cache" / "release-killed").mkdir(parents=True)
     for folder in release.OUTDATED:
         (tmp_path / folder).mkdir()
     with monkeypatch.context() as full, pytest.raises(OSError, match="No space"):
@@ -109,7 +114,8 @@ def test_a_release_holds_the_stages_weights_the_nanos_presets_and_what_was_writt
     assert presets == nano_presets(presets) and presets["t2i"]["height"] == 64
     assert (tmp_path / "README.md").read_text() == "card"
     assert {path.name for path in tmp_path.glob("*.safetensors")} == {"model.safetensors"}
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+    assert not (tmp_path / "model.safetensors.index.json").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [".cache"]
 
 
 def test_a_sheet_of_edits_holds_generated_pictures_only_unless_asked(finished, work, tmp_path):
