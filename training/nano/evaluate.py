@@ -263,9 +263,7 @@ def main(argv: list[str] | None = None) -> None:
     with one_line_errors(parser, arguments.debug):
         work, started = Path(arguments.work), time.perf_counter()
         if next(work_records(work, "train"), None) is None:  # which the judge learns from, after all else
-            raise ValueError(
-                f"{work} holds no training records: prepare it again from more records."
-            )
+            raise ValueError(f"{work} holds no training records: prepare it again from more records.")
         if arguments.out:
             Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
         if arguments.split == "held-out":
