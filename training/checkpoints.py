@@ -29,7 +29,7 @@ SHARDS = "shards"
 # Torch notes the beginning and end of every tensor's saving here, for nobody.
 logging.getLogger("c10d-NullHandler-dcp_logger").setLevel(logging.WARNING)
 _FILE_BYTES = 1 << 30
-CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
+_NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def several_processes() -> bool:
@@ -114,10 +114,21 @@ def checkpoints(output_dir: str | Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
     found = []
     for path in Path(output_dir).glob("checkpoint-*"):
-        name = CHECKPOINT_NAME.fullmatch(path.name)
+        name = _NAME.fullmatch(path.name)
         if name and is_whole(path):
             found.append((int(name[1]), path))
     return [path for _, path in sorted(found)]
+
+
+def keep_newest(output_dir: str | Path, count: int) -> None:
+    """Remove the whole checkpoints of a run but the newest, and what a kill has left of those removed before.
+
+    Folders of the same names that are no whole checkpoints may be somebody else's: they stay.
+    """
+    for rest in Path(output_dir).glob(".checkpoint-*.removed"):
+        shutil.rmtree(rest)
+    for old in checkpoints(output_dir)[:-count]:
+        shutil.rmtree(old.rename(old.with_name(f".{old.name}.removed")))
 
 
 def is_whole(folder: Path) -> bool:
@@ -140,9 +151,14 @@ def check_names(checkpoint: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         )
 
 
+def changed_settings(known: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """Names of the settings that a checkpoint knows with another value, or not."""
+    return sorted(name for name, value in settings.items() if known.get(name) != value)
+
+
 def check_settings(checkpoint: Path, known: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Raises ValueError where a checkpoint's settings differ in what the samples and their noise depend on."""
-    changed = sorted(name for name in settings if known.get(name) != settings[name])
+    changed = changed_settings(known, settings)
     if changed:
         raise ValueError(
             f"{checkpoint} was made with another {', '.join(changed)}, which the samples or their noise depend on: "

@@ -7,7 +7,6 @@ holds the policy near the model it started from. With PEFT the reference is the 
 
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -24,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .checkpoints import checkpoints, whole_folder
+from .checkpoints import checkpoints, keep_newest, whole_folder
 from .flow_policy import (
     Conditions,
     Trajectory,
@@ -347,8 +346,7 @@ class FlowGRPOTrainer:
             if self.accelerator.is_main_process:
                 self._write(partial, history)
         if self.accelerator.is_main_process:
-            for old in checkpoints(output)[:-2]:
-                shutil.rmtree(old)
+            keep_newest(output, 2)
 
     def _write(self, folder: Path, history: list[dict[str, float]]) -> None:
         save_file(

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import shutil
 import statistics
 import time
 from collections import deque
@@ -23,8 +22,8 @@ from .arguments import training_arguments
 from .checkpoints import (
     check_names,
     check_settings,
-    checkpoints,
     gather,
+    keep_newest,
     load_optimizer,
     load_tensors,
     optimizer_steps,
@@ -306,8 +305,7 @@ class UniMedVLTrainer(Trainer):
                 }
                 (partial / "progress.json").write_text(json.dumps(progress))
         if self.args.should_save:
-            for old in checkpoints(self.args.output_dir)[: -self.recipe.keep_checkpoints]:
-                shutil.rmtree(old)
+            keep_newest(self.args.output_dir, self.recipe.keep_checkpoints)
         self.accelerator.wait_for_everyone()
 
     def _save_settings(self, folder: Path) -> None:

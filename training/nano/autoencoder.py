@@ -6,7 +6,6 @@ Stride 4 with 4 channels holds as many numbers as FLUX's stride 8 with 16 channe
 where stride 8 needs far longer than the time a nano has.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from PIL import Image
 
 from unimedvl.errors import module_parser, one_line_errors
 
-from .prepare import is_picture_request, picture_of, work_records
+from .prepare import is_picture_request, picture_of, record_digests, work_records
 from .steps import EVERY, ResumableSteps
 
 AUTOENCODER_CONFIG = {
@@ -109,9 +108,7 @@ def reconstruction_psnr(autoencoder: AutoencoderKL, pictures: Sequence[Image.Ima
 
 
 def train_autoencoder(
-    pictures: Sequence[Image.Image],
-    masks: Sequence[Image.Image],
-    held_out: Sequence[Image.Image],
+    work: Path,
     folder: str | Path,
     steps: int = 4000,
     batch_size: int = 8,
@@ -126,6 +123,8 @@ def train_autoencoder(
     afterwards `scaling_factor` and `shift_factor` are set so that the training latents have mean 0 and variance 1
     (one number each for all channels, as in FLUX).
     """
+    pictures, masks = read_pictures(work, "train")
+    held_out, _ = read_pictures(work, "validation")
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
     config = config or AUTOENCODER_CONFIG
@@ -133,13 +132,7 @@ def train_autoencoder(
     initialize(autoencoder)
     optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
-    learnt_from = hashlib.sha256()
-    for kind in (pictures, masks):
-        for picture in kind:
-            learnt_from.update(f"{picture.size}".encode() + picture.tobytes())
-        learnt_from.update(b"end")
-    settings = {"steps": steps, "batch": batch_size, "rate": learning_rate, "seed": seed, "network": config}
-    settings["pictures"] = learnt_from.hexdigest()
+    settings = {"batch": batch_size, "rate": learning_rate, "seed": seed, "network": config, **record_digests(work)}
     course = ResumableSteps(folder, steps, autoencoder, optimizer, schedule, random, settings)
     for step in course:
         shape = SHAPES[random.integers(len(SHAPES))]
@@ -192,10 +185,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     with one_line_errors(parser, arguments.debug):
-        work = Path(arguments.work)
-        pictures, masks = read_pictures(work, "train")
-        held_out, _ = read_pictures(work, "validation")
-        _, record = train_autoencoder(pictures, masks, held_out, arguments.out, arguments.steps, seed=arguments.seed)
+        _, record = train_autoencoder(Path(arguments.work), arguments.out, arguments.steps, seed=arguments.seed)
         (Path(arguments.out) / "training.json").write_text(json.dumps(record, indent=2) + "\n")
 
 

@@ -232,6 +232,11 @@ def work_records(work: Path, split: str) -> Iterator[Record]:
         yield from from_table(table)
 
 
+def record_digests(work: Path) -> dict[str, str]:
+    """SHA-256 of what `prepare` has written, by split."""
+    return {split: hash_file(shard_of(work / "records", split)) for split in ("train", "validation")}
+
+
 def is_picture_request(record: Record) -> bool:
     """Whether this is the one record of a picture that states what it shows: its built request."""
     return record.sub_task_type == "text_to_image" and not record.id.endswith("-plain")

@@ -1,6 +1,5 @@
 """Training loops of the nano's parts that are no stage of the curriculum: they go on where they were stopped."""
 
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,9 +13,10 @@ from unimedvl.modeling_unimedvl.published_weights_unimedvl import read_json
 from unimedvl.processing.unimed5m.shards import write_json
 
 from ..checkpoints import (
-    CHECKPOINT_NAME,
+    changed_settings,
     check_names,
     checkpoints,
+    keep_newest,
     load_optimizer,
     load_tensors,
     optimizer_steps,
@@ -53,7 +53,8 @@ class ResumableSteps:
         settings: Mapping[str, Any],
     ):
         self.folder, self.total, self.model = Path(folder), total, model
-        self.optimizer, self.schedule, self.generator, self.settings = optimizer, schedule, generator, settings
+        self.optimizer, self.schedule, self.generator = optimizer, schedule, generator
+        self.settings = {"steps": total, **settings}
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.done, self._seconds = 0, 0.0
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +81,7 @@ class ResumableSteps:
 
     def _save(self) -> None:
         state = {
-            "settings": dict(self.settings),
+            "settings": self.settings,
             "step": self.done,
             "seconds": self.seconds,
             "schedule": self.schedule.state_dict(),
@@ -94,14 +95,10 @@ class ResumableSteps:
             name: tensor.contiguous()
             for name, tensor in {**self.model.state_dict(), **optimizer_tensors(self.optimizer, self.names)}.items()
         }
-        saved = self.folder / f"checkpoint-{self.done}"
-        with whole_folder(saved) as partial:
+        with whole_folder(self.folder / f"checkpoint-{self.done}") as partial:
             save_tensors(tensors, partial)
             write_json(partial / STATE, state)
-        # Those, too, that a kill has left half removed.
-        for before in self.folder.iterdir():
-            if CHECKPOINT_NAME.fullmatch(before.name) and before != saved:
-                shutil.rmtree(before)
+        keep_newest(self.folder, 1)
 
     def _load(self, checkpoint: Path) -> None:
         mend = f"choose another --out, or remove {checkpoint} to start anew."
@@ -110,7 +107,7 @@ class ResumableSteps:
             state = read_json(checkpoint / STATE)
         except ValueError as error:
             raise ValueError(damaged) from error
-        changed = sorted(name for name, value in self.settings.items() if state["settings"].get(name) != value)
+        changed = changed_settings(state["settings"], self.settings)
         if changed:
             raise ValueError(f"{checkpoint} was made with another value of {', '.join(changed)}: {mend}")
         try:

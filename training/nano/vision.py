@@ -29,10 +29,9 @@ from unimedvl.errors import module_parser, one_line_errors
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLVAEConfig
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLModel
 from unimedvl.processing.unimed5m.schema import Record
-from unimedvl.provenance import hash_file
 
 from .model import SIDE, TABLE_SIDE, VISION_FILE, VIT_PATCH, build_config, initialise_vision
-from .prepare import UNNAMED_LABELS, is_picture_request, picture_of, shard_of, work_records
+from .prepare import UNNAMED_LABELS, is_picture_request, picture_of, record_digests, work_records
 from .steps import EVERY, ResumableSteps
 
 CANVAS = 88  # longer side in pixels of the records' pictures
@@ -296,8 +295,7 @@ def pretrain(
         [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], lr=rate, betas=(0.9, 0.98)
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
-    settings = {"steps": steps, "batch": batch, "rate": rate, "seed": seed, "focus": focus}
-    settings |= {split: hash_file(shard_of(work / "records", split)) for split in ("train", "validation")}
+    settings = {"batch": batch, "rate": rate, "seed": seed, "focus": focus, **record_digests(work)}
     course, total = ResumableSteps(folder, steps, model, optimizer, schedule, generator, settings), 0.0
 
     def measure() -> dict:
@@ -317,11 +315,13 @@ def pretrain(
         optimizer.step()
         schedule.step()
         total += loss.item()
-        if step % EVERY == 0:
+        if step % EVERY == 0 and step < steps:
             found = {"step": step, "loss": total / EVERY, **measure()}
             print(json.dumps(found), f"{course.seconds_left(step):.0f} s left", flush=True)
             total = 0.0
-    return model.vit, {"steps": steps, "seconds": round(course.seconds), **measure()}
+    measured = {"steps": steps, "seconds": round(course.seconds), **measure()}
+    print(json.dumps(measured), flush=True)
+    return model.vit, measured
 
 
 def untrained(work: Path) -> nn.Module:
