@@ -1,6 +1,6 @@
 """Does tuning learn, and what memory does it need?
 
-    python -m benchmarks.tuning learn [--methods sft dpo grpo flow_grpo] [--seeds 1 2 3] [--model CHECKPOINT]
+    python -m benchmarks.tuning learn [--methods sft dpo grpo flow_grpo] [--seeds 1 2 ...] [--model CHECKPOINT]
     python -m benchmarks.tuning memory
 
 `learn` tunes the nano on small drawn tasks (`tuning_tasks`) and compares it on held-out pictures or prompts with the
@@ -42,6 +42,8 @@ OBJECTIVES = {
     "grpo": "probability of the right answer",
     "flow_grpo": "mean grey level of the images",
 }
+# GRPO's settings were chosen on two seeds among those before these.
+SEEDS = {"sft": (1, 2, 3), "dpo": (1, 2, 3), "grpo": (10, 11, 12), "flow_grpo": (1, 2, 3)}
 SETTINGS: dict[str, dict[str, Any]] = {
     "sft": {"max_steps": 150, "per_device_train_batch_size": 8, "learning_rate": 5e-3},
     "dpo": {"max_steps": 42, "per_device_train_batch_size": 8, "learning_rate": 2e-3},
@@ -254,7 +256,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("learn", "memory"))
     parser.add_argument("--methods", nargs="+", choices=list(OBJECTIVES), default=list(OBJECTIVES))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, help="of every method (default: as published)"
+    )
     parser.add_argument("--model", type=Path, default=CHECKPOINT, help="checkpoint (default: the nano)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="file of the results")
     given = parser.parse_args(arguments)
@@ -267,8 +271,8 @@ def main(arguments: list[str] | None = None) -> None:
         given.output.write_text(json.dumps(kept, indent=1) + "\n")
         print(json.dumps(kept["memory"], indent=1))
         return
-    for seed in given.seeds:
-        for method in given.methods:
+    for method in given.methods:
+        for seed in given.seeds or SEEDS[method]:
             run = learn(method, seed, given.model)
             others = [other for other in kept["runs"] if (other["method"], other["seed"]) != (method, seed)]
             kept["runs"] = sorted([*others, run], key=lambda entry: (entry["method"], entry["seed"]))

@@ -5,8 +5,8 @@
 WORK is what `training.nano.prepare` and `training.nano.vision` have made. A common run learns super-resolution from
 other sources; then each patient's run learns translation from the other patient (`training/recipes/left-out-patient`).
 Compared with the best map from grey level to grey level, fitted on the same slices that the run learnt from. A stopped
-run goes on where it was. The ViT was pre-trained on captions of both patients' slices, and on masks of other sources;
-no pair of the left-out patient was seen by any part.
+run goes on where it was. The autoencoder was trained on single slices of both patients, the ViT on their captions and
+on masks of other sources; no pair of the left-out patient was seen by any part.
 """
 
 import json

@@ -35,8 +35,9 @@ Generator = numpy.random.Generator | torch.Generator
 class ResumableSteps:
     """The numbers of the steps of a training with AdamW and a schedule, from the last checkpoint in a folder on.
 
-    A step belongs to the next checkpoint when the following number is asked for. The newest checkpoint stays in the
-    folder; a run that was stopped and gone on with ends in the same weights as one that was not.
+    A step belongs to the next checkpoint when the following number is asked for. The two newest checkpoints stay in
+    the folder, so that one that lost a part of a file costs `EVERY` steps; a run that was stopped and gone on with ends
+    in the same weights as one that was not.
 
     Raises:
         ValueError: if the checkpoint in the folder was made with other `settings`, is of another model, or is damaged.
@@ -98,7 +99,7 @@ class ResumableSteps:
         with whole_folder(self.folder / f"checkpoint-{self.done}") as partial:
             save_tensors(tensors, partial)
             write_json(partial / STATE, state)
-        keep_newest(self.folder, 1)
+        keep_newest(self.folder, 2)
 
     def _load(self, checkpoint: Path) -> None:
         mend = f"choose another --out, or remove {checkpoint} to start anew."
