@@ -36,8 +36,8 @@ class ResumableSteps:
     """The numbers of the steps of a training with AdamW and a schedule, from the last checkpoint in a folder on.
 
     A step belongs to the next checkpoint when the following number is asked for. The two newest checkpoints stay in
-    the folder, so that one that lost a part of a file costs `EVERY` steps; a run that was stopped and gone on with ends
-    in the same weights as one that was not.
+    the folder, so that one that lost a part of a file costs `EVERY` steps; a run that was stopped and gone on with
+    ends in the same weights as one that was not.
 
     Raises:
         ValueError: if the checkpoint in the folder was made with other `settings`, is of another model, or is damaged.
