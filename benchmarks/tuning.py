@@ -256,9 +256,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("learn", "memory"))
     parser.add_argument("--methods", nargs="+", choices=list(OBJECTIVES), default=list(OBJECTIVES))
-    parser.add_argument(
-        "--seeds", nargs="+", type=int, help="of every method (default: as published)"
-    )
+    parser.add_argument("--seeds", nargs="+", type=int, help="of every method (default: as published)")
     parser.add_argument("--model", type=Path, default=CHECKPOINT, help="checkpoint (default: the nano)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="file of the results")
     given = parser.parse_args(arguments)
