@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test slow lint format clean
 
 demo: $(INSTALLED)
-	$(PYTHON) -m unimedvl.demo
+	$(PYTHON) -m unimedvl.commands.demo
 
 # The golden tests keep one account and stay in one process. The others take two of one thread each: small tensors gain
 # nothing from a second thread. A file's tests share fixtures.

@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from unimedvl.processing.unimed5m.schema import Turn
+from unimedvl.training.data.dataset import Outline, PictureSize
+from unimedvl.training.data.packing import PackPlanner, SampleKey
+from unimedvl.training.data.sequences import Layout
 from unimedvl.training.data_recipe import GroupRecipe
-from unimedvl.training.dataset import Outline, PictureSize
-from unimedvl.training.layouts import Layout
-from unimedvl.training.packing import PackPlanner, SampleKey
 from unimedvl.training.recipe import TrainingRecipe, load_recipe
+from unimedvl.unimed5m.schema import Turn
 
 RESULTS = Path(__file__).with_name("results")
 STAGES = ("stage-1", "stage-2", "stage-3")

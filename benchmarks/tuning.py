@@ -22,10 +22,10 @@ import torch
 from transformers import TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
+from examples.nano.intervals import student_interval
 from unimedvl import UniMedVLProcessor
 from unimedvl.training.adapters import load_with_adapter
-from unimedvl.training.flow_grpo import FlowGRPOArguments, FlowGRPOTrainer
-from unimedvl.training.nano.intervals import student_interval
+from unimedvl.training.flow_grpo.trainer import FlowGRPOArguments, FlowGRPOTrainer
 from unimedvl.training.tuning_recipe import AdapterRecipe
 
 from .tuning_tasks import HELD_OUT_PROMPTS, QUESTIONS, TRAINING_PROMPTS, Slide, brightness, slide_record, slides
@@ -121,8 +121,8 @@ class _Curve(TrainerCallback):
 
 def learn_text(method: str, seed: int, checkpoint: Path) -> dict[int, np.ndarray]:
     """One run of SFT, DPO or GRPO; returns the objective of every held-out slide by step."""
-    from unimedvl.training.conversations import conversation_data
-    from unimedvl.training.language import language_arguments, language_trainer
+    from unimedvl.training.language.trainers import language_arguments, language_trainer
+    from unimedvl.training.language.trl_datasets import conversation_data
 
     settings = SETTINGS[method]
     model = load_with_adapter(checkpoint, AdapterRecipe(experts="understanding", vit=True), torch.float32)

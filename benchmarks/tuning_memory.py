@@ -17,7 +17,7 @@ from torch import nn
 from unimedvl import UniMedVLForConditionalGeneration, UniMedVLProcessor
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
 from unimedvl.training.adapters import adapter_config, bare_model, load_with_adapter
-from unimedvl.training.flow_policy import prepare_conditions, velocity
+from unimedvl.training.flow_grpo.policy import prepare_conditions, velocity
 from unimedvl.training.tuning_recipe import AdapterRecipe
 
 CHECKPOINT = Path(__file__).parents[1] / "hub_cards" / "unimedvl-nano"

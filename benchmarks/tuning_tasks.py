@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from unimedvl.processing.unimed5m.schema import Picture, Record, Turn
+from unimedvl.unimed5m.schema import Picture, Record, Turn
 
 STAINS = {"pink": (205, 120, 165), "brown": (150, 100, 60)}
 SIDES = ("left", "right")

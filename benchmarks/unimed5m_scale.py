@@ -27,12 +27,12 @@ import numpy
 import psutil
 from PIL import Image
 
-from unimedvl.processing.unimed5m.build import build
-from unimedvl.processing.unimed5m.pipeline import LocalExecutor
-from unimedvl.processing.unimed5m.publish import publish
-from unimedvl.processing.unimed5m.quality.coarse import CoarseFilter
-from unimedvl.processing.unimed5m.quality.control import QualitySettings, quality_control
-from unimedvl.processing.unimed5m.schema import Picture, Record, Turn, record_id
+from unimedvl.unimed5m.build import build
+from unimedvl.unimed5m.pipeline import LocalExecutor
+from unimedvl.unimed5m.publish import publish
+from unimedvl.unimed5m.quality.coarse import CoarseFilter
+from unimedvl.unimed5m.quality.control import QualitySettings, quality_control
+from unimedvl.unimed5m.schema import Picture, Record, Turn, record_id
 
 RESULTS = Path(__file__).with_name("results")
 MEMORY_LIMIT = 2 * 2**30

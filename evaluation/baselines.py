@@ -14,7 +14,7 @@ from typing import Any
 import numpy
 from PIL import Image
 
-from .metrics.memorisation.memorisation import SIDE, thumbnails
+from .metrics.memorization.memorization import SIDE, thumbnails
 from .predictions import Prediction
 from .samples import TASKS, Sample, open_
 from .text_neighbours import TextNeighbours

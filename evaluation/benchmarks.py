@@ -1,6 +1,6 @@
 """The named benchmarks: which records of which source are asked, how, and by which rule.
 
-Publishers' folders are read by the builders of `unimedvl.processing.unimed5m`, which cite the layout of each. A path
+Publishers' folders are read by the builders of `unimedvl.unimed5m`, which cite the layout of each. A path
 may also be a folder of built records. Splits, prompts and rules are stated here because the paper leaves them open
 (paper, section 6): figures are comparable with the paper's only as far as its protocol is known.
 """
@@ -16,9 +16,10 @@ from typing import Any
 
 import pyarrow.parquet as parquet
 
-from ..processing.unimed5m.build import find_source
-from ..processing.unimed5m.schema import SPLITS, Record
-from ..processing.unimed5m.shards import batches, parquet_identity, shard_paths
+from unimedvl.unimed5m.build import find_source
+from unimedvl.unimed5m.schema import SPLITS, Record
+from unimedvl.unimed5m.shards import batches, parquet_identity, shard_paths
+
 from .samples import TASKS, Sample, sample_of
 
 SHORT_ANSWER = "{question}\nAnswer the question using a single word or phrase."

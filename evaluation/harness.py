@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 
-from ..processing.unimed5m.shards import PARTIAL_SUFFIX, replacing, write_json
+from unimedvl.checkpoint.identity import commit, versions
+from unimedvl.unimed5m.shards import PARTIAL_SUFFIX, replacing, write_json
+
 from .baselines import NAMES, Baseline, TrainingSplit
 from .benchmarks import BenchmarkData
-from .identity import commit, versions
-from .paper import paper_rows
+from .distributed import join
+from .paper_figures import paper_rows
 from .predictions import Prediction, PredictionStore, Predictor, predict_all
-from .processes import join
 from .report import markdown
 from .samples import TASKS, Sample
 from .scoring import Settings, TaskScores, score_all

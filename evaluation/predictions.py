@@ -19,9 +19,10 @@ from typing import Any, Protocol
 from accelerate.utils import gather_object
 from PIL import Image
 
-from ..processing.unimed5m.shards import remove_partials, replacing
-from .adapters.base import Model
-from .processes import join
+from unimedvl.unimed5m.shards import remove_partials, replacing
+
+from .distributed import join
+from .model_wrappers.base import Model
 from .samples import TASKS, Sample
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from PIL import Image
 
-from ..processing.unimed5m.schema import IMAGE_PLACEHOLDER, Picture, Record
-from ..processing.unimed5m.templates import choose
+from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Picture, Record
+from unimedvl.unimed5m.templates import choose
+
 from .metrics.vqa_accuracy.vqa_accuracy import kind_of
 
 _MARK = "\ufdd2"
@@ -117,7 +118,7 @@ def open_(picture: Picture) -> Image.Image:
     Raises:
         ValueError: if the record holds its path only, or it cannot be decoded.
     """
-    from ..processing.medical_formats_unimedvl import load_medical_image
+    from unimedvl.processing.medical_formats_unimedvl import load_medical_image
 
     if picture.data is None:
         raise ValueError(f"{picture.path}: the record holds no image bytes: build it from the images.")

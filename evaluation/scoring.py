@@ -11,13 +11,13 @@ from PIL import Image
 from .metrics.image_features import FeatureExtractor, load_feature_extractor
 from .metrics.image_quality.image_quality import picture_scores
 from .metrics.image_text_score.image_text_score import ImageTextEncoder
-from .metrics.memorisation.memorisation import memorisation_scores, nearest, thumbnails
+from .metrics.memorization.memorization import memorisation_scores, nearest, thumbnails
 from .metrics.report_text import report_text
 from .metrics.segmentation.segmentation import mask_scores
 from .metrics.vqa_accuracy.vqa_accuracy import score_answer
 from .predictions import Prediction
 from .samples import TASKS, Sample, open_
-from .set_scores import counterfactual_set, distribution_set
+from .set_metrics import counterfactual_set, distribution_set
 from .statistics import mean_interval, rounded, statistic_intervals
 
 Value = float | None

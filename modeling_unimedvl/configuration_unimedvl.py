@@ -9,7 +9,7 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.siglip.configuration_siglip import SiglipVisionConfig
 
-from .published_layout_unimedvl import is_published_layout, published_config_dict
+from .upstream_layout_unimedvl import is_published_layout, published_config_dict
 
 AUTO_MAP = {
     "AutoConfig": "configuration_unimedvl.UniMedVLConfig",

@@ -59,7 +59,7 @@ from .flow_unimedvl import (
     unpatchify_latents,
 )
 from .generation_unimedvl import UniMedVLGenerationMixin
-from .published_layout_unimedvl import is_published_layout, prepare_direct_load
+from .upstream_layout_unimedvl import is_published_layout, prepare_direct_load
 
 # Modules that 4-bit and 8-bit loading leaves in full precision: small, or sensitive to rounding.
 QUANTIZATION_SKIP_MODULES = [

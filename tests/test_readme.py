@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from skimage import data
 
-from tests.unimedvl import bad_files
-from unimedvl import demo
-from unimedvl.command import main
-from unimedvl.hub_cards import NANO_DIRECTORY
-from unimedvl.provenance import read_provenance
+from tests.unimedvl.commands import bad_files
+from unimedvl.checkpoint.folder import NANO_DIRECTORY
+from unimedvl.checkpoint.provenance import read_provenance
+from unimedvl.commands import demo
+from unimedvl.commands.main import main
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

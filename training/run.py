@@ -17,19 +17,19 @@ from accelerate import PartialState
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from unimedvl.checkpoint import open_checkpoint
-from unimedvl.loading import load, load_processor
+from unimedvl.checkpoint.folder import open_checkpoint
+from unimedvl.checkpoint.loading import load, load_processor
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
 
 from .adapters import bare_model, load_with_adapter
 from .checkpoints import checkpoints, is_whole, several_processes
+from .curriculum.sharding import load_sharded
+from .curriculum.trainer import UniMedVLTrainer
+from .curriculum.validation import Validation, open_validation
+from .data.dataset import PackedRecords, RecordGroup, text_encoder
+from .data.posterior_cache import LatentCache, autoencoder_fingerprint
 from .data_recipe import DataRecipe
-from .dataset import PackedRecords, RecordGroup, text_encoder
-from .latents import LatentCache, autoencoder_fingerprint
-from .observation import Validation, open_validation
 from .recipe import CurriculumRecipe, StageRecipe, TrainingRecipe, find_recipe, load_recipe, split_overrides
-from .sharding import load_sharded
-from .trainer import UniMedVLTrainer
 from .tuning_recipe import TuningRecipe
 
 logger = logging.getLogger(__name__)

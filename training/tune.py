@@ -12,9 +12,9 @@ from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 
 from .adapters import load_with_adapter
 from .checkpoints import is_whole, whole_folder
-from .conversations import conversation_data, generation_examples, read_records
-from .flow_grpo import FlowGRPOArguments, FlowGRPOTrainer
-from .language import language_arguments, language_trainer
+from .flow_grpo.trainer import FlowGRPOArguments, FlowGRPOTrainer
+from .language.trainers import language_arguments, language_trainer
+from .language.trl_datasets import conversation_data, generation_examples, read_records
 from .recipe import from_mapping
 from .rewards import picture_rewards
 from .tuning_recipe import RecordChoice, TuningRecipe

@@ -6,13 +6,20 @@ The public names load on first use, so that `import unimedvl` and `unimedvl --he
 """
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .version import __version__
 
+if (Path(__file__).parent / "processing").is_file():
+    raise ImportError(
+        "this checkout holds small text files where links belong (unimedvl/processing is one): run `git config "
+        "core.symlinks true` and `git checkout -- unimedvl hub_cards` (on Windows in developer mode)."
+    )
+
 if TYPE_CHECKING:
-    from .conversion import convert_checkpoint, export_checkpoint
-    from .loading import load
+    from .checkpoint.conversion import convert_checkpoint, export_checkpoint
+    from .checkpoint.loading import load
     from .modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
     from .modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration, UniMedVLModel
     from .processing.image_processing_unimedvl import UniMedVLImageProcessor
@@ -26,9 +33,9 @@ _MODULE_OF_NAME = {
     "UniMedVLProcessor": "processing.processing_unimedvl",
     "UniMedVLImageProcessor": "processing.image_processing_unimedvl",
     "load_medical_image": "processing.medical_formats_unimedvl",
-    "convert_checkpoint": "conversion",
-    "export_checkpoint": "conversion",
-    "load": "loading",
+    "convert_checkpoint": "checkpoint.conversion",
+    "export_checkpoint": "checkpoint.conversion",
+    "load": "checkpoint.loading",
 }
 
 __all__ = [

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.processing.unimed5m.mini_folder import write_folder
-from unimedvl.hub_cards import NANO_DIRECTORY
-from unimedvl.processing.unimed5m.build import build
-from unimedvl.processing.unimed5m.mini import MiniSource
+from tests.unimed5m.mini_folder import write_folder
+from unimedvl.checkpoint.folder import NANO_DIRECTORY
+from unimedvl.unimed5m.build import build
+from unimedvl.unimed5m.mini import MiniSource
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +27,6 @@ def records(mini_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def nano():
     """The shipped checkpoint, two sampler steps."""
-    from unimedvl.evaluation.adapters import open_model
+    from unimedvl.evaluation.model_wrappers import open_model
 
     return open_model(str(NANO_DIRECTORY), steps=2, device="cpu")

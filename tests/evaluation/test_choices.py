@@ -12,8 +12,8 @@ from unimedvl.evaluation import benchmarks
 from unimedvl.evaluation.benchmarks import BenchmarkData, get_benchmark
 from unimedvl.evaluation.harness import Run, evaluate
 from unimedvl.evaluation.report import markdown
-from unimedvl.processing.unimed5m.schema import to_table
-from unimedvl.processing.unimed5m.shards import write_table
+from unimedvl.unimed5m.schema import to_table
+from unimedvl.unimed5m.shards import write_table
 
 
 def first_by_hash(ids, count: int) -> set[str]:

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from unimedvl.command import main
+from unimedvl.commands.main import main
 from unimedvl.evaluation.benchmarks import BENCHMARKS
 
 COMMAND = [sys.executable, "-m", "unimedvl", "eval", "--no-meteor", "--steps", "2", "--batch-size", "2"]

@@ -26,11 +26,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from unimedvl.evaluation.adapters import open_model
-from unimedvl.evaluation.adapters.diffusers_pipelines import abilities_of
 from unimedvl.evaluation.benchmarks import BenchmarkData, get_benchmark
 from unimedvl.evaluation.harness import Run, evaluate
 from unimedvl.evaluation.metrics.image_features import load_feature_extractor
+from unimedvl.evaluation.model_wrappers import open_model
+from unimedvl.evaluation.model_wrappers.diffusers_pipelines import abilities_of
 from unimedvl.evaluation.predictions import ModelPredictor
 from unimedvl.evaluation.scoring import Settings
 

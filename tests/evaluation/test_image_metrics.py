@@ -16,7 +16,7 @@ from unimedvl.evaluation.metrics.diversity import diversity
 from unimedvl.evaluation.metrics.image_distribution import image_distribution as distribution
 from unimedvl.evaluation.metrics.image_features import load_feature_extractor
 from unimedvl.evaluation.metrics.image_quality import image_quality as quality
-from unimedvl.evaluation.metrics.memorisation import memorisation
+from unimedvl.evaluation.metrics.memorization import memorization
 from unimedvl.evaluation.metrics.reader_study import reader_study
 from unimedvl.evaluation.metrics.segmentation import segmentation
 
@@ -226,17 +226,17 @@ def test_memorisation_flags_returned_pictures_only():
     draw = numpy.random.default_rng(0)
     training = [Image.fromarray(draw.integers(0, 256, (8, 8), dtype=numpy.uint8)).resize((64, 64)) for _ in range(60)]
     others = [Image.fromarray(draw.integers(0, 256, (8, 8), dtype=numpy.uint8)).resize((64, 64)) for _ in range(60)]
-    seen, fresh, held_out = (memorisation.thumbnails(images) for images in (training, others[:30], others[30:]))
-    distances, places = memorisation.nearest(seen[7:9], seen)
+    seen, fresh, held_out = (memorization.thumbnails(images) for images in (training, others[:30], others[30:]))
+    distances, places = memorization.nearest(seen[7:9], seen)
     assert distances == pytest.approx([0, 0], abs=1e-6) and places.tolist() == [7, 8]
-    mirrored = memorisation.thumbnails([training[3].transpose(Image.Transpose.FLIP_LEFT_RIGHT)])
-    assert memorisation.nearest(mirrored, seen)[0] == pytest.approx([0], abs=1e-6)
-    usual = memorisation.nearest(held_out, seen)[0]
-    caught = memorisation.memorisation_scores(memorisation.nearest(seen[:30], seen)[0], usual)
-    clean = memorisation.memorisation_scores(memorisation.nearest(fresh, seen)[0], usual)
+    mirrored = memorization.thumbnails([training[3].transpose(Image.Transpose.FLIP_LEFT_RIGHT)])
+    assert memorization.nearest(mirrored, seen)[0] == pytest.approx([0], abs=1e-6)
+    usual = memorization.nearest(held_out, seen)[0]
+    caught = memorization.memorisation_scores(memorization.nearest(seen[:30], seen)[0], usual)
+    clean = memorization.memorisation_scores(memorization.nearest(fresh, seen)[0], usual)
     assert caught["memorised"] and caught["copies"] == 30 and not clean["memorised"] and clean["copies"] == 0
     with pytest.raises(ValueError, match="no training pictures"):
-        memorisation.nearest(seen, seen[:0])
+        memorization.nearest(seen, seen[:0])
 
 
 def test_diversity_of_known_sets():

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.processing.unimed5m import fixtures_scans, fixtures_texts
+from tests.unimed5m import fixtures_scans, fixtures_texts
 from unimedvl.evaluation.benchmarks import BENCHMARKS, BenchmarkData
 from unimedvl.evaluation.harness import Run, evaluate
 from unimedvl.evaluation.metrics.image_features import load_feature_extractor
 from unimedvl.evaluation.predictions import ModelPredictor
 from unimedvl.evaluation.report import markdown
 from unimedvl.evaluation.scoring import Settings
-from unimedvl.processing.unimed5m.build import build
-from unimedvl.processing.unimed5m.builders import get_source
+from unimedvl.unimed5m.build import build
+from unimedvl.unimed5m.builders import get_source
 
 LAYOUTS = {**fixtures_texts.LAYOUTS, **fixtures_scans.LAYOUTS}
 NAMED = [benchmark for benchmark in BENCHMARKS if benchmark.name != "unimed-mini"]

@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image, ImageCms
 
-from unimedvl.command import main
+from unimedvl.commands.main import main
 from unimedvl.evaluation.baselines import NAMES, Baseline, TrainingSplit
 from unimedvl.evaluation.benchmarks import BenchmarkData, get_benchmark
 from unimedvl.evaluation.cards import fill_card_folder

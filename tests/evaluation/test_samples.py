@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from tests.processing.unimed5m import fixtures_texts
 from tests.training.record_folders import record
+from tests.unimed5m import fixtures_texts
 from unimedvl.evaluation.benchmarks import BENCHMARKS, LETTER, SHORT_ANSWER
-from unimedvl.evaluation.paper import paper_rows, paper_tables
+from unimedvl.evaluation.paper_figures import paper_rows, paper_tables
 from unimedvl.evaluation.samples import TASKS, plain_question, sample_of
-from unimedvl.processing.unimed5m.builders import get_source
-from unimedvl.processing.unimed5m.schema import SUB_TASK_TYPES
+from unimedvl.unimed5m.builders import get_source
+from unimedvl.unimed5m.schema import SUB_TASK_TYPES
 
 
 def test_every_task_of_the_records_is_scored():

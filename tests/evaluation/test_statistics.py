@@ -6,7 +6,7 @@ import scipy.stats
 
 from unimedvl.evaluation.metrics.image_features import load_feature_extractor
 from unimedvl.evaluation.scoring import Settings, TaskScores
-from unimedvl.evaluation.set_scores import counterfactual_set, distribution_set
+from unimedvl.evaluation.set_metrics import counterfactual_set, distribution_set
 from unimedvl.evaluation.statistics import (
     holm,
     mean_interval,

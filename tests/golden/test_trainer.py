@@ -9,12 +9,12 @@ from transformers import TrainerCallback
 
 from tests.tiny import make_tokenizer
 from unimedvl.modeling_unimedvl.blocks_unimedvl import BlockKind
-from unimedvl.processing.unimed5m.schema import Picture, Record, Turn
-from unimedvl.training.collate import BatchInfo, Collator, SampleInfo
+from unimedvl.training.curriculum.trainer import UniMedVLTrainer
+from unimedvl.training.data.collate import BatchInfo, Collator, SampleInfo
+from unimedvl.training.data.sequences import SampleImage, TrainingSample
 from unimedvl.training.data_recipe import DataRecipe, GroupRecipe
-from unimedvl.training.layouts import SampleImage, TrainingSample
 from unimedvl.training.recipe import OptimizerRecipe, TrainingRecipe
-from unimedvl.training.trainer import UniMedVLTrainer
+from unimedvl.unimed5m.schema import Picture, Record, Turn
 
 from .records import GRADIENT_NORM, LOSS, OPTIMIZER
 from .reference import Pictures, load_model, our_name

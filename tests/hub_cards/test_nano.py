@@ -1,17 +1,12 @@
 """The shipped nano: whole, small, licensed, free of pickles, with the code of this checkout, and the default model."""
 
 import json
+import re
 from pathlib import Path
 
-import pytest
-
 from tests.hub_cards.test_clean_process import AUTO_CLASSES, run_clean
-from unimedvl.checkpoint import default_model, open_checkpoint
-from unimedvl.hub_cards import NANO_DIRECTORY
-from unimedvl.hub_cards.publish import check_folder
-
-ROOT = Path(__file__).resolve().parents[2]
-CODE = sorted(path.name for path in NANO_DIRECTORY.glob("*.py"))
+from unimedvl.checkpoint.folder import NANO_DIRECTORY, default_model, open_checkpoint
+from unimedvl.hub_cards.push import check_folder
 
 
 def test_it_is_the_default_model():
@@ -30,11 +25,21 @@ def test_its_card_names_licence_and_limits():
     assert "teaching" in card and "Not for diagnosis" in card
 
 
-@pytest.mark.parametrize("name", CODE)
-def test_its_code_is_the_code_of_this_checkout(name):
-    sources = [path for path in (ROOT / "modeling_unimedvl" / name, ROOT / "processing" / name) if path.is_file()]
-    assert len(sources) == 1
-    assert (NANO_DIRECTORY / name).read_bytes() == sources[0].read_bytes(), "save the nano's code again"
+def test_its_code_is_the_code_of_this_checkout():
+    """Links that lead into the two source folders, and to every file there that the model or the processor needs."""
+    code = sorted(NANO_DIRECTORY.glob("*.py"))
+    for path in code:
+        assert path.readlink() in (
+            Path("../..") / folder / path.name for folder in ("modeling_unimedvl", "processing")
+        )
+    needed, seen = ["modeling_unimedvl", "processing_unimedvl", "image_processing_unimedvl"], set()
+    while needed:
+        name = needed.pop()
+        if name not in seen:
+            seen.add(name)
+            text = (NANO_DIRECTORY / f"{name}.py").read_text(encoding="utf-8")
+            needed += re.findall(r"^\s*from \.(\w+) import", text, re.MULTILINE)
+    assert {path.stem for path in code} == seen
 
 
 def test_it_works_alone(tmp_path):

@@ -120,7 +120,16 @@ def test_adapter_comes_back(pushed, fetched):
 def test_command_takes_a_hub_id_without_running_its_code(hub, pushed, tmp_path):
     environment = {**os.environ, **hub.environment(tmp_path / "home")}
     hub.requests.clear()
-    command = [sys.executable, "-m", "unimedvl.command", "ask", "What is this?", "--json", "--max-new-tokens", "4"]
+    command = [
+        sys.executable,
+        "-m",
+        "unimedvl.commands.main",
+        "ask",
+        "What is this?",
+        "--json",
+        "--max-new-tokens",
+        "4",
+    ]
     command += ["--model", REPOSITORY, "--revision", pushed["pinned"]]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -132,7 +141,7 @@ def test_command_takes_a_hub_id_without_running_its_code(hub, pushed, tmp_path):
 def test_info_reads_headers_only(hub, pushed, tmp_path):
     environment = {**os.environ, **hub.environment(tmp_path / "home")}
     files = hub.repositories["models", REPOSITORY].commits[pushed["pinned"]]
-    command = [sys.executable, "-m", "unimedvl.command", "info", "--json", "--model", REPOSITORY]
+    command = [sys.executable, "-m", "unimedvl.commands.main", "info", "--json", "--model", REPOSITORY]
     hub.bytes_sent = 0
     result = subprocess.run(
         [*command, "--revision", pushed["pinned"]], env=environment, capture_output=True, text=True
@@ -148,7 +157,7 @@ def test_info_reads_headers_only(hub, pushed, tmp_path):
 @pytest.mark.parametrize("problem", ["repository", "revision", "token"])
 def test_hub_problems_are_one_line(hub, pushed, tmp_path, problem):
     environment = {**os.environ, **hub.environment(tmp_path)}
-    command = [sys.executable, "-m", "unimedvl.command", "info"]
+    command = [sys.executable, "-m", "unimedvl.commands.main", "info"]
     command += ["--model", "tester/none" if problem == "repository" else REPOSITORY]
     command += ["--revision", "0" * 40] if problem == "revision" else []
     if problem == "token":

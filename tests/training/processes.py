@@ -46,8 +46,8 @@ def _measure_loading(model: Path, output: Path, environment: dict[str, str]) -> 
     torch.set_num_threads(1)
     from accelerate import PartialState
 
-    from unimedvl.checkpoint import open_checkpoint
-    from unimedvl.training.sharding import load_sharded
+    from unimedvl.checkpoint.folder import open_checkpoint
+    from unimedvl.training.curriculum.sharding import load_sharded
 
     state = PartialState(cpu=True)
     before, peak, done = _own_bytes(), 0, threading.Event()

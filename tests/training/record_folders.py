@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unimedvl.processing.unimed5m.schema import Picture, Record, Turn, to_table
-from unimedvl.processing.unimed5m.shards import write_table
+from unimedvl.unimed5m.schema import Picture, Record, Turn, to_table
+from unimedvl.unimed5m.shards import write_table
 
 MAIN_TASKS = {
     "vqa": "image_understanding",

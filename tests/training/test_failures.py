@@ -13,10 +13,10 @@ from tests.training.conftest import RANGES
 from tests.training.outcomes import assert_close
 from tests.training.processes import Run, finish
 from tests.training.record_folders import record, write_folder
-from unimedvl.processing.unimed5m.schema import Picture, to_table
-from unimedvl.processing.unimed5m.shards import write_table
 from unimedvl.training.checkpoints import checkpoints
 from unimedvl.training.run import main, run
+from unimedvl.unimed5m.schema import Picture, to_table
+from unimedvl.unimed5m.shards import write_table
 
 
 def stopped_early(recipe, folder: Path, **changes) -> tuple[Path, Path]:

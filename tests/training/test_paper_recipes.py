@@ -2,7 +2,7 @@
 
 import pytest
 
-from unimedvl.command import main
+from unimedvl.commands.main import main
 from unimedvl.training.data_recipe import ImageRange
 from unimedvl.training.recipe import PACKAGED, CurriculumRecipe, TrainingRecipe, load_recipe
 

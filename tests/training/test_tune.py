@@ -9,7 +9,7 @@ from peft import PeftModel
 from tests.tiny_checkpoint import tiny_checkpoint
 from tests.training.record_folders import record, write_folder
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
-from unimedvl.training.conversations import generation_examples
+from unimedvl.training.language.trl_datasets import generation_examples
 from unimedvl.training.recipe import load_recipe
 from unimedvl.training.run import main, run
 from unimedvl.training.tuning_recipe import TuningRecipe

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny_checkpoint import tiny_checkpoint
-from unimedvl.loading import Loaded, load
+from unimedvl.checkpoint.loading import Loaded, load
 
 
 @pytest.fixture(scope="session")

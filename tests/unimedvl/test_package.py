@@ -3,12 +3,14 @@
 import configparser
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from setuptools import find_packages
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("unimedvl", "modeling_unimedvl", "processing", "training", "evaluation", "hub_cards")
+FOLDERS = ("unimedvl", "modeling_unimedvl", "processing", "unimed5m", "training", "evaluation", "hub_cards")
 
 
 def tracked(pattern: str) -> list[Path]:
@@ -17,21 +19,37 @@ def tracked(pattern: str) -> list[Path]:
     return [Path(line) for line in listing.stdout.splitlines()]
 
 
-def test_every_package_is_listed():
+def test_every_folder_of_code_is_part_of_the_package():
+    """What setuptools finds through the links is what git holds."""
     description = configparser.ConfigParser()
     description.read(ROOT / "setup.cfg")
-    listed = description["options"]["packages"].split()
-    found = []
+    assert description["options"]["packages"] == "find:"
+    found = find_packages(str(ROOT), include=description["options.packages.find"]["include"].split())
+    held = set()
     for path in tracked("*__init__.py"):
         if path.parts[0] in FOLDERS:
             dotted = ".".join(path.parent.parts)
-            found.append(dotted if path.parts[0] == "unimedvl" else f"unimedvl.{dotted}")
-    assert set(found) <= set(listed)
-    roots = {f"unimedvl.{folder}": folder for folder in FOLDERS[1:]}
-    for name in listed:
-        root = next((root for root in roots if name == root or name.startswith(f"{root}.")), "unimedvl")
-        folder = roots.get(root, "unimedvl") + name.removeprefix(root).replace(".", "/")
-        assert (ROOT / folder / "__init__.py").is_file(), name
+            held.add(dotted if path.parts[0] == "unimedvl" else f"unimedvl.{dotted}")
+    assert set(found) == held
+
+
+@pytest.mark.parametrize("folder", FOLDERS[1:])
+def test_every_folder_of_code_is_a_place_inside_the_package(folder):
+    link = ROOT / "unimedvl" / folder
+    assert link.is_symlink() and link.readlink() == Path("..") / folder
+
+
+def test_a_checkout_without_links_says_what_to_run(tmp_path):
+    """git writes the text of a link into a plain file where it cannot make links."""
+    package = tmp_path / "unimedvl"
+    package.mkdir()
+    for name in ("__init__.py", "version.py"):
+        (package / name).write_bytes((ROOT / "unimedvl" / name).read_bytes())
+    (package / "processing").write_text("../processing")
+    command = [sys.executable, "-c", "import unimedvl"]
+    ran = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert "git config core.symlinks true" in ran.stderr.splitlines()[-1]
 
 
 def test_code_that_travels_is_flat_and_self_contained():
@@ -49,7 +67,7 @@ def test_code_that_travels_is_flat_and_self_contained():
     assert len(names) == len(set(names)) > 10
 
 
-@pytest.mark.parametrize("folder", ["unimedvl", "training", "hub_cards"])
+@pytest.mark.parametrize("folder", [*FOLDERS, "examples"])
 def test_nothing_imports_torchvision_or_flash_attention(folder):
     for path in (ROOT / folder).rglob("*.py"):
         assert not re.search(

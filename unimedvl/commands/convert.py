@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from ..conversion import convert_checkpoint, export_checkpoint
+    from ..checkpoint.conversion import convert_checkpoint, export_checkpoint
 
     names = ("dtype", "max_shard_size", "weights")
     options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}

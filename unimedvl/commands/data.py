@@ -74,14 +74,14 @@ def run(arguments: argparse.Namespace) -> None:
 def _executor(arguments: argparse.Namespace) -> Any:
     import datasets
 
-    from ..processing.unimed5m.pipeline import LocalExecutor, RayExecutor
+    from ..unimed5m.pipeline import LocalExecutor, RayExecutor
 
     datasets.disable_progress_bars()
     return RayExecutor(arguments.ray) if arguments.ray is not None else LocalExecutor(arguments.processes)
 
 
 def _build(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from ..processing.unimed5m.build import build, find_source
+    from ..unimed5m.build import build, find_source
 
     tiers = None if arguments.tiers is None else tuple(tier.strip().upper() for tier in arguments.tiers.split(","))
     if tiers is not None and (unknown := sorted(set(tiers) - set("ABC"))):
@@ -98,13 +98,13 @@ def _build(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def _stats(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from ..processing.unimed5m.stats import describe
+    from ..unimed5m.stats import describe
 
     return describe(arguments.output, arguments.to, samples=arguments.samples, seed=arguments.seed)
 
 
 def _sources(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from ..processing.unimed5m.builders import markdown_table, table_of_sources
+    from ..unimed5m.builders import markdown_table, table_of_sources
 
     rows = table_of_sources()
     if arguments.markdown:

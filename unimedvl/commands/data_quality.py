@@ -113,9 +113,9 @@ def add_quality_commands(commands: Any, add_executor_arguments: Callable[[argpar
 
 
 def run_augment(arguments: argparse.Namespace, executor: Any) -> Result:
-    from ..processing.unimed5m.augment import augment
-    from ..processing.unimed5m.planning import TransformersWriter
-    from ..processing.unimed5m.quality.models import weights_digest
+    from ..unimed5m.augment import augment
+    from ..unimed5m.planning import TransformersWriter
+    from ..unimed5m.quality.models import weights_digest
 
     writer = TransformersWriter(
         arguments.writer, arguments.max_new_tokens, trust_remote_code=arguments.trust_remote_code
@@ -133,10 +133,10 @@ def run_augment(arguments: argparse.Namespace, executor: Any) -> Result:
 
 
 def run_check(arguments: argparse.Namespace, executor: Any) -> Result:
-    from ..processing.unimed5m.quality.alignment import Selection
-    from ..processing.unimed5m.quality.coarse import CoarseFilter
-    from ..processing.unimed5m.quality.control import QualitySettings, quality_control
-    from ..processing.unimed5m.quality.models import ModelPaths, alignment_with
+    from ..unimed5m.quality.alignment import Selection
+    from ..unimed5m.quality.coarse import CoarseFilter
+    from ..unimed5m.quality.control import QualitySettings, quality_control
+    from ..unimed5m.quality.models import ModelPaths, alignment_with
 
     if (arguments.text_encoder is None) != (arguments.image_text_encoder is None):
         raise ValueError("alignment needs both --text-encoder and --image-text-encoder; give both or neither")
@@ -173,7 +173,7 @@ def run_check(arguments: argparse.Namespace, executor: Any) -> Result:
 
 def _default_enforcement(folders: list[Path]) -> str:
     """`unimed-mini` keeps its small images and short answers: they are reported."""
-    from ..processing.unimed5m.shards import build_sources
+    from ..unimed5m.shards import build_sources
 
     sources = build_sources(folders)
     if "unimed-mini" in sources and len(set(sources)) > 1:
@@ -189,7 +189,7 @@ def _named_folder(text: str) -> tuple[str, str]:
 
 
 def run_audit(arguments: argparse.Namespace) -> Result:
-    from ..processing.unimed5m.quality.audit import write_sheet
+    from ..unimed5m.quality.audit import write_sheet
 
     ids = write_sheet(arguments.records, arguments.output, arguments.size, arguments.experts, arguments.seed)
     text = f"{len(ids)} records in {arguments.output}: audit.html and {arguments.experts} score sheets"
@@ -197,7 +197,7 @@ def run_audit(arguments: argparse.Namespace) -> Result:
 
 
 def run_agreement(arguments: argparse.Namespace) -> Result:
-    from ..processing.unimed5m.quality.audit import report
+    from ..unimed5m.quality.audit import report
 
     result = report(arguments.sheets, arguments.out)
     lines = [f"mean quality {_shown(result['mean_quality'])}, alpha {_shown(result['alpha_quality'])}"]
@@ -211,7 +211,7 @@ def _shown(value: float | None) -> str:
 
 
 def run_publish(arguments: argparse.Namespace, executor: Any) -> Result:
-    from ..processing.unimed5m.publish import publish, push_to_hub
+    from ..unimed5m.publish import publish, push_to_hub
 
     embed = tuple(word.strip().lower() for word in arguments.embed.split(",") if word.strip())
     statistics = publish(arguments.records, arguments.output, arguments.name, embed, executor, arguments.public_names)

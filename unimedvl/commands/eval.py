@@ -114,9 +114,9 @@ def _evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | Non
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}.")
     from transformers.utils import logging as transformers_logging
 
+    from ..checkpoint.identity import hub_commit, weights_digest
+    from ..evaluation.distributed import join
     from ..evaluation.harness import Run, evaluate
-    from ..evaluation.identity import hub_commit, weights_digest
-    from ..evaluation.processes import join
     from ..evaluation.report import markdown
     from ..evaluation.visuals import draw_all
 
@@ -176,14 +176,14 @@ def _list_of(text: str | None) -> list[str]:
 
 
 def _default_model() -> str:
-    from ..checkpoint import default_model
+    from ..checkpoint.folder import default_model
 
     return str(default_model())
 
 
 def _predictor(arguments: argparse.Namespace, path: str, benchmarks: list["BenchmarkData"]) -> "Predictor":
-    from ..evaluation.adapters import open_model
     from ..evaluation.baselines import NAMES, Baseline, TrainingSplit
+    from ..evaluation.model_wrappers import open_model
     from ..evaluation.predictions import ModelPredictor
 
     if path.startswith("specialist:"):

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..provenance import check_output_path, save_generated_image
+from ..checkpoint.provenance import check_output_path, save_generated_image
 from .shared import (
     NOTICE,
     add_image_arguments,

@@ -11,7 +11,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
+    from ..checkpoint.folder import Checkpoint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from ..checkpoint import default_model, peek_checkpoint
+    from ..checkpoint.folder import default_model, peek_checkpoint
 
     checkpoint = peek_checkpoint(arguments.model or default_model(), arguments.revision)
     record = describe(checkpoint)
@@ -30,9 +30,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
     """Everything that `unimedvl info` says: numbers of values, bytes on disk, bytes in memory, presets."""
-    from ..checkpoint import count_parts, estimate_memory, part_of, stored_bytes
+    from ..checkpoint.folder import count_parts, estimate_memory, part_of, stored_bytes
     from ..modeling_unimedvl.flow_unimedvl import TASK_PRESETS
-    from ..modeling_unimedvl.published_weights_unimedvl import read_json
+    from ..modeling_unimedvl.upstream_weights_unimedvl import read_json
 
     tensors = checkpoint.tensors
     parts = count_parts(tensors)

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from ..hub_cards.publish import check_folder, push_folder
+    from ..hub_cards.push import check_folder, push_folder
 
     if arguments.dry_run:
         record = {"repo_id": arguments.repo_id, "files": check_folder(arguments.directory), "commit": None}

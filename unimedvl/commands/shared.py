@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..provenance import hash_file
+from ..checkpoint.provenance import hash_file
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..loading import Loaded
+    from ..checkpoint.loading import Loaded
 
 NOTICE = "For research use only: not a medical device, not for diagnosis or treatment."
 
@@ -98,7 +98,7 @@ def load_model(arguments: argparse.Namespace, *, understanding_only: bool = Fals
     """Load the checkpoint that the arguments name, without the libraries' chatter."""
     from transformers.utils import logging as transformers_logging
 
-    from ..loading import load
+    from ..checkpoint.loading import load
 
     transformers_logging.set_verbosity_error()
     if not sys.stderr.isatty():

@@ -1,0 +1,193 @@
+"""A small image autoencoder (diffusers `AutoencoderKL`) trained from scratch on the pictures of the records.
+
+    python -m examples.nano.autoencoder --work WORK --out FOLDER [--steps 4000]
+
+Stride 4 with 4 channels holds as many numbers as FLUX's stride 8 with 16 channels and reaches 27 dB in a minute,
+where stride 8 needs far longer than the time a nano has.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+
+from unimedvl.utils.errors import module_parser, one_line_errors
+
+from .prepare import is_picture_request, picture_of, record_digests, work_records
+from .resumable_loop import EVERY, ResumableSteps
+
+AUTOENCODER_CONFIG = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
+    "block_out_channels": [16, 32, 64],
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "norm_num_groups": 8,
+    "act_fn": "silu",
+    "mid_block_add_attention": False,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+KL_WEIGHT = 1e-4  # of the mean over latent values, against the mean squared error over pixel values in [-1, 1]
+SHAPES = ((64, 64), (64, 64), (64, 64), (64, 48), (48, 64), (64, 40))  # training crops (height, width) in pixels
+MASK_SHARE = 0.1  # share of rendered segmentation masks among the training pictures
+
+
+def pixels(image: Image.Image) -> torch.Tensor:
+    """RGB PIL image to float32 (3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1.0
+
+
+def centre_square(image: Image.Image, side: int) -> Image.Image:
+    """The central square, resized to `side` x `side` pixels (bicubic)."""
+    short = min(image.size)
+    left, top = (image.width - short) // 2, (image.height - short) // 2
+    return image.crop((left, top, left + short, top + short)).resize((side, side), Image.BICUBIC)
+
+
+def random_crop(image: Image.Image, shape: tuple[int, int], random: np.random.Generator) -> Image.Image:
+    """A crop of 70-100 % of the largest rectangle of the aspect of `shape` (height, width), resized to it, mirrored
+    half of the time."""
+    height, width = shape
+    scale = min(image.height / height, image.width / width) * random.uniform(0.7, 1.0)
+    crop_height, crop_width = scale * height, scale * width
+    top = random.uniform(0, image.height - crop_height)
+    left = random.uniform(0, image.width - crop_width)
+    box = (left, top, left + crop_width, top + crop_height)
+    crop = image.resize((width, height), Image.BICUBIC, box=box)
+    return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if random.random() < 0.5 else crop
+
+
+def initialize(autoencoder: AutoencoderKL) -> None:
+    """Start every residual branch at zero and keep the variance through the other convolutions.
+
+    The short runs of a nano gain 1.8 dB over PyTorch's default, which shrinks the signal at every layer.
+    """
+    for name, module in autoencoder.named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+            if name.endswith("conv2"):
+                torch.nn.init.zeros_(module.weight)
+            else:
+                torch.nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+            torch.nn.init.zeros_(module.bias)
+
+
+def read_pictures(work: Path, split: str) -> tuple[list[Image.Image], list[Image.Image]]:
+    """The pictures of the records and the masks among them.
+
+    Raises:
+        ValueError: where there is no picture.
+    """
+    pictures, masks = [], []
+    for record in work_records(work, split):
+        if record.sub_task_type == "segmentation":
+            masks.append(picture_of(record))
+        elif record.sub_task_type in ("cross_modal", "virtual_staining") or is_picture_request(record):
+            pictures.append(picture_of(record))
+    if not pictures:
+        raise ValueError(f"{work} holds no picture of its {split} part: build more records.")
+    return pictures, masks
+
+
+def reconstruction_psnr(autoencoder: AutoencoderKL, pictures: Sequence[Image.Image], side: int = 64) -> float:
+    """Mean RGB PSNR in dB over the central squares of the pictures, 8-bit range, latents at their mode."""
+    ratios = []
+    for start in range(0, len(pictures), 32):
+        batch = torch.stack([pixels(centre_square(picture, side)) for picture in pictures[start : start + 32]])
+        with torch.no_grad():
+            decoded = autoencoder.decode(autoencoder.encode(batch).latent_dist.mode()).sample.clamp(-1, 1)
+        error = (decoded - batch).square().mean(dim=(1, 2, 3)) / 4.0
+        ratios.append(-10.0 * torch.log10(error))
+    return torch.cat(ratios).mean().item()
+
+
+def train_autoencoder(
+    work: Path,
+    folder: str | Path,
+    steps: int = 4000,
+    batch_size: int = 8,
+    learning_rate: float = 1.5e-3,
+    seed: int = 0,
+    config: dict | None = None,
+) -> tuple[AutoencoderKL, dict]:
+    """Train for `steps`, from the last checkpoint in `folder` on, and save there; returns the autoencoder and its
+    record (steps, seconds, PSNR in dB).
+
+    The loss is the mean squared error plus a tenth of the mean absolute error plus `KL_WEIGHT` times the KL term;
+    afterwards `scaling_factor` and `shift_factor` are set so that the training latents have mean 0 and variance 1
+    (one number each for all channels, as in FLUX).
+    """
+    pictures, masks = read_pictures(work, "train")
+    held_out, _ = read_pictures(work, "validation")
+    torch.manual_seed(seed)
+    random = np.random.default_rng(seed)
+    config = config or AUTOENCODER_CONFIG
+    autoencoder = AutoencoderKL(**config).to(memory_format=torch.channels_last)
+    initialize(autoencoder)
+    optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
+    settings = {"batch": batch_size, "rate": learning_rate, "seed": seed, "network": config, **record_digests(work)}
+    course = ResumableSteps(folder, steps, autoencoder, optimizer, schedule, random, settings)
+    for step in course:
+        shape = SHAPES[random.integers(len(SHAPES))]
+        batch = []
+        for _ in range(batch_size):
+            pool = masks if masks and random.random() < MASK_SHARE else pictures
+            batch.append(pixels(random_crop(pool[int(random.integers(len(pool)))], shape, random)))
+        batch = torch.stack(batch).contiguous(memory_format=torch.channels_last)
+        posterior = autoencoder.encode(batch).latent_dist
+        error = autoencoder.decode(posterior.sample()).sample - batch
+        divergence = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).mean()
+        loss = error.square().mean() + 0.1 * error.abs().mean() + KL_WEIGHT * divergence
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(autoencoder.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % EVERY == 0:
+            print(
+                f"autoencoder {step}/{steps}  loss {loss.item():.4f}  mse {error.square().mean().item():.5f}  "
+                f"kl {divergence.item():.2f}  {course.seconds:.0f} s, {course.seconds_left(step):.0f} s left",
+                flush=True,
+            )
+    seconds = course.seconds
+    autoencoder.eval()
+    scale_latents(autoencoder, pictures)
+    record = {"steps": steps, "seconds": seconds, "psnr": reconstruction_psnr(autoencoder, held_out)}
+    print(f"autoencoder: {record['psnr']:.2f} dB on {len(held_out)} held-out pictures", flush=True)
+    autoencoder.to(memory_format=torch.contiguous_format).save_pretrained(folder)
+    return autoencoder, record
+
+
+def scale_latents(autoencoder: AutoencoderKL, pictures: Sequence[Image.Image], side: int = 64) -> None:
+    """Set `scaling_factor` and `shift_factor` from the latents of about 1024 pictures spread over the data."""
+    chosen = pictures[:: max(1, len(pictures) // 1024)]
+    latents = []
+    for start in range(0, len(chosen), 32):
+        batch = torch.stack([pixels(centre_square(picture, side)) for picture in chosen[start : start + 32]])
+        with torch.no_grad():
+            latents.append(autoencoder.encode(batch).latent_dist.sample())
+    values = torch.cat(latents)
+    autoencoder.register_to_config(scaling_factor=1.0 / values.std().item(), shift_factor=values.mean().item())
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = module_parser(__doc__)
+    parser.add_argument("--work", required=True, help="folder that `prepare` has filled")
+    parser.add_argument("--out", required=True, help="folder of the autoencoder")
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    with one_line_errors(parser, arguments.debug):
+        _, record = train_autoencoder(Path(arguments.work), arguments.out, arguments.steps, seed=arguments.seed)
+        (Path(arguments.out) / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Sheets of pictures that a nano makes: from words (`--kind words`) or from pictures (`--kind edits`).
+
+    python -m examples.nano.contact_sheets --model CHECKPOINT --out FILE.png
+    python -m examples.nano.contact_sheets --model CHECKPOINT --out FILE.png --kind edits --work WORK [--with-inputs]
+
+A sheet holds generated images only, one row for each prompt or kind of edit; edits follow their inputs closely. With
+`--with-inputs` what was edited and what was to be made stand above each row; such a sheet shows pictures of the data
+sets and is not for publishing.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from unimedvl.unimed5m.schema import Record
+from unimedvl.utils.errors import module_parser, one_line_errors
+
+from .evaluate import Nano, question_of, seen
+from .prepare import work_records
+
+PROMPTS = (
+    "A chest X-ray",
+    "A frontal chest radiograph, labelled pneumonia",
+    "A CT image of chest",
+    "A brain MRI, labelled glioma tumor",
+    "A brain MRI, labelled no tumor",
+    "A T2 brain MRI",
+    "An MRI image of hippocampus",
+    "An ultrasound image of fetal head",
+    "A colonoscopy image, labelled polyp",
+    "An H&E histopathology image, lung, labelled lung adenocarcinoma",
+    "An H&E histopathology image, lung, labelled benign lung tissue",
+    "A blood smear light microscopy image",
+)
+# Caption, task, part of the training split ("validation": held out from training), and what `extra` must hold.
+EDITS: tuple[tuple[str, str, str, dict[str, str]], ...] = (
+    (
+        "Counterfactual, synthetic pairs: a lesion added (held out)",
+        "counterfactual",
+        "validation",
+        {"change": "added"},
+    ),
+    (
+        "Counterfactual, synthetic pairs: removed (held out)",
+        "counterfactual",
+        "validation",
+        {"change": "removed"},
+    ),
+    ("Virtual staining, bladder (trained on)", "virtual_staining", "train", {}),
+    ("Between MRI sequences, to FLAIR (trained on)", "cross_modal", "train", {"target": "FLAIR"}),
+    ("Segmentation of polyps (held out)", "segmentation", "validation", {"target": "polyp"}),
+    ("Segmentation of fetal heads (held out)", "segmentation", "validation", {"target": "fetal head"}),
+)
+COLUMNS, SCALE, CAPTION, MARGIN = 8, 2, 18, 4
+
+
+def draw_rows(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
+    """A sheet with a caption above each row of pictures."""
+    side = max(max(picture.size) for _, pictures in rows for picture in pictures) * SCALE
+    height = CAPTION + side + MARGIN
+    sheet = Image.new("RGB", (MARGIN + COLUMNS * (side + MARGIN), len(rows) * height), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (caption, pictures) in enumerate(rows):
+        pen.text((MARGIN, number * height + 3), caption, fill="black")
+        for column, picture in enumerate(pictures):
+            place = (MARGIN + column * (side + MARGIN), number * height + CAPTION)
+            size = (picture.width * SCALE, picture.height * SCALE)
+            sheet.paste(picture.resize(size, Image.Resampling.NEAREST), place)
+    return sheet
+
+
+def contact_sheet(nano: Nano, seed: int = 0) -> Image.Image:
+    """One row of generated pictures for each of `PROMPTS`."""
+    made = nano.draw([prompt for prompt in PROMPTS for _ in range(COLUMNS)], "t2i", seed=seed)
+    return draw_rows([(prompt, made[n * COLUMNS : (n + 1) * COLUMNS]) for n, prompt in enumerate(PROMPTS)])
+
+
+def _fits(record: Record, task: str, wanted: dict[str, str]) -> bool:
+    if record.sub_task_type != task:
+        return False
+    extra = json.loads(record.extra)
+    return all(extra.get(name) == value for name, value in wanted.items())
+
+
+def edit_sheet(nano: Nano, work: Path, with_inputs: bool = False, seed: int = 0) -> Image.Image:
+    """One row of generated pictures for each of `EDITS` that the records of `work` hold.
+
+    Args:
+        work: folder that `prepare` has filled.
+        with_inputs: also show what was edited and what was to be made.
+    """
+    records = {split: list(work_records(work, split)) for split in ("train", "validation")}
+    rows: list[tuple[str, Sequence[Image.Image]]] = []
+    for caption, task, split, wanted in EDITS:
+        fitting = [record for record in records[split] if _fits(record, task, wanted)]
+        chosen = fitting[:: max(1, len(fitting) // COLUMNS)][:COLUMNS]
+        if not chosen:
+            continue
+        inputs = [seen(record.input_img[0]) for record in chosen]
+        made = nano.draw([question_of(record) for record in chosen], task, inputs, seed)
+        if with_inputs:
+            rows.append((f"{caption}: input", inputs))
+            rows.append((f"{caption}: to be made", [seen(record.output_img[0]) for record in chosen]))
+        rows.append((caption, made))
+    if not rows:
+        raise ValueError(f"{work} holds no record of an edit.")
+    return draw_rows(rows)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = module_parser(__doc__)
+    parser.add_argument("--model", required=True, help="checkpoint folder")
+    parser.add_argument("--out", required=True, help="the sheet (PNG)")
+    parser.add_argument("--kind", choices=["words", "edits"], default="words")
+    parser.add_argument("--work", help="work folder of `prepare`, for edits")
+    parser.add_argument(
+        "--with-inputs", action="store_true", help="show the data sets' pictures too; not for publishing"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    if arguments.kind == "edits" and not arguments.work:
+        parser.error("give the folder of the records with --work")
+    with one_line_errors(parser, arguments.debug):
+        if Path(arguments.out).suffix != ".png":
+            raise ValueError(f"{arguments.out} is no name of a PNG: choose one that ends in .png.")
+        nano = Nano(arguments.model)
+        Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
+        if arguments.kind == "words":
+            sheet = contact_sheet(nano, arguments.seed)
+        else:
+            sheet = edit_sheet(nano, Path(arguments.work), arguments.with_inputs, arguments.seed)
+        sheet.save(arguments.out)
+
+
+if __name__ == "__main__":
+    main()

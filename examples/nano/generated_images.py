@@ -1,0 +1,203 @@
+"""Pictures that the nano makes from text alone: are they recognised, and are they new?
+
+The judge is a small convolutional network of its own, trained on the real pictures of the training split to name their
+captions; it shares nothing with the nano.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from unimedvl.processing.image_processing_unimedvl import pixels_from_image
+from unimedvl.unimed5m.schema import Record
+
+from .intervals import share
+from .model import SIDE
+from .prepare import ARTICLES, is_picture_request, small
+from .vision import CANVAS, Pictures, pictures_of, read_pictures, views
+
+if TYPE_CHECKING:
+    from .evaluate import Nano
+
+MODALITIES = ("CXR", "CT", "MRI", "US", "HIS", "ENDO")
+CLASS_PROMPTS = {
+    "nih-chestxray14-subset": "a frontal chest radiograph, labelled {label}",
+    "lc25000-lung": "an H&E histopathology image, lung, labelled {label}",
+    "brain-tumor-classification": "a brain MRI, labelled {label}",
+}
+PER_MODALITY, PER_CLASS = 24, 16
+JUDGE_STEPS = 1500
+CLOSE = 5.0  # percentile of real validation pictures' distances to training pictures
+
+
+def make_judge(captions: int) -> nn.Module:
+    """Scores (N, captions) of pictures (N, 3, SIDE, SIDE) in [-1, 1]."""
+    layers: list[nn.Module] = []
+    widths = (3, 24, 48, 96, 128)
+    for number, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        layers += [nn.Conv2d(before, after, 3, stride=1 if number == 0 else 2, padding=1), nn.GroupNorm(8, after)]
+        layers += [nn.ReLU()]
+    layers += [nn.Conv2d(128, 128, 3, padding=1), nn.GroupNorm(8, 128), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, captions))
+
+
+def train_judge(train: Pictures, captions: int, steps: int, batch: int = 32, seed: int = 1) -> nn.Module:
+    """Train on random views of the training pictures."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    judge = make_judge(captions).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.1)
+    for _ in range(steps):
+        index = torch.multinomial(train.rarity, batch, replacement=True, generator=generator)
+        images = views(train, index, generator).contiguous(memory_format=torch.channels_last)
+        loss = F.cross_entropy(judge(images), train.captions[index], label_smoothing=0.05)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return judge.eval()
+
+
+def load_judge(work: Path) -> tuple[nn.Module, Pictures, list[str]]:
+    """The judge, the training pictures, and their captions; a judge is trained once for each work folder."""
+    names: list[str] = []
+    train = read_pictures(work, "train", names)
+    path = work / "judge.safetensors"
+    if not path.is_file():
+        save_model(train_judge(train, len(names), JUDGE_STEPS), str(path))
+    judge = make_judge(len(names))
+    load_model(judge, path)
+    return judge.eval(), train, names
+
+
+@torch.no_grad()
+def judged(judge: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Number of the caption that each picture gets."""
+    return torch.cat([judge(part).argmax(dim=1) for part in images.split(64)])
+
+
+def as_views(images: Sequence[Image.Image]) -> torch.Tensor:
+    """Generated pictures (N, 3, SIDE, SIDE) in [-1, 1]."""
+    assert all(image.size == (SIDE, SIDE) for image in images)
+    return torch.stack([torch.from_numpy(pixels_from_image(image.convert("RGB")).copy()) for image in images])
+
+
+def nearest(images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Root mean square distance, in grey levels of 255, of each picture to the nearest of others."""
+    flat, pool = images.flatten(1), others.flatten(1)
+    distances = torch.cat([torch.cdist(part, pool).min(dim=1).values for part in flat.split(64)])
+    return distances / flat.shape[1] ** 0.5 * 127.5
+
+
+def caption_label(name: str, labels: Sequence[str]) -> str:
+    """The label that a caption ends with, the longest that fits."""
+    fitting = [label for label in labels if name.endswith(label)]
+    return max(fitting, key=len, default="")
+
+
+def made_pictures(nano: "Nano", records: Sequence[Record], work: Path, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """Recognition by modality and by class, and how close generated pictures come to training pictures."""
+    judge, train, names = load_judge(work)
+    chosen = [record for record in records if is_picture_request(record)]
+    fits = [max(p.width, p.height) <= CANVAS for p in (record.output_img[0] for record in chosen)]
+    reals = pictures_of([r if fit else small(r) for r, fit in zip(chosen, fits, strict=True)], names)
+    known = len(judge[-1].bias)  # type: ignore[index, arg-type]
+    shown = torch.cat([views(reals, index, None) for index in torch.arange(len(chosen)).split(64)])
+    verdicts = judged(judge, shown)
+    kinds = {number: train.modalities[place] for place, number in enumerate(train.captions.tolist())}
+    train_views = torch.cat([views(train, index, None) for index in torch.arange(len(train.captions)).split(256)])
+
+    results: dict[str, dict[str, Any]] = {}
+    real_hits = [kinds[verdict] == kind for verdict, kind in zip(verdicts.tolist(), reals.modalities, strict=True)]
+    prompts, wanted = [], []
+    for modality in MODALITIES:
+        article = ARTICLES[modality]
+        prompts += [article[0].upper() + article[1:]] * PER_MODALITY
+        wanted += [modality] * PER_MODALITY
+    made = as_views(nano.draw(prompts, "t2i", seed=seed))
+    hits = [kinds[verdict] == kind for verdict, kind in zip(judged(judge, made).tolist(), wanted, strict=True)]
+    by_modality = {
+        kind: sum(hit for hit, other in zip(hits, wanted, strict=True) if other == kind) / PER_MODALITY
+        for kind in MODALITIES
+    }
+    results["text to image: modality recognised"] = share(hits) | {
+        "real pictures": share(real_hits),
+        "by modality": by_modality,
+    }
+    images, asked = _class_pictures(nano, chosen, seed + 1000)
+    labels = sorted({label for _, label in asked})
+    verdict_labels = [caption_label(names[verdict], labels) for verdict in judged(judge, images).tolist()]
+    class_hits = [verdict == label for verdict, (_, label) in zip(verdict_labels, asked, strict=True)]
+    of_class = [place for place, record in enumerate(chosen) if record.dataset in CLASS_PROMPTS]
+    real_class = [int(verdicts[place]) == int(reals.captions[place]) for place in of_class]
+    ratio = (sum(class_hits) / len(class_hits)) / max(sum(real_class) / max(len(real_class), 1), 1e-9)
+    results["text to image: class recognised"] = share(class_hits) | {
+        "real pictures": share(real_class),
+        "ratio to real": ratio,
+        "ratio interval": _ratio_interval(class_hits, real_class),
+        "by class": {
+            label: sum(hit for hit, (_, other) in zip(class_hits, asked, strict=True) if other == label) / PER_CLASS
+            for label in labels
+        },
+    }
+    results["text to image: closer to training pictures than 5 % of real ones"] = _closeness(
+        torch.cat([made, images]),
+        [*wanted, *("HIS" if source == "lc25000-lung" else _modality_of(source) for source, _ in asked)],
+        (shown, reals.modalities),
+        (train_views, train.modalities),
+    )
+    assert known <= len(names)
+    return results
+
+
+def _modality_of(source: str) -> str:
+    return {"nih-chestxray14-subset": "CXR", "brain-tumor-classification": "MRI", "lc25000-lung": "HIS"}[source]
+
+
+def _class_pictures(nano: "Nano", records: Sequence[Record], seed: int) -> tuple[torch.Tensor, list[tuple[str, str]]]:
+    prompts, asked = [], []
+    for source, template in CLASS_PROMPTS.items():
+        found = {json.loads(record.extra).get("label", "") for record in records if record.dataset == source}
+        for label in sorted(found - {""}):
+            prompts += [f"Generate an image: {template.format(label=label)}."] * PER_CLASS
+            asked += [(source, label)] * PER_CLASS
+    return as_views(nano.draw(prompts, "t2i", seed=seed)), asked
+
+
+def _ratio_interval(made: Sequence[bool], real: Sequence[bool], draws: int = 4000, seed: int = 0) -> list[float]:
+    generator = numpy.random.default_rng(seed)
+    top, bottom = numpy.asarray(made, dtype=float), numpy.asarray(real, dtype=float)
+    over = top[generator.integers(len(top), size=(draws, len(top)))].mean(axis=1)
+    under = bottom[generator.integers(len(bottom), size=(draws, len(bottom)))].mean(axis=1)
+    low, high = numpy.percentile(over / numpy.maximum(under, 1e-9), [2.5, 97.5])
+    return [float(low), float(high)]
+
+
+def _closeness(
+    made: torch.Tensor,
+    kinds: Sequence[str],
+    real: tuple[torch.Tensor, Sequence[str]],
+    train: tuple[torch.Tensor, Sequence[str]],
+) -> dict[str, Any]:
+    """Share of generated pictures nearer to a training picture of their modality than the nearest 5 % of real ones."""
+    close: list[bool] = []
+    means: dict[str, list[float]] = {}
+    for kind in sorted(set(kinds)):
+        pool = train[0][torch.tensor([other == kind for other in train[1]])]
+        of_kind = torch.tensor([other == kind for other in real[1]])
+        if not bool(of_kind.any()):
+            continue
+        real_distances = nearest(real[0][of_kind], pool)
+        distances = nearest(made[torch.tensor([other == kind for other in kinds])], pool)
+        close += (distances < numpy.percentile(real_distances.numpy(), CLOSE)).tolist()
+        means[kind] = [float(distances.mean()), float(real_distances.mean())]
+    return share(close) | {"mean distance, generated and real, in grey levels": means}

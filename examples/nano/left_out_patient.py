@@ -1,0 +1,106 @@
+"""Translation between MRI sequences of a patient that the model has not seen: two runs, each without one of two.
+
+    python -m examples.nano.left_out_patient --work WORK --out OUT
+
+WORK is what `examples.nano.prepare` and `examples.nano.vision` have made. A common run learns super-resolution from
+other sources; then each patient's run learns translation from the other patient (`recipes/left-out-patient`).
+Compared with the best map from grey level to grey level, fitted on the same slices that the run learnt from. A stopped
+run goes on where it was. The autoencoder was trained on single slices of both patients, the ViT on their captions and
+on masks of other sources; no pair of the left-out patient was seen by any part.
+"""
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy
+from PIL import Image
+
+from unimedvl.training.run import run
+from unimedvl.unimed5m.schema import Record, to_table
+from unimedvl.unimed5m.shards import write_json, write_table
+from unimedvl.utils.errors import module_parser, one_line_errors
+
+from .evaluate import Nano, average, psnr, question_of, rgb, seen
+from .model import EDITING, RECIPES, SIDE
+from .prepare import keep_start, shard_of, work_records
+
+# Neither patient has both kinds of T1 beside T2: any of them counts.
+TRANSLATIONS = (("T2", "FLAIR"), ("T1", "T2"))
+
+
+def of_kind(records: Iterable[Record], origin: str, target: str) -> list[Record]:
+    """Those from one sequence, with or without contrast, to another."""
+    stated = ((record, json.loads(record.extra)) for record in records)
+    return [record for record, extra in stated if extra["origin"].startswith(origin) and extra["target"] == target]
+
+
+def grey(image: Image.Image) -> numpy.ndarray:
+    return numpy.asarray(image.convert("L"))
+
+
+def grey_level_map(records: Sequence[Record]) -> numpy.ndarray:
+    """For each of 256 grey levels the mean grey level at the same places of the results, float64 (256,); levels that
+    do not occur are interpolated."""
+    total, count = numpy.zeros(256), numpy.zeros(256)
+    for record in records:
+        source, result = (grey(seen(pictures[0])).ravel() for pictures in (record.input_img, record.output_img))
+        total += numpy.bincount(source, weights=result, minlength=256)
+        count += numpy.bincount(source, minlength=256)
+    levels = numpy.flatnonzero(count)
+    return numpy.interp(numpy.arange(256), levels, total[levels] / count[levels])
+
+
+def score(model: Path, learnt: Sequence[Record], left_out: Sequence[Record]) -> dict[str, dict]:
+    """PSNR of the model and of the grey-level map for each translation, over the left-out patient's slices."""
+    nano, results = Nano(str(model), EDITING), {}
+    for origin, target in TRANSLATIONS:
+        chosen, table = of_kind(left_out, origin, target), grey_level_map(of_kind(learnt, origin, target))
+        truths = [seen(record.output_img[0]) for record in chosen]
+        made = nano.draw([question_of(r) for r in chosen], "cross_modal", [rgb(r.input_img[0]) for r in chosen])
+        mapped = [
+            Image.fromarray(table[grey(seen(record.input_img[0]))].round().astype(numpy.uint8)).convert("RGB")
+            for record in chosen
+        ]
+        own, other = ([psnr(a, b) for a, b in zip(images, truths, strict=True)] for images in (made, mapped))
+        results[f"{origin} -> {target}"] = {
+            "nano": average(own),
+            "grey-level map": average(other),
+            "gain": average([first - second for first, second in zip(own, other, strict=True)]),
+        }
+    return results
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = module_parser(__doc__)
+    parser.add_argument("--work", required=True, help="work folder of `examples.nano.prepare`")
+    parser.add_argument("--out", required=True, help="folder of the runs and the results")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with one_line_errors(parser, arguments.debug):
+        work, out = Path(arguments.work).resolve(), Path(arguments.out).resolve()
+        keep_start(work, out)
+        found = [record for record in work_records(work, "train") if record.sub_task_type == "cross_modal"]
+        if len({record.group_id for record in found}) < 2:
+            raise ValueError(f"{work} holds translations of fewer than two patients: build records of `cross_modal`.")
+        common = run(
+            RECIPES / "left-out-patient" / "common.yaml",
+            [f"model={work / 'start'}", f"output_dir={out / 'common'}", f"data.path={work / 'records'}"],
+        )
+        results = {}
+        for patient in sorted({record.group_id for record in found}):
+            learnt = [record for record in found if record.group_id != patient]
+            name = patient.rpartition(":")[2]
+            folder = out / f"without-{name}"
+            (folder / "records" / "data").mkdir(parents=True, exist_ok=True)
+            write_table(shard_of(folder / "records", "train"), to_table(learnt))
+            overrides = [f"model={common}", f"output_dir={folder / 'run'}", f"data.path={folder / 'records'}"]
+            model = run(RECIPES / "left-out-patient" / "patient.yaml", overrides)
+            results[name] = score(model, learnt, [record for record in found if record.group_id == patient])
+            print(name, json.dumps(results[name]), flush=True)
+        write_json(out / "results.json", {"side": SIDE, "left out": results})
+
+
+if __name__ == "__main__":
+    main()

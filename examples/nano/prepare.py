@@ -1,0 +1,370 @@
+"""What the nano's curriculum starts from: its records, its tokenizer and a checkpoint of untrained weights.
+
+    python -m examples.nano.prepare --records BUILT --out WORK --autoencoder FOLDER [--vision FOLDER]
+
+BUILT holds the records of `unimedvl data build --source unimed-mini`. WORK receives `records` (small pictures, short
+answers; `train` and, as its `validation` split, the part of BUILT's training split that is held out by group for
+choices), `tokenizer`, and `start`, the first stage's checkpoint. BUILT's validation split is never read.
+"""
+
+import hashlib
+import io
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy
+import pyarrow.parquet as parquet
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors.torch import load_model
+from transformers import AutoTokenizer
+
+from unimedvl.checkpoint.loading import load
+from unimedvl.checkpoint.provenance import hash_file
+from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
+from unimedvl.modeling_unimedvl.upstream_layout_unimedvl import default_generation_config
+from unimedvl.modeling_unimedvl.upstream_weights_unimedvl import read_json
+from unimedvl.processing.image_processing_unimedvl import reference_size
+from unimedvl.unimed5m import tasks
+from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Picture, Record, Turn, from_table, to_table
+from unimedvl.unimed5m.shards import batches, shard_paths, write_json, write_table
+from unimedvl.unimed5m.task_images import drawn_picture, pixels_of
+from unimedvl.utils.errors import module_parser, one_line_errors
+
+from .model import (
+    SIDE,
+    UNIT,
+    VISION_FILE,
+    build_config,
+    build_processor,
+    image_transform,
+    initialise_attention,
+    initialise_vision,
+    nano_presets,
+)
+from .tokenizer import train_tokenizer
+
+# The demonstrations show pictures from these, so no nano checkpoint may have seen them.
+EXCLUDED_SOURCES = ("skimage", "mni152-2009a")
+TIERS = ("A", "B")
+# Room for crops: pictures are kept larger than the model reads them by this factor.
+MARGIN = 1.375
+# One in so many groups of a source is held out for choices; sources of few groups are needed whole.
+HELD_OUT_SHARE = 16
+FEWEST_GROUPS = 25
+# All questions about one picture are also asked in a row, in so many orders, at most so many in each.
+CONVERSATION_ORDERS = 3
+LONGEST_CONVERSATION = 8
+ASKED_TASKS = ("modality", "diagnosis", "vqa", "caption")
+SUPER_RESOLUTION = 4
+
+MODALITY_QUESTIONS = (
+    "What imaging modality is this?",
+    "Which imaging modality is shown?",
+    "What kind of image is this?",
+    "Which modality was used?",
+    "Name the imaging modality.",
+    "What is the modality of this image?",
+)
+ARTICLES = {"CXR": "a chest X-ray", "CT": "a CT image", "MRI": "an MRI image", "US": "an ultrasound image"}
+ARTICLES |= {"HIS": "a microscopy image", "ENDO": "an endoscopy image", "OCT": "an OCT image"}
+# Labels that describe an acquisition or count cells; a request for a picture does not name them.
+UNNAMED_LABELS = ("bccd", "tcga-lung-ct")
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
+
+
+def small_picture(picture: Picture, factor: float) -> Picture:
+    """The picture with `factor` times the sides that the model reads, as PNG."""
+    if not picture.width:
+        raise ValueError(f"{picture.path} has no size: build the records again.")
+    width, height = reference_size(picture.width, picture.height, **image_transform(UNIT))
+    image = Image.fromarray(pixels_of(picture))
+    image = image.resize((round(width * factor), round(height * factor)), Image.Resampling.BICUBIC)
+    return drawn_picture(numpy.asarray(image), f"{picture.path}.{factor:g}.png")
+
+
+def small(record: Record, factor: float = MARGIN) -> Record:
+    """The record with small pictures."""
+    shrunk = {name: tuple(small_picture(item, factor) for item in getattr(record, name)) for name in IMAGES}
+    return record.replace(**shrunk)
+
+
+IMAGES = ("input_img", "output_img")
+
+
+def _origin(record: Record, extra: dict) -> tasks.Origin:
+    return tasks.Origin(
+        dataset=record.dataset,
+        original_id=extra["source_id"],
+        group_id=record.group_id,
+        split=record.split,
+        modality=record.modality,
+        license=record.license,
+        redistributable=record.redistributable,
+        provenance=record.provenance,
+        description=extra["submodality"].partition(" (")[0].partition(",")[0],
+        license_tier=record.license_tier,
+        extra={name: extra[name] for name in ("source_id", "anatomy", "label") if name in extra},
+    )
+
+
+def _answered(record: Record, answer: str) -> Record:
+    return record.replace(message=(*record.message[:-1], Turn("gpt", answer)))
+
+
+def plain_prompt(record: Record, extra: dict) -> str:
+    """A request as people type it: the modality, or the modality with what is seen."""
+    phrase = ARTICLES[record.modality]
+    label = "" if record.dataset in UNNAMED_LABELS else extra.get("label", "").partition(";")[0]
+    subject = label or extra.get("anatomy", "")
+    if record.dataset == "tcia-brain-tumor-progression":
+        phrase, subject = f"a {label} brain MRI", ""
+    kind = _number(f"prompt/{record.id}") % 4
+    if kind == 0 or not subject:
+        text = phrase
+    else:
+        text = f"{phrase} {('showing', 'of', 'with')[kind - 1]} {subject}"
+    return text[0].upper() + text[1:] if _number(record.id) % 2 else text
+
+
+def nano_records(record: Record) -> Iterator[Record]:
+    """What the nano learns from one built record: small pictures and answers of few words.
+
+    Answers of labels and of yes-or-no questions are the label and the word alone, images are made without a sentence
+    beside them. Every picture with a stated modality also becomes a question for it, a request in plain words, and a
+    pair for super-resolution at the nano's own size (the built pairs are sharper than the nano can see).
+    """
+    extra = json.loads(record.extra)
+    task = record.sub_task_type
+    if task in ("super_resolution", "restoration", "report"):
+        return
+    shrunk = small(record)
+    if task == "diagnosis":
+        yield _answered(shrunk, extra["label"])
+    elif task == "vqa" and "answer" in extra:
+        yield _answered(shrunk, str(extra["answer"]))
+    elif task in ("segmentation", "cross_modal", "virtual_staining"):
+        yield _answered(shrunk, IMAGE_PLACEHOLDER)
+    elif task == "text_to_image":
+        yield _answered(shrunk, IMAGE_PLACEHOLDER)
+        yield from _pictured(record, shrunk, extra)
+    else:
+        yield shrunk
+
+
+def _pictured(record: Record, shrunk: Record, extra: dict) -> Iterator[Record]:
+    plain = (Turn("human", plain_prompt(record, extra)), Turn("gpt", IMAGE_PLACEHOLDER))
+    yield shrunk.replace(id=f"{record.id}-plain", message=plain)
+    origin = _origin(record, extra)
+    (picture,) = shrunk.output_img
+    asked = tasks.acquisition(origin, picture, "imaging modality", tasks.MODALITY_NAMES[record.modality])
+    question = asked.message[0].value
+    number = _number(f"modality/{record.id}")
+    if number % 2:
+        question = f"{IMAGE_PLACEHOLDER}\n{MODALITY_QUESTIONS[number // 2 % len(MODALITY_QUESTIONS)]}"
+    answer = tasks.MODALITY_NAMES[record.modality]
+    message = (Turn("human", question), Turn("gpt", answer))
+    # The built question of one image in three has the id of this one; a name of its own keeps ids unique.
+    yield asked.replace(id=f"{asked.id}-modality", sub_task_type="modality", message=message)
+    exact = small(record, 1.0).output_img[0]
+    sharpened = tasks.super_resolution(origin, exact, SUPER_RESOLUTION, "bicubic")
+    yield _answered(sharpened, IMAGE_PLACEHOLDER)
+
+
+def conversations(records: list[Record], orders: int = CONVERSATION_ORDERS) -> Iterator[Record]:
+    """All questions about one picture in one record, in several orders: most tokens of a question are its picture's.
+
+    Args:
+        records: those of one picture, each of one question and its answer.
+        orders: records to make; one for a single question would repeat it.
+    """
+    if len(records) < 2:
+        return
+    for order in range(orders):
+        draw = numpy.random.default_rng(_number(f"{records[0].id}/{order}"))
+        chosen = [records[index] for index in draw.permutation(len(records))][:LONGEST_CONVERSATION]
+        turns = [
+            Turn(turn.role, turn.value.replace(IMAGE_PLACEHOLDER, "").strip()) for r in chosen for turn in r.message
+        ]
+        turns[0] = Turn("human", f"{IMAGE_PLACEHOLDER}\n{turns[0].value}")
+        yield records[0].replace(
+            id=f"{records[0].id}-conversation-{order}", sub_task_type="conversation", message=tuple(turns)
+        )
+
+
+def _held_out(record: Record, groups: dict[str, set[str]]) -> bool:
+    if len(groups[record.dataset]) < FEWEST_GROUPS:
+        return False
+    return _number(f"held out/{record.dataset}/{record.group_id}") % HELD_OUT_SHARE == 0
+
+
+def read_records(folder: str | Path, split: str) -> Iterator[Record]:
+    """The built records of a split that a nano may see, or be asked about."""
+    for path in shard_paths(folder):
+        for table in batches(path):
+            for row in table.to_pylist():
+                wanted = row["split"] == split and row["license_tier"] in TIERS
+                if wanted and row["dataset"] not in EXCLUDED_SOURCES:
+                    yield Record.from_row(row)
+
+
+def shard_of(records: Path, split: str) -> Path:
+    """The one file of a split of the nano's records."""
+    return records / "data" / f"{split}-00000-of-00001.parquet"
+
+
+def work_records(work: Path, split: str) -> Iterator[Record]:
+    """What `prepare` has written: "train", or "validation", the part of the training split that no training saw.
+
+    Raises:
+        ValueError: where it has written nothing.
+    """
+    shard = shard_of(work / "records", split)
+    if not shard.is_file():
+        raise ValueError(f"{work} holds no records of a nano: run `python -m examples.nano.prepare` first.")
+    for table in batches(shard):
+        yield from from_table(table)
+
+
+def record_digests(work: Path) -> dict[str, str]:
+    """SHA-256 of what `prepare` has written, by split."""
+    return {split: hash_file(shard_of(work / "records", split)) for split in ("train", "validation")}
+
+
+def is_picture_request(record: Record) -> bool:
+    """Whether this is the one record of a picture that states what it shows: its built request."""
+    return record.sub_task_type == "text_to_image" and not record.id.endswith("-plain")
+
+
+def keep_start(work: Path, out: Path) -> None:
+    """Make `out` and note there which untrained checkpoint its runs start from.
+
+    Raises:
+        ValueError: if there is none, or if runs in `out` started from another.
+    """
+    start = work / "start" / "model.safetensors"
+    if not start.is_file():
+        raise ValueError(
+            f"{work} holds no untrained checkpoint: run `python -m examples.nano.prepare` with --autoencoder first."
+        )
+    digest, noted = hash_file(start), out / "start.json"
+    out.mkdir(parents=True, exist_ok=True)
+    if not any(out.iterdir()):
+        write_json(noted, {"sha256": digest})
+    elif not noted.is_file():
+        raise ValueError(f"{out} holds other files, or runs of an unknown start: choose an empty --out.")
+    elif read_json(noted)["sha256"] != digest:
+        raise ValueError(
+            f"The runs in {out} started from another checkpoint than {work / 'start'}: choose another --out."
+        )
+
+
+def prepare_records(built: str | Path, folder: Path) -> dict[str, int]:
+    """Write the nano's records; returns how many of each task."""
+    groups: dict[str, set[str]] = {}
+    for path in shard_paths(built):
+        table = parquet.read_table(path, columns=["dataset", "group_id", "split"])
+        for row in table.filter(table["split"].to_numpy() == "train").to_pylist():
+            groups.setdefault(row["dataset"], set()).add(row["group_id"])
+    made: dict[str, list[Record]] = {"train": [], "validation": []}
+    counts: dict[str, int] = {}
+    for record in read_records(built, "train"):
+        split = "validation" if _held_out(record, groups) else "train"
+        for derived in nano_records(record):
+            made[split].append(derived.replace(split=split))
+            name = f"{split}/{derived.sub_task_type}"
+            counts[name] = counts.get(name, 0) + 1
+    asked: dict[tuple[str, str], list[Record]] = {}
+    for record in made["train"]:
+        if record.sub_task_type in ASKED_TASKS:
+            asked.setdefault((record.dataset, record.input_img[0].sha256), []).append(record)
+    talks = [record for records in asked.values() for record in conversations(sorted(records, key=lambda r: r.id))]
+    made["train"] += talks
+    counts["train/conversation"] = len(talks)
+    for split, records in made.items():
+        records.sort(key=lambda record: record.id)
+        write_table(shard_of(folder, split), to_table(records))
+    return dict(sorted(counts.items()))
+
+
+def texts(folder: Path) -> list[str]:
+    """Every text of the training records, for the tokenizer."""
+    table = parquet.read_table(shard_of(folder, "train"), columns=["message"])
+    turns = (turn["value"] for row in table.to_pylist() for turn in row["message"])
+    return [turn.replace(IMAGE_PLACEHOLDER, "").strip() for turn in turns]
+
+
+def prepare_start(work: Path, autoencoder: str, vision: Path | None, seed: int) -> int:
+    """Write the untrained checkpoint with its autoencoder and, if given, its pre-trained ViT; returns its size."""
+    tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
+    trained, arguments = load_autoencoder(autoencoder)
+    config = build_config(tokenizer, arguments)
+    torch.manual_seed(seed)
+    model = UniMedVLForConditionalGeneration(config)
+    initialise_attention(model.model.language_model)
+    model.model.vae.load_state_dict(trained)
+    if vision is None:
+        initialise_vision(model.model.vit_model)
+    else:
+        load_model(model.model.vit_model, vision / VISION_FILE)
+    model.generation_config = default_generation_config(config)
+    model.generation_config.task_presets = nano_presets(model.generation_config.task_presets)
+    model.save_pretrained(work / "start")
+    build_processor(tokenizer, config).save_pretrained(work / "start")
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def load_autoencoder(folder: str) -> tuple[dict[str, torch.Tensor], dict]:
+    """Weights and configuration of a trained autoencoder: its own folder, or a checkpoint that holds one."""
+    if read_json(Path(folder) / "config.json").get("model_type") == "unimedvl":
+        model = load(folder, device="cpu").model
+        return model.model.vae.state_dict(), model.config.vae_config.to_dict()
+    autoencoder = AutoencoderKL.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    return autoencoder.state_dict(), dict(autoencoder.config)
+
+
+def picture_of(record: Record) -> Image.Image:
+    """The first picture that the record makes or shows, in RGB."""
+    picture = (*record.output_img, *record.input_img)[0]
+    assert picture.data is not None
+    return Image.open(io.BytesIO(picture.data)).convert("RGB")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = module_parser(__doc__)
+    parser.add_argument("--records", required=True, help="folder of built unimed-mini records")
+    parser.add_argument("--out", required=True, help="work folder")
+    parser.add_argument("--autoencoder", help="folder of a trained autoencoder, or a checkpoint that holds one")
+    parser.add_argument("--vision", help="folder of a pre-trained ViT (examples/nano/vision.py)")
+    parser.add_argument("--vocabulary", type=int, default=2048)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    if arguments.vision and not arguments.autoencoder:
+        parser.error("a start with --vision needs --autoencoder too")
+    with one_line_errors(parser, arguments.debug):
+        work, started = Path(arguments.out), time.perf_counter()
+        if arguments.autoencoder:
+            # Wrong folders are told before the work.
+            read_json(Path(arguments.autoencoder) / "config.json")
+            if arguments.vision and not (Path(arguments.vision) / VISION_FILE).is_file():
+                raise ValueError(f"{arguments.vision} holds no pre-trained ViT: see examples/nano/vision.py.")
+        if not shard_of(work / "records", "validation").exists():  # the last file that is written
+            counts = prepare_records(arguments.records, work / "records")
+            print(json.dumps(counts), f"{time.perf_counter() - started:.0f} s", flush=True)
+        if not (work / "tokenizer" / "tokenizer.json").exists():
+            entries = len(train_tokenizer(texts(work / "records"), work / "tokenizer", arguments.vocabulary))
+            print(f"tokenizer: {entries} entries", flush=True)
+        if arguments.autoencoder:
+            vision = Path(arguments.vision) if arguments.vision else None
+            size = prepare_start(work, arguments.autoencoder, vision, arguments.seed)
+            print(f"start: {size} parameters of side {SIDE} in {work / 'start'}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

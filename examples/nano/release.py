@@ -1,0 +1,88 @@
+"""Turn a finished stage into the published folder: weights, code and processor, the sampling settings, nothing else.
+
+    python -m examples.nano.release --model STAGE/final-ema --out hub_cards/unimedvl-nano
+
+Card, licence, sheets and Git's own files that lie in the folder stay; the weights before go, and their report of
+`unimedvl eval` with them.
+"""
+
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from unimedvl.checkpoint.loading import load
+from unimedvl.hub_cards.push import SOURCE_FOLDERS
+from unimedvl.modeling_unimedvl.upstream_layout_unimedvl import default_generation_config
+from unimedvl.modeling_unimedvl.upstream_weights_unimedvl import read_json
+from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
+from unimedvl.utils.errors import module_parser, one_line_errors
+
+from .model import nano_presets
+
+CACHE = ".cache"  # which a push leaves out
+KEPT = ("README.md", "LICENSE", "samples.png", "edits.png", ".git", ".gitattributes", CACHE)
+OUTDATED = ("evaluation", ".eval_results", "__pycache__")  # by other weights and code
+WRITTEN = (
+    "*_unimedvl.py",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*-of-*.safetensors",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+
+
+def release(model_folder: str | Path, out: str | Path) -> None:
+    """Write the checkpoint `model_folder` to `out` as it is published.
+
+    Raises:
+        ValueError: if the checkpoint is not whole, or if `out` holds it, or anything that no release has written.
+    """
+    out = Path(out).resolve()
+    if Path(model_folder).resolve().is_relative_to(out):
+        raise ValueError(f"{out} holds the checkpoint {model_folder} itself: choose another folder.")
+    before = sorted(path for path in out.iterdir() if path.name not in KEPT) if out.is_dir() else []
+    config = out / "config.json"
+    if before and not (config.is_file() and read_json(config).get("model_type") == "unimedvl"):
+        raise ValueError(f"{out} holds {before[0].name} and no published model: choose an empty folder.")
+    for path in before:
+        if path.name not in OUTDATED and not any(fnmatch(path.name, pattern) for pattern in WRITTEN):
+            raise ValueError(f"{out} holds {path.name}, which no release has written: choose another folder.")
+    model = load(model_folder, dtype="float32", device="cpu").model
+    processor = UniMedVLProcessor.from_pretrained(model_folder)
+    model.generation_config = default_generation_config(model.config)
+    model.generation_config.task_presets = nano_presets(model.generation_config.task_presets)
+    cache = out / CACHE
+    cache.mkdir(parents=True, exist_ok=True)
+    # In the folder, and so on its disk: a full one leaves the release before as it is.
+    with TemporaryDirectory(prefix="release-", dir=cache) as partial:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        made = {path.name: path for path in Path(partial).iterdir()}
+        for path in before:
+            if path.name not in made:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        for name, path in made.items():
+            # The nano of a checkout holds links to the code that was just saved.
+            if (out / name).resolve().parent not in SOURCE_FOLDERS:
+                path.replace(out / name)
+    if not any(cache.iterdir()):
+        cache.rmdir()
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = module_parser(__doc__)
+    parser.add_argument("--model", required=True, help="checkpoint folder of a finished stage")
+    parser.add_argument("--out", required=True, help="folder to publish")
+    arguments = parser.parse_args(argv)
+    with one_line_errors(parser, arguments.debug):
+        release(arguments.model, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

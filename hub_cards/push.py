@@ -1,0 +1,111 @@
+"""Publishing a checkpoint folder on the Hub: the checks that come first, and the push."""
+
+import os
+import re
+from fnmatch import fnmatch
+from pathlib import Path
+
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub.utils import validate_repo_id
+
+from unimedvl import modeling_unimedvl, processing
+from unimedvl.checkpoint.folder import PICKLE_SUFFIXES, first_line, open_checkpoint
+
+# What a checkpoint repository holds; everything else in the folder is a mistake or somebody's private file.
+PUBLISHED_PATTERNS = (
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.py",
+    "*.md",
+    "*.txt",
+    "*.yaml",
+    "*.png",
+    "LICENSE*",
+    "NOTICE*",
+    "SHA256SUMS",
+    ".gitattributes",
+)
+# Links into these are sent as the files they lead to: the nano of a checkout keeps no second copy of its code.
+SOURCE_FOLDERS = tuple(Path(package.__file__).resolve().parent for package in (modeling_unimedvl, processing))
+SECRET = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
+
+
+def check_folder(directory: str | os.PathLike) -> list[str]:
+    """The files that a push would send, after checking that the folder is fit to be published.
+
+    Raises:
+        ValueError: if the folder is not a whole checkpoint, holds pickles, links to anything but this package's
+            model and processor code, access tokens or unknown files, or
+            has no card with a licence.
+    """
+    folder = Path(directory)
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {str(directory)!r}: give the folder of a checkpoint.")
+    checkpoint = open_checkpoint(folder)
+    if checkpoint.layout != "transformers":
+        raise ValueError(f"{str(directory)!r} is in the released layout: run `unimedvl convert` first.")
+    files = []
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if "__pycache__" in relative.parts or ".cache" in relative.parts:
+            continue
+        if path.is_symlink() and path.resolve().parent not in SOURCE_FOLDERS:
+            raise ValueError(f"{relative} is a link: replace it by the file itself.")
+        if path.is_dir():
+            continue
+        if path.suffix in PICKLE_SUFFIXES:
+            raise ValueError(f"{relative} looks like a pickle, which can run code on loading: remove it.")
+        if not any(fnmatch(path.name, pattern) for pattern in PUBLISHED_PATTERNS):
+            raise ValueError(f"{relative} is no part of a checkpoint: remove it from the folder.")
+        if path.suffix not in (".safetensors", ".png") and SECRET.search(path.read_bytes()):
+            raise ValueError(f"{relative} holds an access token: remove it, and revoke the token.")
+        files.append(relative.as_posix())
+    _check_card(folder)
+    return files
+
+
+def _check_card(folder: Path) -> None:
+    if not (folder / "README.md").is_file():
+        raise ValueError(f"{str(folder)!r} has no README.md: write a model card with licence and intended use.")
+    card = ModelCard.load(folder / "README.md")
+    if not card.data.license:
+        raise ValueError("the model card names no license: add `license:` to the front matter of README.md.")
+    if not re.search(r"not\b.{0,40}\b(diagnos|clinical)", card.text, re.IGNORECASE | re.DOTALL):
+        raise ValueError("the model card does not say that the model is not for diagnosis: add it to README.md.")
+
+
+def push_folder(
+    directory: str | os.PathLike, repo_id: str, *, private: bool = False, message: str | None = None
+) -> str:
+    """Create the repository if needed and send the folder in one commit.
+
+    Args:
+        directory: a checkpoint folder that passes `check_folder`.
+        repo_id: `owner/name`.
+        private: create the repository as private; an existing one keeps its visibility.
+        message: commit message.
+
+    Returns:
+        The hash of the new commit: what users should pin as `revision`.
+
+    Raises:
+        ValueError: if the folder or the id is not fit, there is no token, or the Hub refuses.
+    """
+    validate_repo_id(repo_id)
+    if repo_id.count("/") != 1:
+        raise ValueError(f"{repo_id!r} is not a Hub id: write owner/name.")
+    files = check_folder(directory)
+    api = HfApi(library_name="unimedvl")
+    try:
+        api.create_repo(repo_id, private=private or None, exist_ok=True)
+        commit = api.upload_folder(
+            folder_path=Path(directory),
+            repo_id=repo_id,
+            allow_patterns=files,
+            commit_message=message or "Upload UniMedVL checkpoint",
+        )
+    except (HfHubHTTPError, LocalTokenNotFoundError) as error:
+        raise ValueError(f"the Hub refused the push to {repo_id!r}: {first_line(error)}") from error
+    return commit.oid

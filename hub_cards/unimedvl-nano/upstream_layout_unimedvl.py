@@ -1,0 +1,1 @@
+../../modeling_unimedvl/upstream_layout_unimedvl.py

@@ -1,0 +1,1 @@
+../../modeling_unimedvl/upstream_weights_unimedvl.py

@@ -1,0 +1,90 @@
+"""What a nano learns from: which records are left out, and their pictures, answers and conversations."""
+
+import dataclasses
+import json
+
+import torch
+
+from examples.nano import (
+    evaluate,
+    prepare,
+    tokenizer,
+)
+from tests.examples.nano.conftest import drawn
+from unimedvl.unimed5m import tasks
+from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER
+
+
+def training_records(work):
+    (path,) = (work / "records" / "data").glob("train-*.parquet")
+    return [record for table in prepare.batches(path) for record in map(prepare.Record.from_row, table.to_pylist())]
+
+
+def test_excluded_sources_tier_c_and_validation_are_not_read(work):
+    records = training_records(work)
+    assert {record.dataset for record in records} == {"hc18", "nih-chestxray14-subset", "lc25000-lung", "vqa-rad"}
+    assert all("validation" not in record.group_id for record in records)
+    assert len({record.id for record in records}) == len(records)
+    for record in records:
+        record.validate()
+
+
+def test_pictures_keep_the_sides_that_the_model_reads(work):
+    for record in training_records(work):
+        for picture in (*record.input_img, *record.output_img):
+            exact = record.sub_task_type == "super_resolution"
+            assert (picture.width, picture.height) == ((64, 48) if exact else (88, 66))
+
+
+def test_answers_are_short_and_images_come_without_words(work):
+    for record in training_records(work):
+        answer = record.message[-1].value
+        if record.output_img:
+            assert answer == IMAGE_PLACEHOLDER
+        elif record.sub_task_type == "diagnosis":
+            assert answer == json.loads(record.extra)["label"]
+        elif record.sub_task_type == "modality":
+            assert answer == tasks.MODALITY_NAMES[record.modality]
+
+
+def test_conversations_ask_every_question_once_in_several_orders(work):
+    records = training_records(work)
+    talks = [r for r in records if r.sub_task_type == "conversation" and r.dataset == "nih-chestxray14-subset"]
+    assert len(talks) == 4 * prepare.CONVERSATION_ORDERS
+    orders = set()
+    for talk in talks:
+        questions = [turn.value for turn in talk.message if turn.role == "human"]
+        assert [IMAGE_PLACEHOLDER in question for question in questions] == [True, False, False]
+        orders.add(tuple(turn.value for turn in talk.message if turn.role == "gpt"))
+    assert len(orders) > 2
+    single = [r for r in records if r.dataset == "lc25000-lung" and r.sub_task_type == "caption"]
+    assert list(prepare.conversations(single[:1])) == []
+
+
+def test_held_out_groups_are_whole_and_few(built):
+    (record, *_) = prepare.read_records(built, "train")
+    many = {record.dataset: {str(number) for number in range(400)}}
+    chosen = [dataclasses.replace(record, group_id=str(number)) for number in range(400)]
+    held = [prepare._held_out(item, many) for item in chosen]
+    assert 10 <= sum(held) <= 45
+    assert held == [prepare._held_out(item, many) for item in chosen]
+    assert not prepare._held_out(chosen[held.index(True)], {record.dataset: {"one"}})
+
+
+def test_tokenizer_round_trips_any_text(tmp_path):
+    trained = tokenizer.train_tokenizer(["What imaging modality is this?", "chest X-ray"] * 9, tmp_path, 400)
+    text = "Pneumothorax, 3.5 cm – µm 日本\n\tend"
+    assert trained.decode(trained.encode(text)) == text
+    ids = [trained.convert_tokens_to_ids(token) for token in tokenizer.SPECIAL_TOKENS]
+    assert ids == list(range(len(trained) - 8, len(trained)))
+
+
+def test_training_pictures_equal_the_processor(finished, work):
+    """A record's picture of the exact size is what the processor feeds the ViT and the autoencoder."""
+    nano = evaluate.Nano(str(finished))
+    picture = drawn(3)
+    shown = nano.processor.image_processor([evaluate.rgb(picture)], generation_mode="image", return_tensors="pt")
+    small = evaluate.rgb(prepare.small_picture(picture, 1.0))
+    again = nano.processor.image_processor([small], generation_mode="image", return_tensors="pt")
+    torch.testing.assert_close(shown["pixel_values"], again["pixel_values"], rtol=0, atol=0.02)
+    assert evaluate.seen(picture).size == small.size == (64, 48)

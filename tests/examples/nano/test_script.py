@@ -1,0 +1,168 @@
+"""The nano's steps on a few drawn pictures: that every one runs, what they publish and how they measure."""
+
+import errno
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from examples.nano import (
+    ablation,
+    autoencoder,
+    contact_sheets,
+    evaluate,
+    generated_images,
+    left_out_patient,
+    prepare,
+    release,
+    vision,
+)
+from examples.nano.intervals import mean_interval, wilson_interval
+from examples.nano.model import nano_presets
+from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
+from unimedvl.training.recipe import CurriculumRecipe, TrainingRecipe, load_recipe
+
+RECIPES = prepare.Path(prepare.__file__).with_name("recipes") / "unimedvl-nano"
+NANO = prepare.Path(prepare.__file__).parents[2] / "hub_cards" / "unimedvl-nano"
+
+
+@pytest.mark.slow
+def test_every_step_runs_and_the_checkpoint_is_measured(finished, work, built, monkeypatch):
+    monkeypatch.setattr(generated_images, "JUDGE_STEPS", 20)
+    monkeypatch.setattr(generated_images, "PER_MODALITY", 1)
+    monkeypatch.setattr(generated_images, "PER_CLASS", 1)
+    monkeypatch.setattr(evaluate, "BATCH", 16)
+    nano = evaluate.Nano(str(finished), {"num_inference_steps": 3})
+    records = list(prepare.read_records(built, "validation"))
+    results = evaluate.evaluate(nano, records, work, most=2)
+    assert results["modality, 6 classes"]["total"] == 11
+    assert results["segmentation, Dice: fetal head"]["total"] == 3
+    assert results["VQA-RAD closed"]["total"] == 2
+    assert set(results["4x super-resolution"]["ssim"]) == {"nano", "bicubic", "autoencoder", "gain over bicubic"}
+    assert results["text to image: modality recognised"]["total"] == 6
+    for name, value in results.items():
+        if "interval" in value:
+            low, high = value["interval"]
+            assert low <= value["value"] <= high, name
+
+
+NOT_THERE = ["--work", "not-there", "--out", "never-made"]
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        (prepare, ["--records", "not-there", "--out", "never-made"], "expected Parquet shards in not-there"),
+        (autoencoder, NOT_THERE, "run `python -m examples.nano.prepare` first"),
+        (vision, NOT_THERE, "run `python -m examples.nano.prepare` first"),
+        (ablation, NOT_THERE, "holds no untrained checkpoint"),
+        (left_out_patient, NOT_THERE, "holds no untrained checkpoint"),
+        (release, ["--model", "./not-there", "--out", "never-made"], "not-there"),
+        (contact_sheets, ["--model", "./not-there", "--out", "never-made.png"], "not-there"),
+        (prepare, ["--records", "r", "--out", "never-made", "--autoencoder", "not-there"], "not-there"),
+        (prepare, ["--records", "r", "--out", "m", "--autoencoder", str(NANO), "--vision", "v"], "no pre-trained ViT"),
+        (evaluate, ["--model", "./not-there", "--records", "not-there", "--work", "w"], "w holds no records"),
+        (contact_sheets, ["--model", "./not-there", "--out", "made"], "made is no name of a PNG"),
+    ],
+    ids=lambda value: value.__name__.rpartition(".")[2] if hasattr(value, "__name__") else "",
+)
+def test_a_folder_that_is_not_there_is_told_in_one_line(module, arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        module.main(arguments)
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and message in said and said.count("\n") == 1
+    assert not any(tmp_path.rglob("*"))
+
+
+def no_space(*arguments):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_release_holds_the_stages_weights_the_nanos_presets_and_what_was_written_beside_them(
+    finished, tmp_path, monkeypatch
+):
+    (tmp_path / "README.md").write_text("card")
+    (tmp_path / "left.bin").write_text("of the release before")
+    with pytest.raises(ValueError, match="and no published model"):
+        release.release(finished, tmp_path)
+    (tmp_path / "config.json").write_text('{"my": "application"}')
+    with pytest.raises(ValueError, match="and no published model"):
+        release.release(finished, tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "unimedvl"}')
+    with pytest.raises(ValueError, match="holds left.bin, which no release has written"):
+        release.release(finished, tmp_path)
+    (tmp_path / "left.bin").unlink()
+    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json"):
+        (tmp_path / name).write_text("of the release before")
+    # As a killed release leaves it.
+    (tmp_path / ".cache" / "release-killed").mkdir(parents=True)
+    for folder in release.OUTDATED:
+        (tmp_path / folder).mkdir()
+    with monkeypatch.context() as full, pytest.raises(OSError, match="No space"):
+        full.setattr(UniMedVLProcessor, "save_pretrained", no_space)
+        release.release(finished, tmp_path)
+    assert (tmp_path / "model-00001-of-00002.safetensors").exists() and not (tmp_path / "model.safetensors").exists()
+    with pytest.raises(ValueError, match="the checkpoint .* itself"):
+        release.release(finished, finished)
+    release.main(["--model", str(finished), "--out", str(tmp_path)])
+    stage, released = (evaluate.Nano(str(folder)).model for folder in (finished, tmp_path))
+    weights = released.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in stage.state_dict().items())
+    presets = released.generation_config.task_presets
+    assert presets == nano_presets(presets) and presets["t2i"]["height"] == 64
+    assert (tmp_path / "README.md").read_text() == "card"
+    assert {path.name for path in tmp_path.glob("*.safetensors")} == {"model.safetensors"}
+    assert not (tmp_path / "model.safetensors.index.json").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [".cache"]
+
+
+def test_a_sheet_of_edits_holds_generated_pictures_only_unless_asked(finished, work, tmp_path):
+    arguments = ["--model", str(finished), "--kind", "edits", "--out", str(tmp_path / "made.png")]
+    with pytest.raises(SystemExit):
+        contact_sheets.main(arguments)
+    contact_sheets.main([*arguments, "--work", str(work)])
+    nano, side = evaluate.Nano(str(finished)), 64 * contact_sheets.SCALE
+    with Image.open(tmp_path / "made.png") as made:
+        rows = made.height / (contact_sheets.CAPTION + side + contact_sheets.MARGIN)
+    # The drawn records hold one of the edits, fetal heads.
+    assert rows == 1
+    assert contact_sheets.edit_sheet(nano, work, with_inputs=True).height == 3 * made.height
+
+
+UPRIGHT = {"CXR", "RAD", "nih-chestxray14-subset", "covid-chestxray", "vqa-rad"}
+
+
+def test_the_shipped_recipes_are_read():
+    curriculum = load_recipe(RECIPES / "curriculum.yaml")
+    assert isinstance(curriculum, CurriculumRecipe)
+    for stage in curriculum.stages:
+        recipe = load_recipe(RECIPES / stage.recipe)
+        assert isinstance(recipe, TrainingRecipe)
+        assert sum(group.weight for group in recipe.data.groups) == pytest.approx(1.0, abs=1e-3)
+        for group in recipe.data.groups:
+            shown = {*group.modalities, *group.sources}
+            assert not group.augmentation.flip_horizontal or (
+                # Tasks of one modality each, which is none of the upright ones.
+                {"cross_modal", "virtual_staining"}.issuperset(group.tasks) if not shown else not UPRIGHT & shown
+            ), group.name
+
+
+def test_intervals():
+    assert wilson_interval(0, 10)[0] == 0.0 and wilson_interval(10, 10)[1] == pytest.approx(1.0)
+    low, high = wilson_interval(50, 100)
+    assert low == pytest.approx(0.404, abs=1e-3) and high == pytest.approx(0.596, abs=1e-3)
+    assert mean_interval([1.0, 1.0, 1.0]) == (1.0, 1.0)
+    low, high = mean_interval(list(np.linspace(0, 1, 50)))
+    assert low < 0.5 < high
+
+
+def test_measures():
+    black, white = Image.new("RGB", (16, 16)), Image.new("RGB", (16, 16), "white")
+    half = Image.new("RGB", (16, 16))
+    half.paste(white.crop((0, 0, 8, 16)), (0, 0))
+    assert evaluate.dice(black, black) == 1.0 and evaluate.dice(black, white) == 0.0
+    assert evaluate.dice(half, white) == pytest.approx(2 / 3)
+    assert evaluate.ssim(half, half) == pytest.approx(1.0)
+    assert evaluate.psnr(black, white) == pytest.approx(0.0)

@@ -1,0 +1,157 @@
+"""What a run tells about itself: losses by task and modality, shares, padding, speed and floating point operations."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from unimedvl.modeling_unimedvl.blocks_unimedvl import BlockKind, is_flow_target
+
+from ..checkpoints import gather
+from ..data.collate import BatchInfo
+from .parameter_groups import part_of
+
+_LOSS_ROWS = 1024  # labels whose losses are looked at together, so that no second copy of all logits is made
+
+# Dense bfloat16 teraflops as the vendor states them, by what the device's name contains.
+PEAK_TFLOPS = {"A100": 312.0, "A800": 312.0, "H100": 989.0, "H800": 989.0, "H200": 989.0}
+
+
+class Accounts:
+    """Sums of one stretch of training, over the micro-batches of this process."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, list[float]] = {}
+        self.samples: Counter[str] = Counter()
+        self.totals: Counter[str] = Counter()
+
+    def add(self, name: str, value: float, weight: float) -> None:
+        """Add to what will be a mean."""
+        sums = self.sums.setdefault(name, [0.0, 0.0])
+        sums[0] += value
+        sums[1] += weight
+
+    def count(self, infos: list[BatchInfo]) -> None:
+        """Padding and shares of micro-batches."""
+        for info in infos:
+            tokens = sum(sample.num_tokens for sample in info.samples)
+            self.add("padding", info.capacity - tokens, info.capacity)
+            self.totals["tokens"] += tokens
+            for sample in info.samples:
+                self.samples[f"share/{sample.group}"] += 1
+                self.samples[f"share/modality/{sample.modality}"] += 1
+                self.totals["samples"] += 1
+
+    @torch.no_grad()
+    def add_losses(self, output: Any, inputs: Mapping[str, torch.Tensor], info: BatchInfo) -> None:
+        """The losses of a forward pass, by task and modality."""
+        first, before = [], 0
+        for row in range(inputs["sample_ids"].shape[0]):
+            first.append(before)
+            before += sum(sample.row == row for sample in info.samples)
+        owners = inputs["sample_ids"] + torch.tensor(first, device=inputs["sample_ids"].device)[:, None]
+        labelled = inputs["labels"][:, 1:] != -100
+        losses = [
+            F.cross_entropy(logits.float(), labels, reduction="none")
+            for logits, labels in zip(
+                output.logits.detach().split(_LOSS_ROWS),
+                inputs["labels"][:, 1:][labelled].split(_LOSS_ROWS),
+                strict=True,
+            )
+            if len(labels)
+        ]
+        if losses:
+            self._by_sample("ce", torch.cat(losses), owners[:, 1:][labelled], info)
+        noised = is_flow_target(inputs["mm_token_type_ids"])
+        if output.velocity is not None and bool(noised.any()):
+            errors = (output.velocity.detach().float() - output.flow_target.float()).square().mean(dim=-1)
+            self._by_sample("mse", errors, owners[noised], info)
+
+    def _by_sample(self, loss: str, values: torch.Tensor, owners: torch.Tensor, info: BatchInfo) -> None:
+        count = len(info.samples)
+        sums = torch.zeros(count, device=values.device).index_add_(0, owners, values).tolist()
+        counts = torch.bincount(owners, minlength=count).tolist()
+        for sample, total, tokens in zip(info.samples, sums, counts, strict=True):
+            if tokens:
+                for name in (loss, f"{loss}/{sample.task}", f"{loss}/modality/{sample.modality}"):
+                    self.add(name, total, tokens)
+
+    def close(self) -> tuple[dict[str, float], Counter[str]]:
+        """Means and shares over all processes, and the sums of tokens, samples and operations; starts anew."""
+        gathered = gather((self.sums, self.samples, self.totals))
+        names = sorted({name for sums, _, _ in gathered for name in sums})
+        means = {}
+        for name in names:
+            total, weight = (sum(sums.get(name, (0.0, 0.0))[place] for sums, _, _ in gathered) for place in (0, 1))
+            means[name] = total / weight
+        samples: Counter[str] = sum((found for _, found, _ in gathered), Counter())
+        totals: Counter[str] = sum((found for _, _, found in gathered), Counter())
+        means |= {name: count / totals["samples"] for name, count in sorted(samples.items())}
+        self.sums, self.samples, self.totals = {}, Counter(), Counter()
+        return means, totals
+
+
+class Operations:
+    """Floating point operations of training steps, without those that checkpointing repeats.
+
+    Two for each weight and token forwards and four backwards, in the expert that the token goes through, and 12 times
+    layers, width and squared length of a sample for attention. Weights that do not learn take two backwards where
+    something before them learns, and none elsewhere.
+    """
+
+    def __init__(self, model: nn.Module):
+        weights = [(_weight_kind(name), parameter) for name, parameter in model.named_parameters()]
+        learns = {part for part, parameter in weights if parameter.requires_grad}
+        self.costs: Counter[str] = Counter()  # of a token, by part
+        for part, parameter in weights:
+            # Gradients reach the language model's frozen weights from the ViT as well.
+            passed = bool(learns & ({"vit"} if part == "vit" else {"vit", "und", "gen", "head"}))
+            self.costs[part] += (6 if parameter.requires_grad else 4 if passed else 2) * _matrix_elements(parameter)
+        text = model.config.text_config
+        self.attention = 12 * text.num_hidden_layers * text.hidden_size
+
+    def __call__(self, batch: Mapping[str, Any]) -> float:
+        """Of a micro-batch."""
+        info: BatchInfo = batch["info"]
+        kinds = batch["mm_token_type_ids"]
+        latents = int((kinds >= BlockKind.CLEAN).sum())
+        tokens = {
+            "und": sum(sample.num_tokens for sample in info.samples) - latents,
+            "gen": latents,
+            "vit": int((kinds == BlockKind.VIT).sum()),
+            "head": sum(sample.label_tokens for sample in info.samples),
+        }
+        linear = sum(self.costs[part] * count for part, count in tokens.items())
+        return linear + self.attention * sum(sample.num_tokens**2 for sample in info.samples)
+
+
+def _matrix_elements(parameter: nn.Parameter) -> int:
+    """Elements of a matrix, 0 for anything else; of 4-bit weights those that they stand for."""
+    packed = getattr(parameter, "quant_state", None)
+    shape = parameter.shape if packed is None else packed.shape
+    return math.prod(shape) if len(shape) > 1 else 0
+
+
+def _weight_kind(name: str) -> str:
+    part = part_of(name)
+    if part == "vae" or "pos_embed" in name or "embed_tokens" in name:
+        return "none"
+    if "_moe_gen" in name or any(f"{latent}." in name for latent in ("vae2llm", "llm2vae", "time_embedder")):
+        return "gen"
+    if "lm_head." in name:
+        return "head"
+    return "und" if part == "llm" else "vit"
+
+
+def peak_flops(stated: float) -> float | None:
+    """Operations per second that the device can do: as stated in teraflops, or looked up; None if not known."""
+    if stated:
+        return stated * 1e12
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+        return next((peak * 1e12 for part, peak in PEAK_TFLOPS.items() if part in name), None)
+    return None

@@ -1,0 +1,72 @@
+"""Which weights learn, at which rate."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from transformers import get_scheduler
+
+from ..recipe import OptimizerRecipe
+
+
+def part_of(name: str) -> str:
+    """The part that a parameter belongs to: "llm", "vit", "vae" or "others"."""
+    bare = name.removeprefix("base_model.model.").removeprefix("model.")
+    for prefix, part in (("language_model.", "llm"), ("lm_head.", "llm"), ("vit_model.", "vit"), ("vae.", "vae")):
+        if bare.startswith(prefix):
+            return part
+    return "others"
+
+
+def freeze_parts(model: nn.Module, frozen: Iterable[str]) -> None:
+    """Stop the named parts from learning; weights that never learn (tables, the autoencoder) stay as they are.
+
+    "und" detaches the understanding expert's stream instead: its weights stay in the optimiser without gradients,
+    and the text head may still learn (BAGEL's `freeze_und`).
+    """
+    frozen = set(frozen)
+    for name, parameter in model.named_parameters():
+        if part_of(name) in frozen:
+            parameter.requires_grad_(False)
+    model.config.text_config.freeze_und = "und" in frozen
+
+
+def make_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.AdamW:
+    """AdamW with one group for each part that learns, and for each name in `learning_rates`.
+
+    Raises:
+        ValueError: if nothing learns, or a name of `learning_rates` begins no trained weight's.
+    """
+    prefixes = sorted((name for name in recipe.learning_rates if "." in name), key=len, reverse=True)
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            group = next((prefix for prefix in prefixes if name.startswith(prefix)), part_of(name))
+            groups.setdefault(group, []).append(parameter)
+    if not groups:
+        raise ValueError("Nothing is left to learn: shorten `freeze`.")
+    unused = [prefix for prefix in prefixes if prefix not in groups]
+    if unused:
+        raise ValueError(f"optimizer.learning_rates: no trained weight's name begins with {unused[0]!r}.")
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "lr": recipe.learning_rates.get(group, recipe.learning_rate), "part": group}
+            for group, parameters in groups.items()
+        ],
+        betas=(recipe.betas[0], recipe.betas[1]),
+        eps=recipe.eps,
+        weight_decay=recipe.weight_decay,
+    )
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, recipe: OptimizerRecipe, steps: int):
+    """The schedule of a run of `steps`: the first step of a warm-up has a rate of 0, as in the reference."""
+    if recipe.schedule == "constant":
+        return get_scheduler("constant_with_warmup", optimizer, num_warmup_steps=recipe.warmup_steps)
+    return get_scheduler(
+        "cosine_with_min_lr",
+        optimizer,
+        num_warmup_steps=recipe.warmup_steps,
+        num_training_steps=steps,
+        scheduler_specific_kwargs={"min_lr": recipe.min_learning_rate},
+    )

@@ -1,0 +1,395 @@
+"""The curriculum's trainer: transformers' `Trainer` with two losses, packed data, averaged weights, exact resuming."""
+
+import hashlib
+import json
+import logging
+import statistics
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..adapters import bare_model
+from ..checkpoints import (
+    check_names,
+    check_settings,
+    gather,
+    keep_newest,
+    load_optimizer,
+    load_tensors,
+    optimizer_steps,
+    optimizer_tensors,
+    random_state,
+    save_tensors,
+    set_random_state,
+    stored_tensors,
+    whole_folder,
+)
+from ..data.collate import BatchInfo
+from ..data.dataset import PackedRecords
+from ..data.posterior_cache import LatentCache, scaled_latents
+from ..recipe import StageRecipe, TrainingRecipe
+from .ema import AverageWeights, WeightAverage
+from .metrics import Accounts, Operations, peak_flops
+from .parameter_groups import freeze_parts, make_optimizer, make_schedule
+from .sharding import is_sharded, save_whole, undistributed
+from .trainer_arguments import training_arguments
+from .validation import ProgressLines, Validation, sample_sheet, save_sheet
+
+logger = logging.getLogger(__name__)
+
+
+class UniMedVLTrainer(Trainer):
+    """Trains a model on packed records.
+
+    Both losses are divided by their true token counts over the whole accumulation window and all processes, so
+    neither the split into micro-batches nor the number of processes changes a step. Checkpoints are whole or absent
+    and hold weights, averages, optimiser, schedule, all generators and the place in the data; going on from one gives
+    the same bits as never having stopped.
+
+    Args:
+        model: `UniMedVLForConditionalGeneration`, in float32 for training; sharded or not.
+        recipe: see `TrainingRecipe`.
+        data: the packed records of this process.
+        processor: saved with every checkpoint.
+        cache: of posteriors, the one that `data` uses.
+        validation: what is validated on, if anything is.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: TrainingRecipe,
+        data: PackedRecords,
+        processor: Any,
+        cache: LatentCache | None = None,
+        validation: Validation | None = None,
+    ):
+        self.recipe, self.cache, self.validation = recipe, cache, validation
+        freeze_parts(model, recipe.freeze)
+        model.config.ce_loss_weight, model.config.mse_loss_weight = recipe.ce_weight, recipe.mse_weight
+        self.planner_state: dict[str, Any] | None = None
+        # A chain over the ids of all records learnt from, in their order.
+        self.order = ""
+        self.accounts = Accounts()
+        self.operations, self.peak = Operations(model), peak_flops(recipe.peak_tflops)
+        self._recent: deque[float] = deque(maxlen=100)
+        self._window: list[BatchInfo] = []
+        self._step_loss, self._observed = 0.0, -1
+        self._since, self._begun = time.perf_counter(), None
+        super().__init__(model=model, args=training_arguments(recipe), train_dataset=data, processing_class=processor)
+        # After the model has moved to its device.
+        self.average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
+        # Each micro-batch's loss is a part of the window's, not a mean of its own.
+        self.loss_is_scaled_for_ga = True
+        for callback in (PrinterCallback, ProgressCallback):
+            self.remove_callback(callback)
+        self.add_callback(AverageWeights(self))
+        self.add_callback(ProgressLines)
+
+    @property
+    def bare(self) -> Any:
+        """The model without what Accelerate puts around it."""
+        return self.accelerator.unwrap_model(self.model)
+
+    # --- Data --------------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader:
+        # Accelerate would deal the stream out a second time: every process takes its own part already.
+        return DataLoader(
+            self.train_dataset,
+            batch_size=None,
+            num_workers=self.args.dataloader_num_workers,
+            # Its workers' seed would else be drawn from the global generator once more at every resuming.
+            generator=torch.Generator(),
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        """The micro-batches of a step, and the number of tokens that carry each loss in all of them, everywhere."""
+        batches = [next(epoch_iterator) for _ in range(num_batches)]
+        for batch in batches:
+            if "refused" in batch:
+                raise ValueError(batch["refused"])
+        self._window = [batch["info"] for batch in batches]
+        samples = [sample for info in self._window for sample in info.samples]
+        counts = torch.tensor(
+            [sum(sample.label_tokens for sample in samples), sum(sample.flow_tokens for sample in samples)],
+            device=device,
+        )
+        labels, flow = self.accelerator.reduce(counts, reduction="sum").tolist()
+        self.accounts.count(self._window)
+        self.accounts.totals["operations"] += sum(map(self.operations, batches))
+        ids = " ".join(f"{sample.record_id}/{sample.epoch}" for sample in samples)
+        self.order = hashlib.sha256(f"{self.order} {ids}".encode()).hexdigest()
+        # The last process took the stream's last micro-batch of this step.
+        last = self._window[-1].state
+        if self.args.world_size > 1:
+            shared = [last]
+            torch.distributed.broadcast_object_list(shared, src=self.args.world_size - 1)
+            last = shared[0]
+        self.planner_state = last
+        return batches, {"labels": labels, "flow": flow}
+
+    # --- Losses ------------------------------------------------------------------------------------------------------
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The part of the window's loss that one micro-batch contributes, times the number of processes, over which
+        gradients are averaged."""
+        assert isinstance(num_items_in_batch, dict)
+        inputs = dict(inputs)
+        info: BatchInfo = inputs.pop("info")
+        if self.cache is not None and info.latent_inputs:
+            inputs["latent_values"] = scaled_latents(bare_model(self.bare), info.latent_inputs, self.cache)
+        output = model(
+            **inputs,
+            num_items_in_batch=num_items_in_batch["labels"],
+            num_flow_tokens_in_batch=num_items_in_batch["flow"],
+        )
+        if not bool(torch.isfinite(output.loss)):
+            self._stop(f"The loss is {output.loss.item()}", [info])
+        self.accounts.add_losses(output, inputs, info)
+        loss = output.loss * self.args.world_size
+        return (loss, output) if return_outputs else loss
+
+    def _stop(self, what: str, infos: list[BatchInfo]) -> None:
+        names = ", ".join(sample.record_id for info in infos for sample in info.samples)
+        raise ValueError(
+            f"{what} at step {self.state.global_step + 1}, on the records {names}; the last checkpoint in "
+            f"{self.args.output_dir} is untouched."
+        )
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._step_loss += loss.item() / self.args.world_size
+        if self.accelerator.sync_gradients:
+            if self.recipe.spike_factor:
+                self._check_spike(sum(gather(self._step_loss)))
+            self._step_loss = 0.0
+        return loss
+
+    def _check_spike(self, loss: float) -> None:
+        factor = self.recipe.spike_factor
+        if len(self._recent) == self._recent.maxlen and loss > factor * statistics.median(self._recent):
+            what = f"The loss jumped to {loss:.4g}, more than {factor:g} times its median,"
+            self._stop(what, sum(gather(self._window), []))
+        self._recent.append(loss)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm)
+        value = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        if not value < float("inf"):
+            self._stop(f"The norm of the gradients is {value}", sum(gather(self._window), []))
+        if value == 0.0 and self.state.global_step == 0:
+            logger.warning("no gradient reaches what is trained: the first samples do not use it")
+        return value
+
+    # --- Logs --------------------------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            now = time.perf_counter()
+            means, totals = self.accounts.close()
+            seconds = now - self._since
+            logs |= means | {"tokens_per_second": totals["tokens"] / seconds}
+            if self.peak is not None:
+                logs["mfu"] = totals["operations"] / seconds / (self.peak * self.args.world_size)
+            if self._begun is not None and self.state.global_step > self._begun[0]:
+                pace = (now - self._begun[1]) / (self.state.global_step - self._begun[0])
+                logs["seconds_left"] = pace * (self.args.max_steps - self.state.global_step)
+            self._begun = self._begun or (self.state.global_step, now)
+            self._since = now
+        # An endless stream has no epochs; the share of the run takes their place, also after resuming.
+        self.state.epoch = self.state.global_step / self.args.max_steps
+        super().log(logs, start_time)
+
+    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, *args, **kwargs):
+        # Before anything is saved: what a checkpoint's history holds does not depend on when the run was stopped.
+        self._observe(model)
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, *args, **kwargs)
+
+    def _observe(self, model: nn.Module) -> None:
+        step = self.state.global_step
+        if step == self._observed:
+            return
+        validate = self.validation is not None and step % self.recipe.validation.every == 0
+        sample = self.recipe.samples.every and step % self.recipe.samples.every == 0
+        if not (validate or sample):
+            return
+        self._observed = step
+        bare, generators, begun = self.bare, random_state(), time.perf_counter()
+        if self.average is not None:
+            self.average.exchange(bare)
+        bare.eval()
+        try:
+            if validate:
+                assert self.validation is not None
+                due = self.control.should_log
+                self.log(self.validation(bare, self.args.device))
+                # Transformers takes any log entry for the one that was due.
+                self.control.should_log = due
+            if sample and (self.args.should_save or is_sharded(bare)):
+                with self.compute_loss_context_manager():
+                    sheet = sample_sheet(bare, self.processing_class, self.recipe.samples)
+                if self.args.should_save:
+                    save_sheet(sheet, Path(self.args.output_dir) / "samples", step)
+        finally:
+            bare.train()
+            if self.average is not None:
+                self.average.exchange(bare)
+            set_random_state(generators)
+        self._since += time.perf_counter() - begun
+
+    # --- Optimiser ---------------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = make_optimizer(model or self.model, self.recipe.optimizer)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        if self.lr_scheduler is None:
+            chosen = optimizer or self.optimizer
+            self.lr_scheduler = make_schedule(
+                getattr(chosen, "optimizer", chosen), self.recipe.optimizer, num_training_steps
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _bare_optimizer(self) -> torch.optim.Optimizer:
+        assert self.optimizer is not None
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    def _names(self) -> dict[int, str]:
+        return {id(parameter): name for name, parameter in self.bare.named_parameters()}
+
+    # --- Checkpoints -------------------------------------------------------------------------------------------------
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """Weights by "weights.NAME" and averages by "average.NAME", as a checkpoint holds them; of an adapter's run
+        those that learn, since the base does not change."""
+        state = dict(self.bare.state_dict())
+        if self.recipe.adapter is not None:
+            state = {name: state[name] for name, weight in self.bare.named_parameters() if weight.requires_grad}
+        tensors = {f"weights.{name}": tensor for name, tensor in state.items()}
+        return tensors | (self.average.tensors() if self.average is not None else {})
+
+    def _save_checkpoint(self, model, trial) -> None:
+        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        optimizer, names = self._bare_optimizer(), self._names()
+        assert self.lr_scheduler is not None
+        states, orders = gather(random_state()), gather(self.order)
+        schedule = {name: value for name, value in self.lr_scheduler.state_dict().items() if name != "lr_lambdas"}
+        with whole_folder(folder) as partial:
+            save_tensors(self._weights() | optimizer_tensors(optimizer, names), partial)
+            if self.args.should_save:
+                self._save_settings(partial)
+                self.state.save_to_json(str(partial / "trainer_state.json"))
+                progress = {
+                    "planner": self.planner_state,
+                    "random": states,
+                    "order": orders,
+                    "schedule": schedule,
+                    "optimizer_steps": optimizer_steps(optimizer, names),
+                    "recent": list(self._recent),
+                    "world": self.args.world_size,
+                    "settings": self.train_dataset.settings(),
+                }
+                (partial / "progress.json").write_text(json.dumps(progress))
+        if self.args.should_save:
+            keep_newest(self.args.output_dir, self.recipe.keep_checkpoints)
+        self.accelerator.wait_for_everyone()
+
+    def _save_settings(self, folder: Path) -> None:
+        with undistributed(self.bare.config):
+            self.bare.config.save_pretrained(folder)
+        self.bare.generation_config.save_pretrained(folder)
+        self.processing_class.save_pretrained(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        tensors = self._weights()
+        check_names(folder, tensors)
+        progress = self._progress(folder)
+        check_settings(folder, progress.get("settings", {}), self.train_dataset.settings())
+        load_tensors(tensors, folder)
+        self.planner_state = progress["planner"]
+        self._recent.extend(progress["recent"])
+        if len(progress["order"]) == self.args.world_size:
+            self.order = progress["order"][self.args.process_index]
+        self.train_dataset.load_state_dict(self.planner_state)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        folder = Path(checkpoint)
+        progress = self._progress(folder)
+        optimizer = self._bare_optimizer()
+        load_optimizer(optimizer, self._names(), folder, progress["optimizer_steps"])
+        assert self.lr_scheduler is not None
+        # The functions themselves come from the recipe.
+        schedule = progress["schedule"] | {"lr_lambdas": [None] * len(progress["schedule"]["base_lrs"])}
+        self.lr_scheduler.load_state_dict(schedule)
+        for group, rate in zip(optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+
+    def carry(self, found: list[Path], stage: StageRecipe) -> None:
+        """Start from the averages, and the moments if asked, of the stage before, where both stages train a weight."""
+        if not found:
+            return
+        stored = stored_tensors(found[-1])
+        if self.average is not None:
+            tensors = {name: tensor for name, tensor in self.average.tensors().items() if name in stored}
+            load_tensors(tensors, found[-1])
+        if stage.optimizer == "carried":
+            steps = self._progress(found[-1])["optimizer_steps"]
+            self.create_optimizer()
+            load_optimizer(self._bare_optimizer(), self._names(), found[-1], steps, strict=False)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            states = self._progress(Path(checkpoint))["random"]
+            if len(states) == self.args.world_size:
+                set_random_state(states[self.args.process_index])
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """Nothing: bfloat16 needs no scaler."""
+
+    @staticmethod
+    def _progress(folder: Path) -> dict[str, Any]:
+        return json.loads((folder / "progress.json").read_text())
+
+    def go_on(self, checkpoint: Path | None) -> None:
+        """Train from a checkpoint, or from the start, to the last step."""
+        if checkpoint is not None:
+            state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+            if state.global_step >= self.args.max_steps:
+                # Stopped between its last step and its finished model; transformers would do one step more.
+                self._load_from_checkpoint(str(checkpoint))
+                return
+        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+    def save_stage(self, folder: str | Path, average: bool) -> None:
+        """Write the finished model with its processor, from the averaged weights if asked; every process calls it."""
+        chosen = self.average if average else None
+        bare = self.bare
+        if chosen is not None:
+            chosen.exchange(bare)
+        with whole_folder(folder) as partial:
+            if is_sharded(bare):
+                with undistributed(bare.config):
+                    save_whole(bare, partial)
+            elif self.args.should_save:
+                bare.save_pretrained(partial)
+            if self.args.should_save:
+                self.processing_class.save_pretrained(partial)
+        if chosen is not None:
+            chosen.exchange(bare)

@@ -1,0 +1,38 @@
+"""What transformers' `Trainer` is told of a recipe."""
+
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from ..recipe import TrainingRecipe
+
+
+def training_arguments(recipe: TrainingRecipe) -> TrainingArguments:
+    """Transformers' arguments of a recipe."""
+    on_cpu = not torch.cuda.is_available()
+    checkpointing: dict[str, Any] = {}
+    if recipe.gradient_checkpointing:
+        checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    return TrainingArguments(
+        output_dir=recipe.output_dir,
+        max_steps=recipe.steps,
+        gradient_accumulation_steps=recipe.accumulation,
+        per_device_train_batch_size=1,
+        max_grad_norm=recipe.optimizer.max_grad_norm,
+        bf16=recipe.bf16,
+        use_cpu=on_cpu,
+        **checkpointing,
+        logging_steps=recipe.log_steps,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        save_steps=recipe.save_steps,
+        # Transformers refuses to save the optimiser of a sharded model; what is saved is ours to say.
+        save_only_model=recipe.parallelism == "fsdp2",
+        report_to=recipe.report_to,
+        remove_unused_columns=False,
+        ignore_data_skip=True,
+        dataloader_num_workers=recipe.data.workers,
+        ddp_find_unused_parameters=False,
+        seed=recipe.seed,
+    )

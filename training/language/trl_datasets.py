@@ -1,0 +1,157 @@
+"""Records as what tuning reads: TRL's conversational data sets, and examples of images to make."""
+
+import hashlib
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+from PIL import Image
+
+from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Picture, Record, features
+from unimedvl.unimed5m.tasks import MODALITY_NAMES
+
+from ..data.dataset import published_paths
+
+METHODS = ("sft", "dpo", "grpo")
+MODALITY_QUESTION = "What imaging modality is this?"
+
+
+def read_records(
+    folder: str | Path,
+    tasks: Sequence[str] = (),
+    sources: Sequence[str] = (),
+    split: str = "train",
+    limit: int | None = None,
+) -> list[Record]:
+    """Records of a built or published folder.
+
+    Args:
+        tasks, sources: values of `sub_task_type` and `dataset` to keep; all if empty.
+        split: "train", "validation" or "test".
+        limit: keep that many, chosen by their ids and so the same ones in every process; all if None.
+
+    Raises:
+        ValueError: if none is left, with what the folder holds.
+    """
+    paths = [str(path) for path in published_paths(folder, split)]
+    rows = datasets.Dataset.from_parquet(paths, features=features(decode=False))
+    kept = [
+        index
+        for index, (task, source, part) in enumerate(
+            zip(rows["sub_task_type"], rows["dataset"], rows["split"], strict=True)
+        )
+        if (not tasks or task in tasks) and (not sources or source in sources) and part == split
+    ]
+    if not kept:
+        held = sorted(set(zip(rows["sub_task_type"], rows["dataset"], rows["split"], strict=True)))
+        found = "; ".join("/".join(parts) for parts in held[:20])
+        raise ValueError(f"{folder} holds no record of the wanted tasks, sources and split; it holds {found}.")
+    if limit is not None:
+        ids = rows["id"]
+        kept = sorted(sorted(kept, key=lambda index: _digest(ids[index]))[:limit])
+    return [Record.from_row(row) for row in rows.select(kept)]
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+def conversation(record: Record) -> list[dict[str, str]]:
+    """The messages of an understanding record in TRL's form; its images stand in the column `images`.
+
+    Raises:
+        ValueError: if the record makes images, which language tuning cannot learn from.
+    """
+    if record.output_img:
+        raise ValueError(f"{record.id} makes an image; language tuning takes records whose answers are text.")
+    roles = {"human": "user", "gpt": "assistant"}
+    return [
+        {"role": roles[turn.role], "content": turn.value.replace(IMAGE_PLACEHOLDER, "").strip()}
+        for turn in record.message
+    ]
+
+
+def _bytes(record: Record, picture: Picture) -> bytes:
+    if picture.data is None:
+        raise ValueError(f"{record.id} has no picture data ({picture.path}): relink the published records first.")
+    return picture.data
+
+
+def generation_examples(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """Records that make one image as the examples of Flow-GRPO.
+
+    Returns:
+        Dicts with `prompt`, `images` (RGB inputs), `reference` (the record's own image, RGB), `label` (its modality's
+        code), and `question` and `answer` about the modality where the record tells it.
+
+    Raises:
+        ValueError: for a record that makes no image or several, or has more than one question.
+    """
+    examples = []
+    for record in records:
+        if len(record.output_img) != 1 or len(record.message) != 2:
+            raise ValueError(f"{record.id} is not one instruction for one image: choose other tasks.")
+        inputs, (output,) = (
+            [Image.open(io.BytesIO(_bytes(record, picture))).convert("RGB") for picture in pictures]
+            for pictures in (record.input_img, record.output_img)
+        )
+        example = {
+            "prompt": record.message[0].value.replace(IMAGE_PLACEHOLDER, "").strip(),
+            "images": inputs,
+            "reference": output,
+            "label": record.modality,
+        }
+        if record.modality in MODALITY_NAMES:
+            example |= {"question": MODALITY_QUESTION, "answer": MODALITY_NAMES[record.modality]}
+        examples.append(example)
+    return examples
+
+
+def _wrong_answers(records: Sequence[Record]) -> Iterator[str | None]:
+    """For every record the answer of another one of its source and task, chosen by its id; None where all agree."""
+    answers: dict[tuple[str, str], list[str]] = {}
+    for record in records:
+        answers.setdefault((record.dataset, record.sub_task_type), []).append(record.message[-1].value)
+    distinct = {key: sorted(set(values)) for key, values in answers.items()}
+    for record in records:
+        own = record.message[-1].value
+        others = [text for text in distinct[record.dataset, record.sub_task_type] if text != own]
+        yield others[int.from_bytes(_digest(record.id)[:8], "big") % len(others)] if others else None
+
+
+def conversation_data(records: Iterable[Record], method: str) -> datasets.Dataset:
+    """Understanding records as the data set that a TRL trainer reads.
+
+    Args:
+        records: those that make images raise an error.
+        method: "sft" gives the columns `images`, `messages`; "dpo" `images`, `prompt`, `chosen`, `rejected`, where the
+            rejected answer is another record's of the same source and task; "grpo" `images`, `prompt`, `answer`.
+
+    Raises:
+        ValueError: for an unknown method, or if no record is left.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}.")
+    records = list(records)
+    rows = []
+    for record, wrong in zip(records, _wrong_answers(records), strict=True):
+        messages = conversation(record)
+        images = [{"bytes": _bytes(record, picture), "path": None} for picture in record.input_img]
+        row: dict[str, Any] = {"images": images}
+        if method == "sft":
+            row["messages"] = messages
+        else:
+            row["prompt"], answer = messages[:-1], messages[-1]
+            if method == "grpo":
+                row["answer"] = answer["content"]
+            elif wrong is None:
+                continue
+            else:
+                row |= {"chosen": [answer], "rejected": [{"role": "assistant", "content": wrong}]}
+        rows.append(row)
+    if not rows:
+        raise ValueError("No record is left to learn from: every source and task has a single answer.")
+    data = datasets.Dataset.from_list(rows)
+    return data.cast_column("images", datasets.List(datasets.Image()))

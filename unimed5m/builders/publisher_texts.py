@@ -1,0 +1,106 @@
+"""Records of what publishers wrote themselves: conversations are kept, captions get the tasks that fit them."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Any
+
+from .. import tasks
+from ..schema import Picture, Record, Turn
+from ..tasks import Origin
+from .readers import TableRow, TableSource
+from .record_images import named_picture
+from .source_texts import chosen_option, modality_of, plain_options, turns_of
+
+
+def conversation(origin: Origin, pictures: Sequence[Picture], turns: Sequence[Turn], task: str = "vqa") -> Record:
+    """A conversation as its publisher wrote it, with all images in front of the model's view."""
+    return Record(
+        id=origin.record_id(task),
+        main_task_type="image_understanding" if pictures else "text_only",
+        sub_task_type=task if pictures or task == "reasoning" else "dialogue",
+        modality=origin.modality,
+        dataset=origin.dataset,
+        input_img=tuple(pictures),
+        output_img=(),
+        message=tuple(turns),
+        license=origin.license,
+        license_tier=origin.license_tier,
+        redistributable=origin.redistributable,
+        provenance=origin.provenance,
+        split=origin.split,
+        group_id=origin.group_id,
+        extra=json.dumps(origin.extra, ensure_ascii=False, sort_keys=True),
+    )
+
+
+def captioned(source: TableSource, origin: Origin, pictures: Sequence[Picture], text: str) -> Iterator[Record]:
+    """A caption, and where the source is one for generation, the image from the caption.
+
+    Only a single image whose modality is known becomes a text-to-image record: its answer names the modality.
+    """
+    if "caption" in source.tasks:
+        yield tasks.caption(origin, pictures, text)
+    if "text_to_image" in source.tasks and len(pictures) == 1 and origin.modality != "RAD":
+        yield tasks.text_to_image(origin, pictures[0], text)
+
+
+def choice(
+    origin: Origin, pictures: Sequence[Picture], question: str, options: Sequence[str], answer: str, variant: str = ""
+) -> Record:
+    """A multiple-choice question; an open one, its answer word by word, where that is none of the options.
+
+    Args:
+        options: the choices in the order of their letters, "" where one is missing.
+        answer: the right choice's letter, its words, or both.
+
+    Raises:
+        ValueError: for the letter of a blank choice.
+    """
+    plain = plain_options(options)
+    right = chosen_option(plain, answer)
+    if right < 0 and any(plain) and answer.strip() in ascii_uppercase[: len(plain)]:
+        raise ValueError(
+            f"{origin.original_id}: expected one of the choices as answer, found {answer!r}, a blank one."
+        )
+    if right < 0:
+        return tasks.vqa(origin, pictures, question, answer, variant)
+    # Blank choices are not shown; those before the right one move it up.
+    shown = [option for option in plain if option]
+    return tasks.multiple_choice(origin, pictures, question, shown, right - plain[:right].count(""), variant)
+
+
+def llava_rows(source: TableSource, folder: Path, unit: TableRow, group: str = "") -> Iterator[Record]:
+    """LLaVA's layout: `image` (a path, several, or none) and `conversations`.
+
+    In sources for generation the first answer to a single image also becomes its caption.
+
+    Args:
+        group: of the row; by default its first image is its own.
+    """
+    row = unit.row
+    named = row.get("image") or []
+    names = [named] if isinstance(named, str) else list(named)
+    turns = turns_of(row["conversations"], len(names))
+    if not turns or turns[-1].role != "gpt":
+        raise ValueError(f"{unit.table}: expected an answer at the end of row {unit.position + 1}, found none.")
+    place = f"{unit.table.stem}#{row.get('id', unit.position)}"
+    stated = " ".join(str(row.get(name, "")) for name in ("modality", "image")) + " " + turns[0].value
+    origin = source.origin(
+        f"{unit.table.stem}#{unit.position}",
+        group or str(names[0] if names else place),
+        unit.split,
+        modality_of(stated) if names else "TEXT",
+        place,
+        extra=kept(row, "id", "modality", "body_part"),
+    )
+    pictures = [named_picture(folder, name) for name in names]
+    yield conversation(origin, pictures, turns)
+    if pictures:
+        yield from captioned(source, origin, pictures, turns[-1].value)
+
+
+def kept(row: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """The columns worth keeping in a record's `extra`: those that are there and not empty."""
+    return {name: row[name] for name in names if row.get(name) not in (None, "", [])}

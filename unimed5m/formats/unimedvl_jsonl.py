@@ -1,0 +1,138 @@
+"""The authors' training files: JSON lines beside a folder of images.
+
+Each line has `main_task_type`, `sub_task_type`, `modality`, `dataset`, `input_img` and `output_img` (lists of path,
+height and width), and `message`. Their loaders join the paths to a data folder after removing a leading slash, ignore
+other keys, and put the whole text of a turn into the sequence when an image is to be made, so `<image>` is written
+only where no image is made.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ..pipeline import replacing
+from ..schema import IMAGE_PLACEHOLDER, UNKNOWN, Picture, Record, Turn
+from ..task_images import stored_picture
+from . import extra_fields
+
+LAYOUT = "authors"
+EXPRESSED = ("main_task_type", "sub_task_type", "modality", "dataset")
+
+
+def write(records: Iterable[Record], path: str | Path, data_dir: str | Path) -> int:
+    """Write JSON lines to `path` and the images below `data_dir`; returns the number of records."""
+    root, count = Path(data_dir), 0
+    with replacing(path) as partial, open(partial, "w", encoding="utf-8", errors="backslashreplace") as lines:
+        for record in records:
+            lines.write(json.dumps(to_object(record, root), ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def read(path: str | Path, data_dir: str | Path, *, images: bool = True) -> Iterator[Record]:
+    """The records of a JSON lines file.
+
+    Args:
+        images: whether the images must be there and are read; without them records have paths only.
+
+    Raises:
+        ValueError: naming the line, for one that is no record or whose image is missing.
+    """
+    root, path = Path(data_dir), Path(path)
+    for number, value in extra_fields.json_lines(path):
+        try:
+            yield from_object(value, root, f"{path.name}:{number}", images=images)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: line {number}: {error!s}") from error
+
+
+def to_object(record: Record, root: Path) -> dict[str, Any]:
+    """The JSON object of a record; its images are stored below `root`."""
+    if extra_fields.is_foreign(record, LAYOUT):
+        for picture in (*record.input_img, *record.output_img):
+            if picture.data is not None:
+                extra_fields.store(root, picture.path, picture.data)
+        return extra_fields.restored(record, _view(record))
+    value = _view(record)
+    for name in ("input_img", "output_img"):
+        for entry, picture in zip(value[name], getattr(record, name), strict=True):
+            if picture.data is not None:
+                entry["path"] = extra_fields.write_picture(root, picture)
+    if record.output_img:
+        value["message"] = [{"from": turn.role, "value": _bare(turn.value)} for turn in record.message]
+    return value | {extra_fields.OURS: extra_fields.remainder(record, EXPRESSED)}
+
+
+def from_object(value: dict[str, Any], root: Path, original_id: str, *, images: bool = True) -> Record:
+    """The record of a JSON object.
+
+    Args:
+        original_id: tells the object apart in its data set.
+
+    Raises:
+        ValueError: if an image is missing or a part has another form.
+    """
+    if extra_fields.OURS in value:
+        return _ours(value, root, images=images)
+    pictures = {
+        name: [_read(root, entry, images=images) for entry in value.get(name) or []]
+        for name in ("input_img", "output_img")
+    }
+    record = extra_fields.imported(
+        LAYOUT,
+        value.get("dataset") or UNKNOWN,
+        original_id,
+        main_task_type=value.get("main_task_type") or _guess(pictures),
+        sub_task_type=value.get("sub_task_type") or "",
+        modality=value.get("modality") or "",
+        message=[Turn(turn["from"], turn["value"]) for turn in value.get("message") or []],
+        **pictures,
+    )
+    return extra_fields.remembering(record, LAYOUT, value, _view(record))
+
+
+def _view(record: Record) -> dict[str, Any]:
+    pictures = {
+        name: [
+            {"path": picture.path, "height": picture.height, "width": picture.width}
+            for picture in getattr(record, name)
+        ]
+        for name in ("input_img", "output_img")
+    }
+    message = [{"from": turn.role, "value": turn.value} for turn in record.message]
+    return {name: getattr(record, name) for name in EXPRESSED} | pictures | {"message": message}
+
+
+def _ours(value: dict[str, Any], root: Path, *, images: bool) -> Record:
+    ours = value[extra_fields.OURS]
+    pictures = {}
+    for name in ("input_img", "output_img"):
+        pictures[name] = tuple(
+            extra_fields.picture_from_facts(
+                facts, extra_fields.load(root, entry["path"]) if facts[-1] and images else None
+            )
+            for entry, facts in zip(value[name], ours[name], strict=True)
+        )
+    message = tuple(Turn(turn["from"], turn["value"]) for turn in value["message"])
+    exact = tuple(Turn(*turn) for turn in ours["message"])
+    # The exact turns say where the images stand; they count unless somebody edited the visible ones.
+    if [(turn.role, _bare(turn.value)) for turn in exact] == [(turn.role, _bare(turn.value)) for turn in message]:
+        message = exact
+    return extra_fields.from_remainder(ours, **{name: value[name] for name in EXPRESSED}, message=message, **pictures)
+
+
+def _read(root: Path, entry: dict[str, Any], *, images: bool) -> Picture:
+    if images:
+        return stored_picture(extra_fields.load(root, entry["path"]), entry["path"])
+    return Picture(None, entry["path"], entry.get("height") or 0, entry.get("width") or 0)
+
+
+def _guess(pictures: dict[str, list[Picture]]) -> str:
+    if pictures["output_img"]:
+        return "multimodal_input_output" if pictures["input_img"] else "image_generation"
+    return "image_understanding" if pictures["input_img"] else "text_only"
+
+
+def _bare(text: str) -> str:
+    return text.replace(IMAGE_PLACEHOLDER, "").strip()

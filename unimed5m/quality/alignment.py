@@ -1,0 +1,262 @@
+"""Image-text alignment: S_final = 0.5 S + M, the better half kept (paper, section 3.1, equation 2).
+
+S is the largest cosine between the original text and five machine captions of the image, both embedded by a text
+encoder; M is the similarity that an image-text encoder gives to image and text. The captions serve scoring only: kept
+records keep their text. The paper says that both scores are normalised to [0, 1] and neither how nor within what
+records are ranked; here
+
+* `affine` (default) maps every cosine c to (1 + c) / 2, which needs no other record, and `minmax` stretches the
+  scores of the ranking scope to [0, 1];
+* the scope is `global`, `modality` or `source`; every record carries it in `quality.scope`.
+"""
+
+import hashlib
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy
+import pyarrow as pa
+from PIL import Image
+
+from .image_reading import DAMAGED, open_picture
+from .record_texts import ALIGNED_TASKS, described_image, original_text
+
+CAPTIONS = 5
+NORMALISATIONS = ("affine", "minmax")
+SCOPES = ("global", "modality", "source")
+# Arithmetic differs in the last bits between machines; scores are kept to what they mean.
+DECIMALS = 5
+
+
+class Captioner(Protocol):
+    """Writes captions of images. `name` identifies model and settings."""
+
+    name: str
+
+    def caption(self, images: Sequence[Image.Image], count: int) -> list[list[str]]:
+        """`count` captions of each image, the same for the same image whatever else is in the batch."""
+        ...
+
+
+class TextEncoder(Protocol):
+    name: str
+
+    def encode(self, texts: Sequence[str]) -> numpy.ndarray:
+        """Unit vectors, float32 (texts, dimensions)."""
+        ...
+
+
+class ImageTextEncoder(Protocol):
+    name: str
+
+    def similarity(self, images: Sequence[Image.Image], texts: Sequence[str]) -> numpy.ndarray:
+        """The cosine of each image with its text, float32 (images,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class AlignmentModels:
+    captioner: Captioner
+    text_encoder: TextEncoder
+    image_text_encoder: ImageTextEncoder
+
+
+_loaded: dict[str, AlignmentModels] = {}
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Measures the raw cosines S and M of the records whose text describes an image; others get nulls.
+
+    Attributes:
+        load: makes the models; called once per process, so it must be picklable.
+        models: a name for what `load` makes; part of the settings that decide the result.
+        captions: per image (the paper's K).
+        tasks: the sub-tasks scored.
+    """
+
+    load: Callable[[], AlignmentModels]
+    models: str
+    captions: int = CAPTIONS
+    tasks: tuple[str, ...] = ALIGNED_TASKS
+
+    name = "alignment"
+    columns: ClassVar[Sequence[str]] = (
+        "id", "sub_task_type", "modality", "dataset", "split", "input_img", "output_img", "message",
+    )  # fmt: skip
+    schema = pa.schema(
+        [
+            *((name, pa.string()) for name in ("id", "sub_task_type", "modality", "dataset", "split")),
+            ("s", pa.float64()),
+            ("m", pa.float64()),
+        ]
+    )
+
+    def settings(self) -> Mapping[str, Any]:
+        return {"models": self.models, "captions": self.captions, "tasks": list(self.tasks)}
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        rows = table.to_pylist()
+        places, images, texts = [], [], []
+        for place, row in enumerate(rows):
+            data = described_image(row) if row["sub_task_type"] in self.tasks else None
+            if data is None:
+                continue
+            try:
+                images.append(open_picture(data, "RGB"))
+            except DAMAGED:
+                # The coarse filter drops it with the reason; without an image there is nothing to score.
+                continue
+            places.append(place)
+            texts.append(original_text(row))
+        result: list[dict[str, Any]] = [
+            {**{key: row[key] for key in self.schema.names[:5]}, "s": None, "m": None} for row in rows
+        ]
+        if places:
+            if self.models not in _loaded:
+                _loaded[self.models] = self.load()
+            s, m = score(_loaded[self.models], images, texts, self.captions)
+            for place, one, other in zip(places, s.tolist(), m.tolist(), strict=True):
+                result[place].update(s=round(one, DECIMALS), m=round(other, DECIMALS))
+        return pa.Table.from_pylist(result, schema=self.schema)
+
+
+def score(
+    models: AlignmentModels, images: Sequence[Image.Image], texts: Sequence[str], captions: int = CAPTIONS
+) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Raw cosines (S, M), float (images,) each in [-1, 1]."""
+    s = text_similarity(models.text_encoder, texts, caption_once(models.captioner, images, captions))
+    return s, numpy.asarray(models.image_text_encoder.similarity(images, texts), dtype=numpy.float64)
+
+
+def caption_once(captioner: Captioner, images: Sequence[Image.Image], count: int) -> list[list[str]]:
+    """The captions of each image; an image that comes several times, as it does with several questions, is captioned
+    once.
+    """
+    digests = [hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest() for image in images]
+    first = {digest: place for place, digest in reversed(list(enumerate(digests)))}
+    places = sorted(first.values())
+    written = dict(zip(places, captioner.caption([images[place] for place in places], count), strict=True))
+    return [written[first[digest]] for digest in digests]
+
+
+def text_similarity(encoder: TextEncoder, texts: Sequence[str], captions: Sequence[Sequence[str]]) -> numpy.ndarray:
+    """The largest cosine of each text with any of its captions, float64 (texts,)."""
+    if not texts:
+        return numpy.zeros(0)
+    flat = [caption for group in captions for caption in group]
+    encoded = numpy.asarray(encoder.encode([*texts, *flat]), dtype=numpy.float64)
+    result = numpy.empty(len(texts))
+    start = len(texts)
+    for index, group in enumerate(captions):
+        result[index] = (encoded[start : start + len(group)] @ encoded[index]).max()
+        start += len(group)
+    return result
+
+
+def normalise(values: numpy.ndarray, how: str = "affine") -> numpy.ndarray:
+    """Cosines to [0, 1]. Equal values of a `minmax` scope become 0.5."""
+    if how not in NORMALISATIONS:
+        raise ValueError(f"expected a normalisation out of {', '.join(NORMALISATIONS)}, found {how!r}")
+    if how == "affine":
+        return numpy.clip((1.0 + values) / 2.0, 0.0, 1.0)
+    low, high = float(values.min()), float(values.max())
+    return (values - low) / (high - low) if high > low else numpy.full_like(values, 0.5)
+
+
+def final_scores(
+    s: numpy.ndarray, m: numpy.ndarray, how: str = "affine"
+) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
+    """Normalised S and M, and 0.5 S + M in [0, 1.5]."""
+    s, m = normalise(s, how), normalise(m, how)
+    return s, m, 0.5 * s + m
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How scored records are ranked: within `scope`, the best `keep` of `splits` stay; other splits are only
+    scored. With `report`, the others stay as well and are reported.
+    """
+
+    keep: float = 0.5
+    scope: str = "modality"
+    normalisation: str = "affine"
+    splits: tuple[str, ...] = ("train",)
+    report: bool = False
+
+    def __post_init__(self) -> None:
+        if self.scope not in SCOPES:
+            raise ValueError(f"expected a ranking scope out of {', '.join(SCOPES)}, found {self.scope!r}")
+        if not 0.0 < self.keep <= 1.0:
+            raise ValueError(f"expected the kept share in (0, 1], found {self.keep}")
+        normalise(numpy.zeros(1), self.normalisation)
+
+    def scope_of(self, row: Mapping[str, Any]) -> str:
+        return {"global": "", "modality": row["modality"], "source": row["dataset"]}[self.scope]
+
+
+def select(rows: Sequence[Mapping[str, Any]], selection: Selection) -> list[dict[str, Any]]:
+    """For each measured record: its `s`, `m`, `s_final` and `scope` (None where unscored) and `keep`.
+
+    Ranking runs over the scored records of the ranked splits, best first, equal scores by id; of n records in a scope
+    the first ceil(keep * n) stay.
+    """
+    result: list[dict[str, Any]] = [{"s": None, "m": None, "s_final": None, "scope": None, "keep": True} for _ in rows]
+    scopes: dict[str, list[int]] = defaultdict(list)
+    for index, row in enumerate(rows):
+        if row["s"] is not None and row["m"] is not None:
+            scopes[selection.scope_of(row)].append(index)
+    for members in scopes.values():
+        s, m, final = final_scores(
+            numpy.array([rows[index]["s"] for index in members]),
+            numpy.array([rows[index]["m"] for index in members]),
+            selection.normalisation,
+        )
+        for place, index in enumerate(members):
+            result[index].update(
+                s=round(float(s[place]), DECIMALS),
+                m=round(float(m[place]), DECIMALS),
+                s_final=round(float(final[place]), DECIMALS),
+                scope=selection.scope,
+            )
+        ranked = [index for index in members if rows[index]["split"] in selection.splits]
+        ranked.sort(key=lambda index: (-result[index]["s_final"], rows[index]["id"]))
+        for index in ranked[math.ceil(selection.keep * len(ranked)) :]:
+            result[index]["keep"] = False
+    return result
+
+
+def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
+    """The chance that a positive scores above a negative, ties counting half (Mann-Whitney U over both counts)."""
+    values = numpy.concatenate([numpy.asarray(positive, float), numpy.asarray(negative, float)])
+    if not len(positive) or not len(negative):
+        raise ValueError("an AUROC needs at least one positive and one negative score")
+    _, inverse, counts = numpy.unique(values, return_inverse=True, return_counts=True)
+    ranks = (numpy.cumsum(counts) - (counts - 1) / 2.0)[inverse]
+    wins = ranks[: len(positive)].sum() - len(positive) * (len(positive) + 1) / 2.0
+    return float(wins / (len(positive) * len(negative)))
+
+
+def shuffled_texts(
+    texts: Sequence[str], blocks: Sequence[Any], seed: int = 0, facts: Sequence[Any] | None = None
+) -> list[str | None]:
+    """Each text replaced by another one of its block, with the block's frequencies.
+
+    A text is never replaced by an equal one, which would be no error to find, nor, where `facts` are given, by the
+    text of an entry with equal facts, which would be true as well. Entries for which nothing is left are None.
+    """
+    members: dict[Any, list[int]] = defaultdict(list)
+    for index, block in enumerate(blocks):
+        members[block].append(index)
+    known = facts if facts is not None else texts
+    result: list[str | None] = [None] * len(texts)
+    generator = numpy.random.default_rng(seed)
+    for _, indices in sorted(members.items(), key=lambda item: str(item[0])):
+        for index in indices:
+            others = [other for other in indices if texts[other] != texts[index] and known[other] != known[index]]
+            if others:
+                result[index] = texts[others[int(generator.integers(len(others)))]]
+    return result

@@ -1,0 +1,192 @@
+"""Do the alignment scores tell true texts from exchanged ones? AUROC of S, M and S_final.
+
+    python -m unimedvl.unimed5m.quality.separation RECORDS --text-encoder MINILM --scorer SCORER
+        [--captioner MODEL [--trust-remote-code]] [--split validation] [--max-records N]
+
+Each text is exchanged for another one in three ways:
+
+* `within`: any different text of its source and task. Templates word the same facts in many ways, so that many of
+  these texts are as true as the one they replace and no score can tell them apart;
+* `other_facts`: a text of its source and task about an image of which the source states something else;
+* `across`: a text of another modality, within its task.
+
+Exchanging is blind to the scores. Intervals are percentiles over resampled groups (patients, slides), because the
+records of a group are no independent draws.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy
+from PIL import Image
+
+from unimedvl.utils.errors import module_parser, one_line_errors
+
+from ..pipeline import batches, shard_paths, write_json
+from .alignment import CAPTIONS, AlignmentModels, auroc, caption_once, final_scores, shuffled_texts, text_similarity
+from .image_reading import DAMAGED, open_picture
+from .models import NEAREST, ModelPaths
+from .record_texts import ALIGNED_TASKS, described_image, original_text, stated_facts
+
+COLUMNS = ("sub_task_type", "modality", "dataset", "split", "group_id", "input_img", "output_img", "message", "extra")
+SCORES = ("s", "m", "s_final", "s_final (minmax)")
+RESAMPLES = 1000
+
+
+def read_samples(
+    records: str | Path, split: str, limit: int | None = None, seed: int = 0, tasks: Sequence[str] = ALIGNED_TASKS
+) -> tuple[list[dict[str, Any]], list[Image.Image]]:
+    """Up to `limit` random records (all by default) of a split whose text describes an image: (samples, images).
+
+    A sample holds `sub_task_type`, `modality`, `dataset`, `group`, `text` and `facts`. Raises ValueError where there
+    is none.
+    """
+    samples: list[dict[str, Any]] = []
+    stored: list[bytes] = []
+    known: dict[bytes, bytes] = {}
+    for path in shard_paths(records):
+        for batch in batches(path, COLUMNS):
+            for row in batch.to_pylist():
+                data = described_image(row) if row["split"] == split and row["sub_task_type"] in tasks else None
+                if data is not None:
+                    labels = {name: row[name] for name in ("sub_task_type", "modality", "dataset")}
+                    group = (row["dataset"], row["group_id"])
+                    samples.append({**labels, "group": group, "text": original_text(row), "facts": stated_facts(row)})
+                    stored.append(known.setdefault(data, data))
+    chosen = sorted(numpy.random.default_rng(seed).permutation(len(samples))[:limit].tolist())
+    kept, images = [], []
+    opened: dict[bytes, Image.Image] = {}
+    for place in chosen:
+        try:
+            image = opened.setdefault(stored[place], open_picture(stored[place], "RGB"))
+        except DAMAGED:
+            # A damaged image has no true text to tell from others.
+            continue
+        kept.append(samples[place])
+        images.append(image)
+    if not kept:
+        raise ValueError(f"expected {split} records with an image and a text about it in {records}, found none")
+    return kept, images
+
+
+def separation(
+    models: AlignmentModels,
+    samples: Sequence[Mapping[str, Any]],
+    images: Sequence[Image.Image],
+    captions: int = CAPTIONS,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """For each way of exchanging: pairs compared, and for all of them (`overall`) and per modality the AUROC of every
+    score with its 95 % interval, as [value, low, high].
+
+    `s_final` is normalised as `affine`; the scope of `minmax` is everything scored here. A way or a modality without a
+    text to exchange has no figures.
+    """
+    written = caption_once(models.captioner, images, captions)
+    texts = [sample["text"] for sample in samples]
+    blocks = [(sample["dataset"], sample["sub_task_type"]) for sample in samples]
+    exchanged = {
+        "within": shuffled_texts(texts, blocks, seed),
+        "other_facts": shuffled_texts(texts, blocks, seed, [sample["facts"] for sample in samples]),
+        "across": shuffled_texts(
+            texts, [sample["sub_task_type"] for sample in samples], seed, [sample["modality"] for sample in samples]
+        ),
+    }
+    result: dict[str, Any] = {
+        "records": len(samples),
+        "images": len({id(image) for image in images}),
+        "models": [models.captioner.name, models.text_encoder.name, models.image_text_encoder.name],
+    }
+    for name, others in exchanged.items():
+        places = [place for place, other in enumerate(others) if other is not None]
+        result[name] = {"pairs": len(places)}
+        if not places:
+            continue
+        true = _scores(models, images, written, texts, places)
+        false = _scores(models, images, written, others, places)
+        for how, label in (("affine", "s_final"), ("minmax", "s_final (minmax)")):
+            s, m = (numpy.concatenate([true[score], false[score]]) for score in ("s", "m"))
+            final = final_scores(s, m, how)[2]
+            true[label], false[label] = final[: len(places)], final[len(places) :]
+        groups = [samples[place]["group"] for place in places]
+        modalities = numpy.array([samples[place]["modality"] for place in places])
+        result[name]["overall"] = _figures(true, false, groups, seed)
+        result[name]["modalities"] = {}
+        for modality in sorted(set(modalities.tolist())):
+            part = numpy.flatnonzero(modalities == modality)
+            result[name]["modalities"][modality] = {
+                "pairs": len(part),
+                **_figures(
+                    {score: values[part] for score, values in true.items()},
+                    {score: values[part] for score, values in false.items()},
+                    [groups[place] for place in part],
+                    seed,
+                ),
+            }
+    return result
+
+
+def _scores(
+    models: AlignmentModels,
+    images: Sequence[Image.Image],
+    written: Sequence[Sequence[str]],
+    said: Sequence[str | None],
+    places: Sequence[int],
+) -> dict[str, numpy.ndarray]:
+    texts = [str(said[place]) for place in places]
+    similarity = models.image_text_encoder.similarity([images[place] for place in places], texts)
+    return {
+        "s": text_similarity(models.text_encoder, texts, [written[place] for place in places]),
+        "m": numpy.asarray(similarity, dtype=numpy.float64),
+    }
+
+
+def _figures(
+    true: Mapping[str, numpy.ndarray], false: Mapping[str, numpy.ndarray], groups: Sequence[Any], seed: int
+) -> dict[str, list[float]]:
+    members: dict[Any, list[int]] = {}
+    for place, group in enumerate(groups):
+        members.setdefault(group, []).append(place)
+    clusters = [numpy.array(places) for places in members.values()]
+    generator = numpy.random.default_rng(seed)
+    drawn = [
+        numpy.concatenate([clusters[number] for number in generator.integers(len(clusters), size=len(clusters))])
+        for _ in range(RESAMPLES)
+    ]
+    result = {}
+    for score in SCORES:
+        areas = [auroc(true[score][places], false[score][places]) for places in drawn]
+        low, high = numpy.percentile(areas, (2.5, 97.5)).tolist()
+        result[score] = [round(value, 4) for value in (auroc(true[score], false[score]), low, high)]
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = module_parser(__doc__)
+    parser.add_argument("records", type=Path)
+    parser.add_argument("--text-encoder", required=True, help="folder of a sentence encoder")
+    parser.add_argument("--scorer", required=True, help="folder written by train_scorer")
+    parser.add_argument("--captioner", default=NEAREST, help="an image-text-to-text model")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the captioner's own code (UniMedVL)")
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--max-records", type=int, help="a random part of this size (default: all)")
+    parser.add_argument("--tasks", nargs="+", default=list(ALIGNED_TASKS))
+    parser.add_argument("--captions", type=int, default=CAPTIONS)
+    parser.add_argument("--out", type=Path, help="JSON file for the result")
+    options = parser.parse_args(arguments)
+    paths = ModelPaths(
+        options.text_encoder, options.scorer, options.captioner, trust_remote_code=options.trust_remote_code
+    )
+    with one_line_errors(parser, options.debug):
+        models = paths()
+        samples, images = read_samples(options.records, options.split, options.max_records, tasks=options.tasks)
+        result = separation(models, samples, images, options.captions)
+        print(json.dumps(result, indent=1, ensure_ascii=False))  # noqa: T201
+        if options.out is not None:
+            write_json(options.out, result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""One call from the name of a checkpoint to a model and a processor, with every tensor accounted for."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from ..modeling_unimedvl.upstream_layout_unimedvl import build_config, is_published_layout, published_config_dict
+from ..modeling_unimedvl.upstream_weights_unimedvl import model_shapes, read_json, require_exact_fit
+from .folder import Checkpoint, default_model, first_line, open_checkpoint
+
+if TYPE_CHECKING:
+    from ..modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
+    from ..modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
+    from ..processing.processing_unimedvl import UniMedVLProcessor
+
+DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Loaded(NamedTuple):
+    """What `load` returns."""
+
+    model: "UniMedVLForConditionalGeneration"
+    processor: "UniMedVLProcessor"
+    checkpoint: Checkpoint
+
+
+def load(
+    model: str | os.PathLike | None = None,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    quantize: str | None = None,
+    understanding_only: bool = False,
+) -> Loaded:
+    """Load a checkpoint with the installed classes: no code of a repository runs, and no pickle is opened.
+
+    Unlike plain `from_pretrained`, which leaves missing tensors at random values, this refuses a checkpoint whose
+    tensors do not fit the model exactly.
+
+    Args:
+        model: a folder (ours or the published layout) or a Hub id; the nano checkpoint by default.
+        revision: branch, tag or commit of a Hub id.
+        dtype: "auto" (as stored), "float32", "bfloat16" or "float16".
+        device: "auto" (the first accelerator, else the CPU) or a torch device name.
+        quantize: "nf4" or "int8" to load the experts' linear layers through bitsandbytes.
+        understanding_only: leave the generation expert and the autoencoder out of memory.
+
+    Raises:
+        ValueError: if the checkpoint, the type or the device cannot be used; the message says what to do.
+    """
+    from ..modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
+
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}.")
+    target = _find_device(device)
+    options: dict = {"dtype": DTYPES[dtype], "device_map": {"": target}, "use_safetensors": True}
+    if quantize not in (None, "nf4", "int8"):
+        raise ValueError(f"unknown quantisation {quantize!r}: choose nf4 or int8.")
+    checkpoint = open_checkpoint(default_model() if model is None else model, revision)
+    if quantize is not None:
+        options["quantization_config"] = _quantization(quantize, read_config(checkpoint.directory), target)
+    if understanding_only:
+        options["visual_gen"] = False
+    if checkpoint.layout == "transformers":
+        _require_exact_fit(checkpoint, understanding_only)
+    processor = load_processor(checkpoint.directory)
+    network = UniMedVLForConditionalGeneration.from_pretrained(checkpoint.directory, local_files_only=True, **options)
+    return Loaded(network.eval(), processor, checkpoint)
+
+
+def load_processor(directory: str | os.PathLike) -> "UniMedVLProcessor":
+    """The processor of a checkpoint folder, put together from the installed classes.
+
+    (`UniMedVLProcessor.from_pretrained` looks its parts up in the folder's `auto_map`, which is the folder's code.)
+    A folder without processor settings, as the published ones are, gets the reference's, in the model's patch sizes.
+
+    Raises:
+        ValueError: if the folder's tokenizer cannot be read or is not of the Qwen2 family.
+    """
+    from transformers import AutoTokenizer
+
+    from ..processing.image_processing_unimedvl import UniMedVLImageProcessor
+    from ..processing.processing_unimedvl import UniMedVLProcessor
+
+    folder = Path(directory)
+    config = read_config(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, config=config, trust_remote_code=False, local_files_only=True
+        )
+    # The tokenizers library raises bare `Exception`.
+    except Exception as error:
+        raise ValueError(
+            f"the tokenizer in {str(folder)!r} cannot be read ({first_line(error)}): get or save it again."
+        ) from error
+    if not (folder / "processor_config.json").is_file():
+        return UniMedVLProcessor(_default_image_processor(config), tokenizer)
+    template = folder / "chat_template.jinja"
+    return UniMedVLProcessor(
+        UniMedVLImageProcessor.from_pretrained(folder),
+        tokenizer,
+        chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
+    )
+
+
+def read_config(directory: str | os.PathLike, **changes) -> "UniMedVLConfig":
+    """The configuration of a folder in either layout, with fields replaced by `changes`.
+
+    Raises:
+        ValueError: if it is missing, or holds values that it cannot have.
+    """
+    from ..modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
+
+    folder = Path(directory)
+    if is_published_layout(folder):
+        fields = published_config_dict(folder, overrides=changes)
+    else:
+        fields = read_json(folder / "config.json")
+    return build_config(UniMedVLConfig, folder, fields, **changes)
+
+
+def _default_image_processor(config: "UniMedVLConfig"):
+    """The reference's resize rules, stated in the model's patches and latent tokens instead of in pixels."""
+    from ..processing.image_processing_unimedvl import UniMedVLImageProcessor
+
+    default = UniMedVLImageProcessor()
+    patch, token = config.vision_config.patch_size, config.pixels_per_latent_token
+    if (patch, token) == (default.patch_size, default.vae_transform["image_stride"]):
+        return default
+    largest = config.vit_max_num_patch_per_side * patch
+    vit = {"max_image_size": largest, "min_image_size": min(27 * patch, largest), "image_stride": patch}
+    vae = {"max_image_size": config.max_latent_size * token, "min_image_size": 2 * token, "image_stride": token}
+    return UniMedVLImageProcessor(patch_size=patch, understanding_transform=vit, vit_transform=vit, vae_transform=vae)
+
+
+def _find_device(device: str) -> torch.device:
+    if device == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator or torch.device("cpu")
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise ValueError(f"the device {device!r} is not available here: choose cpu, or leave it out.") from error
+    return target
+
+
+def _quantization(kind: str, config: "UniMedVLConfig", device: torch.device):
+    from transformers import BitsAndBytesConfig
+
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    text = config.text_config
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    sizes = (text.hidden_size, text.intermediate_size, head_dim * text.num_key_value_heads)
+    # Its AVX-512 kernels repack weights in rows of whole blocks of 64 values, and fail on others in mid-answer.
+    if device.type == "cpu" and any(size % 64 for size in sizes):
+        raise ValueError("on the CPU, nf4 needs layer sizes that are multiples of 64, unlike this model's: use int8.")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def _require_exact_fit(checkpoint: Checkpoint, understanding_only: bool) -> None:
+    from ..modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
+
+    stored = read_config(checkpoint.directory)
+    if getattr(stored, "quantization_config", None) is not None:
+        return  # names and shapes of packed weights are bitsandbytes' own
+    used = read_config(checkpoint.directory, visual_gen=False) if understanding_only else stored
+    try:
+        known = model_shapes(UniMedVLForConditionalGeneration, stored)
+        required = model_shapes(UniMedVLForConditionalGeneration, used)
+    # Sizes that contradict one another surface as many kinds of error inside torch, transformers and diffusers.
+    except Exception as error:
+        raise ValueError(
+            f"no model can be built from {checkpoint.directory}/config.json ({first_line(error)}): get it again."
+        ) from error
+    require_exact_fit(checkpoint.directory, checkpoint.tensors, known, required)

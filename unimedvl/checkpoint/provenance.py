@@ -1,0 +1,155 @@
+"""Generated images say so: PNG files that carry machine-readable proof that a model made them.
+
+Every PNG written here holds, besides its pixels, text chunks that survive copying and that common tools read:
+
+* `AI-generated`: `true`, and `Software`: this package and its version;
+* `unimedvl`: a JSON object, see `provenance_record`;
+* an XMP packet whose `Iptc4xmpExt:DigitalSourceType` is the IPTC term `trainedAlgorithmicMedia`.
+
+Prompts may hold patient data, so a file keeps only the prompt's SHA-256 unless the caller asks for the text.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+from PIL import Image, PngImagePlugin
+
+from ..version import __version__
+
+DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+RECORD_KEY = "unimedvl"
+
+_XMP_TEMPLATE = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/">
+ <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+  <rdf:Description rdf:about=""
+    xmlns:xmp="http://ns.adobe.com/xap/1.0/"
+    xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
+    xmp:CreatorTool={creator}
+    Iptc4xmpExt:DigitalSourceType={source_type}/>
+ </rdf:RDF>
+</x:xmpmeta>
+<?xpacket end="w"?>"""
+
+
+def provenance_record(
+    *,
+    model: str,
+    revision: str | None,
+    seed: int | None,
+    settings: dict[str, Any],
+    prompt: str | None = None,
+    keep_prompt: bool = False,
+    input_hashes: list[str] | None = None,
+) -> dict[str, Any]:
+    """What a file says about its making.
+
+    Args:
+        model: Hub id, or the last part of a local folder's path (a whole path may name a person).
+        revision: commit hash, or for a local folder the fingerprint of its weights.
+        seed: seed of the noise.
+        settings: sampler settings, values that JSON can hold.
+        prompt: the text that was given; only its SHA-256 is kept unless `keep_prompt`.
+        input_hashes: SHA-256 of every conditioning image file.
+    """
+    record = {
+        "ai_generated": True,
+        "synthetic": True,
+        "not_for_diagnosis": True,
+        "digital_source_type": DIGITAL_SOURCE_TYPE,
+        "software": f"unimedvl {__version__}",
+        "model": model,
+        "revision": revision,
+        "seed": seed,
+        "settings": settings,
+        "input_sha256": list(input_hashes or []),
+    }
+    if prompt is not None:
+        record["prompt_sha256"] = hashlib.sha256(prompt.encode("utf-8")).hexdigest()
+        if keep_prompt:
+            record["prompt"] = prompt
+    return record
+
+
+def save_generated_image(
+    image: Image.Image, path: str | os.PathLike, *, overwrite: bool = False, **record_fields: Any
+) -> dict[str, Any]:
+    """Write `image` as a PNG with its provenance, all or nothing.
+
+    Args:
+        image: the generated picture.
+        path: a file name ending in `.png`; its folder must exist.
+        overwrite: replace a file that is already there.
+        record_fields: the arguments of `provenance_record`.
+
+    Returns:
+        The record that was written.
+
+    Raises:
+        ValueError: if the name does not end in `.png`, the folder does not exist or cannot be written, or the file
+            exists and `overwrite` is false.
+    """
+    target = check_output_path(path, overwrite=overwrite)
+    record = provenance_record(**record_fields)
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("Software", record["software"])
+    chunks.add_text("AI-generated", "true")
+    chunks.add_itxt(RECORD_KEY, json.dumps(record, ensure_ascii=False, sort_keys=True))
+    xmp = _XMP_TEMPLATE.format(creator=quoteattr(record["software"]), source_type=quoteattr(DIGITAL_SOURCE_TYPE))
+    chunks.add_itxt("XML:com.adobe.xmp", xmp)
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        image.save(unfinished, format="PNG", pnginfo=chunks)
+        os.replace(unfinished, target)
+    except OSError as error:
+        raise ValueError(f"cannot write {target}: {error.strerror or error}; choose another folder.") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return record
+
+
+def check_output_path(path: str | os.PathLike, *, overwrite: bool = False) -> Path:
+    """The path as a `Path`, after the checks that need no image: call it before minutes of sampling.
+
+    Raises:
+        ValueError: see `save_generated_image`.
+    """
+    target = Path(path)
+    if target.suffix.lower() != ".png":
+        raise ValueError(f"{target.name!r} does not end in .png: only PNG output carries the synthetic-image record.")
+    if not target.parent.is_dir():
+        raise ValueError(f"the folder {str(target.parent)!r} does not exist: create it first.")
+    if target.is_dir():
+        raise ValueError(f"{str(target)!r} is a folder: give a file name.")
+    if not os.access(target.parent, os.W_OK):
+        raise ValueError(f"the folder {str(target.parent)!r} is not writable: choose another one.")
+    if target.exists() and not overwrite:
+        raise ValueError(f"{str(target)!r} already exists: choose another name, or ask to overwrite (--force).")
+    return target
+
+
+def read_provenance(path: str | os.PathLike) -> dict[str, Any]:
+    """The record of a PNG written by `save_generated_image`.
+
+    Raises:
+        ValueError: if the file is not a PNG, or carries no record.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.load()
+            text = image.text.get(RECORD_KEY)
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{str(path)!r} is not a readable PNG: give one that `unimedvl generate` wrote.") from error
+    if text is None:
+        raise ValueError(f"{str(path)!r} carries no unimedvl record: it was not written by `unimedvl generate`.")
+    return json.loads(text)
+
+
+def hash_file(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,0 +1,125 @@
+"""Checkpoint folders written so that neither memory nor an interruption limits their size.
+
+Tensors pass through one piece at a time, from mapped files into a folder that gets its name only when it is whole.
+"""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
+
+from ..modeling_unimedvl.upstream_weights_unimedvl import FLOAT_TYPES, StoredTensor, map_tensor
+
+TYPE_NAMES = {dtype: name for name, dtype in FLOAT_TYPES.items()}
+# Values that pass through memory at a time.
+PIECE = 1 << 22
+
+
+@dataclass(frozen=True)
+class OutgoingTensor:
+    """A tensor on its way: where it lies, and the shape and type in which it is written."""
+
+    stored: StoredTensor
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+def total_bytes(tensors: Mapping[str, OutgoingTensor]) -> int:
+    """Size of the tensors without headers."""
+    return sum(tensor.num_bytes for tensor in tensors.values())
+
+
+@contextmanager
+def new_folder(target: Path, num_bytes: int) -> Iterator[Path]:
+    """A folder to fill, which becomes `target` when the block ends and disappears when it fails.
+
+    It lies beside the target, so that giving it its name is one step. A killed run leaves it there unnamed; the next
+    run into the same target clears it.
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    lock = FileLock(f"{partial}.lock")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+        try:
+            remove_folder(partial)
+            free = shutil.disk_usage(target.parent).free
+            if free < num_bytes:
+                raise OSError(errno.ENOSPC, f"{num_bytes / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
+            partial.mkdir()
+            yield partial
+            if target.is_dir():
+                target.rmdir()
+            partial.rename(target)
+        finally:
+            remove_folder(partial)
+            lock.release()
+            Path(lock.lock_file).unlink(missing_ok=True)
+    except Timeout as error:
+        raise ValueError(f"another run is writing {target}: wait for it, or choose another folder.") from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(f"cannot write {target} ({reason}): make room, or choose another folder.") from error
+
+
+def remove_folder(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def write_files(files: Mapping[Path, Mapping[str, OutgoingTensor]], progress: bool) -> None:
+    total = sum(map(total_bytes, files.values()))
+    with tqdm(
+        total=total, unit="B", unit_scale=True, desc="Writing weights", disable=None if progress else True
+    ) as bar:
+        for path, items in files.items():
+            write_safetensors(path, items, bar.update)
+
+
+def write_safetensors(path: Path, items: Mapping[str, OutgoingTensor], advance: Callable[[int], object]) -> None:
+    """Write one safetensors file piece by piece.
+
+    The library's own writer wants all tensors of a file at once, which for a cast 29 GB `ema.safetensors` no memory
+    holds. The format: the header's length in 8 bytes, the header as JSON padded to 8 bytes, then the tensors without
+    gaps, widest type first so that each is aligned.
+
+    Raises:
+        ValueError: if a finite value is too large for float16.
+    """
+    ordered = dict(sorted(items.items(), key=lambda entry: -entry[1].dtype.itemsize))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, item in ordered.items():
+        span = [offset, offset + item.num_bytes]
+        header[name] = {"dtype": TYPE_NAMES[item.dtype], "shape": list(item.shape), "data_offsets": span}
+        offset = span[1]
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with open(path, "wb") as handle:
+        handle.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name, item in ordered.items():
+            for piece in map_tensor(item.stored).reshape(-1).split(PIECE):
+                cast = piece.to(item.dtype)
+                if cast.dtype == torch.float16 and bool((cast.isinf() & ~piece.isinf()).any()):
+                    raise ValueError(f"{name} holds values too large for float16: choose bfloat16 or float32.")
+                handle.write(cast.view(torch.uint8).numpy())
+                advance(cast.nbytes)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
