@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from .metrics.counterfactual.counterfactual import auroc, f1
-from .metrics.diversity.diversity import diversity_scores
-from .metrics.image_distribution.image_distribution import frechet_distance, kernel_distance
-from .statistics import recentred_interval, resampled_places, rounded
+from .metrics.distributions import diversity_scores, frechet_distance, kernel_distance
+from .metrics.intervals import recentred_interval, resampled_places, rounded
+from .metrics.ranking import auroc, f1_score
 
 if TYPE_CHECKING:
     from .scoring import Settings, TaskScores
@@ -71,7 +70,9 @@ def counterfactual_set(scores: "TaskScores") -> dict[str, Any]:
     probabilities = [value for value, _ in judged]
     area = auroc(probabilities, scores.present)
     count = len(probabilities)
-    found: dict[str, Any] = {"f1": {"value": rounded(f1(probabilities, scores.present)), "low": None, "high": None}}
+    found: dict[str, Any] = {
+        "f1": {"value": rounded(f1_score(probabilities, scores.present)), "low": None, "high": None}
+    }
     if area is not None:
         drawn = []
         values, truth = numpy.array(probabilities), numpy.array(scores.present)

@@ -39,7 +39,7 @@ class ImageClassifier:
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image]) -> numpy.ndarray:
-        """Probabilities of all labels, float64 (images, labels): sigmoid for a multi-label classifier, else softmax."""
+        """Probabilities of all labels, float64 (images, labels): sigmoid where it is multi-label, else softmax."""
         inputs = self.processor([image.convert("RGB") for image in images], return_tensors="pt")
         logits = self.model(**inputs.to(self.model.device)).logits.float()
         several = self.model.config.problem_type == "multi_label_classification"

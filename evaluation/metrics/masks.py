@@ -85,9 +85,8 @@ def mask_scores(prediction: Mask, reference: Mask) -> dict[str, float]:
 def segmentation(predictions: Sequence[Mask], references: Sequence[Mask]) -> dict[str, Any]:
     """Overlap of generated masks with the true ones: Dice, IoU, 95 % Hausdorff distance.
 
-    Read-out rule: a generated image is a mask of its bright pixels, where the mean of the channels is above 127.5
-    (nearer to white than to black); a mask of another size is resized to the reference's without interpolation; the reference
-    is read by the same threshold.
+    Read-out rule: an image is a mask of its bright pixels, where the mean of the channels is above 127.5 (nearer to
+    white than to black); a mask of another size is resized to the reference's without interpolation.
 
     * dice = 2 |A and B| / (|A| + |B|), iou = |A and B| / |A or B|; both 1 where both masks are empty.
     * hd95: the larger of the two 95th percentiles of the distances, in pixels of the reference, from each surface

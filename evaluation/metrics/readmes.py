@@ -51,9 +51,7 @@ def module_names() -> list[str]:
 def module_class(name: str) -> type[MetricModule]:
     """The class of a module."""
     module = importlib.import_module(f"unimedvl.evaluation.metrics.{name}.{name}")
-    (found,) = (
-        value for value in vars(module).values() if inspect.isclass(value) and value.__module__ == module.__name__
-    )
+    (found,) = (value for _, value in inspect.getmembers(module, inspect.isclass))
     return found
 
 
