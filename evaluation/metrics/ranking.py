@@ -31,7 +31,7 @@ def auroc(scores: Sequence[float], labels: Sequence[int]) -> float | None:
     # Only the order counts. Ranks in [0, 1] keep it, where torchmetrics would put other scores through a sigmoid, in
     # which large ones tie.
     ranks = numpy.unique(values, return_inverse=True)[1] / len(values)
-    return float(binary_auroc(torch.from_numpy(ranks), torch.from_numpy(truth)))
+    return float(binary_auroc(torch.from_numpy(ranks), torch.from_numpy(truth), validate_args=False))
 
 
 def f1_score(probabilities: Sequence[float], labels: Sequence[int], threshold: float = PROBABILITY) -> float:
