@@ -70,9 +70,8 @@ def counterfactual_set(scores: "TaskScores") -> dict[str, Any]:
     probabilities = [value for value, _ in judged]
     area = auroc(probabilities, scores.present)
     count = len(probabilities)
-    found: dict[str, Any] = {
-        "f1": {"value": rounded(f1_score(probabilities, scores.present)), "low": None, "high": None}
-    }
+    value = rounded(f1_score(probabilities, scores.present))
+    found: dict[str, Any] = {"f1": {"value": value, "low": None, "high": None}}
     if area is not None:
         drawn = []
         values, truth = numpy.array(probabilities), numpy.array(scores.present)

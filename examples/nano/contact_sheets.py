@@ -17,7 +17,8 @@ from PIL import Image, ImageDraw
 from unimedvl.unimed5m.schema import Record
 from unimedvl.utils.errors import module_parser, one_line_errors
 
-from .evaluate import Nano, question_of, seen
+from .asking import Nano
+from .evaluate import question_of, seen
 from .prepare import work_records
 
 PROMPTS = (

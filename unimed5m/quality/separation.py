@@ -22,7 +22,7 @@ from typing import Any
 import numpy
 from PIL import Image
 
-from unimedvl.evaluation.metrics.intervals import percentiles, resampled_places
+from unimedvl.evaluation.metrics.intervals import STATISTIC_RESAMPLES, percentiles, resampled_places
 from unimedvl.evaluation.metrics.ranking import auroc
 from unimedvl.utils.errors import module_parser, one_line_errors
 
@@ -34,7 +34,6 @@ from .record_texts import ALIGNED_TASKS, described_image, original_text, stated_
 
 COLUMNS = ("sub_task_type", "modality", "dataset", "split", "group_id", "input_img", "output_img", "message", "extra")
 SCORES = ("s", "m", "s_final", "s_final (minmax)")
-RESAMPLES = 1000
 
 
 def read_samples(
@@ -148,7 +147,7 @@ def _scores(
 def _figures(
     true: Mapping[str, numpy.ndarray], false: Mapping[str, numpy.ndarray], groups: Sequence[Any], seed: int
 ) -> dict[str, list[float | None]]:
-    drawn = list(resampled_places(groups, RESAMPLES, seed))
+    drawn = list(resampled_places(groups, STATISTIC_RESAMPLES, seed))
     result = {}
     for score in SCORES:
         areas = [_area(true[score][places], false[score][places]) for places in drawn]
