@@ -104,7 +104,7 @@ def reconstruction_psnr(autoencoder: AutoencoderKL, pictures: Sequence[Image.Ima
         batch = torch.stack([pixels(square) for square in squares[start : start + 32]])
         with torch.no_grad():
             decoded = autoencoder.decode(autoencoder.encode(batch).latent_dist.mode()).sample.clamp(-1, 1)
-        made += ((decoded + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        made.extend(((decoded + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
     ratios = [psnr(image, square) for image, square in zip(made, squares, strict=True)]
     return float(np.mean([ratio for ratio in ratios if ratio is not None]))
 
