@@ -182,9 +182,8 @@ def vqa_accuracy(
     choices = list(options) if options is not None else [None] * len(predictions)
     if kinds is None:
         kinds = [kind_of(reference, offered) for reference, offered in zip(references, choices, strict=True)]
-    totals, counts = Counter[str](), Counter[str]()
+    found: dict[str, list[float]] = {}
     for answer, reference, kind, offered in zip(predictions, references, kinds, choices, strict=True):
         for name, value in score_answer(answer, reference, kind, offered, rule).items():
-            totals[name] += value
-            counts[name] += 1
-    return {name: totals[name] / counts[name] for name in counts} | {"count": len(predictions)}
+            found.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in found.items()} | {"count": len(predictions)}

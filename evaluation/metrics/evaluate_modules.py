@@ -4,7 +4,6 @@ A module is a folder with a file of the same name, whose class names the functio
 writes the folder's card. The functions live in this package, so that a module needs `unimedvl` to be installed.
 """
 
-import abc
 import inspect
 import re
 from collections.abc import Callable, Mapping
@@ -32,8 +31,11 @@ def documentation(function: Callable[..., Any]) -> dict[str, str]:
     return {name: inspect.cleandoc(text) for name, text in found.items()}
 
 
-class MetricModule(evaluate.Metric, abc.ABC):
+class MetricModule(evaluate.Metric):
     """An `evaluate` metric around a function.
+
+    A module's file reaches this class through `evaluate_modules`: `evaluate` takes the first metric that a file names
+    for the file's own.
 
     Attributes:
         title: of the card.
@@ -42,12 +44,8 @@ class MetricModule(evaluate.Metric, abc.ABC):
     """
 
     title: ClassVar[str]
+    function: ClassVar[Callable[..., dict[str, Any]]]
     columns: ClassVar[Mapping[str, Any]]
-
-    @staticmethod
-    @abc.abstractmethod
-    def function(**arguments: Any) -> dict[str, Any]:
-        """The plain function; abstract, so that `evaluate` takes a file's own class for the metric, not this one."""
 
     def _info(self) -> evaluate.MetricInfo:
         text = documentation(self.function)

@@ -104,8 +104,8 @@ def ms_ssim(prediction: Picture, reference: Picture, resize: str = "prediction")
     pair = same_size(prediction, reference, resize)
     if min(pair[0].shape[:2]) < LEAST_MS_SSIM_SIDE:
         raise ValueError(f"MS-SSIM needs sides of {LEAST_MS_SSIM_SIDE} pixels or more, found {pair[0].shape[:2]}.")
-    tensors = [torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].double() for pixels in pair]
-    return float(multiscale_structural_similarity_index_measure(*tensors, data_range=255.0))
+    given, wanted = (torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].double() for pixels in pair)
+    return float(multiscale_structural_similarity_index_measure(given, wanted, data_range=255.0))
 
 
 def mae(prediction: Picture, reference: Picture, resize: str = "prediction") -> float:

@@ -85,7 +85,7 @@ def mean_interval(
 def statistic_intervals(
     rows: numpy.ndarray,
     groups: Sequence[Any],
-    statistic: Callable[[numpy.ndarray], dict[str, float]],
+    statistic: Callable[[Any], dict[str, float]],
     seed: int = 0,
     resamples: int = STATISTIC_RESAMPLES,
 ) -> dict[str, dict[str, Any]]:

@@ -51,7 +51,8 @@ def module_names() -> list[str]:
 def module_class(name: str) -> type[MetricModule]:
     """The class of a module."""
     module = importlib.import_module(f"unimedvl.evaluation.metrics.{name}.{name}")
-    (found,) = (value for _, value in inspect.getmembers(module, inspect.isclass))
+    ((_, found),) = inspect.getmembers(module, inspect.isclass)
+    assert issubclass(found, MetricModule)
     return found
 
 

@@ -42,10 +42,12 @@ def bleu_from_statistics(totals: Sequence[float]) -> dict[str, float]:
     from sacrebleu.metrics import BLEU
 
     values = [int(value) for value in totals]
-    lengths, right, all_ = values[:2], values[2 : 2 + MAX_ORDER], values[2 + MAX_ORDER :]
+    said, wanted = values[:2]
+    right, counts = values[2 : 2 + MAX_ORDER], values[2 + MAX_ORDER :]
     scores = {}
     for order in range(1, MAX_ORDER + 1):
-        score = BLEU.compute_bleu(right[:order], all_[:order], *lengths, smooth_method="exp", max_ngram_order=order)
+        lists = right[:order], counts[:order]
+        score = BLEU.compute_bleu(*lists, sys_len=said, ref_len=wanted, smooth_method="exp", max_ngram_order=order)
         scores[f"bleu_{order}"] = min(score.score / 100, 1.0)
     return scores
 
