@@ -32,6 +32,7 @@ class Size:
         matmul_side, copy_bytes: what the ceilings are measured with.
         block: hidden size, heads, image tokens and text tokens of the reference block.
         compile_backend: of `torch.compile`; a rehearsal traces without compiling.
+        flex_stance: of the compiler around flex attention; a rehearsal runs its plain form.
         golden_tests: golden tests that run, none for all.
     """
 
@@ -52,6 +53,7 @@ class Size:
     copy_bytes: int
     block: tuple[int, int, int, int]
     compile_backend: str
+    flex_stance: str
     golden_tests: tuple[str, ...] = ()
 
 
@@ -114,6 +116,7 @@ SIZES = {
         copy_bytes=2 << 30,
         block=(3072, 24, 4096, 512),
         compile_backend="inductor",
+        flex_stance="default",
     ),
     "tiny": Size(
         name="tiny",
@@ -133,6 +136,7 @@ SIZES = {
         copy_bytes=1 << 16,
         block=(64, 2, 24, 8),
         compile_backend="eager",
+        flex_stance="force_eager",
         golden_tests=("test_components.py", "test_text.py"),
     ),
 }

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 
 from unimedvl.modeling_unimedvl.blocks_unimedvl import Block, BlockKind, pack_samples
+from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
 from unimedvl.training.accounts import Operations
 from unimedvl.training.collate import BatchInfo, SampleInfo
 from unimedvl.training.optimisation import freeze_parts, make_optimizer
 from unimedvl.training.recipe import OptimizerRecipe
 
-from .architecture import drawn_ids, random_model
+from .architecture import Size, drawn_ids, random_model
 from .run import Bench, record_ceilings
 from .timing import Clock, peak_bytes, reset_peak
 
@@ -20,9 +21,8 @@ STEPS_TIMED, WARMUP = 3, 2
 LORA_RANK = 16
 
 
-def packed_batch(bench: Bench, model: Any) -> tuple[dict[str, Any], BatchInfo]:
+def packed_batch(config: UniMedVLConfig, size: Size, device: torch.device) -> tuple[dict[str, Any], BatchInfo]:
     """A pack of text-to-image samples and one question about an image, on the device."""
-    config, size = model.config, bench.size
     side = size.sides[0] // config.pixels_per_latent_token
     text = Block(BlockKind.TEXT, token_ids=drawn_ids(config, size.text_tokens))
     answer = Block(BlockKind.TEXT, token_ids=drawn_ids(config, size.text_tokens), loss=True)
@@ -40,15 +40,15 @@ def packed_batch(bench: Bench, model: Any) -> tuple[dict[str, Any], BatchInfo]:
     cells = side * config.latent_patch_size
     latent = (config.vae_config.latent_channels, cells, cells)
     names = ("input_ids", "mm_token_type_ids", "position_ids", "block_ids", "sample_ids", "labels")
-    batch = {name: pack[name].to(bench.device) for name in names}
+    batch = {name: pack[name].to(device) for name in names}
     generator = torch.Generator().manual_seed(2)
 
     def drawn(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator).to(bench.device)
+        return torch.randn(*shape, generator=generator).to(device)
 
     batch |= {
         "pixel_values": drawn(patches, 3 * patch**2).clamp(-1, 1),
-        "image_grid_thw": torch.tensor([[1, *size.vit_grid]], device=bench.device),
+        "image_grid_thw": torch.tensor([[1, *size.vit_grid]], device=device),
         "latent_values": [drawn(*latent) for _ in range(size.training_images)],
         "flow_noise": drawn(size.training_images * side**2, config.latent_dim),
         "flow_timesteps": drawn(size.training_images).sigmoid(),
@@ -58,7 +58,7 @@ def packed_batch(bench: Bench, model: Any) -> tuple[dict[str, Any], BatchInfo]:
 
 def record_steps(bench: Bench, name: str, model: Any, bare: Any) -> None:
     """Forward, backward and optimizer, by the recipes' own optimizer; `bare` is the model inside an adapter."""
-    batch, info = packed_batch(bench, bare)
+    batch, info = packed_batch(bare.config, bench.size, bench.device)
     bare.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
     optimizer = make_optimizer(model, OptimizerRecipe())
