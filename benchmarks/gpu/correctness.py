@@ -2,7 +2,7 @@
 
 import copy
 import importlib.util
-import os
+import tempfile
 from dataclasses import replace
 from typing import Any
 
@@ -240,12 +240,12 @@ def offload(bench: Bench) -> None:
         f"model.language_model.layers.{layer}": elsewhere if layer >= layers // 2 else str(bench.device)
         for layer in range(layers)
     }
-    folder = bench.record.path.parent / f"offload-{os.getpid()}"
-    ours = loaded(bench, dtype=torch.float32, device_map=places, offload_folder=str(folder))
-    same_ids(bench, "offload.greedy", greedy(ours, bench.device), greedy(model, bench.device))
-    expected = velocities(model, bench.device)
-    for name, value in velocities(ours, bench.device).items():
-        compare(bench, f"offload.{name}", value, expected[name], FLOAT32)
+    with tempfile.TemporaryDirectory() as folder:
+        ours = loaded(bench, dtype=torch.float32, device_map=places, offload_folder=folder)
+        same_ids(bench, "offload.greedy", greedy(ours, bench.device), greedy(model, bench.device))
+        expected = velocities(model, bench.device)
+        for name, value in velocities(ours, bench.device).items():
+            compare(bench, f"offload.{name}", value, expected[name], FLOAT32)
 
 
 STEPS = [golden, device_and_processor, bfloat16, attention, batch, quantized, offload, flex_attention]
