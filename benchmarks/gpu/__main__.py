@@ -106,7 +106,9 @@ def _watch(child: subprocess.Popen, part: Part, output: Path) -> None:
         for step, state in entry["steps"].items():
             if state in ("running", "not_run"):
                 name = f"{part.name}.{step}"
-                entry["figures"].append({"name": name, "value": None, "unit": "", "status": "not_run", "reason": reason})
+                entry["figures"].append(
+                    {"name": name, "value": None, "unit": "", "status": "not_run", "reason": reason}
+                )
     write_whole(output, document)
 
 

@@ -72,9 +72,7 @@ def answers(model: Any, device: torch.device) -> dict[str, torch.Tensor]:
 
 def greedy(model: Any, device: torch.device, vit_grid: tuple[int, int] | None = None) -> torch.Tensor:
     inputs = prompt(model.config, device, TEXT_TOKENS, vit_grid=vit_grid)
-    return model.generate(
-        **inputs, do_sample=False, max_new_tokens=ANSWER_TOKENS, min_new_tokens=ANSWER_TOKENS
-    ).cpu()
+    return model.generate(**inputs, do_sample=False, max_new_tokens=ANSWER_TOKENS, min_new_tokens=ANSWER_TOKENS).cpu()
 
 
 def velocities(model: Any, device: torch.device) -> dict[str, torch.Tensor]:
@@ -229,7 +227,9 @@ def offload(bench: Bench) -> None:
     layers = model.config.text_config.num_hidden_layers
     # Everything is on the CPU in a rehearsal, so that there the disk stands for it.
     elsewhere = "cpu" if bench.device.type == "cuda" else "disk"
-    places = {name: str(bench.device) for name in ("lm_head", *(f"model.{part}" for part, _ in model.model.named_children()))}
+    places = {
+        name: str(bench.device) for name in ("lm_head", *(f"model.{part}" for part, _ in model.model.named_children()))
+    }
     del places["model.language_model"]
     places |= {
         f"model.language_model.{part}": str(bench.device)

@@ -89,7 +89,9 @@ def quantize(model: Any, kind: str) -> None:
                 )
         if kind == "nf4":
             # Moving quantizes, also to the device that the weight is on.
-            layer.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", module=layer).to(weight.device)
+            layer.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", module=layer).to(
+                weight.device
+            )
         else:
             # Moving quantizes weights of the CPU only.
             codes, scales, _ = bnb.functional.int8_vectorwise_quant(weight.to(torch.float16))

@@ -288,5 +288,7 @@ def load_model(golden: Golden, freeze_und: bool = False) -> UniMedVLForCondition
     }
     config = UniMedVLConfig.from_pretrained(golden.folder / "ckpt", **fields)
     config.text_config.freeze_und = freeze_und
-    model = UniMedVLForConditionalGeneration.from_pretrained(golden.folder / "ckpt", config=config, dtype=torch.float32)
+    model = UniMedVLForConditionalGeneration.from_pretrained(
+        golden.folder / "ckpt", config=config, dtype=torch.float32
+    )
     return (model if golden.device == torch.device("cpu") else put_on_device(model, golden.device)).eval()
