@@ -209,7 +209,7 @@ def quantized(bench: Bench) -> None:
                 bench,
                 dtype=torch.bfloat16,
                 quantization_config=BitsAndBytesConfig(**settings),
-                device_map={"": bench.device},
+                device_map={"": str(bench.device)},
             )
             for name, value in answers(model, bench.device).items():
                 compare(bench, f"{kind}.{name}", value, expected[name], QUANTIZED[kind])

@@ -56,7 +56,7 @@ DECODE = [
 TRAIN = [
     "ceiling.matmul",
     "ceiling.copy",
-    *(f"{kind}.{name}" for kind in ("full", "lora") for name in ("step", "peak_memory", "loss_falls")),
+    *(f"{kind}.{name}" for kind in ("full", "lora") for name in ("step", "peak_memory", "losses")),
 ]
 MEMORY = [
     "understanding.weights",
