@@ -45,6 +45,7 @@ CODE = (
     "modeling_unimedvl",
     "processing",
     "training",
+    "unimed5m",
     "unimedvl",
     "tests/__init__.py",
     "tests/conftest.py",
