@@ -1,4 +1,4 @@
-"""DICOM to 8-bit pictures. Only the tags that describe pixels and their place are ever read, so no patient tag can leak."""
+"""DICOM to 8-bit images. Only tags of pixels and of their place are ever read, so no patient tag can leak."""
 
 import importlib
 import io
@@ -117,6 +117,7 @@ class DicomFile:
 
     def __init__(self, stream: Any):
         pydicom, self._pixels = _libraries()
+        self._new_dataset = pydicom.Dataset
         if stream.seek(0, io.SEEK_END) > MAX_FILE_BYTES:
             raise ValueError("The DICOM file is larger than 2 GiB: split its frames into several files.")
         stream.seek(0)
@@ -158,8 +159,8 @@ class DicomFile:
     def image(self, view: View, series: "DicomSeries | None" = None) -> Image.Image:
         """One frame as an 8-bit "L" or "RGB" image with square pixels, the middle one by default.
 
-        Grey levels: modality LUT or rescale, then the view's window (in those units, LINEAR_EXACT), else the file's VOI
-        LUT, else the first of its windows by its VOI LUT function, else 8-bit levels as they are, else percentiles
+        Grey levels: modality LUT or rescale, then the view's window (in those units, LINEAR_EXACT), else the file's
+        VOI LUT, else the first of its windows by its VOI LUT function, else 8-bit levels as they are, else percentiles
         outside the pixel padding value, of all frames (or of the whole `series` that the file belongs to) or of this
         one. A window holds for each channel of a color image. MONOCHROME1 is inverted; palettes and YBR become RGB.
         Overlays are not drawn. Warns if the file declares burned-in annotation.
@@ -262,7 +263,7 @@ class DicomFile:
     def _windowed(self, values: np.ndarray, voi: Any, function: str) -> np.ndarray:
         """Values through the first window of a file. pydicom's own output range is that of the stored bits, so it is
         given 8 unsigned ones."""
-        window = type(self._dataset)()
+        window = self._new_dataset()
         window.PhotometricInterpretation, window.BitsStored, window.PixelRepresentation = "MONOCHROME2", 8, 0
         window.WindowCenter, window.WindowWidth = voi.WindowCenter, voi.WindowWidth
         window.VOILUTFunction = function
@@ -320,8 +321,8 @@ class DicomSeries:
             raise ValueError(f"{os.fspath(folder)!r} holds DICOM files but no image: pass the folder of one series.")
         if len({(head.series, head.size) for head in heads}) > 1 or any(head.frames > 1 for head in heads):
             raise ValueError(
-                f"{os.fspath(folder)!r} is a directory of more than one DICOM series, or of files with several frames: "
-                "pass one of its files."
+                f"{os.fspath(folder)!r} is a directory of more than one DICOM series, or of files with several frames:"
+                " pass one of its files."
             )
         self.paths = [head.path for head in _ordered(heads)]
         self._values_per_slice = heads[0].size[0] * heads[0].size[1]

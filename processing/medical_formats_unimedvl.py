@@ -347,8 +347,8 @@ class _Array:
             array = np.moveaxis(array, 0, 2)
         if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
             raise ValueError(
-                f"An image array can not have the shape {tuple(array.shape)}: pass (H, W), (H, W, 3) or (3, H, W), one "
-                "slice of a volume at a time."
+                f"An image array can not have the shape {tuple(array.shape)}: pass (H, W), (H, W, 3) or (3, H, W), "
+                "one slice of a volume at a time."
             )
         check_image_size(array.shape[1], array.shape[0], view.max_pixels)
         if array.dtype == bool:

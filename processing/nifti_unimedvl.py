@@ -133,10 +133,11 @@ class NiftiVolume:
             index = self.shape[across] - 1 - index
         selection: list[Any] = [slice(None)] * 3
         selection[across] = slice(index, index + 1)
-        if self.is_color or view.window is not None or view.percentiles_of == "slice":
-            array = self._read((*selection, frame))
-        else:
+        reads_all = not self.is_color and view.window is None and view.percentiles_of == "volume"
+        if reads_all or frame in self._voxels:
             array = self.voxels(frame)[tuple(selection)]
+        else:
+            array = self._read((*selection, frame))
         array = self._displayed(array, plane)[0]
         if self.is_color:
             levels = np.stack([array[name] for name in ("R", "G", "B")], axis=-1)

@@ -35,8 +35,8 @@ def check_volume_size(values: int) -> None:
     """Raise ValueError for more values than are sorted together for their percentiles."""
     if values > MAX_VOLUME_VALUES:
         raise ValueError(
-            f"The slices hold {values} values together, more than the {MAX_VOLUME_VALUES} whose percentiles are taken: "
-            "pass a window, or percentiles_of='slice'."
+            f"The slices hold {values} values together, more than the {MAX_VOLUME_VALUES} whose percentiles are taken:"
+            " pass a window, or percentiles_of='slice'."
         )
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from .pictures import medical_image
+from ..medical_formats_unimedvl import open_image
 from .schema import IMAGE_PLACEHOLDER, Picture, Record, Turn
 from .templates import article, choose
 from .wording import cased
@@ -169,7 +169,7 @@ class TransformersWriter:
         """The model's greedy answer."""
         processor, model = self._load()
         content: list[dict[str, Any]] = [
-            {"type": "image", "image": medical_image(data).convert("RGB")} for data in images
+            {"type": "image", "image": open_image(data).convert("RGB")} for data in images
         ]
         messages = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
         inputs = processor.apply_chat_template(

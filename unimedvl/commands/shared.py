@@ -45,9 +45,13 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--window", nargs=2, type=float, metavar=("CENTER", "WIDTH"), help="intensity window")
     group.add_argument("--frame", type=int, metavar="N", help="frame of a multi-frame DICOM, TIFF or GIF, from 0")
     group.add_argument("--plane", metavar="P", help="plane of a NIfTI volume: axial, coronal or sagittal")
-    group.add_argument("--slice", type=int, dest="slice_index", metavar="N", help="slice of a volume or series, from 0")
     group.add_argument(
-        "--percentiles-of", choices=("volume", "slice"), help="whose percentiles become black and white (default: volume)"
+        "--slice", type=int, dest="slice_index", metavar="N", help="slice of a NIfTI volume or DICOM series"
+    )
+    group.add_argument(
+        "--percentiles-of",
+        choices=("volume", "slice"),
+        help="whose percentiles are black and white",
     )
     group.add_argument("--allow-url", action="store_true", help="let --image be an http(s) URL")
 
