@@ -78,7 +78,7 @@ def test_a_view_stays_as_it_is():
     assert View(window=[40, 400]) == View(window=(40.0, 400.0)) and hash(View()) == hash(View())
 
 
-# ------------------------------------------------------------------------------- a record and the command show the same
+# ---------------------------------------- a record and the command show the same
 
 
 def asked(*flags: Any) -> Image.Image:
@@ -154,17 +154,17 @@ def written_pictures(record: Record) -> Iterator[tuple[Picture, str, View]]:
 def test_record_of_a_nifti_slice(tmp_path, name, packed):
     path = tmp_path / "set" / "images" / ("scan.nii.gz" if packed else "scan.nii")
     write_scan(path, name)
-    seen = set()
+    seen, changes = set(), []
     for record in get_source("nifti-volumes").records(tmp_path / "set"):
         ((picture, source, view),) = written_pictures(record)
         shown = asked("--image", path, "--slice", view.slice_index)
         assert np.array_equal(pixels_of(picture), np.asarray(shown))
         assert np.array_equal(pixels_of(picture), np.asarray(open_image(tmp_path / "set" / source, view)))
         seen.add(view.slice_index)
-    assert len(seen) >= 4
-    # The slices are far from what their own percentiles make of them.
-    old = asked("--image", path, "--slice", min(seen), "--percentiles-of", "slice")
-    assert np.abs(np.asarray(old, int) - np.asarray(asked("--image", path, "--slice", min(seen)), int)).mean() > 3
+        alone = asked("--image", path, "--slice", view.slice_index, "--percentiles-of", "slice")
+        changes.append(np.abs(np.asarray(alone, int) - np.asarray(shown, int)).mean())
+    # Slices at the far end of the coil are dark, and far from what their own percentiles make of them.
+    assert len(seen) >= 4 and max(changes) > 10
 
 
 def test_record_of_a_slice_along_an_axis_of_the_file(tmp_path):
@@ -298,7 +298,7 @@ def test_one_wide_step_does_not_overflow():
     assert high == -0.5 and low == -32768
 
 
-# -------------------------------------------------------------------------------------------------------------- spacing
+# ---------------------------------------- spacing
 
 SPACED = {
     "PixelSpacing": ({"PixelSpacing": [3, 1]}, (20, 90)),
@@ -356,7 +356,8 @@ def test_a_series_never_shows_a_patient_tag(tmp_path):
         try:
             open_image(tmp_path / "series", View(slice_index=0))
         except ValueError as error:
-            assert PATIENT not in str(error) and "4711" not in str(error) and error.__suppress_context__
+            assert PATIENT not in str(error) and "4711" not in str(error)
+            assert error.__suppress_context__ or error.__context__ is None
 
 
 def test_a_volume_without_one_voxel_is_still_a_volume():
