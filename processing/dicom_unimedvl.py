@@ -3,12 +3,10 @@
 import importlib
 import io
 import logging
-import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -67,16 +65,6 @@ PIXEL_TAGS = [
     "WindowCenter",
     "WindowWidth",
 ]
-# What puts the files of a folder in order; compared and counted, never shown.
-SERIES_TAGS = [
-    "Columns",
-    "ImageOrientationPatient",
-    "ImagePositionPatient",
-    "InstanceNumber",
-    "NumberOfFrames",
-    "Rows",
-    "SeriesInstanceUID",
-]
 DEFLATED_TRANSFER_SYNTAX = "1.2.840.10008.1.2.1.99"
 IMPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2"
 MAX_FILE_BYTES = 2**31
@@ -93,7 +81,7 @@ def is_dicom(header: bytes, name: str) -> bool:
 
 
 @contextmanager
-def _no_patient_text() -> Iterator[None]:
+def no_patient_text() -> Iterator[None]:
     """Silence pydicom while it reads: its warnings, log lines and exceptions quote the values of tags."""
     logger = logging.getLogger("pydicom")
     disabled, logger.disabled = logger.disabled, True
@@ -116,16 +104,16 @@ class DicomFile:
     """
 
     def __init__(self, stream: Any):
-        pydicom, self._pixels = _libraries()
+        pydicom, self._pixels = dicom_libraries()
         self._new_dataset = pydicom.Dataset
         if stream.seek(0, io.SEEK_END) > MAX_FILE_BYTES:
             raise ValueError("The DICOM file is larger than 2 GiB: split its frames into several files.")
         stream.seek(0)
         content = io.BytesIO(stream.read())
         try:
-            with _no_patient_text():
-                deflated = _transfer_syntax(content, pydicom) == DEFLATED_TRANSFER_SYNTAX
-                dataset = None if deflated else pydicom.dcmread(content, force=True, specific_tags=PIXEL_TAGS)
+            with no_patient_text():
+                deflated = transfer_syntax(content, pydicom) == DEFLATED_TRANSFER_SYNTAX
+                dataset: Any = None if deflated else pydicom.dcmread(content, force=True, specific_tags=PIXEL_TAGS)
                 described = dataset is not None and all(name in dataset for name in ("Rows", "Columns"))
                 self.size = (int(dataset.Columns), int(dataset.Rows)) if described else (0, 0)
         # Any exception of the parser may quote tags: none may pass, whatever its type.
@@ -138,7 +126,7 @@ class DicomFile:
                 "The DICOM file holds no picture: pass an image object, not a report, a plan or a directory."
             )
         try:
-            with _no_patient_text():
+            with no_patient_text():
                 self.frames = max(int(dataset.get("NumberOfFrames") or 1), 1)
                 self._burned_in = str(dataset.get("BurnedInAnnotation", "")).upper() == "YES"
                 syntax = pydicom.uid.UID(dataset.file_meta.get("TransferSyntaxUID", IMPLICIT_LITTLE_ENDIAN))
@@ -156,19 +144,19 @@ class DicomFile:
         self._dataset, self._decoder = dataset, decoder
         self._ranges: dict[tuple[float, float], tuple[float, float]] = {}
 
-    def image(self, view: View, series: "DicomSeries | None" = None) -> Image.Image:
+    def image(self, view: View, series_range: Callable[[View], tuple[float, float]] | None = None) -> Image.Image:
         """One frame as an 8-bit "L" or "RGB" image with square pixels, the middle one by default.
 
         Grey levels: modality LUT or rescale, then the view's window (in those units, LINEAR_EXACT), else the file's
         VOI LUT, else the first of its windows by its VOI LUT function, else 8-bit levels as they are, else percentiles
-        outside the pixel padding value, of all frames (or of the whole `series` that the file belongs to) or of this
-        one. A window holds for each channel of a color image. MONOCHROME1 is inverted; palettes and YBR become RGB.
-        Overlays are not drawn. Warns if the file declares burned-in annotation.
+        outside the pixel padding value, of all frames (or whatever `series_range` makes black and white in the series
+        that the file belongs to) or of this one. A window holds for each channel of a color image. MONOCHROME1 is
+        inverted; palettes and YBR become RGB. Overlays are not drawn. Warns if the file declares burned-in annotation.
 
         Raises:
             ValueError: one sentence that quotes no tag, for a frame that does not exist or can not be decoded.
         """
-        if series is None:
+        if series_range is None:
             view.refuse_slice()
         check_image_size(*self.size, view.max_pixels)
         index = checked_index(view.frame, self.frames, "frame", default=self.frames // 2)
@@ -177,7 +165,7 @@ class DicomFile:
                 "The DICOM file declares burned-in annotation: its pixels may show who the patient is.", stacklevel=2
             )
         try:
-            with _no_patient_text():
+            with no_patient_text():
                 array, properties = self._decoder.as_array(self._dataset, index=index)
                 kind = str(properties["photometric_interpretation"])
                 if kind == "PALETTE COLOR":
@@ -188,14 +176,15 @@ class DicomFile:
                 else:
                     values = self._values(array, index)
                     levels = self._stated_levels(array, values, index, view)
+                padding = self._padding(array)
                 row_spacing, column_spacing = self._spacing(index)
         except Exception:
             raise ValueError(BROKEN) from None
         if levels is None:
             if view.percentiles_of == "slice":
-                black_white = _counted_range([(values, self._padding(array))], view)
+                black_white = counted_range([(values, padding)], view)
             else:
-                black_white = (series or self).black_white(view)
+                black_white = (series_range or self.black_white)(view)
             levels = values_to_uint8(values, black_white)
         if kind == "MONOCHROME1":
             levels = 255 - levels
@@ -205,7 +194,7 @@ class DicomFile:
         """The values that the percentiles of all frames make black and white."""
         if view.percentiles not in self._ranges:
             check_volume_size(self.frames * self.size[0] * self.size[1])
-            self._ranges[view.percentiles] = _counted_range(self.counted_values(view), view)
+            self._ranges[view.percentiles] = counted_range(self.counted_values(view), view)
         return self._ranges[view.percentiles]
 
     def counted_values(self, view: View) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
@@ -213,7 +202,7 @@ class DicomFile:
         check_image_size(*self.size, view.max_pixels)
         for index in range(self.frames):
             try:
-                with _no_patient_text():
+                with no_patient_text():
                     array, _ = self._decoder.as_array(self._dataset, index=index)
                     yielded = self._values(array, index), self._padding(array)
             except Exception:
@@ -293,124 +282,15 @@ class DicomFile:
         return 1.0, 1.0
 
 
-class DicomSeries:
-    """A folder of DICOM files of one series, one slice each, in the order in which they lie in the patient.
-
-    Slices count from the patient's left, posterior or inferior end, as those of NIfTI volumes do. Where positions are
-    missing or repeated the instance numbers give the order, else the names of the files.
-
-    Raises:
-        ValueError: one sentence that quotes no tag, for a folder without DICOM images or with several series.
-    """
-
-    def __init__(self, folder: str | os.PathLike):
-        pydicom, _ = _libraries()
-        heads = []
-        for path in dicom_paths(folder):
-            try:
-                with _no_patient_text(), path.open("rb") as stream:
-                    if _transfer_syntax(stream, pydicom) == DEFLATED_TRANSFER_SYNTAX:
-                        raise ValueError(DEFLATED)
-                    head = pydicom.dcmread(stream, force=True, stop_before_pixels=True, specific_tags=SERIES_TAGS)
-                    described = _SliceHead.of(head, path) if "Rows" in head and "Columns" in head else None
-            except Exception:
-                raise ValueError(f"{path.name!r} in the folder of DICOM files can not be read: remove it.") from None
-            if described is not None:
-                heads.append(described)
-        if not heads:
-            raise ValueError(f"{os.fspath(folder)!r} holds DICOM files but no image: pass the folder of one series.")
-        if len({(head.series, head.size) for head in heads}) > 1 or any(head.frames > 1 for head in heads):
-            raise ValueError(
-                f"{os.fspath(folder)!r} is a directory of more than one DICOM series, or of files with several frames:"
-                " pass one of its files."
-            )
-        self.paths = [head.path for head in _ordered(heads)]
-        self._values_per_slice = heads[0].size[0] * heads[0].size[1]
-        self._ranges: dict[tuple[float, float], tuple[float, float]] = {}
-
-    def image(self, view: View) -> Image.Image:
-        """One slice, the middle one by default, as `DicomFile` shows it.
-
-        Raises:
-            ValueError: one sentence that quotes no tag, for a slice that does not exist or can not be decoded.
-        """
-        if view.plane is not None or view.frame is not None:
-            raise ValueError("A slice of a DICOM series is chosen by slice_index alone: leave out plane and frame.")
-        index = checked_index(view.slice_index, len(self.paths), "slice_index", default=len(self.paths) // 2)
-        return self._file(index).image(view, self)
-
-    def black_white(self, view: View) -> tuple[float, float]:
-        """The values that the percentiles of all slices make black and white."""
-        if view.percentiles not in self._ranges:
-            check_volume_size(len(self.paths) * self._values_per_slice)
-            files = (self._file(index) for index in range(len(self.paths)))
-            frames = (frame for file in files for frame in file.counted_values(view))
-            self._ranges[view.percentiles] = _counted_range(frames, view)
-        return self._ranges[view.percentiles]
-
-    def _file(self, index: int) -> DicomFile:
-        with self.paths[index].open("rb") as stream:
-            return DicomFile(stream)
-
-
-class _SliceHead(NamedTuple):
-    """What decides about a file's place in its series. None of it is ever shown."""
-
-    path: Path
-    series: str
-    size: tuple[int, int]
-    frames: int
-    number: int | None
-    place: float | None
-
-    @classmethod
-    def of(cls, head: Any, path: Path) -> "_SliceHead":
-        number = head.get("InstanceNumber")
-        place = None
-        if head.get("ImagePositionPatient") and head.get("ImageOrientationPatient"):
-            rows, columns = np.array(head.ImageOrientationPatient, dtype=float).reshape(2, 3)
-            # DICOM counts towards the patient's left and back, slices count from there.
-            normal = np.cross(rows, columns) * (-1, -1, 1)
-            position = np.array(head.ImagePositionPatient, dtype=float) * (-1, -1, 1)
-            place = float(normal @ position * np.sign(normal[np.abs(normal).argmax()]))
-        return cls(
-            path,
-            str(head.get("SeriesInstanceUID", "")),
-            (int(head.Columns), int(head.Rows)),
-            int(head.get("NumberOfFrames") or 1),
-            None if number is None else int(number),
-            place,
-        )
-
-
-def _ordered(heads: list[_SliceHead]) -> list[_SliceHead]:
-    """Heads by position if every one has its own, else by instance number if every one has its own, else as given."""
-    for name in ("place", "number"):
-        values = [getattr(head, name) for head in heads]
-        if None not in values and len(set(values)) == len(values):
-            return sorted(heads, key=lambda head: getattr(head, name))
-    return heads
-
-
-def dicom_paths(folder: str | os.PathLike) -> list[Path]:
-    """The DICOM files directly in a folder, by name, without directories of media."""
-    found = []
-    for path in sorted(Path(folder).iterdir()):
-        if path.is_file() and path.name != "DICOMDIR":
-            with path.open("rb") as stream:
-                if is_dicom(stream.read(132), path.name):
-                    found.append(path)
-    return found
-
-
-def _libraries() -> tuple[Any, Any]:
+def dicom_libraries() -> tuple[Any, Any]:
+    """pydicom and its pixels. Raises ValueError where they are not installed."""
     try:
         return importlib.import_module("pydicom"), importlib.import_module("pydicom.pixels")
     except ImportError:
         raise ValueError('DICOM files need pydicom: pip install "unimedvl[medical]".') from None
 
 
-def _transfer_syntax(stream: Any, pydicom: Any) -> str | None:
+def transfer_syntax(stream: Any, pydicom: Any) -> str | None:
     """The transfer syntax the file's meta information states, read without the data set behind it."""
     if stream.read(132)[128:] != b"DICM":
         stream.seek(0)
@@ -427,7 +307,7 @@ def _color_levels(array: np.ndarray, bits_stored: int, view: View) -> np.ndarray
     return (array >> max(bits_stored - 8, 0)).astype(np.uint8)
 
 
-def _counted_range(frames: Iterable[tuple[np.ndarray, np.ndarray | None]], view: View) -> tuple[float, float]:
+def counted_range(frames: Iterable[tuple[np.ndarray, np.ndarray | None]], view: View) -> tuple[float, float]:
     """What becomes black and white of several frames of values: padding counts only if there is nothing else."""
     values, counted = [], []
     for frame, padding in frames:

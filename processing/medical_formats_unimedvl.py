@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, ImageOps
 
-from .dicom_unimedvl import DicomFile, DicomSeries, dicom_paths, is_dicom
+from .dicom_series_unimedvl import DicomSeries, dicom_paths
+from .dicom_unimedvl import DicomFile, is_dicom
 from .nifti_unimedvl import NiftiVolume, nifti_version, unpacked_header
 from .pixel_windows_unimedvl import (
     MAX_IMAGE_PIXELS,

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from ...dicom_unimedvl import DicomFile, DicomSeries
+from ...dicom_series_unimedvl import DicomSeries
+from ...dicom_unimedvl import DicomFile
 from ...medical_formats_unimedvl import open_image, opened
 from ...nifti_unimedvl import NiftiVolume
 from ...pixel_windows_unimedvl import square_pixels
