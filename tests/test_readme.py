@@ -34,6 +34,9 @@ def workplace(tmp_path, monkeypatch):
     for name in ("a", "b"):
         bad_files.picture(64).save(f"{name}.png")
     bad_files.dicom(tmp_path)
+    (tmp_path / "series").mkdir()
+    for index in range(13):
+        bad_files.dicom(tmp_path / "series", f"{index:02}.dcm")
     bad_files.nifti(tmp_path, "brain.nii.gz", (20, 22, 100))
     return tmp_path
 

@@ -187,8 +187,10 @@ def test_nifti_is_shown_in_radiological_orientation(orientation, plane, axis, pa
 
 
 def test_nifti_defaults():
-    low, high = np.percentile(VOLUME[:, :, 3], (0.5, 99.5))
-    assert np.array_equal(levels(make_nifti(VOLUME)), linear(VOLUME[:, :, 3].astype(float).T[::-1, ::-1], low, high))
+    middle = VOLUME[:, :, 3].astype(float).T[::-1, ::-1]
+    for options, counted in (({}, VOLUME), ({"percentiles_of": "slice"}, VOLUME[:, :, 3])):
+        low, high = np.percentile(counted, (0.5, 99.5))
+        assert np.array_equal(levels(make_nifti(VOLUME), **options), linear(middle, low, high))
     # A volume one voxel thick is shown across that axis.
     thin = np.random.default_rng(1).normal(size=(5, 1, 7)).astype(np.float32)
     assert levels(make_nifti(thin)).shape == (7, 5)

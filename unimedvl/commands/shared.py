@@ -40,12 +40,19 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments that name input images and choose what to show of a DICOM or NIfTI file."""
-    group = parser.add_argument_group("input images (PNG, JPEG, TIFF, DICOM, NIfTI)")
+    group = parser.add_argument_group("input images (PNG, JPEG, TIFF, DICOM file or series, NIfTI)")
     group.add_argument("--image", action="append", default=[], metavar="FILE", help="repeat for several images")
     group.add_argument("--window", nargs=2, type=float, metavar=("CENTER", "WIDTH"), help="intensity window")
     group.add_argument("--frame", type=int, metavar="N", help="frame of a multi-frame DICOM, TIFF or GIF, from 0")
     group.add_argument("--plane", metavar="P", help="plane of a NIfTI volume: axial, coronal or sagittal")
-    group.add_argument("--slice", type=int, dest="slice_index", metavar="N", help="slice of a NIfTI volume, from 0")
+    group.add_argument(
+        "--slice", type=int, dest="slice_index", metavar="N", help="slice of a NIfTI volume or DICOM series"
+    )
+    group.add_argument(
+        "--percentiles-of",
+        choices=("volume", "slice"),
+        help="whose percentiles are black and white",
+    )
     group.add_argument("--allow-url", action="store_true", help="let --image be an http(s) URL")
 
 
@@ -61,19 +68,23 @@ def load_images(arguments: argparse.Namespace) -> list["Image.Image"]:
     Raises:
         ValueError: if a file is missing or is no image, or for an address without `--allow-url`.
     """
-    from ..processing.medical_formats_unimedvl import load_medical_image
+    from ..processing.medical_formats_unimedvl import open_image
+    from ..processing.view_unimedvl import View
 
     options = {
         name: getattr(arguments, name)
-        for name in ("window", "frame", "plane", "slice_index")
+        for name in ("window", "frame", "plane", "slice_index", "percentiles_of")
         if getattr(arguments, name) is not None
     }
     if options and not arguments.image:
-        raise ValueError(f"--{next(iter(options)).partition('_')[0]} needs an --image to act on.")
+        flag = {"slice_index": "slice", "percentiles_of": "percentiles-of"}
+        first = next(iter(options))
+        raise ValueError(f"--{flag.get(first, first)} needs an --image to act on.")
     for source in arguments.image:
         if "://" in source and not arguments.allow_url:
             raise ValueError(f"{source!r} is a URL: download the image first, or pass --allow-url.")
-    return [load_medical_image(source, allow_url=arguments.allow_url, **options) for source in arguments.image]
+    view = View(**options, allow_url=arguments.allow_url)
+    return [open_image(source, view) for source in arguments.image]
 
 
 def image_hashes(arguments: argparse.Namespace) -> list[str]:
