@@ -8,7 +8,7 @@ import torchmetrics
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import cdist
-from scipy.stats import mannwhitneyu
+from scipy.stats import binom, mannwhitneyu
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from unimedvl.evaluation.metrics.counterfactual import counterfactual
@@ -237,6 +237,21 @@ def test_memorisation_flags_returned_pictures_only():
     assert caught["memorised"] and caught["copies"] == 30 and not clean["memorised"] and clean["copies"] == 0
     with pytest.raises(ValueError, match="no training pictures"):
         memorisation.nearest(seen, seen[:0])
+
+
+def test_chance_copies_are_not_taken_for_none_where_few_pictures_were_held_out():
+    """No copy among 10 held-out pictures means half a copy in 11: 3 copies in 100 are no more than that."""
+    found = memorisation.memorisation_scores(numpy.array([0.0] * 3 + [0.3] * 97), numpy.full(10, 0.3))
+    assert found["copies"] == 3 and found["held_out_copy_share"] == 0
+    assert found["p_value"] == pytest.approx(binom.sf(2, 100, 0.5 / 11), rel=1e-9)
+    assert not found["memorised"]
+    # Among 1000 they are: 1 - P(at most 2 of 100 at 0.5 / 1001) is far below 1 %.
+    found = memorisation.memorisation_scores(numpy.array([0.0] * 3 + [0.3] * 97), numpy.full(1000, 0.3))
+    assert found["p_value"] == pytest.approx(binom.sf(2, 100, 0.5 / 1001), rel=1e-6)
+    assert found["memorised"]
+    # One copy among 10 counts as one and a half of 11.
+    found = memorisation.memorisation_scores(numpy.array([0.0] * 30 + [0.3] * 70), numpy.array([0.0] + [0.3] * 9))
+    assert found["p_value"] == pytest.approx(binom.sf(29, 100, 1.5 / 11), rel=1e-6)
 
 
 def test_diversity_of_known_sets():
