@@ -130,6 +130,8 @@ def test_edge_masks():
     grey = Image.fromarray(numpy.array([[127, 128], [0, 255]], numpy.uint8))
     assert segmentation.read_mask(grey).tolist() == [[False, True], [False, True]]
     assert segmentation.read_mask(grey, (4, 4)).sum() == 8
+    # Half-way between black and white is dark.
+    assert segmentation.read_mask(numpy.array([[127.5, 127.6]])).tolist() == [[False, True]]
 
 
 @pytest.mark.parametrize("dtype", [numpy.float32, numpy.float64])
