@@ -241,8 +241,8 @@ def test_memorisation_flags_returned_pictures_only():
         memorisation.nearest(seen, seen[:0])
 
 
-def test_chance_copies_are_not_taken_for_none_where_few_pictures_were_held_out():
-    """No copy among 10 held-out pictures means half a copy in 11: 3 copies in 100 are no more than that."""
+def test_chance_copies_are_not_taken_for_none_where_few_images_were_held_out():
+    """No copy among 10 held-out images means half a copy in 11: 3 copies in 100 are no more than that."""
     found = memorisation.memorisation_scores(numpy.array([0.0] * 3 + [0.3] * 97), numpy.full(10, 0.3))
     assert found["copies"] == 3 and found["held_out_copy_share"] == 0
     assert found["p_value"] == pytest.approx(binom.sf(2, 100, 0.5 / 11), rel=1e-9)

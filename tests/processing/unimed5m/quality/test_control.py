@@ -284,13 +284,13 @@ def shaded(correlation: float, gain: float = 1.0, offset: float = 0.0) -> bytes:
     [
         (shaded(1.0), True),
         (shaded(0.98), True),
-        (shaded(1.0, gain=0.5, offset=30), True),  # darker or flatter is still the same picture
+        (shaded(1.0, gain=0.5, offset=30), True),  # darker or flatter is still the same image
         (shaded(0.96), False),
         (shaded(0.0), False),
         (shaded(-1.0), False),
     ],
 )
-def test_equal_hashes_are_one_picture_only_if_the_thumbnails_correlate(thumbnail, same):
+def test_equal_hashes_are_one_image_only_if_the_thumbnails_correlate(thumbnail, same):
     """Perceptual hashes confuse standard views such as frontal chest films; thumbnails correlate at 0.97 or more."""
     first = shaded(1.0)
     pixels = [numpy.frombuffer(data, dtype=numpy.uint8).astype(float) for data in (first, thumbnail)]
