@@ -42,7 +42,7 @@ def workplace(tmp_path, monkeypatch):
 
 
 def test_code_blocks(workplace):
-    assert len(BLOCKS) >= 6
+    assert README.count("```") == 2 * len(BLOCKS) > 0, "a fenced block is not run"
     names: dict = {}
     for block in BLOCKS:
         block = block.replace('"hub_cards/unimedvl-nano"', repr(str(NANO_DIRECTORY)))
@@ -52,7 +52,7 @@ def test_code_blocks(workplace):
 
 
 def test_commands(workplace, capsys):
-    assert len(COMMANDS) >= 5
+    assert {command.split()[1] for command in COMMANDS} >= {"ask", "generate"}
     for command in COMMANDS:
         assert main(shlex.split(command)[1:]) == 0, (command, capsys.readouterr().err)
     assert read_provenance(workplace / "stained.png")["settings"]["preset"] == "virtual_staining"
