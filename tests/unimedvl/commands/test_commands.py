@@ -220,7 +220,9 @@ COMMANDS = list(commands(typer.main.get_command(app)))
 def test_there_is_every_command():
     names = {" ".join(words) for words, _ in COMMANDS}
     assert names >= {"ask", "generate", "train", "convert", "info", "push"}
-    assert names >= {f"data {name}" for name in ("build", "stats", "augment", "check", "audit", "agreement", "publish")}
+    assert names >= {
+        f"data {name}" for name in ("build", "stats", "augment", "check", "audit", "agreement", "publish")
+    }
     assert names >= {f"eval {name}" for name in ("compare", "card", "sheet", "readers", "list")} | {"data sources"}
 
 
@@ -240,7 +242,9 @@ def test_every_command_explains_itself(words, command, flag, capsys):
 
 def test_help_needs_no_heavy_import():
     heavy = "{'torch', 'transformers', 'diffusers', 'datasets', 'rich'}"
-    code = f"import sys; from unimedvl.commands.main import main; main(sys.argv[1:]); print({heavy} & {{*sys.modules}})"
+    code = (
+        f"import sys; from unimedvl.commands.main import main; main(sys.argv[1:]); print({heavy} & {{*sys.modules}})"
+    )
     for words in ([], ["ask"], ["train"], ["data", "check"], ["eval"]):
         command = [sys.executable, "-c", code, *words, "--help"]
         result = subprocess.run(command, capture_output=True, text=True, check=True)
