@@ -109,8 +109,9 @@ def run_app(app: typer.Typer, program: str, arguments: Sequence[str] | None = No
         141 where the reader of the output left.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    command = get_command(app)
     try:
-        _invoke(app, program, words)
+        _invoke(command, program, words)
         sys.stdout.flush()
         return 0
     except KeyboardInterrupt:
@@ -120,20 +121,29 @@ def run_app(app: typer.Typer, program: str, arguments: Sequence[str] | None = No
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except typer.TyperException as error:
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context else program
-        return _report(program, f"{error.format_message().rstrip('.')} (see {command} --help)", 2)
+        # Pydantic's mark of what Typer itself found.
+        message = error.format_message().replace(": Value error, ", ": ").rstrip(".")
+        return _report(program, f"{message} (see {_path(command, program, words)} --help)", 2)
     except expected_errors() as error:
         if "--debug" in words:
             traceback.print_exc()
         return _report(program, describe_error(error) if memory is None else describe_error(error, memory), 2)
 
 
-def _invoke(app: typer.Typer, program: str, words: list[str]) -> None:
+def _path(command: Any, program: str, words: list[str]) -> str:
+    """The words that lead to the sub-command which was typed."""
+    path = [program]
+    for word in words:
+        if (command := getattr(command, "commands", {}).get(word)) is None:
+            break
+        path.append(word)
+    return " ".join(path)
+
+
+def _invoke(command: Any, program: str, words: list[str]) -> None:
     """Parse and run without the handlers of Typer's own `__call__`, which give a closed pipe another exit code."""
-    command = get_command(app)
     try:
-        with command.make_context(program, words) as context:
+        with command.make_context(program, list(words)) as context:
             command.invoke(context)
     except typer.Exit as ended:
         # After `--help` and `--version`.
