@@ -116,11 +116,7 @@ MODULES = (
 
 @pytest.mark.parametrize("module", MODULES)
 def test_the_packages_modules_speak_one_dialect(module):
-    command = [sys.executable, "-m", module]
-    helped = subprocess.run([*command, "--help"], capture_output=True, text=True)
-    assert helped.returncode == 0 and helped.stdout.startswith(f"Usage: python -m {module} ")
-    assert "--debug" in helped.stdout
-    wrong = subprocess.run([*command, "--debuk"], capture_output=True, text=True)
+    wrong = subprocess.run([sys.executable, "-m", module, "--debuk"], capture_output=True, text=True)
     assert wrong.returncode == 2 and wrong.stdout == ""
     assert wrong.stderr.startswith(f"python -m {module}: No such option: --debuk") and wrong.stderr.count("\n") == 1
     assert "--debug" in wrong.stderr
