@@ -1,6 +1,5 @@
 """What a view may say, and that a record of a slice is what the command shows a model of it."""
 
-import argparse
 import dataclasses
 import io
 import json
@@ -11,11 +10,13 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from pydicom.dataset import Dataset
 
 from tests.processing.medical_files import PATIENT, make_dicom, make_nifti
-from unimedvl.commands.shared import add_image_arguments, load_images
+from unimedvl.commands.main import app
+from unimedvl.commands.shared import load_images
 from unimedvl.processing.conversations_unimedvl import conversations_with_images
 from unimedvl.processing.medical_formats_unimedvl import load_medical_image, open_image, opened
 from unimedvl.processing.view_unimedvl import View
@@ -83,9 +84,10 @@ def test_a_view_stays_as_it_is():
 
 def asked(*flags: Any) -> Image.Image:
     """The image that `unimedvl ask` shows the model."""
-    parser = argparse.ArgumentParser()
-    add_image_arguments(parser)
-    return load_images(parser.parse_args([str(flag) for flag in flags]))[0]
+    command = typer.main.get_command(app).commands["ask"]
+    values = command.make_context("ask", [*map(str, flags), "What is shown?"]).params
+    view = {name: values[name] for name in ("window", "frame", "plane", "slice_index", "percentiles_of")}
+    return load_images(values["image"], allow_url=values["allow_url"], **view)[0]
 
 
 def graded(shape: tuple[int, int, int], seed: int, dtype: Any) -> np.ndarray:
