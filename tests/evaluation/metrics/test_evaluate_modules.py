@@ -1,5 +1,6 @@
 """Every metric is an `evaluate` module that loads by path, without a network, and has a card."""
 
+import ast
 import inspect
 import json
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import evaluate
 import pytest
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from unimedvl.evaluation.metrics.evaluate_modules import documentation
@@ -76,6 +78,20 @@ def test_the_plain_functions_need_neither_evaluate_nor_datasets_nor_the_rest_of_
     ours = {name for name in loaded if name.startswith("unimedvl.") and name.count(".") > 1}
     allowed = ("unimedvl.evaluation", "unimedvl.utils")
     assert not {name for name in ours if not name.startswith((*allowed,))}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_call_on_the_card_is_one_that_the_module_takes(name):
+    card_data = ModelCard.load(METRICS / name / "README.md")
+    assert {"evaluate", "metric"} <= set(card_data.data.tags) and card_data.data.license == "apache-2.0"
+    (code,) = re.findall(r"```python\n(.*?)```", card_data.text, re.DOTALL)
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    (load,) = [call for call in calls if ast.unparse(call.func) == "evaluate.load"]
+    assert Path(load.args[0].value).parts[-2:] == (METRICS.name, name)
+    (compute,) = [call for call in calls if ast.unparse(call.func) == "metric.compute"]
+    given = {keyword.arg for keyword in compute.keywords}
+    options = inspect.signature(module_class(name).function).parameters
+    assert set(module_class(name).columns) <= given <= set(options) and not compute.args
 
 
 def test_no_folder_gets_to_ask_whether_its_code_may_run(tmp_path, monkeypatch):

@@ -106,11 +106,3 @@ def test_windows_that_do_not_fit_are_refused():
         images.ssim(small, small)
     with pytest.raises(ValueError, match="MS-SSIM needs sides of 161"):
         images.ms_ssim(*pictures(0))
-
-
-def test_a_copy_is_the_input_but_for_size_and_small_changes():
-    levels = numpy.random.default_rng(0).integers(20, 200, (40, 40), dtype=numpy.uint8)
-    given = Image.fromarray(levels)
-    assert images.is_copy(given, given) and images.is_copy(Image.fromarray(levels + 1), given)
-    assert not images.is_copy(Image.fromarray(levels + 5), given)
-    assert images.is_copy(given.resize((80, 80), Image.Resampling.NEAREST), given)

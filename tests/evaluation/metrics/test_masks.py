@@ -37,6 +37,8 @@ def test_edge_masks():
     grey = Image.fromarray(numpy.array([[127, 128], [0, 255]], numpy.uint8))
     assert masks.read_mask(grey).tolist() == [[False, True], [False, True]]
     assert masks.read_mask(grey, (4, 4)).sum() == 8
+    # Half-way between black and white is dark.
+    assert masks.read_mask(numpy.array([[127.5, 127.6]])).tolist() == [[False, True]]
 
 
 def test_single_numbers_are_those_of_the_row():

@@ -33,3 +33,18 @@ def test_the_set_function_is_the_same_from_images():
     assert found["copies"] == 5 and found["copy_share"] == 0.5 and found["count"] == 10
     # Without a chance copy among ten, the expected share is (0 + 1/2) / (10 + 1).
     assert found["p_value"] == pytest.approx(binom.sf(4, 10, 0.5 / 11))
+
+
+def test_chance_copies_are_not_taken_for_none_where_few_images_were_held_out():
+    """No copy among 10 held-out images means half a copy in 11: 3 copies in 100 are no more than that."""
+    found = nearest.memorization_scores(numpy.array([0.0] * 3 + [0.3] * 97), numpy.full(10, 0.3))
+    assert found["copies"] == 3 and found["held_out_copy_share"] == 0
+    assert found["p_value"] == pytest.approx(binom.sf(2, 100, 0.5 / 11), rel=1e-9)
+    assert not found["memorised"]
+    # Among 1000 they are: 1 - P(at most 2 of 100 at 0.5 / 1001) is far below 1 %.
+    found = nearest.memorization_scores(numpy.array([0.0] * 3 + [0.3] * 97), numpy.full(1000, 0.3))
+    assert found["p_value"] == pytest.approx(binom.sf(2, 100, 0.5 / 1001), rel=1e-6)
+    assert found["memorised"]
+    # One copy among 10 counts as one and a half of 11.
+    found = nearest.memorization_scores(numpy.array([0.0] * 30 + [0.3] * 70), numpy.array([0.0] + [0.3] * 9))
+    assert found["p_value"] == pytest.approx(binom.sf(29, 100, 1.5 / 11), rel=1e-6)
