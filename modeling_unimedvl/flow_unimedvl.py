@@ -123,7 +123,7 @@ def flow_schedule(num_inference_steps: int, shift: float) -> torch.Tensor:
     return shift * grid / (1 + (shift - 1) * grid)
 
 
-@dataclass
+@dataclass(frozen=True)
 class FlowSettings:
     """Sampling settings after preset and arguments were merged; validated on creation.
 
