@@ -64,30 +64,34 @@ class GuidanceContexts:
     image: GenerationContext | None = None
 
 
+def encode_images(model: PreTrainedModel, prompts: Prompts, draws: PosteriorDraws) -> list[torch.Tensor] | None:
+    """Latents of the prompts' images, see `UniMedVLModel.encode_latents`; None without images.
+
+    Raises:
+        ValueError: if images and posterior noise do not fit each other.
+    """
+    if prompts.latent_pixel_values is None:
+        if draws.noise:
+            raise ValueError("vae_noise is for input images, but no latent_pixel_values came with the prompt.")
+        return None
+    return model.model.input_latents(
+        prompts.latent_pixel_values, prompts.latent_image_sizes, draws.noise, draws.generator, draws.sample_mode
+    )
+
+
 def read_prompts(
-    model: PreTrainedModel, prompts: Prompts, draws: PosteriorDraws, image_guidance: bool = True
+    model: PreTrainedModel, prompts: Prompts, latents: list[torch.Tensor] | None, image_guidance: bool = False
 ) -> GuidanceContexts:
     """Read prompts, and what guidance leaves out of them.
 
     Args:
         model: a `UniMedVLForConditionalGeneration`.
-        draws: of the input images' latents.
+        latents: of the prompts' images, from `encode_images`.
         image_guidance: read the prompts without their images too, where they have any.
 
     Raises:
-        ValueError: if images, placeholders and posterior noise do not fit each other.
+        ValueError: if images and placeholders do not fit each other.
     """
-    latents = None
-    if prompts.latent_pixel_values is not None:
-        latents = model.model.input_latents(
-            prompts.latent_pixel_values,
-            prompts.latent_image_sizes,
-            noise=draws.noise,
-            generator=draws.generator,
-            sample_mode=draws.sample_mode,
-        )
-    elif draws.noise:
-        raise ValueError("vae_noise is for input images, but no latent_pixel_values came with the prompt.")
     main = extend_context(
         model,
         None,

@@ -160,6 +160,19 @@ class FlowSettings:
         if not _is_number(self.timestep_shift) or self.timestep_shift <= 0:
             raise ValueError(f"timestep_shift must be a number > 0 (1 is no shift), not {self.timestep_shift!r}.")
 
+    @classmethod
+    def unguided(cls, num_inference_steps: int, timestep_shift: float) -> "FlowSettings":
+        """Settings that sample from the main context alone."""
+        return cls(
+            num_inference_steps=num_inference_steps,
+            guidance_scale=1.0,
+            image_guidance_scale=1.0,
+            cfg_interval=(0.0, 1.0),
+            cfg_renorm_type="global",
+            cfg_renorm_min=0.0,
+            timestep_shift=timestep_shift,
+        )
+
     def guides(self, timestep: float) -> bool:
         """Whether guidance acts at a flow time: low < t <= high, and a text scale above 1 (below it the reference
         ignores the image scale too)."""

@@ -16,6 +16,7 @@ from .contexts_unimedvl import (
     GenerationContext,
     append_image,
     append_texts,
+    encode_images,
     end_token_ids,
     read_prompts,
 )
@@ -232,7 +233,7 @@ class UniMedVLGenerationMixin(GenerationMixin):
         noise = None if latents is None else check_latents(self.config, latents, grids)
 
         sampler = FlowSampler(self, task.settings)
-        contexts = read_prompts(self, prompts, draws, "image" in sampler.branches)
+        contexts = read_prompts(self, prompts, encode_images(self, prompts, draws), "image" in sampler.branches)
         thoughts = None
         if think:
             thoughts = self._write_text(contexts.main, max_think_tokens, generation_config, text_options)
@@ -315,7 +316,7 @@ class UniMedVLGenerationMixin(GenerationMixin):
 
         sampler = FlowSampler(self, task.settings)
         image_guidance = "image" in sampler.branches
-        contexts = read_prompts(self, prompts, draws(len(given)), image_guidance)
+        contexts = read_prompts(self, prompts, encode_images(self, prompts, draws(len(given))), image_guidance)
         if image_guidance and contexts.image is None:
             contexts = replace(contexts, image=contexts.main)
         result: list[torch.Tensor] = []

@@ -12,8 +12,8 @@ from tests.tiny_inputs import collate, conversation, initial_latents, marker_ids
 from tests.tiny_model import tiny_model
 from unimedvl.modeling_unimedvl.blocks_unimedvl import Block, BlockKind, pack_samples
 from unimedvl.modeling_unimedvl.contexts_unimedvl import read_prompts
-from unimedvl.modeling_unimedvl.flow_unimedvl import TASK_PRESETS, FlowSettings, patchify_latents
-from unimedvl.modeling_unimedvl.prompts_unimedvl import PosteriorDraws, Prompts
+from unimedvl.modeling_unimedvl.flow_unimedvl import FlowSettings, patchify_latents
+from unimedvl.modeling_unimedvl.prompts_unimedvl import Prompts
 from unimedvl.modeling_unimedvl.sampling_unimedvl import FlowSampler
 
 TEXT = {"do_sample": False, "max_new_tokens": 8}
@@ -153,9 +153,9 @@ def test_packed_training_forward_equals_cached_inference(model):
         )
     x_t = (1 - time) * patchify_latents(latent, config.latent_patch_size) + time * noise
     prompts = Prompts.from_inputs(model, row)
-    sampler = FlowSampler(model, FlowSettings(**{**TASK_PRESETS["edit"], "guidance_scale": 1.0}))
+    sampler = FlowSampler(model, FlowSettings.unguided(4, 1.0))
     with torch.no_grad():
-        contexts = read_prompts(model, prompts, PosteriorDraws(noises(config, row)))
+        contexts = read_prompts(model, prompts, [condition])
         velocity = sampler.step(sampler.prepare(contexts, [grid]), x_t[None], time).velocity
     assert (packed.velocity[1:] - velocity[0]).abs().max() < 1e-5
 
