@@ -36,18 +36,18 @@ from unimedvl.training.data_recipe import ConditionDropout, DataRecipe
 from unimedvl.training.recipe import CurriculumRecipe, TrainingRecipe, load_recipe
 from unimedvl.training.run import run
 from unimedvl.unimed5m.schema import Record
-from unimedvl.unimed5m.shards import write_json
-from unimedvl.utils.errors import module_parser, one_line_errors
+from unimedvl.utils.json_files import write_json
+from unimedvl.utils.module_commands import module_parser, one_line_errors
 
 from .evaluate import (
     DIAGNOSES,
-    Nano,
     dice,
     question_of,
     rgb,
     score_diagnosis,
     score_modality,
 )
+from .inference import Nano
 from .intervals import student_interval
 from .model import EDITING, RECIPES, UNIT, image_transform, initialise_attention
 from .prepare import keep_start, work_records

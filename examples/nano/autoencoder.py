@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from unimedvl.utils.errors import module_parser, one_line_errors
+from unimedvl.utils.module_commands import module_parser, one_line_errors
 
 from .prepare import is_picture_request, picture_of, record_digests, work_records
 from .resumable_loop import EVERY, ResumableSteps

@@ -15,9 +15,10 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from unimedvl.unimed5m.schema import Record
-from unimedvl.utils.errors import module_parser, one_line_errors
+from unimedvl.utils.module_commands import module_parser, one_line_errors
 
-from .evaluate import Nano, question_of, seen
+from .evaluate import question_of, seen
+from .inference import Nano
 from .prepare import work_records
 
 PROMPTS = (

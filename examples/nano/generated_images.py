@@ -7,7 +7,7 @@ captions; it shares nothing with the nano.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 import torch
@@ -19,13 +19,11 @@ from torch import nn
 from unimedvl.processing.image_processing_unimedvl import pixels_from_image
 from unimedvl.unimed5m.schema import Record
 
+from .inference import Nano
 from .intervals import share
 from .model import SIDE
 from .prepare import ARTICLES, is_picture_request, small
 from .vision import CANVAS, Pictures, pictures_of, read_pictures, views
-
-if TYPE_CHECKING:
-    from .evaluate import Nano
 
 MODALITIES = ("CXR", "CT", "MRI", "US", "HIS", "ENDO")
 CLASS_PROMPTS = {
@@ -104,7 +102,7 @@ def caption_label(name: str, labels: Sequence[str]) -> str:
     return max(fitting, key=len, default="")
 
 
-def made_pictures(nano: "Nano", records: Sequence[Record], work: Path, seed: int = 0) -> dict[str, dict[str, Any]]:
+def made_pictures(nano: Nano, records: Sequence[Record], work: Path, seed: int = 0) -> dict[str, dict[str, Any]]:
     """Recognition by modality and by class, and how close generated pictures come to training pictures."""
     judge, train, names = load_judge(work)
     chosen = [record for record in records if is_picture_request(record)]
@@ -163,7 +161,7 @@ def _modality_of(source: str) -> str:
     return {"nih-chestxray14-subset": "CXR", "brain-tumor-classification": "MRI", "lc25000-lung": "HIS"}[source]
 
 
-def _class_pictures(nano: "Nano", records: Sequence[Record], seed: int) -> tuple[torch.Tensor, list[tuple[str, str]]]:
+def _class_pictures(nano: Nano, records: Sequence[Record], seed: int) -> tuple[torch.Tensor, list[tuple[str, str]]]:
     prompts, asked = [], []
     for source, template in CLASS_PROMPTS.items():
         found = {json.loads(record.extra).get("label", "") for record in records if record.dataset == source}

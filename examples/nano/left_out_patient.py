@@ -19,10 +19,12 @@ from PIL import Image
 
 from unimedvl.training.run import run
 from unimedvl.unimed5m.schema import Record, to_table
-from unimedvl.unimed5m.shards import write_json, write_table
-from unimedvl.utils.errors import module_parser, one_line_errors
+from unimedvl.unimed5m.shards import write_table
+from unimedvl.utils.json_files import write_json
+from unimedvl.utils.module_commands import module_parser, one_line_errors
 
-from .evaluate import Nano, average, psnr, question_of, rgb, seen
+from .evaluate import average, psnr, question_of, rgb, seen
+from .inference import Nano
 from .model import EDITING, RECIPES, SIDE
 from .prepare import keep_start, shard_of, work_records
 

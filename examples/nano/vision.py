@@ -28,7 +28,7 @@ from transformers import AutoTokenizer
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLVAEConfig
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLModel
 from unimedvl.unimed5m.schema import Record
-from unimedvl.utils.errors import module_parser, one_line_errors
+from unimedvl.utils.module_commands import module_parser, one_line_errors
 
 from .model import SIDE, TABLE_SIDE, VISION_FILE, VIT_PATCH, build_config, initialise_vision
 from .prepare import UNNAMED_LABELS, is_picture_request, picture_of, record_digests, work_records

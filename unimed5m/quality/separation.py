@@ -22,9 +22,10 @@ from typing import Any
 import numpy
 from PIL import Image
 
-from unimedvl.utils.errors import module_parser, one_line_errors
+from unimedvl.utils.json_files import write_json
+from unimedvl.utils.module_commands import module_parser, one_line_errors
 
-from ..pipeline import batches, shard_paths, write_json
+from ..pipeline import batches, shard_paths
 from .alignment import CAPTIONS, AlignmentModels, auroc, caption_once, final_scores, shuffled_texts, text_similarity
 from .image_reading import DAMAGED, open_picture
 from .models import NEAREST, ModelPaths

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy
 import torch
 
-from unimedvl.utils.errors import module_parser, one_line_errors
+from unimedvl.utils.module_commands import module_parser, one_line_errors
 
 from ..pipeline import batches, shard_paths
 from .image_reading import DAMAGED, open_picture

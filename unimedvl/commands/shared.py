@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint.provenance import hash_file
+from ..utils.digests import hash_file
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.tiny_model import tiny_model
-from unimedvl.checkpoint.folder import NF4_BYTES, count_parts, estimate_memory, open_checkpoint
+from unimedvl.checkpoint.folder import count_parts, open_checkpoint
+from unimedvl.checkpoint.memory import NF4_BYTES, estimate_memory
 from unimedvl.commands.main import main
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from safetensors import SafetensorError
 
-from unimedvl.utils.errors import module_parser, one_line_errors
+from unimedvl.utils.module_commands import module_parser, one_line_errors
 
 
 def ended(error, capsys, *arguments):
