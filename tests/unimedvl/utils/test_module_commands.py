@@ -1,4 +1,4 @@
-"""Errors in one line, of modules run with `python -m`."""
+"""The command line of modules run with `python -m`: user errors are one line."""
 
 import json
 
