@@ -18,7 +18,7 @@ CALLS = {
     "image_quality": ({"predictions": PICTURES, "references": PICTURES[::-1]}, "psnr"),
     "segmentation": ({"predictions": PICTURES, "references": PICTURES}, "dice"),
     "counterfactual": ({"predictions": [0.2, 0.9], "references": [0, 1]}, "auroc"),
-    "memorisation": ({"predictions": [PICTURES], "references": [PICTURES], "held_out": [PICTURES]}, "copies"),
+    "memorization": ({"predictions": [PICTURES], "references": [PICTURES], "held_out": [PICTURES]}, "copies"),
     "diversity": ({"predictions": PICTURES, "references": PICTURES}, "vendi"),
     "reader_study": ({"predictions": [1.0, 5.0], "references": [0, 1]}, "auroc"),
 }
