@@ -1,4 +1,4 @@
-"""Errors that the user can fix, in one line."""
+"""Errors that the user can fix, and how they are put in one line."""
 
 import sys
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 from peft import get_peft_model
 from PIL import Image
+from torch.distributions import Normal, kl_divergence
 
 from tests.tiny_checkpoint import tiny_checkpoint
+from unimedvl.training import flow_grpo
 from unimedvl.training.adapters import adapter_config
 from unimedvl.training.flow_grpo.policy import (
     log_probability,
@@ -162,6 +164,42 @@ def test_learning_sees_the_probabilities_of_sampling_to_the_bit(tmp_path):
         mean, deviation = sde_step(path.states[index], predicted, time, next_time, 0.7, times[1])
         ratio = (log_probability(path.states[index + 1], mean, deviation) - path.log_probabilities[index]).exp()
         assert torch.equal(ratio, torch.ones_like(ratio))
+
+
+def test_the_kl_term_is_the_divergence_of_two_gaussians(tmp_path, monkeypatch):
+    """Mean over steps and values of KL(policy || reference) of the next state, by torch.distributions."""
+    trainer = make_trainer(
+        tmp_path / "run", tmp_path / "model", kl_weight=1.0, max_steps=1, group_size=2, num_inference_steps=3
+    )
+    trainer.eval_examples = []
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # an adapter begins as the reference itself
+        for parameter in trainer.parameters.values():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    before = {name: value.detach().clone() for name, value in trainer.parameters.items()}
+    sampled = []
+
+    def remembered(model, conditions, *options):
+        path = sample_trajectory(model, conditions, *options)
+        sampled.append((conditions, path))
+        return path
+
+    monkeypatch.setattr(flow_grpo, "sample_trajectory", remembered)
+    entry = trainer.train()[-1]
+    ((conditions, path),) = sampled
+    divergences = []
+    with torch.no_grad():
+        for name, value in before.items():
+            trainer.parameters[name].copy_(value)
+        times = path.times.tolist()
+        for state, time, next_time in zip(path.states, times, times[1:], strict=False):
+            span = (time, next_time, 0.7, times[1])
+            policy = Normal(*sde_step(state, velocity(trainer.policy, conditions, state, time), *span))
+            with trainer.model.disable_adapter():
+                reference = Normal(*sde_step(state, velocity(trainer.policy, conditions, state, time), *span))
+            divergences.append(kl_divergence(policy, reference).mean().item())
+    assert len(divergences) == 3 and min(divergences) > 0
+    assert entry["kl"] == pytest.approx(sum(divergences) / 3, rel=1e-4)
 
 
 @pytest.mark.parametrize("adapted", [True, False], ids=["adapter", "generation expert"])
