@@ -18,7 +18,9 @@ from typing import Any
 import torch
 
 from unimedvl.checkpoint.identity import commit, versions
-from unimedvl.unimed5m.shards import PARTIAL_SUFFIX, replacing, write_json
+from unimedvl.utils.claims import claim_folder
+from unimedvl.utils.json_files import write_json
+from unimedvl.utils.whole_files import replacing
 
 from .baselines import NAMES, Baseline, TrainingSplit
 from .benchmarks import BenchmarkData
@@ -88,7 +90,7 @@ def evaluate(
         },
     } | run.choices
     if state.is_main_process:
-        _claim(run.out, identity)
+        claim_folder(run.out, identity, mark="run.json", kind="run")
         folders = {
             data.benchmark.name: {"folder": str(data.folder.resolve())} | identity["benchmarks"][data.benchmark.name]
             for data in benchmarks
@@ -225,24 +227,6 @@ def _score_lines(scores: dict[str, TaskScores]) -> Iterator[str]:
             values = {name: rounded(value) for name, value in row.items()}
             line = {"id": sample_id, "task": task, "group": group, "scores": values}
             yield json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n"
-
-
-def _claim(out: Path, identity: dict[str, Any]) -> None:
-    """Make the folder ours, or find that it is ours already."""
-    mark = out / "run.json"
-    if mark.is_file():
-        found = json.loads(mark.read_text(encoding="utf-8"))
-        if found != json.loads(json.dumps(identity)):
-            differing = ", ".join(sorted(key for key in {*found, *identity} if found.get(key) != identity.get(key)))
-            raise ValueError(f"{out} holds another run (different: {differing}): choose another folder.")
-        return
-    # A run that was killed before its mark was whole leaves these.
-    if out.exists() and any(path.name != ".gitignore" and path.suffix != PARTIAL_SUFFIX for path in out.iterdir()):
-        raise ValueError(f"{out} is not empty and holds no run: choose another folder.")
-    out.mkdir(parents=True, exist_ok=True)
-    # Predictions and sheets may show pictures of patients: they never slip into a repository.
-    (out / ".gitignore").write_text("*\n", encoding="utf-8")
-    write_json(mark, identity)
 
 
 def _manifest(identity: dict[str, Any], run: Run, timings: dict[str, dict[str, Any]]) -> dict[str, Any]:

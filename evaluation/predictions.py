@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from accelerate.utils import gather_object
 from PIL import Image
 
-from unimedvl.unimed5m.shards import remove_partials, replacing
+from unimedvl.utils.whole_files import remove_partials, replacing
 
 from .distributed import join
 from .model_wrappers.base import Model

@@ -133,13 +133,25 @@ class TaskScores:
         elif self.texts:
             metrics |= self._corpus_text(**few)
         if family in ("generation", "counterfactual") and len(self.made) >= 2:
-            names_, details = distribution_set(self, settings, **few)
+            names_, details = distribution_set(
+                numpy.array(self.made),
+                numpy.array(self.real),
+                self.modalities,
+                self.groups,
+                settings.extractor.name,
+                **few,
+            )
             metrics |= names_
             result |= details
         if family == "generation" and training is not None and len(training) and self.made_small:
             result["memorisation"] = self._memorisation(training)
         if family == "counterfactual":
-            metrics |= counterfactual_set(self)
+            judged = [
+                (value, group)
+                for row, group in zip(self.rows, self.groups, strict=True)
+                if (value := row.get("probability")) is not None
+            ]
+            metrics |= counterfactual_set([value for value, _ in judged], self.present, [group for _, group in judged])
         result["metrics"] = metrics
         result["by_modality"] = self._split_by(self.modalities, names)
         result["by_dataset"] = self._split_by(self.datasets, names)

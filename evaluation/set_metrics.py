@@ -1,7 +1,7 @@
 """Scores of whole sets of pictures, with intervals from resampling whole groups: FID, KID, diversity, AUROC."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy
 
@@ -9,21 +9,35 @@ from .metrics.distributions import diversity_scores, frechet_distance, kernel_di
 from .metrics.intervals import recentred_interval, resampled_places, rounded
 from .metrics.ranking import auroc, f1_score
 
-if TYPE_CHECKING:
-    from .scoring import Settings, TaskScores
-
 RESAMPLES = 50
 
 
 def distribution_set(
-    scores: "TaskScores", settings: "Settings", resamples: int = RESAMPLES
+    made: numpy.ndarray,
+    real: numpy.ndarray,
+    modalities: Sequence[str],
+    groups: Sequence[str],
+    extractor: str,
+    resamples: int = RESAMPLES,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """FID and KID as means over modalities, and diversity; then what they are made of."""
-    made, real = numpy.array(scores.made), numpy.array(scores.real)
-    modalities, groups = numpy.array(scores.modalities), numpy.array(scores.groups)
+    """FID and KID as means over modalities, and diversity.
+
+    Args:
+        made: features of generated images, (N, F).
+        real: features of the real images that they stand for, (N, F).
+        modalities: modality of each image, N of them.
+        groups: patient or other group of each image, N of them; intervals come from resampling whole groups.
+        extractor: name of what made the features.
+        resamples: how often the groups are drawn anew.
+
+    Returns:
+        `{metric: {value, low, high, count}}`, and details: the extractor, the distances in each modality, and whether
+        every modality has more images than features.
+    """
+    modalities, groups = numpy.array(modalities), numpy.array(groups)
     assert len(made) == len(real) == len(modalities), "every sample of a task that draws has a picture"
     usable = [name for name in sorted(set(modalities.tolist())) if (modalities == name).sum() >= 2]
-    details: dict[str, Any] = {"extractor": settings.extractor.name, "distribution_by_modality": {}}
+    details: dict[str, Any] = {"extractor": extractor, "distribution_by_modality": {}}
     if not usable:
         return {}, details
     metrics: dict[str, Any] = {}
@@ -58,24 +72,29 @@ def _resampled_means(
     return [float(numpy.mean(values)) for values in zip(*columns, strict=False)]
 
 
-def counterfactual_set(scores: "TaskScores") -> dict[str, Any]:
-    """AUROC and F1 of the classifier's view, where there is a classifier."""
-    judged = [
-        (value, group)
-        for row, group in zip(scores.rows, scores.groups, strict=True)
-        if (value := row.get("probability")) is not None
-    ]
-    if not judged:
+def counterfactual_set(
+    probabilities: Sequence[float], present: Sequence[int], groups: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """AUROC and F1 of a classifier's view of generated images.
+
+    Args:
+        probabilities: of the asked finding, one for each image, in [0, 1].
+        present: 1 where the finding was asked to be there, else 0.
+        groups: patient or other group of each image.
+
+    Returns:
+        `{metric: {value, low, high, count}}`; nothing for no images.
+    """
+    if not probabilities:
         return {}
-    probabilities = [value for value, _ in judged]
-    area = auroc(probabilities, scores.present)
+    area = auroc(probabilities, present)
     count = len(probabilities)
-    value = rounded(f1_score(probabilities, scores.present))
+    value = rounded(f1_score(probabilities, present))
     found: dict[str, Any] = {"f1": {"value": value, "low": None, "high": None}}
     if area is not None:
         drawn = []
-        values, truth = numpy.array(probabilities), numpy.array(scores.present)
-        for chosen in resampled_places([group for _, group in judged], RESAMPLES):
+        values, truth = numpy.array(probabilities), numpy.array(present)
+        for chosen in resampled_places(groups, RESAMPLES):
             other = auroc(values[chosen].tolist(), truth[chosen].tolist())
             drawn += [] if other is None else [other]
         found["auroc"] = {"value": rounded(area)} | recentred_interval(area, drawn)

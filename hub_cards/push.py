@@ -10,7 +10,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from unimedvl import modeling_unimedvl, processing
-from unimedvl.checkpoint.folder import PICKLE_SUFFIXES, first_line, open_checkpoint
+from unimedvl.checkpoint.folder import PICKLE_SUFFIXES, open_checkpoint
+from unimedvl.utils.errors import first_line
 
 # What a checkpoint repository holds; everything else in the folder is a mistake or somebody's private file.
 PUBLISHED_PATTERNS = (

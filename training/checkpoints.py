@@ -7,7 +7,6 @@ checkpoint can be gone on from with another number of processes, sharded or not.
 import contextlib
 import json
 import logging
-import os
 import random
 import re
 import shutil
@@ -23,6 +22,9 @@ import torch.distributed.checkpoint as distributed_checkpoint
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+
+from unimedvl.utils.json_files import write_json
+from unimedvl.utils.whole_files import partial_folder, replacing_folder
 
 COMPLETE = "complete.json"
 SHARDS = "shards"
@@ -58,33 +60,20 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
         ValueError: if the disk refuses, in every process.
     """
     folder = Path(folder)
-    partial = folder.with_name(f".{folder.name}.partial")
     first = not several_processes() or distributed.get_rank() == 0
-    with _together(folder):
-        if first:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-    try:
+    with contextlib.ExitStack() as stack:
+        with _together(folder):
+            if first:
+                stack.enter_context(replacing_folder(folder, overwrite=True))
+        partial = partial_folder(folder)
         with _together(folder):
             yield partial
         with _together(folder):
             if first:
-                _finish(partial, folder)
-    except BaseException:
-        if first:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _finish(partial: Path, folder: Path) -> None:
-    files = sorted(path for path in partial.rglob("*") if path.is_file())
-    sizes = {path.relative_to(partial).as_posix(): path.stat().st_size for path in files}
-    (partial / COMPLETE).write_text(json.dumps(sizes, indent=1))
-    for path in [*files, partial / COMPLETE]:
-        with path.open("rb") as opened:
-            os.fsync(opened.fileno())
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+                files = sorted(path for path in partial.rglob("*") if path.is_file())
+                sizes = {path.relative_to(partial).as_posix(): path.stat().st_size for path in files}
+                write_json(partial / COMPLETE, sizes)
+                stack.close()
 
 
 @contextlib.contextmanager

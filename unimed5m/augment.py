@@ -14,10 +14,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from .pipeline import Executor, Job, ShardTask, batches, check_apart, parquet_writer, replacing, run_job
+from unimedvl.utils.claims import keep_out_of_git
+from unimedvl.utils.json_files import write_json
+from unimedvl.utils.whole_files import replacing
+
+from .pipeline import Executor, Job, ShardTask, batches, check_apart, parquet_writer, run_job
 from .planning import REWRITTEN_TASKS, CaptionAugmenter, Writer, rewrite
 from .schema import ARROW_SCHEMA, Record, Turn, record_id, to_table
-from .shards import build_sources, keep_out_of_git, shards_of_all, unfinished, write_json
+from .shards import build_sources, shards_of_all, unfinished
 from .tasks import SHORT_NAMES
 
 STEPS = ("plan", "rewrite")

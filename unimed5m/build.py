@@ -22,10 +22,14 @@ import numpy
 import pyarrow
 import pyarrow.parquet as parquet
 
+from unimedvl.utils.claims import claim_folder
+from unimedvl.utils.json_files import write_json
+from unimedvl.utils.whole_files import replacing
+
 from .pipeline import Executor, Job, ShardTask, run_job
 from .record_index import text_digests
 from .schema import ARROW_SCHEMA, SPLITS, Record, to_table
-from .shards import BATCH_ROWS, PARTIAL_SUFFIX, parquet_writer, replacing, unfinished, write_json, write_table
+from .shards import BATCH_ROWS, parquet_writer, unfinished, write_table
 
 PLAN_SCHEMA = pyarrow.schema(
     [("source", pyarrow.string()), ("index", pyarrow.int64()), ("count", pyarrow.int64()), ("state", pyarrow.string())]
@@ -108,7 +112,8 @@ def build(
         "shards": shards,
         "state": _state(source, root),
     }
-    _claim(output, settings)
+    words = {"state": "the source's folder or options"}
+    claim_folder(output, settings, mark="settings.json", kind="build", words=words)
     plans = []
     for index in range(shards):
         name = f"{index:05d}-of-{shards:05d}"
@@ -151,26 +156,6 @@ def _state(source: RecordSource, root: Path) -> str:
     """A digest of the source's options and its folder's content, where the source can tell it cheaply."""
     fingerprint = getattr(source, "fingerprint", None)
     return fingerprint(root) if fingerprint is not None else hashlib.sha256(str(root).encode()).hexdigest()
-
-
-def _claim(output: Path, settings: dict[str, Any]) -> None:
-    """Make the output folder ours, or find that it is ours already."""
-    mark, ignore = output / "settings.json", output / ".gitignore"
-    if mark.is_file():
-        found = json.loads(mark.read_text(encoding="utf-8"))
-        if found != settings:
-            names = {"state": "the source's folder or options"}
-            differing = ", ".join(sorted(names.get(key, key) for key in settings if found.get(key) != settings[key]))
-            raise ValueError(f"{output} holds another build (different: {differing}): choose another folder.")
-        return
-    # What a run leaves that was killed before it wrote the mark.
-    ours = {path for path in output.glob("*") if path.name.endswith(PARTIAL_SUFFIX)} | {ignore}
-    if output.exists() and not ours.issuperset(output.iterdir()):
-        raise ValueError(f"{output} is not empty and holds no build: choose another folder.")
-    output.mkdir(parents=True, exist_ok=True)
-    # Pictures of patients never slip into a repository that the folder happens to lie in.
-    ignore.write_text("*\n", encoding="utf-8")
-    write_json(mark, settings)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .shards import replacing
+from unimedvl.utils.whole_files import replacing
 
 GATING = (
     "This data set gathers medical images and texts under the terms of their sources. By asking for access you agree "

@@ -30,26 +30,23 @@ import numpy
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from unimedvl.utils.claims import only_writer
+from unimedvl.utils.json_files import write_json
+from unimedvl.utils.whole_files import before_replacing, remove_partials, replacing
+
 from .shards import (
     BATCH_ROWS,
-    PARTIAL_SUFFIX,
-    alone_in,
     batches,
-    before_replacing,
     parquet_identity,
     parquet_writer,
-    remove_partials,
-    replacing,
     shard_names,
     shard_paths,
     unfinished,
-    write_json,
     write_table,
 )
 
 __all__ = [
     "BATCH_ROWS",
-    "PARTIAL_SUFFIX",
     "Executor",
     "Job",
     "LocalExecutor",
@@ -63,11 +60,9 @@ __all__ = [
     "measure_job",
     "parquet_identity",
     "parquet_writer",
-    "replacing",
     "run_job",
     "run_shard",
     "shard_paths",
-    "write_json",
     "write_table",
 ]
 
@@ -297,7 +292,7 @@ def run_job(
     tasks = [
         ShardTask(name, str(Path(source).resolve()), str(output)) for name, source in zip(names, sources, strict=True)
     ]
-    with alone_in(output):
+    with only_writer(output, output / "receipts" / ".lock"):
         remove_partials(output)
         others = [path for path in (output / "receipts" / job.name).glob("*.json") if path.stem not in names]
         waiting = [task for task in tasks if not is_finished(job, task)]

@@ -19,9 +19,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from unimedvl.utils.json_files import write_json
+from unimedvl.utils.whole_files import replacing
+
 from .builders import public_datasets
+from .builders.base import PUBLIC_PLACES
 from .builders.record_images import PICTURE_SUFFIXES
-from .builders.registry import PUBLIC_PLACES
 from .dataset_card import write_card
 from .pipeline import Executor, Job, ShardTask, check_apart, run_job
 from .schema import ARROW_SCHEMA, SPLITS
@@ -32,11 +35,9 @@ from .shards import (
     is_unfinished,
     parquet_identity,
     parquet_writer,
-    replacing,
     shard_names,
     shards_of_all,
     unfinished,
-    write_json,
 )
 
 # Large images make a row group of fewer rows: a shard holds one unwritten group per config and split in memory.

@@ -5,18 +5,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from unimedvl.utils.claims import keep_out_of_git
+from unimedvl.utils.whole_files import replacing
+
 from .publish import check_published
 from .record_index import RecordIndex
 from .schema import ARROW_SCHEMA
-from .shards import (
-    batches,
-    is_unfinished,
-    keep_out_of_git,
-    parquet_writer,
-    replacing,
-    shards_of_all,
-    unfinished,
-)
+from .shards import batches, is_unfinished, parquet_writer, shards_of_all, unfinished
 
 
 def relink(published: str | Path, sources: str | Path | Sequence[str | Path], output: str | Path) -> dict[str, int]:

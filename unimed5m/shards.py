@@ -1,42 +1,27 @@
-"""The files of sharded work: written complete or not at all, told apart by content, read in small batches."""
+"""The files of sharded work: found by folder, told apart by content, written in fixed bytes, read in small batches."""
 
 import hashlib
 import io
 import json
 import os
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
+
+from unimedvl.utils.whole_files import replacing
 
 # Images dominate a row: a hundred rows keep one batch in tens of megabytes and are the Hub's advice for row groups.
 BATCH_ROWS = 100
 # What tells of a folder which source its records are from.
 MARKS = ("build.json", "augment.json", "qc.json")
 RECORD_COLUMNS = ("id", "sub_task_type", "input_img", "message")
-PARTIAL_SUFFIX = ".partial"
 UNFINISHED_SUFFIX = ".unfinished"
 # Key of the footer's metadata with the SHA-256 of all that precedes the footer.
 SEAL = b"unimedvl.sha256"
-
-
-def keep_out_of_git(folder: Path) -> None:
-    """Make the folder one for results: pictures of patients never slip into a repository that it happens to lie in.
-
-    Raises:
-        ValueError: where it holds something else, which results would overwrite.
-    """
-    mark = folder / ".gitignore"
-    if folder.exists() and any(folder.iterdir()) and not (mark.is_file() and mark.read_bytes() == b"*\n"):
-        raise ValueError(f"{folder} holds other files; choose a new folder for the results")
-    folder.mkdir(parents=True, exist_ok=True)
-    mark.write_bytes(b"*\n")
 
 
 def shard_paths(folder: str | Path) -> list[Path]:
@@ -136,25 +121,6 @@ def unfinished(folder: Path, name: str) -> Iterator[None]:
     mark.unlink(missing_ok=True)
 
 
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other runs out of `folder` until the block ends; a killed process keeps nobody out.
-
-    Raises:
-        ValueError: if another run is writing there.
-    """
-    lock = FileLock(folder / "receipts" / ".lock", timeout=0)
-    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ValueError(f"another run is writing {folder}; wait for its end or choose another folder") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def parquet_identity(path: str | Path) -> str:
     """SHA-256 that changes when anything in a Parquet file changes.
 
@@ -176,41 +142,6 @@ def parquet_identity(path: str | Path) -> str:
             return hashlib.sha256(file.read()).hexdigest()
         file.seek(0)
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# What is told of each file before it takes its place, set while a shard is done.
-before_replacing: ContextVar[Callable[[Path], None] | None] = ContextVar("before_replacing", default=None)
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A place to write a file that appears under `path` complete or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
-    try:
-        yield partial
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
-        announce = before_replacing.get()
-        if announce is not None:
-            announce(path)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def remove_partials(folder: Path) -> None:
-    """Remove what killed runs left half-written below `folder`."""
-    for path in folder.rglob(f"*{PARTIAL_SUFFIX}"):
-        if re.search(rf"\.\d+{re.escape(PARTIAL_SUFFIX)}$", path.name):
-            path.unlink(missing_ok=True)
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 class _HashingFile(io.BufferedWriter):

@@ -15,9 +15,11 @@ import jinja2
 import numpy
 import pyarrow.parquet as parquet
 
-from .pipeline import shard_paths, write_json
+from unimedvl.utils.claims import keep_out_of_git
+from unimedvl.utils.json_files import write_json
+
+from .pipeline import shard_paths
 from .schema import IMAGE_PLACEHOLDER, SPLITS, Record
-from .shards import keep_out_of_git
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -40,8 +40,8 @@ from unimedvl.training.data_recipe import ConditionDropout, DataRecipe
 from unimedvl.training.recipe import CurriculumRecipe, TrainingRecipe, load_recipe
 from unimedvl.training.run import run
 from unimedvl.unimed5m.schema import Record
-from unimedvl.unimed5m.shards import write_json
 from unimedvl.utils.command_line import comma_separated, run_module
+from unimedvl.utils.json_files import write_json
 
 from .asking import Nano
 from .evaluate import DIAGNOSES, question_of, rgb, score_diagnosis, score_modality

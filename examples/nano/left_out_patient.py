@@ -23,8 +23,9 @@ from typer import Option
 from unimedvl.evaluation.metrics.images import image_quality
 from unimedvl.training.run import run
 from unimedvl.unimed5m.schema import Record, to_table
-from unimedvl.unimed5m.shards import write_json, write_table
+from unimedvl.unimed5m.shards import write_table
 from unimedvl.utils.command_line import run_module
+from unimedvl.utils.json_files import write_json
 
 from .asking import Nano
 from .evaluate import question_of, rgb, seen

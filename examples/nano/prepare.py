@@ -26,16 +26,17 @@ from transformers import AutoTokenizer
 from typer import Option
 
 from unimedvl.checkpoint.loading import load
-from unimedvl.checkpoint.provenance import hash_file
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
 from unimedvl.modeling_unimedvl.upstream_layout_unimedvl import default_generation_config
-from unimedvl.modeling_unimedvl.upstream_weights_unimedvl import read_json
 from unimedvl.processing.image_processing_unimedvl import reference_size
 from unimedvl.unimed5m import tasks
 from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Picture, Record, Turn, from_table, to_table
-from unimedvl.unimed5m.shards import batches, shard_paths, write_json, write_table
+from unimedvl.unimed5m.shards import batches, shard_paths, write_table
 from unimedvl.unimed5m.task_images import drawn_picture, pixels_of
+from unimedvl.utils.claims import claim_folder
 from unimedvl.utils.command_line import run_module
+from unimedvl.utils.digests import hash_file
+from unimedvl.utils.json_files import read_json
 
 from .model import (
     SIDE,
@@ -256,16 +257,8 @@ def keep_start(work: Path, out: Path) -> None:
         raise ValueError(
             f"{work} holds no untrained checkpoint: run `python -m examples.nano.prepare` with --autoencoder first."
         )
-    digest, noted = hash_file(start), out / "start.json"
-    out.mkdir(parents=True, exist_ok=True)
-    if not any(out.iterdir()):
-        write_json(noted, {"sha256": digest})
-    elif not noted.is_file():
-        raise ValueError(f"{out} holds other files, or runs of an unknown start: choose an empty --out.")
-    elif read_json(noted)["sha256"] != digest:
-        raise ValueError(
-            f"The runs in {out} started from another checkpoint than {work / 'start'}: choose another --out."
-        )
+    words = {"sha256": f"the untrained checkpoint, here {work / 'start'}"}
+    claim_folder(out, {"sha256": hash_file(start)}, mark="start.json", kind="series of runs", words=words)
 
 
 def prepare_records(built: str | Path, folder: Path) -> dict[str, int]:

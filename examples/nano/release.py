@@ -10,7 +10,6 @@ import shutil
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 from typer import Option
@@ -18,9 +17,10 @@ from typer import Option
 from unimedvl.checkpoint.loading import load
 from unimedvl.hub_cards.push import SOURCE_FOLDERS
 from unimedvl.modeling_unimedvl.upstream_layout_unimedvl import default_generation_config
-from unimedvl.modeling_unimedvl.upstream_weights_unimedvl import read_json
 from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 from unimedvl.utils.command_line import run_module
+from unimedvl.utils.json_files import read_json
+from unimedvl.utils.whole_files import scratch_folder, sync_files
 
 from .model import nano_presets
 
@@ -62,12 +62,12 @@ def release(model_folder: str | Path, out: str | Path) -> None:
     model.generation_config = default_generation_config(model.config)
     model.generation_config.task_presets = nano_presets(model.generation_config.task_presets)
     cache = out / CACHE
-    cache.mkdir(parents=True, exist_ok=True)
     # In the folder, and so on its disk: a full one leaves the release before as it is.
-    with TemporaryDirectory(prefix="release-", dir=cache) as partial:
+    with scratch_folder(cache / "release") as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
-        made = {path.name: path for path in Path(partial).iterdir()}
+        sync_files(partial)
+        made = {path.name: path for path in partial.iterdir()}
         for path in before:
             if path.name not in made:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

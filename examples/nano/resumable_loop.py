@@ -9,7 +9,6 @@ import numpy
 import torch
 from torch import nn
 
-from unimedvl.modeling_unimedvl.upstream_weights_unimedvl import read_json
 from unimedvl.training.checkpoints import (
     changed_settings,
     check_names,
@@ -24,7 +23,7 @@ from unimedvl.training.checkpoints import (
     set_random_state,
     whole_folder,
 )
-from unimedvl.unimed5m.shards import write_json
+from unimedvl.utils.json_files import read_json, write_json
 
 EVERY = 200  # steps from checkpoint to checkpoint
 STATE = "state.json"

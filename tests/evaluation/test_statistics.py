@@ -4,35 +4,33 @@ import numpy
 import pytest
 import scipy.stats
 
-from unimedvl.evaluation.metrics.image_features import load_feature_extractor
-from unimedvl.evaluation.scoring import Settings, TaskScores
 from unimedvl.evaluation.set_metrics import counterfactual_set, distribution_set
 from unimedvl.evaluation.statistics import holm, paired_difference
 
 
-def scores_of(task: str, groups: list[str]) -> TaskScores:
-    """Scores of one picture per group name, of which pictures of one group are alike."""
-    draw = {group: numpy.random.default_rng(ord(group)).random(3) for group in groups}
-    found = TaskScores(task)
-    found.groups, found.modalities = groups, ["CXR"] * len(groups)
-    found.made = [draw[group] for group in groups]
-    found.real = [numpy.sqrt(draw[group]) for group in groups]
-    found.rows = [{"probability": float(draw[group][0])} for group in groups]
-    found.present = [ord(group) % 2 for group in groups]
-    return found
+def values_of(groups: list[str]) -> numpy.ndarray:
+    """Three numbers for each picture, alike for pictures of one group."""
+    return numpy.array([numpy.random.default_rng(ord(group)).random(3) for group in groups])
+
+
+def area(groups: list[str]) -> dict:
+    present = [ord(group) % 2 for group in groups]
+    return counterfactual_set(values_of(groups)[:, 0].tolist(), present, groups)["auroc"]
+
+
+def distances(groups: list[str]) -> dict:
+    made = values_of(groups)
+    return distribution_set(made, numpy.sqrt(made), ["CXR"] * len(groups), groups, "three numbers")[0]
 
 
 def test_intervals_of_sets_resample_whole_groups():
     """Ten copies of each patient's picture tell no more than one: the interval does not become narrower."""
     names = [chr(number) for number in range(ord("a"), ord("a") + 16)]
-    alone, copied = (scores_of("counterfactual", names * times) for times in (1, 10))
-    areas = [counterfactual_set(found)["auroc"] for found in (alone, copied)]
+    areas = [area(names * times) for times in (1, 10)]
     assert areas[1]["high"] - areas[1]["low"] == pytest.approx(areas[0]["high"] - areas[0]["low"], rel=0.05)
-    settings = Settings(extractor=load_feature_extractor("pixels-1"))
-    sets = [distribution_set(found, settings)[0]["fid"] for found in (alone, copied)]
+    sets = [distances(names * times)["fid"] for times in (1, 10)]
     assert sets[1]["high"] - sets[1]["low"] == pytest.approx(sets[0]["high"] - sets[0]["low"], rel=0.2)
-    one = scores_of("counterfactual", ["a"] * 5)
-    assert distribution_set(one, settings)[0]["kid"]["low"] is None
+    assert distances(["a"] * 5)["kid"]["low"] is None
 
 
 def test_paired_test_finds_a_difference_and_agrees_with_scipy():

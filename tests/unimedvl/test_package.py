@@ -1,8 +1,9 @@
-"""The package description lists every folder of code, and what may travel to the Hub imports nothing it may not."""
+"""The package description lists every folder of code, and imports keep to the floors of CONTRIBUTING.md."""
 
 import ast
 import configparser
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,60 @@ def test_code_that_travels_is_flat_and_self_contained():
             assert not re.search(r"^\s*(import|from)\s+unimedvl\b", text, re.MULTILINE), path.name
             assert not re.search(r"^\s*(import|from)\s+(torchvision|flash_attn)\b", text, re.MULTILINE), path.name
     assert len(names) == len(set(names)) > 10
+
+
+@pytest.fixture(scope="module")
+def scratch_copy(tmp_path_factory):
+    """The code of the checkout with its links and contracts, free to be changed."""
+    copy = tmp_path_factory.mktemp("copy")
+    for folder in (*FOLDERS, "examples", "benchmarks"):
+        skipped = shutil.ignore_patterns("__pycache__", "unimedvl-nano")
+        shutil.copytree(ROOT / folder, copy / folder, symlinks=True, ignore=skipped)
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    return copy
+
+
+def lint_imports(folder: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run()", "--no-cache"]
+    return subprocess.run(command, cwd=folder, env={"PYTHONPATH": str(folder)}, capture_output=True, text=True)
+
+
+def test_imports_keep_to_the_floors(scratch_copy):
+    ran = lint_imports(scratch_copy)
+    assert ran.returncode == 0 and "0 broken" in ran.stdout, ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("path", "line", "contract"),
+    [
+        ("unimedvl/utils/errors.py", "from ..checkpoint import folder", "Imports point down"),
+        ("unimed5m/schema.py", "def late():\n    from unimedvl.checkpoint import folder", "Imports point down"),
+        ("training/rewards.py", "from unimedvl.evaluation import scoring", "Imports point down"),
+        ("training/rewards.py", "from unimedvl.evaluation.metrics import image_features", None),
+        ("evaluation/scoring.py", "from unimedvl.training import rewards", "Imports point down"),
+        ("processing/dicom_unimedvl.py", "import unimedvl", "Model and processor travel alone"),
+        (
+            "processing/dicom_unimedvl.py",
+            "from unimedvl.modeling_unimedvl import blocks_unimedvl",
+            "Model and processor travel alone",
+        ),
+        ("evaluation/metrics/image_features.py", "from unimedvl.evaluation import samples", "Metrics are leaves"),
+        ("unimed5m/schema.py", "from . import build", "Neither modules nor folders form circles"),
+        ("training/data/augmentation.py", "from ..curriculum import ema", "Neither modules nor folders form circles"),
+        ("training/run.py", "from examples.nano import model", "The package does without its examples"),
+    ],
+)
+def test_an_import_that_leaves_its_floor_breaks_a_contract(path, line, contract, scratch_copy):
+    changed = scratch_copy / path
+    before = changed.read_text(encoding="utf-8")
+    try:
+        changed.write_text(f"{before}\n{line}\n", encoding="utf-8")
+        ran = lint_imports(scratch_copy)
+    finally:
+        changed.write_text(before, encoding="utf-8")
+    broken = re.findall(r"^(.+) BROKEN", ran.stdout, re.MULTILINE)
+    assert (contract in broken) if contract else not broken, ran.stdout
+    assert (ran.returncode == 0) == (contract is None)
 
 
 def imported_by(code: str) -> set[str]:

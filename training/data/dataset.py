@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +21,7 @@ from ..data_recipe import DataRecipe, GroupRecipe
 from .collate import Collator
 from .packing import Pack, PackPlanner, SampleKey
 from .posterior_cache import LatentCache
-from .sequences import Layout, TrainingSample
-
-
-@dataclass(frozen=True)
-class PictureSize:
-    """A picture of which only the size is known."""
-
-    path: str
-    width: int
-    height: int
-
-
-@dataclass(frozen=True)
-class Outline:
-    """The part of a record that its layout depends on, read without its pictures; fields as in `Record`."""
-
-    id: str
-    sub_task_type: str
-    modality: str
-    input_img: tuple[PictureSize, ...]
-    output_img: tuple[PictureSize, ...]
-    message: tuple[Turn, ...]
+from .sequences import Layout, Outline, PictureSize, TrainingSample
 
 
 class EmptyGroupError(ValueError):

@@ -4,8 +4,6 @@ What the model reads is drawn anew from the posterior each time, so training wit
 """
 
 import hashlib
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
+from unimedvl.utils.digests import hash_tensors
+from unimedvl.utils.whole_files import replacing
 
 
 @dataclass
@@ -36,11 +36,7 @@ class LatentInput:
 
 def autoencoder_fingerprint(model: UniMedVLForConditionalGeneration) -> str:
     """Changes when any weight of the autoencoder's encoder does."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.model.vae.encoder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return hash_tensors(model.model.vae.encoder.state_dict())[:16]
 
 
 class LatentCache:
@@ -67,18 +63,13 @@ class LatentCache:
         return tensors["mean"], tensors["deviation"]
 
     def put(self, key: str, mean: torch.Tensor, deviation: torch.Tensor) -> None:
-        path = self._path(key)
-        path.parent.mkdir(exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent)
-        os.close(handle)
         try:
-            save_file({"mean": mean.contiguous().cpu(), "deviation": deviation.contiguous().cpu()}, partial)
-        except SafetensorError as error:
-            os.unlink(partial)
+            with replacing(self._path(key)) as partial:
+                save_file({"mean": mean.contiguous().cpu(), "deviation": deviation.contiguous().cpu()}, partial)
+        except (OSError, SafetensorError) as error:
             raise ValueError(
                 f"{self.folder} cannot be written ({error}): make room, or leave out latent_cache."
             ) from error
-        os.replace(partial, path)
 
 
 def latent_key(picture_sha256: str, steps: tuple[tuple[int, int], ...]) -> str:

@@ -15,19 +15,36 @@ import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from unimedvl.modeling_unimedvl.blocks_unimedvl import Block, BlockKind
 from unimedvl.processing.image_processing_unimedvl import reference_size
-from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Record
+from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Record, Turn
 
 from ..data_recipe import ConditionDropout, GroupRecipe
 from .augmentation import Augmentation, draw_augmentation
 
-if TYPE_CHECKING:
-    from .dataset import Outline
-
 Encode = Callable[[str], list[int]]
+
+
+@dataclass(frozen=True)
+class PictureSize:
+    """A picture of which only the size is known."""
+
+    path: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The part of a record that its layout depends on, read without its pictures; fields as in `Record`."""
+
+    id: str
+    sub_task_type: str
+    modality: str
+    input_img: tuple[PictureSize, ...]
+    output_img: tuple[PictureSize, ...]
+    message: tuple[Turn, ...]
 
 
 @dataclass(frozen=True)
@@ -116,7 +133,7 @@ class Layout:
         self.group, self.dropout, self.vit_source, self.encode, self.seed = group, dropout, vit_source, encode, seed
         self.vit_patch, self.latent_token = vit_patch, latent_token
 
-    def __call__(self, record: "Record | Outline", epoch: int) -> TrainingSample:
+    def __call__(self, record: Record | Outline, epoch: int) -> TrainingSample:
         """The sample of a record, which needs no image data but its sizes.
 
         Raises:
@@ -142,7 +159,7 @@ class Layout:
 
 
 class _Builder:
-    def __init__(self, layout: Layout, record: "Record | Outline", sample: TrainingSample, draw: random.Random):
+    def __init__(self, layout: Layout, record: Record | Outline, sample: TrainingSample, draw: random.Random):
         self.layout, self.record, self.sample, self.draw = layout, record, sample, draw
         self.makes_images = bool(record.output_img)
         self.seen = {"human": 0, "gpt": 0}

@@ -5,7 +5,8 @@ fetched: a person downloads a set under its terms and points the source at the f
 """
 
 from .base import Card, LeftOut, Source
-from .registry import get_source, list_sources, markdown_table, public_datasets, table_of_sources
+from .named import public_datasets
+from .registry import get_source, list_sources, markdown_table, table_of_sources
 from .unimed5m import UniMed5M
 
 __all__ = [

@@ -13,11 +13,15 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from unimedvl.utils.digests import hash_file
+
 from ..schema import SPLITS, Record
 from ..tasks import Origin
 from .tables import is_table
 
 UNVERIFIED = "layout unverified"
+# How provenance begins that names a public copy of the sample.
+PUBLIC_PLACES = ("github:", "pypi:")
 # Publishers' names for the three splits.
 SPLIT_NAMES = {
     "train": "train",
@@ -187,8 +191,7 @@ class Source(abc.ABC):
             size = path.stat().st_size if path.is_file() else -1
             line = f"\n{path.relative_to(root).as_posix()} {size}"
             if size >= 0 and is_table(path):
-                with open(path, "rb") as stream:
-                    line += f" {hashlib.file_digest(stream, 'sha256').hexdigest()}"
+                line += f" {hash_file(path)}"
             # Names need not be text.
             digest.update(line.encode(errors="surrogateescape"))
         return digest.hexdigest()

@@ -1,18 +1,9 @@
 """All sources by name, and what their cards say as a table."""
 
-from . import chest, generic, instructions, literature, question_answering, scans, segmentations
+from . import generic
 from .base import UNVERIFIED, Source
+from .named import NAMED
 
-# How provenance begins that names a public copy of the sample.
-PUBLIC_PLACES = ("github:", "pypi:")
-NAMED: tuple[Source, ...] = (
-    *literature.SOURCES,
-    *instructions.SOURCES,
-    *chest.SOURCES,
-    *scans.SOURCES,
-    *question_answering.SOURCES,
-    *segmentations.SOURCES,
-)
 _SOURCES = {source.name: source for source in (*generic.SOURCES, *NAMED)}
 assert len(_SOURCES) == len(generic.SOURCES) + len(NAMED), "two sources have one name"
 
@@ -31,11 +22,6 @@ def get_source(name: str) -> Source:
     if name not in _SOURCES:
         raise ValueError(f"source: expected one of {', '.join(sorted(_SOURCES))}, found {name!r}.")
     return _SOURCES[name]
-
-
-def public_datasets() -> frozenset[str]:
-    """The data sets of the named sources: their files and groups have the names that their publishers gave them."""
-    return frozenset(source.dataset for source in NAMED)
 
 
 def table_of_sources(named_only: bool = False) -> list[dict[str, str]]:

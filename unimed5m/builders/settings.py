@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..schema import MODALITIES
+from .base import PUBLIC_PLACES
+from .named import public_datasets
 
 SETTINGS = "source.json"
 
@@ -78,9 +80,6 @@ def read_settings(root: Path) -> Settings:
     for name, value in values.items():
         _check_setting(path, name, value)
     settings = Settings(**{"dataset": root.resolve().name, **values})
-    # The registry knows the generic sources, which read these settings.
-    from .registry import PUBLIC_PLACES, public_datasets
-
     if settings.dataset.startswith(PUBLIC_PLACES) or settings.url.startswith(PUBLIC_PLACES):
         raise ValueError(f"{path}: dataset, url: expected none that begins with {' or '.join(PUBLIC_PLACES)}.")
     if settings.dataset in public_datasets():

@@ -19,7 +19,9 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet as parquet
 
-from ..pipeline import BATCH_ROWS, replacing
+from unimedvl.utils.whole_files import replacing
+
+from ..pipeline import BATCH_ROWS
 from ..schema import IMAGE_PLACEHOLDER, Record, Turn
 from ..task_images import stored_picture
 from . import extra_fields

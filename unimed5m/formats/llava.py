@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..pipeline import replacing
+from unimedvl.utils.whole_files import replacing
+
 from ..schema import Picture, Record, Turn
 from ..task_images import stored_picture
 from . import extra_fields

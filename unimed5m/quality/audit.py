@@ -20,8 +20,11 @@ from typing import Any
 import numpy
 import pyarrow as pa
 
-from ..pipeline import batches, replacing, shard_paths, write_json
-from ..shards import keep_out_of_git
+from unimedvl.utils.claims import keep_out_of_git
+from unimedvl.utils.json_files import write_json
+from unimedvl.utils.whole_files import replacing
+
+from ..pipeline import batches, shard_paths
 from .image_reading import DAMAGED, open_picture, stored_bytes
 
 DIMENSIONS = {

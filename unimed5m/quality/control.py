@@ -18,6 +18,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from unimedvl.utils.claims import keep_out_of_git
+from unimedvl.utils.json_files import write_json
+from unimedvl.utils.whole_files import replacing
+
 from ..pipeline import (
     Executor,
     Job,
@@ -27,14 +31,12 @@ from ..pipeline import (
     check_apart,
     measure_job,
     parquet_writer,
-    replacing,
     run_job,
     shard_names,
     shard_paths,
-    write_json,
     write_table,
 )
-from ..shards import build_sources, keep_out_of_git, shards_of_all, unfinished
+from ..shards import build_sources, shards_of_all, unfinished
 from .alignment import Alignment, Selection, select
 from .coarse import DAMAGES, CoarseFilter
 from .duplicates import FingerprintTable, find_drops

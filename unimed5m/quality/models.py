@@ -1,14 +1,13 @@
 """Alignment models by path: what the command line and the cluster workers load."""
 
-import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from unimedvl.utils.digests import hash_ends
 
 from .alignment import CAPTIONS, Alignment, AlignmentModels, Captioner, ImageTextEncoder
 
 NEAREST = "nearest"
-_SAMPLED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -79,19 +78,10 @@ def is_compact_scorer(path: str) -> bool:
 
 
 def weights_digest(path: str) -> str:
-    """A digest of the sizes and of the first and last megabyte of a folder's files; of the name for a Hub id.
-
-    Cheap for tens of gigabytes, and changed by any training step, which touches every tensor.
-    """
-    digest = hashlib.sha256()
-    for file in sorted(entry for entry in Path(path).glob("*") if entry.is_file()):
-        size = os.path.getsize(file)
-        digest.update(f"{file.name} {size} ".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(_SAMPLED_BYTES))
-            stream.seek(max(0, size - _SAMPLED_BYTES))
-            digest.update(stream.read())
-    return digest.hexdigest()[:12] if Path(path).is_dir() else path
+    """A digest of what a folder's files hold at their ends; the name for a Hub id."""
+    if not Path(path).is_dir():
+        return path
+    return hash_ends(sorted(file for file in Path(path).iterdir() if file.is_file()))[:12]
 
 
 def alignment_with(paths: ModelPaths, captions: int = CAPTIONS) -> Alignment:

@@ -27,8 +27,9 @@ from typer import Argument, Option
 from unimedvl.evaluation.metrics.intervals import STATISTIC_RESAMPLES, percentiles, resampled_places
 from unimedvl.evaluation.metrics.ranking import auroc
 from unimedvl.utils.command_line import comma_separated, run_module
+from unimedvl.utils.json_files import write_json
 
-from ..pipeline import batches, shard_paths, write_json
+from ..pipeline import batches, shard_paths
 from .alignment import CAPTIONS, AlignmentModels, caption_once, final_scores, shuffled_texts, text_similarity
 from .image_reading import DAMAGED, open_picture
 from .models import NEAREST, ModelPaths

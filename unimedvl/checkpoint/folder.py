@@ -4,7 +4,6 @@ Everything is read from JSON files and from the headers of safetensors files. Pi
 Files of the published layout are found and read by `modeling_unimedvl/upstream_weights_unimedvl.py`.
 """
 
-import hashlib
 import math
 import os
 import re
@@ -30,15 +29,16 @@ from ..modeling_unimedvl.upstream_weights_unimedvl import (
     indexed_files,
     published_tensors,
     read_headers,
-    read_json,
 )
+from ..utils.digests import hash_ends
+from ..utils.errors import first_line
+from ..utils.json_files import read_json
 
 # The nano checkpoint, part of the wheel and of a checkout alike: the default model of the command line.
 NANO_DIRECTORY = Path(__file__).resolve().parents[1] / "hub_cards" / "unimedvl-nano"
 # Code is not in the list: the command line runs the installed classes, never a repository's.
 SETTINGS_PATTERNS = ("*.json", "*.jinja", "*.txt")
 DOWNLOAD_PATTERNS = (*SETTINGS_PATTERNS, "*.safetensors")
-BYTES_PER_VALUE = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 # First match wins; the patterns hold for our weight names and for those of the published layout.
 PARTS = (
@@ -51,10 +51,6 @@ PARTS = (
     ("embeddings and output head", r"\b(embed_tokens|lm_head)\."),
     ("understanding expert", r"\blanguage_model\."),
 )
-# Linear weights that 4-bit and 8-bit loading replaces; the rest stays in bfloat16.
-QUANTISED = re.compile(r"language_model\..*\b(self_attn|mlp|mlp_moe_gen)\..*proj(_moe_gen)?\.weight$")
-# 4 bits per value, and with double quantisation one scale of 8 bits per 64 values and one of 32 per 64 * 256.
-NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 
 @dataclass(frozen=True)
@@ -166,12 +162,6 @@ def _locate(
     return directory, model, directory.name
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error that says something, or the error's type."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
 def _require_model_type(directory: Path) -> None:
     model_type = read_json(directory / "config.json").get("model_type")
     if model_type != "unimedvl":
@@ -193,16 +183,8 @@ def _weight_files(directory: Path) -> list[Path]:
 
 
 def fingerprint(files: Iterable[Path]) -> str:
-    """`weights:` and 16 hexadecimal digits that tell checkpoints apart: name, size and both ends of each file."""
-    digest = hashlib.sha256()
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with open(path, "rb") as handle:
-            digest.update(handle.read(1 << 20))
-            handle.seek(max(0, size - (1 << 20)))
-            digest.update(handle.read())
-    return f"weights:{digest.hexdigest()[:16]}"
+    """`weights:` and 16 hexadecimal digits that tell checkpoints apart."""
+    return f"weights:{hash_ends(files)[:16]}"
 
 
 def part_of(name: str) -> str:
@@ -216,28 +198,3 @@ def count_parts(tensors: dict[str, StoredTensor]) -> dict[str, int]:
     for name, stored in tensors.items():
         counts[part_of(name)] = counts.get(part_of(name), 0) + math.prod(stored.shape)
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
-
-
-def stored_bytes(tensors: dict[str, StoredTensor]) -> int:
-    """Bytes of all values as stored, without headers."""
-    return sum(BYTES_PER_VALUE.get(stored.dtype, 1) * math.prod(stored.shape) for stored in tensors.values())
-
-
-def estimate_memory(tensors: dict[str, StoredTensor]) -> dict[str, int]:
-    """Bytes that the weights take in memory by loading type; activations and caches come on top.
-
-    `int8` and `nf4` are bitsandbytes loading: the linear layers of both experts shrink, the rest stays bfloat16.
-    """
-    total = sum(math.prod(stored.shape) for stored in tensors.values())
-    linear = sum(
-        math.prod(stored.shape)
-        for name, stored in tensors.items()
-        if len(stored.shape) == 2 and QUANTISED.search(name)
-    )
-    rest = total - linear
-    return {
-        "float32": 4 * total,
-        "bfloat16": 2 * total,
-        "int8": 2 * rest + linear,
-        "nf4": 2 * rest + math.ceil(NF4_BYTES * linear),
-    }

@@ -1,10 +1,11 @@
 """What ran: digests of checkpoints, commits and versions, so that a run can be told from another and repeated."""
 
-import hashlib
 import importlib.metadata
 import platform
 import subprocess
 from pathlib import Path
+
+from ..utils.digests import hash_files
 
 LIBRARIES = (
     "unimedvl",
@@ -34,14 +35,13 @@ def weights_digest(path: str) -> str:
     folder = Path(path)
     if not folder.is_dir():
         return ""
-    digest = hashlib.sha256()
     runs = {mark.parent for mark in folder.rglob(RUN)} - {folder}
-    for file in sorted(folder.rglob("*")):
-        name = file.relative_to(folder).as_posix()
-        if runs.isdisjoint(file.parents) and file.suffix in DECIDING and file.is_file() and name not in RESULTS:
-            with open(file, "rb") as stream:
-                digest.update(f"{name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()
+    names = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*"))}
+    return hash_files(
+        (name, file)
+        for name, file in names.items()
+        if runs.isdisjoint(file.parents) and file.suffix in DECIDING and file.is_file() and name not in RESULTS
+    )
 
 
 def hub_commit(repository: str, revision: str | None) -> str:

@@ -34,10 +34,10 @@ from ..modeling_unimedvl.upstream_weights_unimedvl import (
     published_shape,
     published_tensors,
     read_headers,
-    read_json,
     require_exact_fit,
 )
-from .writer import OutgoingTensor, new_folder, total_bytes, write_files, write_json
+from ..utils.json_files import read_json, write_json
+from .writer import OutgoingTensor, new_folder, total_bytes, write_files
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -130,7 +130,8 @@ def convert_checkpoint(
             weight_map = {name: file for file, group in shards.items() for name in group}
             write_json(
                 partial / SAFE_WEIGHTS_INDEX_NAME,
-                {"metadata": {"total_size": total_bytes(items)}, "weight_map": dict(sorted(weight_map.items()))},
+                {"metadata": {"total_size": total_bytes(items)}, "weight_map": weight_map},
+                indent=2,
             )
         config.save_pretrained(partial)
         default_generation_config(config).save_pretrained(partial)
@@ -190,7 +191,7 @@ def export_checkpoint(
     tokenizer_files = tuple(name for name in TOKENIZER_FILES if (source / name).is_file())
     with new_folder(target, num_bytes) as partial:
         for file, content in _published_configs(config).items():
-            write_json(partial / file, content)
+            write_json(partial / file, content, indent=2)
         _copy(source, partial, tokenizer_files)
         if finish is not None:
             finish(partial)

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from ..modeling_unimedvl.upstream_layout_unimedvl import build_config, is_published_layout, published_config_dict
-from ..modeling_unimedvl.upstream_weights_unimedvl import model_shapes, read_json, require_exact_fit
-from .folder import Checkpoint, default_model, first_line, open_checkpoint
+from ..modeling_unimedvl.upstream_weights_unimedvl import model_shapes, require_exact_fit
+from ..utils.errors import first_line
+from ..utils.json_files import read_json
+from .folder import Checkpoint, default_model, open_checkpoint
 
 if TYPE_CHECKING:
     from ..modeling_unimedvl.configuration_unimedvl import UniMedVLConfig

@@ -18,6 +18,7 @@ from xml.sax.saxutils import quoteattr
 
 from PIL import Image, PngImagePlugin
 
+from ..utils.whole_files import replacing
 from ..version import __version__
 
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -101,14 +102,11 @@ def save_generated_image(
     chunks.add_itxt(RECORD_KEY, json.dumps(record, ensure_ascii=False, sort_keys=True))
     xmp = _XMP_TEMPLATE.format(creator=quoteattr(record["software"]), source_type=quoteattr(DIGITAL_SOURCE_TYPE))
     chunks.add_itxt("XML:com.adobe.xmp", xmp)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        image.save(unfinished, format="PNG", pnginfo=chunks)
-        os.replace(unfinished, target)
+        with replacing(target) as partial:
+            image.save(partial, format="PNG", pnginfo=chunks)
     except OSError as error:
         raise ValueError(f"cannot write {target}: {error.strerror or error}; choose another folder.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
     return record
 
 
@@ -147,9 +145,3 @@ def read_provenance(path: str | os.PathLike) -> dict[str, Any]:
     if text is None:
         raise ValueError(f"{str(path)!r} carries no unimedvl record: it was not written by `unimedvl generate`.")
     return json.loads(text)
-
-
-def hash_file(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes, as hexadecimal digits."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -3,10 +3,7 @@
 Tensors pass through one piece at a time, from mapped files into a folder that gets its name only when it is whole.
 """
 
-import errno
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from ..modeling_unimedvl.upstream_weights_unimedvl import FLOAT_TYPES, StoredTensor, map_tensor
+from ..utils.claims import only_writer
+from ..utils.whole_files import replacing_folder
 
 TYPE_NAMES = {dtype: name for name, dtype in FLOAT_TYPES.items()}
 # Values that pass through memory at a time.
@@ -46,38 +44,21 @@ def total_bytes(tensors: Mapping[str, OutgoingTensor]) -> int:
 def new_folder(target: Path, num_bytes: int) -> Iterator[Path]:
     """A folder to fill, which becomes `target` when the block ends and disappears when it fails.
 
-    It lies beside the target, so that giving it its name is one step. A killed run leaves it there unnamed; the next
-    run into the same target clears it.
+    A killed run leaves it unnamed; the next run into the same target clears it.
+
+    Raises:
+        ValueError: if another run writes `target`, or if the disk refuses or has less room than `num_bytes`.
     """
-    partial = target.with_name(f".{target.name}.partial")
-    lock = FileLock(f"{partial}.lock")
+    lock_path = target.with_name(f".{target.name}.lock")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-        try:
-            remove_folder(partial)
-            free = shutil.disk_usage(target.parent).free
-            if free < num_bytes:
-                raise OSError(errno.ENOSPC, f"{num_bytes / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
-            partial.mkdir()
+        with (
+            only_writer(target, lock_path, remove_lock=True),
+            replacing_folder(target, num_bytes=num_bytes) as partial,
+        ):
             yield partial
-            if target.is_dir():
-                target.rmdir()
-            partial.rename(target)
-        finally:
-            remove_folder(partial)
-            lock.release()
-            Path(lock.lock_file).unlink(missing_ok=True)
-    except Timeout as error:
-        raise ValueError(f"another run is writing {target}: wait for it, or choose another folder.") from error
     except OSError as error:
         reason = error.strerror or str(error)
         raise ValueError(f"cannot write {target} ({reason}): make room, or choose another folder.") from error
-
-
-def remove_folder(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
 
 
 def write_files(files: Mapping[Path, Mapping[str, OutgoingTensor]], progress: bool) -> None:
@@ -117,9 +98,3 @@ def write_safetensors(path: Path, items: Mapping[str, OutgoingTensor], advance: 
                     raise ValueError(f"{name} holds values too large for float16: choose bfloat16 or float32.")
                 handle.write(cast.view(torch.uint8).numpy())
                 advance(cast.nbytes)
-        handle.flush()
-        os.fsync(handle.fileno())
-
-
-def write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

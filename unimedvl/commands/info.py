@@ -24,9 +24,10 @@ def info(model: Model = None, revision: Revision = None) -> Result:
 
 def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
     """Everything that `unimedvl info` says: numbers of values, bytes on disk, bytes in memory, presets."""
-    from ..checkpoint.folder import count_parts, estimate_memory, part_of, stored_bytes
+    from ..checkpoint.folder import count_parts, part_of
+    from ..checkpoint.memory import estimate_memory, stored_bytes
     from ..modeling_unimedvl.flow_unimedvl import TASK_PRESETS
-    from ..modeling_unimedvl.upstream_weights_unimedvl import read_json
+    from ..utils.json_files import read_json
 
     tensors = checkpoint.tensors
     parts = count_parts(tensors)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
-from ..checkpoint.provenance import hash_file
+from ..utils.digests import hash_file
 
 if TYPE_CHECKING:
     from PIL import Image

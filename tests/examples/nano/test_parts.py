@@ -187,10 +187,10 @@ def test_runs_of_another_start_are_not_taken_for_these(finished, work, tmp_path)
     prepare.keep_start(work, tmp_path)
     (tmp_path / "start").mkdir()
     (tmp_path / "start" / "model.safetensors").write_bytes(b"other weights")
-    with pytest.raises(ValueError, match="started from another checkpoint"):
+    with pytest.raises(ValueError, match="holds another series of runs .different: the untrained checkpoint"):
         prepare.keep_start(tmp_path, tmp_path)
     (tmp_path / "start.json").unlink()
-    with pytest.raises(ValueError, match="runs of an unknown start"):
+    with pytest.raises(ValueError, match="is not empty and holds no series of runs"):
         prepare.keep_start(work, tmp_path)
 
 

@@ -28,7 +28,7 @@ from unimedvl.unimed5m.pipeline import (
 from unimedvl.unimed5m.publish import publish
 from unimedvl.unimed5m.quality.control import quality_control
 from unimedvl.unimed5m.schema import to_table
-from unimedvl.unimed5m.shards import alone_in
+from unimedvl.utils.claims import only_writer
 
 from .toy_records import all_bytes, drawn, record, write_shards
 
@@ -293,8 +293,9 @@ def test_shards_with_one_name_are_refused(tmp_path):
 
 
 def test_a_second_run_into_one_folder_is_refused_and_the_first_unharmed(tmp_path):
-    with alone_in(tmp_path / "out"):
-        with pytest.raises(ValueError, match="another run is writing"), alone_in(tmp_path / "out"):
+    lock = tmp_path / "out" / "receipts" / ".lock"
+    with only_writer(tmp_path / "out", lock):
+        with pytest.raises(ValueError, match="another run is writing"), only_writer(tmp_path / "out", lock):
             pass
-    with alone_in(tmp_path / "out"):
+    with only_writer(tmp_path / "out", lock):
         pass

@@ -10,7 +10,8 @@ from bitsandbytes.functional import quantize_4bit
 from safetensors.torch import load_file, save_file
 
 from tests.tiny_model import tiny_model
-from unimedvl.checkpoint.folder import count_parts, estimate_memory, open_checkpoint
+from unimedvl.checkpoint.folder import count_parts, open_checkpoint
+from unimedvl.checkpoint.memory import estimate_memory
 from unimedvl.commands.main import main
 from unimedvl.modeling_unimedvl.upstream_weights_unimedvl import StoredTensor
 
