@@ -228,12 +228,12 @@ def _not_negative(section: str, recipe: Any, name: str) -> None:
 def _one_of(name: str, values: Iterable[str], allowed: Iterable[str]) -> None:
     for value in values:
         if value not in allowed:
-            raise ValueError(f"{name} must be of {', '.join(allowed)}, not {value!r}{_nearest(value, allowed)}.")
+            raise ValueError(f"{name} must be of {', '.join(allowed)}, not {value!r}{_nearest(value, allowed)}")
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {close[0]!r}?" if close else "."
 
 
 def find_recipe(path: str | Path) -> Path:
@@ -292,11 +292,12 @@ def split_overrides(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def _override(values: DictConfig, text: str) -> None:
-    name, separator, _ = text.partition("=")
+    name, separator, value = text.partition("=")
     if not separator or not name:
         raise ValueError(f"{text!r} is no override: write key=value, with dots into sections.")
     try:
-        values.merge_with_dotlist([text])
+        # A section replaces the one that is there; `merge_with_dotlist` would mix the two.
+        OmegaConf.update(values, name, OmegaConf.from_dotlist([f"value={value}"])["value"], merge=False)
     except yaml.YAMLError as error:
         raise ValueError(f"{text!r}: the value is not YAML: {' '.join(str(error).split())}") from error
     except (OmegaConfBaseException, ValueError, IndexError) as error:
@@ -327,4 +328,5 @@ def from_mapping(kind: type[Recipe], values: dict[Any, Any] | DictConfig, where:
 
 def _sentence(error: Exception) -> str:
     """The first line of an error; OmegaConf's further lines name types of its own."""
-    return f"{str(error).splitlines()[0].rstrip('.')}."
+    line = str(error).splitlines()[0]
+    return line if line.endswith((".", "?")) else f"{line}."

@@ -36,7 +36,9 @@ def write_card(output: Path, name: str, statistics: Mapping[str, Any]) -> None:
     write_text(output / "LICENSE.md", LICENSE)
     write_text(output / "ACKNOWLEDGMENTS.md", _acknowledgments(statistics["sources"]))
     write_text(output / "RELINKING.md", RELINKING)
-    write_text(output / "README.md", f"---\n{_card_data(name, statistics).to_yaml()}\n---\n{_body(name, statistics, plots)}")
+    write_text(
+        output / "README.md", f"---\n{_card_data(name, statistics).to_yaml()}\n---\n{_body(name, statistics, plots)}"
+    )
 
 
 def file_names(sources: Iterable[str]) -> dict[str, str]:

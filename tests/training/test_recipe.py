@@ -38,6 +38,8 @@ def test_values_can_be_overridden_from_the_command_line(tmp_path):
     )
     assert recipe.optimizer.learning_rate == 1e-5 and recipe.data.groups[0].weight == 2.0
     assert recipe.freeze == ["vit", "vae"] and recipe.bf16 is False
+    path = write(tmp_path, {**BASE, "optimizer": {"learning_rates": {"llm": 1e-5}}})
+    assert load_recipe(path, ["optimizer.learning_rates={vit: 2e-5}"]).optimizer.learning_rates == {"vit": 2e-5}
 
 
 def test_an_override_means_one_place_of_what_aliases_share(tmp_path):

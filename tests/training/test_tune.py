@@ -81,7 +81,7 @@ def test_examples_of_images_to_make():
         ("grpo", ["rewards={}"], "method grpo needs `rewards`"),
         ("grpo", ["rewards={kindness: 1}"], "rewards must name some of answer_match"),
         ("flow-grpo", ["rewards={kindness: 1}"], "rewards must name some of dice, psnr, ssim, answer"),
-        ("flow-grpo", ["arguments.group=3"], "did you mean 'group_size'"),
+        ("flow-grpo", ["arguments.group=3"], "Did you mean: 'group_size'"),
         ("flow-grpo", ["arguments.group_size=1"], "group_size must be at least 2"),
         ("sft", ["arguments.learning_rat=1"], "SFTConfig has no setting learning_rat"),
         ("sft", ["arguments.seed=1"], "arguments.seed is set twice"),
