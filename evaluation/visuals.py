@@ -157,8 +157,8 @@ def plot_confusion(task: str, answers: list[tuple[str, str, float | None, float]
         # The longest names what the shorter ones are part of.
         place = common.index(max(named, key=len)) if named else len(common)
         counts[common.index(normalised(reference)), place] += 1
-    # Not scikit-learn's ConfusionMatrixDisplay: it has no column for answers outside the labels, and its figures are its
-    # shades, while here counts stand on shares of the row.
+    # Not scikit-learn's ConfusionMatrixDisplay: it has no column for answers outside the labels, and shades by the
+    # numbers it writes, while here counts are written on shades of the row's fractions.
     figure, axes = _figure(1, 1, 1.8 + 0.45 * len(common), 1.4 + 0.35 * len(common))
     axis = axes[0]
     shares = counts / counts.sum(axis=1, keepdims=True)

@@ -58,6 +58,8 @@ def padded(rows: list[dict[str, list]], tokenizer: Any, options: dict[str, Any])
     as_tensors = options.get("return_tensors") is not None
     padding, side = options.get("padding"), options.get("padding_side")
     padding = as_tensors if padding is None else padding
+    if padding not in (True, False, "longest", "max_length", "do_not_pad"):
+        raise ValueError(f"padding={padding!r}: choose True, False, 'longest' or 'max_length'.")
     if side not in (None, "left", "right"):
         raise ValueError(f"padding_side={side!r}: choose 'left' or 'right'.")
     lengths = [len(row["input_ids"]) for row in rows]
