@@ -96,7 +96,7 @@ def test_wrong_settings_are_one_sentence(place, tmp_path, capsys, name, changes,
 
 def test_numbers_without_a_point_are_numbers(place, tmp_path):
     recipe = load_recipe(RECIPES / "sft.yaml", overrides(place, tmp_path, "sft", "arguments.learning_rate=1e-3"))
-    assert isinstance(recipe, TuningRecipe) and recipe.arguments["learning_rate"] == "1e-3"
+    assert isinstance(recipe, TuningRecipe) and recipe.arguments["learning_rate"] == 1e-3
     run(RECIPES / "sft.yaml", overrides(place, tmp_path / "run", "sft", "arguments.learning_rate=1e-3"))
     arguments = torch.load(next((tmp_path / "run").glob("checkpoint-*")) / "training_args.bin", weights_only=False)
     assert arguments.learning_rate == 1e-3
