@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test slow lint format clean
+.PHONY: demo fast test slow lint format secrets audit clean
 
 demo: $(INSTALLED)
 	$(PYTHON) -m unimedvl.commands.demo
@@ -16,6 +16,16 @@ test: $(INSTALLED)
 
 slow: $(INSTALLED)
 	$(PYTHON) -m pytest -m slow
+
+# What to run before a commit: under two minutes on two cores, without the golden records.
+fast: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --ignore tests/golden --numprocesses 2 --dist loadfile -m "not slow and not medium"
+
+secrets: $(INSTALLED)
+	PYTHON=$(PYTHON) .ci/secrets
+
+audit: $(INSTALLED)
+	$(PYTHON) .ci/audit.py
 
 lint: $(INSTALLED)
 	$(PYTHON) -m ruff check .

@@ -9,10 +9,10 @@ released packing rule runs on the same records: every group opens each pack, the
 that fits neither pack nor buffer is lost.
 """
 
-import argparse
 import json
 import platform
 import random
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,6 +25,7 @@ from unimedvl.training.data.sequences import Layout
 from unimedvl.training.data_recipe import GroupRecipe
 from unimedvl.training.recipe import TrainingRecipe, load_recipe
 from unimedvl.unimed5m.schema import Turn
+from unimedvl.utils.command_line import run_module
 
 RESULTS = Path(__file__).with_name("results")
 STAGES = ("stage-1", "stage-2", "stage-3")
@@ -195,21 +196,17 @@ def measure_released(recipe: TrainingRecipe, samples: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=100_000)
-    parser.add_argument("--to", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
+def main(samples: int = 100_000, to: Path = RESULTS) -> None:
     report: dict[str, Any] = {"machine": f"{platform.machine()}, one core", "python": platform.python_version()}
     for stage in STAGES:
         recipe = load_recipe(f"unimedvl-14b/{stage}.yaml")
         assert isinstance(recipe, TrainingRecipe)
-        report[stage] = measure(recipe, arguments.samples)
-        report[stage]["released_rule"] = measure_released(recipe, min(arguments.samples, SHARE_SAMPLES))
+        report[stage] = measure(recipe, samples)
+        report[stage]["released_rule"] = measure_released(recipe, min(samples, SHARE_SAMPLES))
         print(stage, json.dumps(report[stage]), flush=True)
-    arguments.to.mkdir(parents=True, exist_ok=True)
-    (arguments.to / "packing.json").write_text(json.dumps(report, indent=1) + "\n")
+    to.mkdir(parents=True, exist_ok=True)
+    (to / "packing.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_module(main))

@@ -1,6 +1,6 @@
 """Does tuning learn, and what memory does it need?
 
-    python -m benchmarks.tuning learn [--methods sft dpo grpo flow_grpo] [--seeds 1 2 ...] [--model CHECKPOINT]
+    python -m benchmarks.tuning learn [--methods sft,dpo,grpo,flow_grpo] [--seeds 1,2,...] [--model CHECKPOINT]
     python -m benchmarks.tuning memory
 
 `learn` tunes the nano on small drawn tasks (`tuning_tasks`) and compares it on held-out pictures or prompts with the
@@ -8,25 +8,27 @@ nano itself. Every run is kept in `results/tuning.json` with its curve; `results
 one training step of every preset in a process of its own. No data set is needed.
 """
 
-import argparse
 import json
 import statistics
+import sys
 import tempfile
 import textwrap
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from transformers import TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
+from typer import Option
 
 from examples.nano.intervals import student_interval
 from unimedvl import UniMedVLProcessor
 from unimedvl.training.adapters import load_with_adapter
 from unimedvl.training.flow_grpo.trainer import FlowGRPOArguments, FlowGRPOTrainer
 from unimedvl.training.tuning_recipe import AdapterRecipe
+from unimedvl.utils.command_line import comma_separated, run_module
 
 from .tuning_tasks import HELD_OUT_PROMPTS, QUESTIONS, TRAINING_PROMPTS, Slide, brightness, slide_record, slides
 
@@ -252,35 +254,36 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     pyplot.close(figure)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("learn", "memory"))
-    parser.add_argument("--methods", nargs="+", choices=list(OBJECTIVES), default=list(OBJECTIVES))
-    parser.add_argument("--seeds", nargs="+", type=int, help="of every method (default: as published)")
-    parser.add_argument("--model", type=Path, default=CHECKPOINT, help="checkpoint (default: the nano)")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="file of the results")
-    given = parser.parse_args(arguments)
+def main(
+    action: Literal["learn", "memory"],
+    methods: Annotated[str, Option(metavar="A,B", help="What is trained.")] = ",".join(OBJECTIVES),
+    seeds: Annotated[str | None, Option(metavar="A,B", help="Of every method (default: as published).")] = None,
+    model: Annotated[Path, Option(help="Checkpoint (default: the nano).", show_default=False)] = CHECKPOINT,
+    output: Annotated[Path, Option(help="File of the results.")] = RESULTS,
+) -> None:
+    if unknown := sorted({*comma_separated(methods)} - {*OBJECTIVES}):
+        raise ValueError(f"--methods: expected some of {', '.join(OBJECTIVES)}, found {unknown[0]!r}.")
     transformers_logging.set_verbosity_error()
-    kept = json.loads(given.output.read_text()) if given.output.is_file() else {"runs": []}
-    if given.action == "memory":
+    kept = json.loads(output.read_text()) if output.is_file() else {"runs": []}
+    if action == "memory":
         from .tuning_memory import measure_presets
 
         kept["memory"] = measure_presets()
-        given.output.write_text(json.dumps(kept, indent=1) + "\n")
+        output.write_text(json.dumps(kept, indent=1) + "\n")
         print(json.dumps(kept["memory"], indent=1))
         return
-    for method in given.methods:
-        for seed in given.seeds or SEEDS[method]:
-            run = learn(method, seed, given.model)
+    for method in comma_separated(methods):
+        for seed in [int(word) for word in comma_separated(seeds)] or SEEDS[method]:
+            run = learn(method, seed, model)
             others = [other for other in kept["runs"] if (other["method"], other["seed"]) != (method, seed)]
             kept["runs"] = sorted([*others, run], key=lambda entry: (entry["method"], entry["seed"]))
             kept["summary"] = summarise(kept["runs"])
-            given.output.parent.mkdir(parents=True, exist_ok=True)
-            given.output.write_text(json.dumps(kept, indent=1) + "\n")
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(json.dumps(kept, indent=1) + "\n")
             print(json.dumps({name: value for name, value in run.items() if name != "curve"}), flush=True)
-    draw(kept["runs"], given.output.with_suffix(".png"))
+    draw(kept["runs"], output.with_suffix(".png"))
     print(json.dumps(kept["summary"], indent=1))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_module(main))

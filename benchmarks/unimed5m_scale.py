@@ -1,6 +1,6 @@
 """Cost of building, checking and publishing synthetic records at several sizes: time, memory, bytes.
 
-    python -m benchmarks.unimed5m_scale WORK [--sizes 20000 60000 200000] [--processes 1] [--to benchmarks/results]
+    python -m benchmarks.unimed5m_scale WORK [--sizes 20000,60000,200000] [--processes 1] [--to benchmarks/results]
 
 Each size runs in a process of its own, in a folder below WORK that is removed afterwards. Writes
 TO/unimed5m_scale.json and TO/unimed5m_scale.png. Peak memory is the largest sum of the proportional set sizes (PSS) of
@@ -9,23 +9,24 @@ Linux only, since only there the kernel tells it. "largest_process_bytes" is the
 resident set that any one of them had, which no sampling can miss.
 """
 
-import argparse
 import io
 import json
 import multiprocessing
 import platform
 import resource
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy
 import psutil
 from PIL import Image
+from typer import Option
 
 from unimedvl.unimed5m.build import build
 from unimedvl.unimed5m.pipeline import LocalExecutor
@@ -33,6 +34,7 @@ from unimedvl.unimed5m.publish import publish
 from unimedvl.unimed5m.quality.coarse import CoarseFilter
 from unimedvl.unimed5m.quality.control import QualitySettings, quality_control
 from unimedvl.unimed5m.schema import Picture, Record, Turn, record_id
+from unimedvl.utils.command_line import comma_separated, run_module
 
 RESULTS = Path(__file__).with_name("results")
 MEMORY_LIMIT = 2 * 2**30
@@ -193,22 +195,22 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=90, metadata={"Software": None})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", type=Path)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[20_000, 60_000, 200_000])
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--to", type=Path, default=RESULTS)
-    options = parser.parse_args()
-    if len(set(options.sizes)) < 2:
-        parser.error("a line needs two different --sizes or more")
-    options.to.mkdir(parents=True, exist_ok=True)
+def main(
+    work: Path,
+    sizes: Annotated[str, Option(metavar="A,B", help="Numbers of records: two or more.")] = "20000,60000,200000",
+    processes: int = 1,
+    to: Path = RESULTS,
+) -> None:
+    counts = {int(size) for size in comma_separated(sizes)}
+    if len(counts) < 2:
+        raise ValueError("a line needs two different --sizes or more.")
+    to.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
-    for size in sorted(options.sizes):
-        folder = options.work / f"records-{size}"
+    for size in sorted(counts):
+        folder = work / f"records-{size}"
         shutil.rmtree(folder, ignore_errors=True)
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            results.append(pool.submit(measure, size, folder, options.processes).result())
+            results.append(pool.submit(measure, size, folder, processes).result())
         shutil.rmtree(folder)
         print(json.dumps(results[-1]), flush=True)
     report = {
@@ -218,9 +220,9 @@ def main() -> None:
         "line": line(results),
         "sizes": results,
     }
-    (options.to / "unimed5m_scale.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    plot(results, options.to / "unimed5m_scale.png")
+    (to / "unimed5m_scale.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    plot(results, to / "unimed5m_scale.png")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_module(main))

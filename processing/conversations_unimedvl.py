@@ -4,11 +4,12 @@ from typing import Any
 
 from PIL import Image
 
-from .medical_formats_unimedvl import load_medical_image
+from .medical_formats_unimedvl import open_image
+from .view_unimedvl import LIMITS, View
 
 ROLES = ("system", "user", "assistant")
 IMAGE_KEYS = ("image", "path", "url", "base64")
-LOADING_OPTIONS = ("window", "frame", "plane", "slice_index", "percentiles")
+VIEW_OPTIONS = tuple(name for name in View.__dataclass_fields__ if name not in LIMITS)
 
 
 def plain_conversations(
@@ -62,8 +63,9 @@ def conversations_with_images(
                     if not remaining:
                         raise ValueError('An image item has no picture: write {"type": "image", "image": picture}.')
                     source = remaining.pop(0)
-                options = {name: item[name] for name in LOADING_OPTIONS if item.get(name) is not None}
-                loaded[-1].append(load_medical_image(source, max_pixels=max_pixels, allow_url=allow_url, **options))
+                options = {name: item[name] for name in VIEW_OPTIONS if item.get(name) is not None}
+                view = View.from_dict(options, max_pixels=max_pixels, allow_url=allow_url)
+                loaded[-1].append(open_image(source, view))
     if remaining:
         raise ValueError(
             f'{len(remaining)} of the images given have no place in the conversation: add {{"type": "image"}} items.'

@@ -1,17 +1,26 @@
-"""DICOM to 8-bit pictures. Only the tags that describe pixels are ever read, so no patient tag can leak."""
+"""DICOM to 8-bit images. Only tags of pixels and of their place are ever read, so no patient tag can leak."""
 
 import importlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from .pixel_windows_unimedvl import check_image_size, checked_index, picture_from_uint8, window_to_uint8
+from .pixel_windows_unimedvl import (
+    check_image_size,
+    check_volume_size,
+    checked_index,
+    picture_from_uint8,
+    square_pixels,
+    usable_spacing,
+    values_to_uint8,
+)
+from .view_unimedvl import View
 
 # Everything that decides what the pixels look like, and nothing else: pydicom skips all other elements.
 PIXEL_TAGS = [
@@ -28,14 +37,18 @@ PIXEL_TAGS = [
     "GreenPaletteColorLookupTableData",
     "GreenPaletteColorLookupTableDescriptor",
     "HighBit",
+    "ImagerPixelSpacing",
     "ModalityLUTSequence",
+    "NominalScannedPixelSpacing",
     "NumberOfFrames",
     "PerFrameFunctionalGroupsSequence",
     "PhotometricInterpretation",
+    "PixelAspectRatio",
     "PixelData",
     "PixelPaddingRangeLimit",
     "PixelPaddingValue",
     "PixelRepresentation",
+    "PixelSpacing",
     "PlanarConfiguration",
     "RedPaletteColorLookupTableData",
     "RedPaletteColorLookupTableDescriptor",
@@ -55,6 +68,9 @@ PIXEL_TAGS = [
 DEFLATED_TRANSFER_SYNTAX = "1.2.840.10008.1.2.1.99"
 IMPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2"
 MAX_FILE_BYTES = 2**31
+BROKEN = "The DICOM file is truncated or damaged: export it again, or check it with dciodvfy."
+# pydicom inflates such files without a limit.
+DEFLATED = "The DICOM file is deflated as a whole: convert it with dcmconv +te first."
 
 
 def is_dicom(header: bytes, name: str) -> bool:
@@ -65,7 +81,7 @@ def is_dicom(header: bytes, name: str) -> bool:
 
 
 @contextmanager
-def _no_patient_text() -> Iterator[None]:
+def no_patient_text() -> Iterator[None]:
     """Silence pydicom while it reads: its warnings, log lines and exceptions quote the values of tags."""
     logger = logging.getLogger("pydicom")
     disabled, logger.disabled = logger.disabled, True
@@ -77,176 +93,235 @@ def _no_patient_text() -> Iterator[None]:
         logger.disabled = disabled
 
 
-def frame_count(content: bytes) -> int:
-    """Pictures in a DICOM file; 1 for anything that states no number, also what is no DICOM file."""
-    try:
-        pydicom = importlib.import_module("pydicom")
-        with _no_patient_text():
-            # pydicom inflates such files without a limit.
-            if _transfer_syntax(io.BytesIO(content), pydicom) == DEFLATED_TRANSFER_SYNTAX:
-                return 1
-            dataset = pydicom.dcmread(
-                io.BytesIO(content), force=True, stop_before_pixels=True, specific_tags=["NumberOfFrames"]
-            )
-            return max(int(dataset.get("NumberOfFrames") or 1), 1)
-    # Whatever is wrong is told where the picture is read; the parser's own words may quote tags.
-    except Exception:
-        return 1
+class DicomFile:
+    """A DICOM file in memory, whose frames are decoded as they are asked for.
 
+    Args:
+        stream: a binary file object, read to its end.
 
-def read_dicom(
-    stream: Any,
-    window: tuple[float, float] | None,
-    frame: int | None,
-    percentiles: tuple[float, float],
-    max_pixels: int,
-) -> Image.Image:
-    """One frame of a DICOM file as an 8-bit "L" or "RGB" picture.
-
-    `stream` is a binary file object. Multi-frame files give their middle frame unless `frame` names one. Grey levels:
-    modality LUT or rescale, then `window` (center, width in those units, LINEAR_EXACT), else the file's VOI LUT, else
-    the first of its windows by its VOI LUT function, else 8-bit levels as they are, else `percentiles` of the frame
-    outside the pixel padding value. A `window` holds for each channel of a colour picture.
-    MONOCHROME1 is inverted; palettes and YBR become RGB. Overlays are not drawn.
-    Warns if the file declares burned-in annotation. Raises ValueError; no message quotes a tag.
+    Raises:
+        ValueError: one sentence that quotes no tag, for a file that is damaged or holds no readable picture.
     """
+
+    def __init__(self, stream: Any):
+        pydicom, self._pixels = dicom_libraries()
+        self._new_dataset = pydicom.Dataset
+        if stream.seek(0, io.SEEK_END) > MAX_FILE_BYTES:
+            raise ValueError("The DICOM file is larger than 2 GiB: split its frames into several files.")
+        stream.seek(0)
+        content = io.BytesIO(stream.read())
+        try:
+            with no_patient_text():
+                deflated = transfer_syntax(content, pydicom) == DEFLATED_TRANSFER_SYNTAX
+                dataset: Any = None if deflated else pydicom.dcmread(content, force=True, specific_tags=PIXEL_TAGS)
+                described = dataset is not None and all(name in dataset for name in ("Rows", "Columns"))
+                self.size = (int(dataset.Columns), int(dataset.Rows)) if described else (0, 0)
+        # Any exception of the parser may quote tags: none may pass, whatever its type.
+        except Exception:
+            raise ValueError(BROKEN) from None
+        if deflated:
+            raise ValueError(DEFLATED)
+        if not described or not any(f"{kind}PixelData" in dataset for kind in ("", "Float", "DoubleFloat")):
+            raise ValueError(
+                "The DICOM file holds no picture: pass an image object, not a report, a plan or a directory."
+            )
+        try:
+            with no_patient_text():
+                self.frames = max(int(dataset.get("NumberOfFrames") or 1), 1)
+                self._burned_in = str(dataset.get("BurnedInAnnotation", "")).upper() == "YES"
+                syntax = pydicom.uid.UID(dataset.file_meta.get("TransferSyntaxUID", IMPLICIT_LITTLE_ENDIAN))
+                dataset.file_meta.TransferSyntaxUID = syntax
+                decoder = self._pixels.get_decoder(syntax)
+        except NotImplementedError:
+            decoder = None
+        except Exception:
+            raise ValueError(BROKEN) from None
+        if decoder is None or not decoder.is_available:
+            raise ValueError(
+                "The DICOM file is compressed in a way no installed decoder reads: pip install pylibjpeg "
+                "pylibjpeg-libjpeg pylibjpeg-openjpeg, or decompress it with gdcmconv --raw."
+            )
+        self._dataset, self._decoder = dataset, decoder
+        self._ranges: dict[tuple[float, float], tuple[float, float]] = {}
+
+    def image(self, view: View, series_range: Callable[[View], tuple[float, float]] | None = None) -> Image.Image:
+        """One frame as an 8-bit "L" or "RGB" image with square pixels, the middle one by default.
+
+        Grey levels: modality LUT or rescale, then the view's window (in those units, LINEAR_EXACT), else the file's
+        VOI LUT, else the first of its windows by its VOI LUT function, else 8-bit levels as they are, else percentiles
+        outside the pixel padding value, of all frames (or whatever `series_range` makes black and white in the series
+        that the file belongs to) or of this one. A window holds for each channel of a color image. MONOCHROME1 is
+        inverted; palettes and YBR become RGB. Overlays are not drawn. Warns if the file declares burned-in annotation.
+
+        Raises:
+            ValueError: one sentence that quotes no tag, for a frame that does not exist or can not be decoded.
+        """
+        if series_range is None:
+            view.refuse_slice()
+        check_image_size(*self.size, view.max_pixels)
+        index = checked_index(view.frame, self.frames, "frame", default=self.frames // 2)
+        if self._burned_in:
+            warnings.warn(
+                "The DICOM file declares burned-in annotation: its pixels may show who the patient is.", stacklevel=2
+            )
+        try:
+            with no_patient_text():
+                array, properties = self._decoder.as_array(self._dataset, index=index)
+                kind = str(properties["photometric_interpretation"])
+                if kind == "PALETTE COLOR":
+                    array = self._pixels.apply_color_lut(array, self._dataset)
+                    levels = _color_levels(array, 16 if array.dtype == np.uint16 else 8, view)
+                elif array.ndim == 3:
+                    levels = _color_levels(array, int(self._dataset.BitsStored), view)
+                else:
+                    values = self._values(array, index)
+                    levels = self._stated_levels(array, values, index, view)
+                padding = self._padding(array)
+                row_spacing, column_spacing = self._spacing(index)
+        except Exception:
+            raise ValueError(BROKEN) from None
+        if levels is None:
+            if view.percentiles_of == "slice":
+                black_white = counted_range([(values, padding)], view)
+            else:
+                black_white = (series_range or self.black_white)(view)
+            levels = values_to_uint8(values, black_white)
+        if kind == "MONOCHROME1":
+            levels = 255 - levels
+        return square_pixels(picture_from_uint8(levels), column_spacing, row_spacing, view.max_pixels)
+
+    def black_white(self, view: View) -> tuple[float, float]:
+        """The values that the percentiles of all frames make black and white."""
+        if view.percentiles not in self._ranges:
+            check_volume_size(self.frames * self.size[0] * self.size[1])
+            self._ranges[view.percentiles] = counted_range(self.counted_values(view), view)
+        return self._ranges[view.percentiles]
+
+    def counted_values(self, view: View) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """Every frame after the modality LUT, (H, W), and where it is padded (None: nowhere)."""
+        check_image_size(*self.size, view.max_pixels)
+        for index in range(self.frames):
+            try:
+                with no_patient_text():
+                    array, _ = self._decoder.as_array(self._dataset, index=index)
+                    yielded = self._values(array, index), self._padding(array)
+            except Exception:
+                raise ValueError(BROKEN) from None
+            if array.ndim == 2:
+                yield yielded
+
+    def _group(self, index: int, name: str) -> Any:
+        """The item of a functional group sequence that holds for a frame of an enhanced object, or the data set
+        itself, where older objects keep the same tags. pydicom leaves functional groups to its callers."""
+        frames = self._dataset.get("PerFrameFunctionalGroupsSequence") or []
+        shared = self._dataset.get("SharedFunctionalGroupsSequence") or []
+        for group in [*frames[index : index + 1], *shared]:
+            if group.get(name):
+                return getattr(group, name)[0]
+        return self._dataset
+
+    def _values(self, array: np.ndarray, index: int) -> np.ndarray:
+        """Stored values in the file's units; `array` itself where nothing changes."""
+        if self._dataset.get("ModalityLUTSequence"):
+            return _looked_up(array, self._dataset.ModalityLUTSequence[0])
+        group = self._group(index, "PixelValueTransformationSequence")
+        slope, intercept = group.get("RescaleSlope"), group.get("RescaleIntercept")
+        if slope is None or intercept is None or (float(slope), float(intercept)) == (1.0, 0.0):
+            return array
+        return self._pixels.apply_modality_lut(array, group)
+
+    def _stated_levels(self, array: np.ndarray, values: np.ndarray, index: int, view: View) -> np.ndarray | None:
+        """(H, W) uint8 levels by the view's window or by what the file states, or None where neither says any."""
+        if view.window is not None:
+            return values_to_uint8(values, view.black_white(()))
+        if self._dataset.get("VOILUTSequence"):
+            item = self._dataset.VOILUTSequence[0]
+            looked_up = _looked_up(np.rint(values).astype(np.int64), item)
+            return np.rint(looked_up / (2.0 ** int(item.LUTDescriptor[2]) - 1) * 255).astype(np.uint8)
+        voi = self._group(index, "FrameVOILUTSequence")
+        if voi.get("WindowCenter") is not None and voi.get("WindowWidth") is not None:
+            function = str(voi.get("VOILUTFunction") or "LINEAR").upper()
+            function = function if function in ("LINEAR_EXACT", "SIGMOID") else "LINEAR"
+            width = float(np.atleast_1d(voi["WindowWidth"].value)[0])
+            if width >= 1 or (function != "LINEAR" and width > 0):
+                return self._windowed(values, voi, function)
+        if array.dtype == np.uint8 and values is array and int(self._dataset.BitsStored) == 8:
+            return array
+        return None
+
+    def _windowed(self, values: np.ndarray, voi: Any, function: str) -> np.ndarray:
+        """Values through the first window of a file. pydicom's own output range is that of the stored bits, so it is
+        given 8 unsigned ones."""
+        window = self._new_dataset()
+        window.PhotometricInterpretation, window.BitsStored, window.PixelRepresentation = "MONOCHROME2", 8, 0
+        window.WindowCenter, window.WindowWidth = voi.WindowCenter, voi.WindowWidth
+        window.VOILUTFunction = function
+        levels = np.nan_to_num(self._pixels.apply_windowing(values, window))
+        # Halves that lost their last bit in the division are rounded like halves.
+        return np.rint(levels.round(9)).astype(np.uint8)
+
+    def _padding(self, array: np.ndarray) -> np.ndarray | None:
+        """Where stored values are padding, or None."""
+        value = self._dataset.get("PixelPaddingValue")
+        if value is None:
+            return None
+        ends = [int(value), int(self._dataset.get("PixelPaddingRangeLimit", value))]
+        return (array >= min(ends)) & (array <= max(ends))
+
+    def _spacing(self, index: int) -> tuple[float, float]:
+        """Distances between the rows and between the columns, or their ratio as two numbers; 1, 1 if not stated."""
+        group = self._group(index, "PixelMeasuresSequence")
+        for name in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"):
+            try:
+                row, column = (float(value) for value in group.get(name))
+            # The tag is missing, or holds anything but two numbers.
+            except (TypeError, ValueError, OverflowError):
+                continue
+            if row == usable_spacing(row) and column == usable_spacing(column):
+                return row, column
+        return 1.0, 1.0
+
+
+def dicom_libraries() -> tuple[Any, Any]:
+    """pydicom and its pixels. Raises ValueError where they are not installed."""
     try:
-        pydicom = importlib.import_module("pydicom")
-        pixels = importlib.import_module("pydicom.pixels")
+        return importlib.import_module("pydicom"), importlib.import_module("pydicom.pixels")
     except ImportError:
         raise ValueError('DICOM files need pydicom: pip install "unimedvl[medical]".') from None
-    if stream.seek(0, io.SEEK_END) > MAX_FILE_BYTES:
-        raise ValueError("The DICOM file is larger than 2 GiB: split its frames into several files.")
-    stream.seek(0)
-    content = io.BytesIO(stream.read())
-    broken = "The DICOM file is truncated or damaged: export it again, or check it with dciodvfy."
-    try:
-        with _no_patient_text():
-            deflated = _transfer_syntax(content, pydicom) == DEFLATED_TRANSFER_SYNTAX
-            dataset = None if deflated else pydicom.dcmread(content, force=True, specific_tags=PIXEL_TAGS)
-            described = dataset is not None and all(name in dataset for name in ("Rows", "Columns"))
-            size = (int(dataset.Columns), int(dataset.Rows)) if described else (0, 0)
-    # Any exception of the parser may quote tags: none may pass, whatever its type.
-    except Exception:
-        raise ValueError(broken) from None
-    if deflated:
-        # pydicom inflates such files without a limit.
-        raise ValueError("The DICOM file is deflated as a whole: convert it with dcmconv +te first.")
-    if not described or not any(f"{kind}PixelData" in dataset for kind in ("", "Float", "DoubleFloat")):
-        raise ValueError("The DICOM file holds no picture: pass an image object, not a report, a plan or a directory.")
-    check_image_size(*size, max_pixels)
-    try:
-        with _no_patient_text():
-            count = max(int(dataset.get("NumberOfFrames") or 1), 1)
-            burned_in = str(dataset.get("BurnedInAnnotation", "")).upper() == "YES"
-            syntax = pydicom.uid.UID(dataset.file_meta.get("TransferSyntaxUID", IMPLICIT_LITTLE_ENDIAN))
-            dataset.file_meta.TransferSyntaxUID = syntax
-            decoder = pixels.get_decoder(syntax)
-    except NotImplementedError:
-        decoder = None
-    except Exception:
-        raise ValueError(broken) from None
-    if decoder is None or not decoder.is_available:
-        raise ValueError(
-            "The DICOM file is compressed in a way no installed decoder reads: pip install pylibjpeg "
-            "pylibjpeg-libjpeg pylibjpeg-openjpeg, or decompress it with gdcmconv --raw."
-        )
-    index = checked_index(frame, count, "frame", default=count // 2)
-    if burned_in:
-        warnings.warn(
-            "The DICOM file declares burned-in annotation: its pixels may show who the patient is.", stacklevel=2
-        )
-    try:
-        with _no_patient_text():
-            array, properties = decoder.as_array(dataset, index=index)
-            kind = str(properties["photometric_interpretation"])
-            if kind == "PALETTE COLOR":
-                array = pixels.apply_color_lut(array, dataset)
-                levels = _colour_levels(array, 16 if array.dtype == np.uint16 else 8, window)
-            elif array.ndim == 3:
-                levels = _colour_levels(array, int(dataset.BitsStored), window)
-            else:
-                levels = _grey_levels(array, dataset, index, window, percentiles)
-    except Exception:
-        raise ValueError(broken) from None
-    if kind == "MONOCHROME1":
-        levels = 255 - levels
-    return picture_from_uint8(levels)
 
 
-def _transfer_syntax(content: io.BytesIO, pydicom: Any) -> str | None:
+def transfer_syntax(stream: Any, pydicom: Any) -> str | None:
     """The transfer syntax the file's meta information states, read without the data set behind it."""
-    if content.getbuffer()[128:132] != b"DICM":
+    if stream.read(132)[128:] != b"DICM":
+        stream.seek(0)
         return None
-    content.seek(132)
-    meta = pydicom.filereader.read_dataset(content, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
-    content.seek(0)
+    meta = pydicom.filereader.read_dataset(stream, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
+    stream.seek(0)
     return meta.get("TransferSyntaxUID")
 
 
-def _colour_levels(array: np.ndarray, bits_stored: int, window: tuple[float, float] | None) -> np.ndarray:
-    """(H, W, 3) colours of `bits_stored` bits as uint8; a `window` counts in those bits."""
-    if window is not None:
-        return window_to_uint8(array, window, (0, 100))
+def _color_levels(array: np.ndarray, bits_stored: int, view: View) -> np.ndarray:
+    """(H, W, 3) colors of `bits_stored` bits as uint8; a window counts in those bits."""
+    if view.window is not None:
+        return values_to_uint8(array, view.black_white(()))
     return (array >> max(bits_stored - 8, 0)).astype(np.uint8)
 
 
-def _functional_group(dataset: Any, index: int, name: str) -> Any:
-    """The item of a functional group sequence that holds for frame `index` of an enhanced object, or the data set
-    itself, where older objects keep the same tags."""
-    frames = dataset.get("PerFrameFunctionalGroupsSequence") or []
-    shared = dataset.get("SharedFunctionalGroupsSequence") or []
-    for group in [*frames[index : index + 1], *shared]:
-        if group.get(name):
-            return getattr(group, name)[0]
-    return dataset
-
-
-def _grey_levels(
-    array: np.ndarray,
-    dataset: Any,
-    index: int,
-    window: tuple[float, float] | None,
-    percentiles: tuple[float, float],
-) -> np.ndarray:
-    """(H, W) stored values to uint8 levels, before the inversion of MONOCHROME1."""
-    values = array
-    transformation = _functional_group(dataset, index, "PixelValueTransformationSequence")
-    if dataset.get("ModalityLUTSequence"):
-        values = _looked_up(array, dataset.ModalityLUTSequence[0])
-    elif "RescaleSlope" in transformation and "RescaleIntercept" in transformation:
-        slope, intercept = float(transformation.RescaleSlope), float(transformation.RescaleIntercept)
-        if (slope, intercept) != (1.0, 0.0):
-            values = array * slope + intercept
-    if window is not None:
-        return window_to_uint8(values, window, percentiles)
-    if dataset.get("VOILUTSequence"):
-        item = dataset.VOILUTSequence[0]
-        looked_up = _looked_up(np.rint(values).astype(np.int64), item)
-        return np.rint(looked_up / (2.0 ** int(item.LUTDescriptor[2]) - 1) * 255).astype(np.uint8)
-    voi = _functional_group(dataset, index, "FrameVOILUTSequence")
-    if voi.get("WindowCenter") is not None and voi.get("WindowWidth") is not None:
-        center, width = (float(np.atleast_1d(voi[name].value)[0]) for name in ("WindowCenter", "WindowWidth"))
-        function = str(voi.get("VOILUTFunction") or "LINEAR").upper()
-        # The functions of the standard, part 3, C.11.2.1.2 and C.11.2.1.3.
-        if function == "SIGMOID" and width > 0:
-            levels = 1 / (1 + np.exp(-4 * (values.astype(np.float64) - center) / width))
-            return np.rint(levels * 255).astype(np.uint8)
-        if function == "LINEAR_EXACT" and width > 0:
-            return window_to_uint8(values, (center, width), percentiles)
-        if width > 1:
-            return window_to_uint8(values, (center - 0.5, width - 1), percentiles)
-    if array.dtype == np.uint8 and values is array and int(dataset.BitsStored) == 8:
-        return array
-    ignored = None
-    if dataset.get("PixelPaddingValue") is not None:
-        ends = [int(dataset.PixelPaddingValue), int(dataset.get("PixelPaddingRangeLimit", dataset.PixelPaddingValue))]
-        ignored = (array >= min(ends)) & (array <= max(ends))
-    return window_to_uint8(values, None, percentiles, ignored)
+def counted_range(frames: Iterable[tuple[np.ndarray, np.ndarray | None]], view: View) -> tuple[float, float]:
+    """What becomes black and white of several frames of values: padding counts only if there is nothing else."""
+    values, counted = [], []
+    for frame, padding in frames:
+        values.append(frame)
+        counted.append(frame if padding is None else frame[~padding])
+    return view.black_white(counted if any(np.isfinite(part).any() for part in counted) else values)
 
 
 def _looked_up(values: np.ndarray, item: Any) -> np.ndarray:
-    """Values through a modality or VOI LUT item; those outside its range take its first or last entry."""
+    """Values through a modality or VOI LUT item; those outside its range take its first or last entry.
+
+    pydicom's `apply_modality_lut` and `apply_voi` count in the type of the table or of the image, in which larger
+    values wrap around, and refuse tables of bytes in an OW element.
+    """
     count, first, bits = (int(value) for value in item.LUTDescriptor)
     data = item.LUTData
     if isinstance(data, bytes):

@@ -9,7 +9,9 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import ImagesKwargs
 
-from .medical_formats_unimedvl import MAX_IMAGE_PIXELS, load_medical_image
+from .medical_formats_unimedvl import open_image
+from .pixel_windows_unimedvl import MAX_IMAGE_PIXELS
+from .view_unimedvl import View
 
 GENERATION_MODES = ("text", "image", "interleaved")
 PIPELINES = ("direct", "chain")
@@ -125,7 +127,7 @@ class UniMedVLImageProcessor(PilBackend):
       max_image_pixels: larger inputs are refused (the reference's limit is 20,000,000).
 
     `processor(images, generation_mode="text"|"image"|"interleaved", num_images=1, allow_url=False,
-    return_tensors=None, **settings)` takes whatever `load_medical_image` takes, in any nesting, and returns
+    return_tensors=None, **settings)` takes whatever `open_image` takes, in any nesting, and returns
       pixel_values (sum_patches, patch_size**2 * 3) float32 in [-1, 1], rows (py, px, channel),
       image_grid_thw (N, 3) int64, rows (1, patch rows, patch columns),
     and in image and interleaved mode also
@@ -209,10 +211,11 @@ class UniMedVLImageProcessor(PilBackend):
         if return_tensors not in (None, "pt", "np"):
             raise ValueError(f"return_tensors={return_tensors!r}: choose 'pt', 'np' or None.")
         settings = self._settings(overrides)
+        view = View(max_pixels=settings["max_image_pixels"], allow_url=allow_url)
         patches, grids, latents = [], [], []
         for image in flatten_images(images):
-            image = load_medical_image(image, max_pixels=settings["max_image_pixels"], allow_url=allow_url)
-            vit_image, vae_image = self._resized(convert_to_rgb(image), generation_mode, num_images, settings)
+            image = convert_to_rgb(open_image(image, view))
+            vit_image, vae_image = self._resized(image, generation_mode, num_images, settings)
             patches.append(patchify_pixels(pixels_from_image(vit_image), settings["patch_size"]))
             grids.append((1, *(side // settings["patch_size"] for side in reversed(vit_image.size))))
             if generation_mode != "text":

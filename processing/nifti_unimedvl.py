@@ -11,9 +11,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .pixel_windows_unimedvl import check_image_size, checked_index, picture_from_uint8, window_to_uint8
+from .pixel_windows_unimedvl import (
+    check_image_size,
+    checked_index,
+    picture_from_uint8,
+    square_pixels,
+    usable_spacing,
+    values_to_uint8,
+)
+from .view_unimedvl import ARRAY_PLANES, PLANES, View
 
-PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
+BROKEN = "The NIfTI file is truncated or damaged: export it again."
 # A header that promises more is refused before anything is decompressed.
 MAX_VOLUME_BYTES = 2**31
 MAX_HEADER_BYTES = 2**24
@@ -43,95 +51,158 @@ def unpacked_header(stream: Any, is_gzip: bool) -> bytes:
         stream.seek(0)
 
 
-def read_nifti(
-    stream: Any,
-    header_bytes: bytes,
-    is_gzip: bool,
-    window: tuple[float, float] | None,
-    frame: int | None,
-    plane: str | None,
-    slice_index: int | None,
-    percentiles: tuple[float, float],
-    max_pixels: int,
-) -> Image.Image:
-    """One slice of a NIfTI volume (`.nii` or `.nii.gz`) as an 8-bit picture in radiological display.
+class NiftiVolume:
+    """A NIfTI volume (`.nii` or `.nii.gz`) in an open binary file, of which only what is shown is read.
 
-    The volume is taken to its closest RAS+ orientation. `plane` is "axial" (default), "coronal" or "sagittal" (for a
-    volume one voxel thick: across that axis); `slice_index` counts from the patient's left, posterior or inferior end
-    and is the middle one by default. Axial: anterior at the top; coronal and sagittal: superior at the top; the
-    patient's right, or in sagittal slices anterior, is at the left. Voxels are made square by bicubic interpolation to
-    the finer spacing. 4-D volumes need `frame`. Grey levels: `window` (center, width), else `percentiles` of the
-    slice. Raises ValueError.
+    Args:
+        stream: the file; it must stay open.
+        header_bytes: its first 540 bytes, unpacked.
+        is_gzip: whether the file is packed.
+
+    Raises:
+        ValueError: one sentence, for a file that is damaged, suspiciously large or holds no real numbers.
     """
-    try:
-        nifti = importlib.import_module("nibabel.nifti1")
-        nifti2 = importlib.import_module("nibabel.nifti2")
-        arrayproxy = importlib.import_module("nibabel.arrayproxy")
-        imageglobals = importlib.import_module("nibabel.imageglobals")
-        orientations = importlib.import_module("nibabel.orientations")
-        spatialimages = importlib.import_module("nibabel.spatialimages")
-    except ImportError:
-        raise ValueError('NIfTI files need nibabel: pip install "unimedvl[medical]".') from None
-    broken = "The NIfTI file is truncated or damaged: export it again."
-    classes = {1: nifti.Nifti1Header, 2: nifti2.Nifti2Header}
-    header_class = classes[nifti_version(header_bytes)]
-    try:
-        # Its log would add lines about the header to the one sentence below.
-        with imageglobals.LoggingOutputSuppressor():
-            header = header_class(header_bytes[: header_class.template_dtype.itemsize])
-        shape = tuple(int(side) for side in header.get_data_shape())
-        dtype, offset = header.get_data_dtype(), int(header.get_data_offset())
-        affine = header.get_best_affine()
-        zooms = tuple(float(zoom) for zoom in header.get_zooms()[:3])
-    except (spatialimages.HeaderDataError, ValueError, OverflowError, struct.error):
-        raise ValueError(broken) from None
-    shape = _checked_shape(shape, dtype, offset)
-    frames = math.prod(shape[3:])
-    if frames > 1 and frame is None:
-        raise ValueError(f"The NIfTI volume has {frames} frames: choose one with frame=0 to {frames - 1}.")
-    frame = checked_index(frame, frames, "frame", default=0)
 
-    orientation = orientations.io_orientation(affine) if np.isfinite(affine).all() else np.full((3, 2), np.nan)
-    if np.isnan(orientation).any():
-        raise ValueError("The NIfTI header has no valid orientation: set its sform, for example with nibabel.")
-    thin = [axis for axis in range(3) if shape[axis] == 1]
-    if plane is None:
-        plane = list(PLANES)[int(orientation[thin[0], 0])] if len(thin) == 1 else "axial"
-    if plane not in PLANES:
-        raise ValueError(f"plane={plane!r}: choose 'axial', 'coronal' or 'sagittal'.")
-    across = int(np.flatnonzero(orientation[:, 0] == PLANES[plane])[0])
-    # The two axes of the picture, in the order left-right, posterior-anterior, inferior-superior.
-    columns, rows = sorted({0, 1, 2} - {across}, key=lambda axis: orientation[axis, 0])
-    check_image_size(shape[columns], shape[rows], max_pixels)
-    chosen = checked_index(slice_index, shape[across], "slice_index", default=shape[across] // 2)
-    selection: list[Any] = [slice(None)] * 3
-    selection[across] = chosen if orientation[across, 1] > 0 else shape[across] - 1 - chosen
+    def __init__(self, stream: Any, header_bytes: bytes, is_gzip: bool):
+        try:
+            nifti = importlib.import_module("nibabel.nifti1")
+            nifti2 = importlib.import_module("nibabel.nifti2")
+            arrayproxy = importlib.import_module("nibabel.arrayproxy")
+            imageglobals = importlib.import_module("nibabel.imageglobals")
+            self._orientations = importlib.import_module("nibabel.orientations")
+            spatialimages = importlib.import_module("nibabel.spatialimages")
+        except ImportError:
+            raise ValueError('NIfTI files need nibabel: pip install "unimedvl[medical]".') from None
+        classes = {1: nifti.Nifti1Header, 2: nifti2.Nifti2Header}
+        header_class = classes[nifti_version(header_bytes)]
+        try:
+            # Its log would add lines about the header to the one sentence below.
+            with imageglobals.LoggingOutputSuppressor():
+                header = header_class(header_bytes[: header_class.template_dtype.itemsize])
+            shape = tuple(int(side) for side in header.get_data_shape())
+            dtype, offset = header.get_data_dtype(), int(header.get_data_offset())
+            affine = header.get_best_affine()
+            zooms = tuple(float(zoom) for zoom in header.get_zooms()[:3])
+            slope, intercept = header.get_slope_inter()
+        except (spatialimages.HeaderDataError, ValueError, OverflowError, struct.error):
+            raise ValueError(BROKEN) from None
+        full_shape = _checked_shape(shape, dtype, offset)
+        self.shape = full_shape[:3]
+        self.frames = math.prod(full_shape[3:])
+        self.is_color = bool(dtype.fields)
+        self._zooms = tuple(usable_spacing(zoom) for zoom in (*zooms, 1.0, 1.0)[:3])
+        self._orientation = np.full((3, 2), np.nan)
+        if np.isfinite(affine).all():
+            self._orientation = self._orientations.io_orientation(affine)
+        self._proxy = arrayproxy.ArrayProxy(
+            gzip.GzipFile(fileobj=stream) if is_gzip else stream,
+            (
+                (*self.shape, self.frames),
+                dtype,
+                offset,
+                1.0 if slope is None else slope,
+                0.0 if intercept is None else intercept,
+            ),
+            mmap=False,
+        )
+        self._voxels: dict[int, np.ndarray] = {}
+        self._ranges: dict[tuple, tuple[float, float]] = {}
 
-    unpacked = gzip.GzipFile(fileobj=stream) if is_gzip else stream
-    slope, intercept = header.get_slope_inter()
-    specification = (
-        (*shape[:3], frames),
-        dtype,
-        offset,
-        1.0 if slope is None else slope,
-        0.0 if intercept is None else intercept,
-    )
-    try:
-        array = np.asarray(arrayproxy.ArrayProxy(unpacked, specification, mmap=False)[(*selection, frame)])
-    except (OSError, EOFError, ValueError, zlib.error, io.UnsupportedOperation):
-        raise ValueError(broken) from None
-    if columns > rows:
-        array = array.swapaxes(0, 1)
-    # Now (columns, rows) in file order. Where the file already runs towards the left, posterior or inferior side of
-    # the patient it is in display order; the other axes are reversed.
-    array = array[:: -1 if orientation[columns, 1] > 0 else 1, :: -1 if orientation[rows, 1] > 0 else 1].swapaxes(0, 1)
-    if array.dtype.fields:
-        levels = np.stack([array[name] for name in ("R", "G", "B")], axis=-1)
-    else:
-        levels = window_to_uint8(array, window, percentiles)
-    picture = picture_from_uint8(levels)
-    zooms = tuple(zoom if math.isfinite(zoom) and zoom > 0 else 1.0 for zoom in (*zooms, 1.0, 1.0))
-    return _square_pixels(picture, zooms[columns], zooms[rows], max_pixels)
+    def image(self, view: View) -> Image.Image:
+        """One slice as an 8-bit image in radiological display.
+
+        The volume is taken to its closest RAS+ orientation. The plane is axial by default (for a volume one voxel
+        thick: across that axis); slices count from the patient's left, posterior or inferior end. Axial: anterior at
+        the top; coronal and sagittal: superior at the top; the patient's right, or in sagittal slices anterior, is at
+        the left. Planes of the array keep its order: its earlier axis runs down. Voxels are made square by bicubic
+        interpolation to the finer spacing. 4-D volumes need a frame.
+
+        Raises:
+            ValueError: one sentence, for a slice that does not exist or can not be read.
+        """
+        if self.frames > 1 and view.frame is None:
+            raise ValueError(
+                f"The NIfTI volume has {self.frames} frames: choose one with frame=0 to {self.frames - 1}."
+            )
+        frame = checked_index(view.frame, self.frames, "frame", default=0)
+        plane = view.plane or self._default_plane()
+        across, rows, columns = self._axes(plane)
+        check_image_size(self.shape[columns], self.shape[rows], view.max_pixels)
+        index = checked_index(view.slice_index, self.shape[across], "slice_index", default=self.shape[across] // 2)
+        if plane in PLANES and self._orientation[across, 1] < 0:
+            index = self.shape[across] - 1 - index
+        selection: list[Any] = [slice(None)] * 3
+        selection[across] = slice(index, index + 1)
+        reads_all = not self.is_color and view.window is None and view.percentiles_of == "volume"
+        if reads_all or frame in self._voxels:
+            array = self.voxels(frame)[tuple(selection)]
+        else:
+            array = self._read((*selection, frame))
+        array = self._displayed(array, plane)[0]
+        if self.is_color:
+            levels = np.stack([array[name] for name in ("R", "G", "B")], axis=-1)
+        elif view.percentiles_of == "slice":
+            levels = values_to_uint8(array, view.black_white([array]))
+        else:
+            levels = values_to_uint8(array, self.black_white(view, frame))
+        return square_pixels(picture_from_uint8(levels), self._zooms[columns], self._zooms[rows], view.max_pixels)
+
+    def black_white(self, view: View, frame: int = 0) -> tuple[float, float]:
+        """The values that become black and white in every slice of a frame."""
+        assert view.percentiles_of == "volume"
+        key = (frame, view.window, view.percentiles)
+        if key not in self._ranges:
+            self._ranges[key] = view.black_white(self.voxels(index) for index in (frame,))
+        return self._ranges[key]
+
+    def voxels(self, frame: int = 0) -> np.ndarray:
+        """All voxels of a frame, in the file's units and order; kept for the next slice."""
+        if frame not in self._voxels:
+            self._voxels = {frame: self._read((..., frame))}
+        return self._voxels[frame]
+
+    def slices(self, plane: str) -> np.ndarray:
+        """All slices of a 3-D volume as `image` shows them, before grey levels: (slices, rows, columns)."""
+        return self._displayed(self.voxels(), plane)
+
+    def spacing(self, plane: str) -> tuple[float, float]:
+        """The distances between the rows and between the columns of a plane's slices, in the file's units."""
+        _, rows, columns = self._axes(plane)
+        return self._zooms[rows], self._zooms[columns]
+
+    def _read(self, selection: tuple[Any, ...]) -> np.ndarray:
+        try:
+            return np.asarray(self._proxy[selection])
+        except (OSError, EOFError, ValueError, zlib.error, io.UnsupportedOperation):
+            raise ValueError(BROKEN) from None
+
+    def _check_orientation(self) -> None:
+        if np.isnan(self._orientation).any():
+            raise ValueError("The NIfTI header has no valid orientation: set its sform, for example with nibabel.")
+
+    def _default_plane(self) -> str:
+        self._check_orientation()
+        thin = [axis for axis in range(3) if self.shape[axis] == 1]
+        return PLANES[int(self._orientation[thin[0], 0])] if len(thin) == 1 else "axial"
+
+    def _axes(self, plane: str) -> tuple[int, int, int]:
+        """The axes of the array that run across a plane, along its rows' order and along its columns' order."""
+        if plane in ARRAY_PLANES:
+            across = ARRAY_PLANES.index(plane)
+            rows, columns = sorted({0, 1, 2} - {across})
+            return across, rows, columns
+        self._check_orientation()
+        across = int(np.flatnonzero(self._orientation[:, 0] == PLANES.index(plane))[0])
+        columns, rows = sorted({0, 1, 2} - {across}, key=lambda axis: self._orientation[axis, 0])
+        return across, rows, columns
+
+    def _displayed(self, voxels: np.ndarray, plane: str) -> np.ndarray:
+        """Part of the array with all of its three axes as (slices, rows, columns)."""
+        if plane in ARRAY_PLANES:
+            return np.moveaxis(voxels, ARRAY_PLANES.index(plane), 0)
+        canonical = self._orientations.apply_orientation(voxels, self._orientation)
+        # Columns begin at the patient's right or in front, rows in front or at the top.
+        return np.moveaxis(canonical, PLANES.index(plane), 0).swapaxes(1, 2)[:, ::-1, ::-1]
 
 
 def _checked_shape(shape: tuple[int, ...], dtype: np.dtype, offset: int) -> tuple[int, ...]:
@@ -146,13 +217,3 @@ def _checked_shape(shape: tuple[int, ...], dtype: np.dtype, offset: int) -> tupl
             f"header, more than the limits of {MAX_VOLUME_BYTES} and {MAX_HEADER_BYTES}: save the part you need first."
         )
     return shape + (1,) * (3 - len(shape))
-
-
-def _square_pixels(picture: Image.Image, column_spacing: float, row_spacing: float, max_pixels: int) -> Image.Image:
-    """The picture with square pixels; a difference below 1 % is left alone."""
-    finer = min(column_spacing, row_spacing)
-    width, height = round(picture.width * column_spacing / finer), round(picture.height * row_spacing / finer)
-    if max(column_spacing, row_spacing) / finer < 1.01:
-        return picture
-    check_image_size(width, height, max_pixels)
-    return picture.resize((width, height), Image.Resampling.BICUBIC)

@@ -1,6 +1,7 @@
 """Checks and grey-level windows shared by the readers of medical formats."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,9 @@ from PIL import Image
 MAX_IMAGE_PIXELS = 20_000_000
 # Beyond this the resize leaves a strip one patch high, in which nothing can be seen.
 MAX_ASPECT_RATIO = 200
+# Values of several slices that are sorted together: 2 GiB as float64.
+MAX_VOLUME_VALUES = 2**28
+NOTHING_FINITE = "The image holds no finite value (all NaN or infinite): check how it was exported."
 
 
 def check_image_size(width: int, height: int, max_pixels: int = MAX_IMAGE_PIXELS) -> None:
@@ -24,6 +28,15 @@ def check_image_size(width: int, height: int, max_pixels: int = MAX_IMAGE_PIXELS
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise ValueError(
             f"The image of {width} x {height} pixels is more than {MAX_ASPECT_RATIO} times longer than wide: crop it."
+        )
+
+
+def check_volume_size(values: int) -> None:
+    """Raise ValueError for more values than are sorted together for their percentiles."""
+    if values > MAX_VOLUME_VALUES:
+        raise ValueError(
+            f"The slices hold {values} values together, more than the {MAX_VOLUME_VALUES} whose percentiles are taken:"
+            " pass a window, or percentiles_of='slice'."
         )
 
 
@@ -60,35 +73,64 @@ def checked_index(index: Any, count: int, name: str, default: int) -> int:
     return int(index)
 
 
-def window_to_uint8(
-    values: np.ndarray,
-    window: tuple[float, float] | None,
-    percentiles: tuple[float, float],
-    ignored: np.ndarray | None = None,
-) -> np.ndarray:
+def value_range(chunks: Iterable[np.ndarray], percentiles: tuple[float, float]) -> tuple[float, float]:
+    """The two `percentiles` of all finite values in arrays of any real dtype; minimum and maximum where they coincide.
+
+    The numbers become black and white. They are equal for a constant image. Raises ValueError if no value is
+    finite.
+    """
+    parts = [chunk[np.isfinite(chunk)] if chunk.dtype.kind == "f" else chunk.ravel() for chunk in chunks]
+    values = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    if not values.size:
+        raise ValueError(NOTHING_FINITE)
+    # numpy interpolates in the array's own type, in which the difference of two values may overflow.
+    if values.dtype.kind == "i" or values.dtype == np.float16:
+        values = values.astype(f"{values.dtype.kind}{min(2 * values.dtype.itemsize, 8)}")
+    low, high = (float(value) for value in np.percentile(values, percentiles))
+    if low == high:
+        low, high = float(values.min()), float(values.max())
+    return low, high
+
+
+def values_to_uint8(values: np.ndarray, black_white: tuple[float, float]) -> np.ndarray:
     """Map numbers of any real dtype and shape linearly to uint8 0..255, rounding half to even.
 
-    The range is `center - width / 2 .. center + width / 2` of `window`, or else the two `percentiles` of the finite
-    values outside `ignored` (a bool array of the same shape). Where those coincide it is minimum to maximum, and a
-    constant image becomes 0. Values outside the range and infinities are clipped; NaN becomes 0. Raises ValueError if
-    no value is finite.
+    Values outside the range `black_white` and infinities are clipped; NaN becomes 0. Raises ValueError if no value is
+    finite.
     """
+    low, high = black_white
     values = values.astype(np.float64)
-    counted = np.isfinite(values)
-    if not counted.any():
-        raise ValueError("The image holds no finite value (all NaN or infinite): check how it was exported.")
-    if window is not None:
-        low, high = window[0] - window[1] / 2, window[0] + window[1] / 2
-    else:
-        if ignored is not None and (counted & ~ignored).any():
-            counted &= ~ignored
-        low, high = np.percentile(values[counted], percentiles)
-        if low == high:
-            low, high = values[counted].min(), values[counted].max()
-        if low == high:
-            return np.zeros(values.shape, dtype=np.uint8)
+    if not np.isfinite(values).any():
+        raise ValueError(NOTHING_FINITE)
+    if low == high:
+        return np.zeros(values.shape, dtype=np.uint8)
     levels = (np.clip(values, low, high) - low) / (high - low)
     return np.rint(np.nan_to_num(levels) * 255).astype(np.uint8)
+
+
+def square_pixels(
+    picture: Image.Image,
+    column_spacing: float,
+    row_spacing: float,
+    max_pixels: int = MAX_IMAGE_PIXELS,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+) -> Image.Image:
+    """The image with square pixels of the finer of its two spacings (of columns, of rows; any one unit).
+
+    A difference below 1 % is left alone: it is that of every scanner's "square" pixels.
+    """
+    finer = min(column_spacing, row_spacing)
+    if max(column_spacing, row_spacing) / finer < 1.01:
+        return picture
+    width, height = round(picture.width * column_spacing / finer), round(picture.height * row_spacing / finer)
+    check_image_size(width, height, max_pixels)
+    return picture.resize((width, height), resample)
+
+
+def usable_spacing(value: Any) -> float:
+    """A spacing, or 1.0 for what is none: not finite or not above 0."""
+    spacing = float(value)
+    return spacing if math.isfinite(spacing) and spacing > 0 else 1.0
 
 
 def picture_from_uint8(array: np.ndarray) -> Image.Image:

@@ -97,7 +97,7 @@ class UniMedVLProcessor(ProcessorMixin):
 
         text: prompts as `apply_chat_template(..., tokenize=False)` renders them, one `<|image_pad|>` per picture, and
           in image and interleaved mode one `<|vision_pad|>` before it. Other text is tokenized as it stands.
-        images: flat, or one list per text; anything `load_medical_image` reads.
+        images: flat, or one list per text; anything `open_image` reads.
         generation_mode: "text", "image" or "interleaved"; by default read off the placeholders.
         allow_url: fetch pictures given as http(s) URLs. Refused by default.
         split_special_tokens: tokenize control tokens in `text` as plain characters, so nothing in it is parsed.
@@ -169,9 +169,9 @@ class UniMedVLProcessor(ProcessorMixin):
 
         conversation: messages `{"role": "system" | "user" | "assistant", "content": str or list of items}`; an item is
           `{"type": "text", "text": str}` or `{"type": "image", "image": picture}` where the picture is anything
-          `load_medical_image` reads (keys "path", "base64" and, with `allow_url`, "url" work too). An image item may
-          also hold that function's options: window, frame, plane, slice_index, percentiles. Image items without a
-          picture take theirs from `images` in `processor_kwargs`, in order.
+          `open_image` reads (keys "path", "base64" and, with `allow_url`, "url" work too). An image item may also
+          hold the fields of a `View`: window, frame, plane, slice_index, percentiles, percentiles_of. Image items
+          without a picture take theirs from `images` in `processor_kwargs`, in order.
         generation_mode: "text" (default), "image" or "interleaved": decides how pictures enter and that a text answer
           is prompted for with `add_generation_prompt`. think: begin with the reference's thinking instruction (to
           reason in text mode, to plan in the others).

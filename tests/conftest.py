@@ -23,3 +23,9 @@ def pytest_addoption(parser: pytest.Parser):
         default=FIXTURES,
         help="folder of golden records that tests/golden compares the package with (default: the copy in the project)",
     )
+    parser.addoption(
+        "--device",
+        metavar="NAME",
+        default="cpu",
+        help="device that tests/golden runs the model on, such as cuda (default: cpu)",
+    )

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import datasets
 import torch
@@ -16,10 +17,12 @@ import torch.distributed as distributed
 from accelerate import PartialState
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
+from typer import Argument
 
 from unimedvl.checkpoint.folder import open_checkpoint
 from unimedvl.checkpoint.loading import load, load_processor
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
+from unimedvl.utils.command_line import run_module
 
 from .adapters import bare_model, load_with_adapter
 from .checkpoints import checkpoints, is_whole, several_processes
@@ -161,7 +164,10 @@ def _check_writable(output: Path) -> None:
         raise ValueError(f"{output} cannot be written to ({error.strerror}): choose another output_dir.") from error
 
 
-def run_command(path: str, overrides: list[str]) -> Path:
+def run_command(
+    recipe: Annotated[str, Argument(metavar="RECIPE.yaml")],
+    overrides: Annotated[list[str] | None, Argument(metavar="KEY=VALUE")] = None,
+) -> Path:
     """`run` for people: progress on stderr, and errors that say what to do.
 
     Raises:
@@ -173,7 +179,7 @@ def run_command(path: str, overrides: list[str]) -> Path:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("unimedvl").setLevel(logging.INFO if first else logging.ERROR)
     try:
-        return run(path, overrides)
+        return run(recipe, overrides or [])
     except RuntimeError as error:
         if several_processes() and _is_lost_process(error):
             raise ValueError(
@@ -194,17 +200,8 @@ def _is_lost_process(error: RuntimeError) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command for launchers; exit code 2 with one line for what the user can mend."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(__doc__)
-        return 0 if arguments else 2
-    try:
-        print(run_command(arguments[0], arguments[1:]))
-    except (ValueError, OSError) as error:
-        print(f"unimedvl: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    """The command for launchers; its exit code."""
+    return run_module(run_command, arguments)
 
 
 if __name__ == "__main__":

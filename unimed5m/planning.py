@@ -10,9 +10,10 @@ import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from unimedvl.processing.medical_formats_unimedvl import open_image
+
 from .schema import IMAGE_PLACEHOLDER, Picture, Record, Turn
 from .sentences import cased
-from .task_images import medical_image
 from .templates import article, choose
 
 DESCRIBE_PROMPT = (
@@ -169,7 +170,7 @@ class TransformersWriter:
         """The model's greedy answer."""
         processor, model = self._load()
         content: list[dict[str, Any]] = [
-            {"type": "image", "image": medical_image(data).convert("RGB")} for data in images
+            {"type": "image", "image": open_image(data).convert("RGB")} for data in images
         ]
         messages = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
         inputs = processor.apply_chat_template(

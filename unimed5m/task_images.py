@@ -5,14 +5,18 @@ images of a source keep the bytes that the source stored.
 """
 
 import io
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from unimedvl.processing.medical_formats_unimedvl import open_image
+from unimedvl.processing.view_unimedvl import View
+
 from .clean_image_files import plain_jpeg, plain_png
-from .schema import Picture
+from .schema import Picture, Record
 
 RESAMPLING = ("bicubic", "k-space")
 # Grey levels between a drawn lesion and its surroundings.
@@ -51,7 +55,7 @@ def upright_picture(data: bytes, path: str) -> Picture:
         with Image.open(io.BytesIO(data)) as image:
             if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
                 # It turns the picture, and windows more than 8 bits.
-                return image_picture(medical_image(data), path)
+                return image_picture(open_image(data), path)
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{path}: the image cannot be decoded ({error}).") from error
     plain = plain_jpeg(data) if data.startswith(b"\xff\xd8") else plain_png(data)
@@ -67,11 +71,27 @@ def _grey_or_colour(image: Image.Image) -> numpy.ndarray:
     return numpy.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
 
 
-def medical_image(data: bytes, **options: Any) -> Image.Image:
-    """`load_medical_image`. It brings torch, which takes seconds and 150 MB: only where a file needs it."""
-    from unimedvl.processing.medical_formats_unimedvl import load_medical_image
+def view_entry(source: str, view: View) -> dict[str, Any]:
+    """How a record remembers where an image was seen, a value of `views` in its `extra`.
 
-    return load_medical_image(data, **options)
+    Args:
+        source: the file, or the folder of a DICOM series, below the source's folder.
+        view: what `open_image` was asked to show of it.
+    """
+    return {"source": source, **view.to_dict()}
+
+
+def stored_views(record: Record) -> dict[str, tuple[str, View]]:
+    """Where the images of a record were seen: its pictures' paths -> (file below the source's folder, view).
+
+    `open_image` of that file with that view gives the picture's pixels anew. Pictures without an entry are stored as
+    their files were, or made from others.
+    """
+    entries = json.loads(record.extra).get("views", {})
+    return {
+        path: (entry["source"], View.from_dict({name: entry[name] for name in entry if name != "source"}))
+        for path, entry in entries.items()
+    }
 
 
 def drawn_picture(pixels: numpy.ndarray, path: str) -> Picture:
@@ -85,7 +105,7 @@ def drawn_picture(pixels: numpy.ndarray, path: str) -> Picture:
 def pixels_of(picture: Picture) -> numpy.ndarray:
     """The decoded pixels, grey images as (height, width), others as (height, width, 3) RGB.
 
-    Grey levels beyond 8 bits are windowed as `load_medical_image` windows them.
+    Grey levels beyond 8 bits are windowed as `open_image` windows them.
 
     Raises:
         ValueError: if the picture has no bytes or cannot be decoded.
@@ -96,7 +116,7 @@ def pixels_of(picture: Picture) -> numpy.ndarray:
         with Image.open(io.BytesIO(picture.data)) as image:
             if image.mode.startswith(("I", "F")):
                 # PIL's own conversion would make everything above 255 white.
-                return numpy.asarray(medical_image(picture.data))
+                return numpy.asarray(open_image(picture.data))
             return _grey_or_colour(image)
     except UnidentifiedImageError as error:
         raise ValueError(f"{picture.path}: the image cannot be decoded (no known format).") from error

@@ -4,15 +4,17 @@ python -m unimedvl.evaluation.specialists.train --benchmark unimed-mini=RECORDS 
 unimedvl eval --model specialist:FOLDER --benchmark unimed-mini=RECORDS --out OUT
 """
 
-import argparse
 import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
+from typer import Option
+
+from unimedvl.utils.command_line import comma_separated, run_module
 
 from ..benchmarks import BenchmarkData, get_benchmark
 from ..samples import TASKS, Sample, open_
@@ -123,25 +125,19 @@ def _loss(name: str, network: nn.Module, rows: Rows, design: dict[str, Any]) -> 
     return {ANSWERS: of_answers, SEGMENTATION: of_masks}.get(name, of_pictures)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command; 0, or 2 for an error that the user can mend (one line on stderr says how)."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--benchmark", required=True, metavar="NAME=PATH")
-    parser.add_argument("--out", required=True, metavar="FOLDER")
-    parser.add_argument("--steps", type=int, default=1500, help="of each network (default: 1500)")
-    parser.add_argument("--side", type=int, default=64, help="pixels of a side (default: 64)")
-    parser.add_argument("--tasks", default="", help="only these tasks, divided by commas")
-    arguments = parser.parse_args(argv)
+def main(
+    benchmark: Annotated[str, Option(metavar="NAME=PATH", help="The benchmark and the folder of its data.")],
+    out: Annotated[str, Option(metavar="FOLDER", help="Folder of the specialists.")],
+    steps: Annotated[int, Option(help="Of each network.")] = 1500,
+    side: Annotated[int, Option(help="Pixels of a side.")] = 64,
+    tasks: Annotated[str | None, Option(metavar="A,B", help="Only these tasks.")] = None,
+) -> None:
+    """Train on the training split of a benchmark and save the networks."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    name, _, folder = arguments.benchmark.partition("=")
-    try:
-        data = BenchmarkData(get_benchmark(name), folder, tasks=[task for task in arguments.tasks.split(",") if task])
-        train(data.training(), arguments.steps, arguments.side).save(arguments.out)
-    except (ValueError, OSError) as error:
-        logger.error("specialists: %s", " ".join(str(error).split()))
-        return 2
-    return 0
+    name, _, folder = benchmark.partition("=")
+    data = BenchmarkData(get_benchmark(name), folder, tasks=comma_separated(tasks))
+    train(data.training(), steps, side).save(out)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_module(main))

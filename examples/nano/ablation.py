@@ -1,6 +1,6 @@
 """The paper's two claims at the nano's scale: do understanding and generation help each other, and do stages help?
 
-    python -m examples.nano.ablation --work WORK --out OUT [--seeds 1 2 3] [--share 1]
+    python -m examples.nano.ablation --work WORK --out OUT [--seeds 1,2,3] [--share 1]
 
 Arms (`recipes/ablation`): understanding only, generation only, both in one stage, both in three stages. Every arm
 draws as many samples of each of its groups as every other arm, within a micro-batch of a stage; the number of
@@ -16,16 +16,18 @@ beside it.
 import dataclasses
 import json
 import logging
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import matplotlib
 import numpy
 import torch
 import yaml
+from typer import Option
 
 from unimedvl.checkpoint.loading import load, load_processor, read_config
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
@@ -37,7 +39,7 @@ from unimedvl.training.recipe import CurriculumRecipe, TrainingRecipe, load_reci
 from unimedvl.training.run import run
 from unimedvl.unimed5m.schema import Record
 from unimedvl.unimed5m.shards import write_json
-from unimedvl.utils.errors import module_parser, one_line_errors
+from unimedvl.utils.command_line import comma_separated, run_module
 
 from .evaluate import (
     DIAGNOSES,
@@ -280,28 +282,27 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     pyplot.close(figure)
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = module_parser(__doc__)
-    parser.add_argument("--work", required=True, help="work folder of `examples.nano.prepare`")
-    parser.add_argument("--out", required=True, help="folder of the runs, the results and the plot")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--share", type=float, default=1.0, help="of the samples that the recipes ask for")
-    arguments = parser.parse_args(argv)
-    if len(arguments.seeds) < 2:
-        parser.error("an interval needs two seeds or more")
+def main(
+    work: Annotated[Path, Option(help="Work folder of `examples.nano.prepare`.")],
+    out: Annotated[Path, Option(help="Folder of the runs, the results and the plot.")],
+    seeds: Annotated[str, Option(metavar="A,B", help="Two or more.")] = "1,2,3",
+    share: Annotated[float, Option(help="Of the samples that the recipes ask for.")] = 1.0,
+) -> None:
+    numbers = [int(seed) for seed in comma_separated(seeds)]
+    if len(numbers) < 2:
+        raise ValueError("an interval needs two seeds or more: give --seeds A,B.")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with one_line_errors(parser, arguments.debug):
-        work, out = Path(arguments.work).resolve(), Path(arguments.out).resolve()
-        keep_start(work, out)
-        results = []
-        for seed in arguments.seeds:
-            start = make_start(work, out, seed)
-            results += [run_arm(arm, seed, arguments.share, start, work, out) for arm in ARMS]
-        rows = compare(results)
-        write_json(out / "results.json", {"side": SIDE, "runs": results, "comparisons": rows})
-        plot(rows, out / "ablation.png")
-        print("\n".join(table(results, rows)))
+    work, out = work.resolve(), out.resolve()
+    keep_start(work, out)
+    results = []
+    for seed in numbers:
+        start = make_start(work, out, seed)
+        results += [run_arm(arm, seed, share, start, work, out) for arm in ARMS]
+    rows = compare(results)
+    write_json(out / "results.json", {"side": SIDE, "runs": results, "comparisons": rows})
+    plot(rows, out / "ablation.png")
+    print("\n".join(table(results, rows)))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_module(main))

@@ -7,15 +7,18 @@ where stride 8 needs far longer than the time a nano has.
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
+from typer import Option
 
-from unimedvl.utils.errors import module_parser, one_line_errors
+from unimedvl.utils.command_line import run_module
 
 from .prepare import is_picture_request, picture_of, record_digests, work_records
 from .resumable_loop import EVERY, ResumableSteps
@@ -177,17 +180,15 @@ def scale_latents(autoencoder: AutoencoderKL, pictures: Sequence[Image.Image], s
     autoencoder.register_to_config(scaling_factor=1.0 / values.std().item(), shift_factor=values.mean().item())
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = module_parser(__doc__)
-    parser.add_argument("--work", required=True, help="folder that `prepare` has filled")
-    parser.add_argument("--out", required=True, help="folder of the autoencoder")
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args(argv)
-    with one_line_errors(parser, arguments.debug):
-        _, record = train_autoencoder(Path(arguments.work), arguments.out, arguments.steps, seed=arguments.seed)
-        (Path(arguments.out) / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+def main(
+    work: Annotated[Path, Option(help="Folder that `prepare` has filled.")],
+    out: Annotated[Path, Option(help="Folder of the autoencoder.")],
+    steps: int = 4000,
+    seed: int = 0,
+) -> None:
+    _, record = train_autoencoder(work, str(out), steps, seed=seed)
+    (out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_module(main))

@@ -9,13 +9,16 @@ sets and is not for publishing.
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Literal
 
 from PIL import Image, ImageDraw
+from typer import Option
 
 from unimedvl.unimed5m.schema import Record
-from unimedvl.utils.errors import module_parser, one_line_errors
+from unimedvl.utils.command_line import run_module
 
 from .evaluate import Nano, question_of, seen
 from .prepare import work_records
@@ -109,30 +112,26 @@ def edit_sheet(nano: Nano, work: Path, with_inputs: bool = False, seed: int = 0)
     return draw_rows(rows)
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = module_parser(__doc__)
-    parser.add_argument("--model", required=True, help="checkpoint folder")
-    parser.add_argument("--out", required=True, help="the sheet (PNG)")
-    parser.add_argument("--kind", choices=["words", "edits"], default="words")
-    parser.add_argument("--work", help="work folder of `prepare`, for edits")
-    parser.add_argument(
-        "--with-inputs", action="store_true", help="show the data sets' pictures too; not for publishing"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args(argv)
-    if arguments.kind == "edits" and not arguments.work:
-        parser.error("give the folder of the records with --work")
-    with one_line_errors(parser, arguments.debug):
-        if Path(arguments.out).suffix != ".png":
-            raise ValueError(f"{arguments.out} is no name of a PNG: choose one that ends in .png.")
-        nano = Nano(arguments.model)
-        Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
-        if arguments.kind == "words":
-            sheet = contact_sheet(nano, arguments.seed)
-        else:
-            sheet = edit_sheet(nano, Path(arguments.work), arguments.with_inputs, arguments.seed)
-        sheet.save(arguments.out)
+def main(
+    model: Annotated[str, Option(help="Checkpoint folder.")],
+    out: Annotated[Path, Option(help="The sheet (PNG).")],
+    kind: Annotated[Literal["words", "edits"], Option(help="What is drawn.")] = "words",
+    work: Annotated[Path | None, Option(help="Work folder of `prepare`, for edits.")] = None,
+    with_inputs: Annotated[
+        bool, Option("--with-inputs", help="Show the data sets' pictures too; not for publishing.")
+    ] = False,
+    seed: int = 0,
+) -> None:
+    if kind == "edits" and work is None:
+        raise ValueError("give the folder of the records with --work.")
+    if out.suffix != ".png":
+        raise ValueError(f"{out} is no name of a PNG: choose one that ends in .png.")
+    nano = Nano(model)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    edits = kind == "edits" and work is not None
+    sheet = edit_sheet(nano, work, with_inputs, seed) if edits else contact_sheet(nano, seed)
+    sheet.save(out)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_module(main))

@@ -9,22 +9,24 @@ choose settings on. Everything goes through the public interface: the checkpoint
 """
 
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy
 import torch
 from PIL import Image
 from skimage.metrics import structural_similarity
+from typer import Option
 
 from unimedvl.checkpoint.loading import load
 from unimedvl.processing.image_processing_unimedvl import resize_image
 from unimedvl.unimed5m import tasks
 from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Picture, Record
 from unimedvl.unimed5m.task_images import lower_resolution, pixels_of
-from unimedvl.utils.errors import module_parser, one_line_errors
+from unimedvl.utils.command_line import run_module
 
 from .generated_images import made_pictures
 from .intervals import mean_interval, share
@@ -250,31 +252,28 @@ def evaluate(nano: Nano, records: Sequence[Record], work: Path, most: int = 160)
     return results
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = module_parser(__doc__)
-    parser.add_argument("--model", required=True, help="checkpoint folder")
-    parser.add_argument("--records", help="folder of built unimed-mini records, for the validation split")
-    parser.add_argument("--work", required=True, help="work folder of `prepare`")
-    parser.add_argument("--split", choices=["validation", "held-out"], default="validation")
-    parser.add_argument("--out", help="write the figures here (JSON)")
-    arguments = parser.parse_args(argv)
-    if arguments.split == "validation" and not arguments.records:
-        parser.error("give the folder of built records with --records")
-    with one_line_errors(parser, arguments.debug):
-        work, started = Path(arguments.work), time.perf_counter()
-        if next(work_records(work, "train"), None) is None:  # which the judge learns from, after all else
-            raise ValueError(f"{work} holds no training records: prepare it again from more records.")
-        if arguments.out:
-            Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
-        if arguments.split == "held-out":
-            records = list(work_records(work, "validation"))
-        else:
-            records = list(read_records(arguments.records, "validation"))
-        results = evaluate(Nano(arguments.model), records, work)
-        results["seconds"] = round(time.perf_counter() - started)
-        if arguments.out:
-            Path(arguments.out).write_text(json.dumps({"split": arguments.split, **results}, indent=2) + "\n")
+def main(
+    model: Annotated[str, Option(help="Checkpoint folder.")],
+    work: Annotated[Path, Option(help="Work folder of `prepare`.")],
+    records: Annotated[
+        str | None, Option(help="Folder of built unimed-mini records, for the validation split.")
+    ] = None,
+    split: Annotated[Literal["validation", "held-out"], Option(help="Whose records are asked.")] = "validation",
+    out: Annotated[Path | None, Option(help="Write the figures here (JSON).")] = None,
+) -> None:
+    started = time.perf_counter()
+    if split == "validation" and not records:
+        raise ValueError("give the folder of built records with --records.")
+    if next(work_records(work, "train"), None) is None:  # which the judge learns from, after all else
+        raise ValueError(f"{work} holds no training records: prepare it again from more records.")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    asked = list(work_records(work, "validation") if split == "held-out" else read_records(records, "validation"))
+    results = evaluate(Nano(model), asked, work)
+    results["seconds"] = round(time.perf_counter() - started)
+    if out is not None:
+        out.write_text(json.dumps({"split": split, **results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_module(main))

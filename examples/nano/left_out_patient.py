@@ -11,16 +11,19 @@ on masks of other sources; no pair of the left-out patient was seen by any part.
 
 import json
 import logging
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy
 from PIL import Image
+from typer import Option
 
 from unimedvl.training.run import run
 from unimedvl.unimed5m.schema import Record, to_table
 from unimedvl.unimed5m.shards import write_json, write_table
-from unimedvl.utils.errors import module_parser, one_line_errors
+from unimedvl.utils.command_line import run_module
 
 from .evaluate import Nano, average, psnr, question_of, rgb, seen
 from .model import EDITING, RECIPES, SIDE
@@ -72,35 +75,33 @@ def score(model: Path, learnt: Sequence[Record], left_out: Sequence[Record]) -> 
     return results
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = module_parser(__doc__)
-    parser.add_argument("--work", required=True, help="work folder of `examples.nano.prepare`")
-    parser.add_argument("--out", required=True, help="folder of the runs and the results")
-    arguments = parser.parse_args(argv)
+def main(
+    work: Annotated[Path, Option(help="Work folder of `examples.nano.prepare`.")],
+    out: Annotated[Path, Option(help="Folder of the runs and the results.")],
+) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with one_line_errors(parser, arguments.debug):
-        work, out = Path(arguments.work).resolve(), Path(arguments.out).resolve()
-        keep_start(work, out)
-        found = [record for record in work_records(work, "train") if record.sub_task_type == "cross_modal"]
-        if len({record.group_id for record in found}) < 2:
-            raise ValueError(f"{work} holds translations of fewer than two patients: build records of `cross_modal`.")
-        common = run(
-            RECIPES / "left-out-patient" / "common.yaml",
-            [f"model={work / 'start'}", f"output_dir={out / 'common'}", f"data.path={work / 'records'}"],
-        )
-        results = {}
-        for patient in sorted({record.group_id for record in found}):
-            learnt = [record for record in found if record.group_id != patient]
-            name = patient.rpartition(":")[2]
-            folder = out / f"without-{name}"
-            (folder / "records" / "data").mkdir(parents=True, exist_ok=True)
-            write_table(shard_of(folder / "records", "train"), to_table(learnt))
-            overrides = [f"model={common}", f"output_dir={folder / 'run'}", f"data.path={folder / 'records'}"]
-            model = run(RECIPES / "left-out-patient" / "patient.yaml", overrides)
-            results[name] = score(model, learnt, [record for record in found if record.group_id == patient])
-            print(name, json.dumps(results[name]), flush=True)
-        write_json(out / "results.json", {"side": SIDE, "left out": results})
+    work, out = work.resolve(), out.resolve()
+    keep_start(work, out)
+    found = [record for record in work_records(work, "train") if record.sub_task_type == "cross_modal"]
+    if len({record.group_id for record in found}) < 2:
+        raise ValueError(f"{work} holds translations of fewer than two patients: build records of `cross_modal`.")
+    common = run(
+        RECIPES / "left-out-patient" / "common.yaml",
+        [f"model={work / 'start'}", f"output_dir={out / 'common'}", f"data.path={work / 'records'}"],
+    )
+    results = {}
+    for patient in sorted({record.group_id for record in found}):
+        learnt = [record for record in found if record.group_id != patient]
+        name = patient.rpartition(":")[2]
+        folder = out / f"without-{name}"
+        (folder / "records" / "data").mkdir(parents=True, exist_ok=True)
+        write_table(shard_of(folder / "records", "train"), to_table(learnt))
+        overrides = [f"model={common}", f"output_dir={folder / 'run'}", f"data.path={folder / 'records'}"]
+        model = run(RECIPES / "left-out-patient" / "patient.yaml", overrides)
+        results[name] = score(model, learnt, [record for record in found if record.group_id == patient])
+        print(name, json.dumps(results[name]), flush=True)
+    write_json(out / "results.json", {"side": SIDE, "left out": results})
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_module(main))

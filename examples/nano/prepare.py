@@ -10,9 +10,11 @@ choices), `tokenizer`, and `start`, the first stage's checkpoint. BUILT's valida
 import hashlib
 import io
 import json
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import numpy
 import pyarrow.parquet as parquet
@@ -21,6 +23,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import load_model
 from transformers import AutoTokenizer
+from typer import Option
 
 from unimedvl.checkpoint.loading import load
 from unimedvl.checkpoint.provenance import hash_file
@@ -32,7 +35,7 @@ from unimedvl.unimed5m import tasks
 from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Picture, Record, Turn, from_table, to_table
 from unimedvl.unimed5m.shards import batches, shard_paths, write_json, write_table
 from unimedvl.unimed5m.task_images import drawn_picture, pixels_of
-from unimedvl.utils.errors import module_parser, one_line_errors
+from unimedvl.utils.command_line import run_module
 
 from .model import (
     SIDE,
@@ -336,35 +339,34 @@ def picture_of(record: Record) -> Image.Image:
     return Image.open(io.BytesIO(picture.data)).convert("RGB")
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = module_parser(__doc__)
-    parser.add_argument("--records", required=True, help="folder of built unimed-mini records")
-    parser.add_argument("--out", required=True, help="work folder")
-    parser.add_argument("--autoencoder", help="folder of a trained autoencoder, or a checkpoint that holds one")
-    parser.add_argument("--vision", help="folder of a pre-trained ViT (examples/nano/vision.py)")
-    parser.add_argument("--vocabulary", type=int, default=2048)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args(argv)
-    if arguments.vision and not arguments.autoencoder:
-        parser.error("a start with --vision needs --autoencoder too")
-    with one_line_errors(parser, arguments.debug):
-        work, started = Path(arguments.out), time.perf_counter()
-        if arguments.autoencoder:
-            # Wrong folders are told before the work.
-            read_json(Path(arguments.autoencoder) / "config.json")
-            if arguments.vision and not (Path(arguments.vision) / VISION_FILE).is_file():
-                raise ValueError(f"{arguments.vision} holds no pre-trained ViT: see examples/nano/vision.py.")
-        if not shard_of(work / "records", "validation").exists():  # the last file that is written
-            counts = prepare_records(arguments.records, work / "records")
-            print(json.dumps(counts), f"{time.perf_counter() - started:.0f} s", flush=True)
-        if not (work / "tokenizer" / "tokenizer.json").exists():
-            entries = len(train_tokenizer(texts(work / "records"), work / "tokenizer", arguments.vocabulary))
-            print(f"tokenizer: {entries} entries", flush=True)
-        if arguments.autoencoder:
-            vision = Path(arguments.vision) if arguments.vision else None
-            size = prepare_start(work, arguments.autoencoder, vision, arguments.seed)
-            print(f"start: {size} parameters of side {SIDE} in {work / 'start'}", flush=True)
+def main(
+    records: Annotated[str, Option(help="Folder of built unimed-mini records.")],
+    out: Annotated[Path, Option(help="Work folder.")],
+    autoencoder: Annotated[
+        str | None, Option(help="Folder of a trained autoencoder, or a checkpoint that holds one.")
+    ] = None,
+    vision: Annotated[Path | None, Option(help="Folder of a pre-trained ViT (examples/nano/vision.py).")] = None,
+    vocabulary: int = 2048,
+    seed: int = 0,
+) -> None:
+    started = time.perf_counter()
+    if vision is not None and not autoencoder:
+        raise ValueError("a start with --vision needs --autoencoder too.")
+    if autoencoder:
+        # Wrong folders are told before the work.
+        read_json(Path(autoencoder) / "config.json")
+        if vision is not None and not (vision / VISION_FILE).is_file():
+            raise ValueError(f"{vision} holds no pre-trained ViT: see examples/nano/vision.py.")
+    if not shard_of(out / "records", "validation").exists():  # the last file that is written
+        counts = prepare_records(records, out / "records")
+        print(json.dumps(counts), f"{time.perf_counter() - started:.0f} s", flush=True)
+    if not (out / "tokenizer" / "tokenizer.json").exists():
+        entries = len(train_tokenizer(texts(out / "records"), out / "tokenizer", vocabulary))
+        print(f"tokenizer: {entries} entries", flush=True)
+    if autoencoder:
+        size = prepare_start(out, autoencoder, vision, seed)
+        print(f"start: {size} parameters of side {SIDE} in {out / 'start'}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_module(main))

@@ -7,16 +7,20 @@ Card, licence, sheets and Git's own files that lie in the folder stay; the weigh
 """
 
 import shutil
+import sys
 from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Annotated
+
+from typer import Option
 
 from unimedvl.checkpoint.loading import load
 from unimedvl.hub_cards.push import SOURCE_FOLDERS
 from unimedvl.modeling_unimedvl.upstream_layout_unimedvl import default_generation_config
 from unimedvl.modeling_unimedvl.upstream_weights_unimedvl import read_json
 from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
-from unimedvl.utils.errors import module_parser, one_line_errors
+from unimedvl.utils.command_line import run_module
 
 from .model import nano_presets
 
@@ -75,14 +79,12 @@ def release(model_folder: str | Path, out: str | Path) -> None:
         cache.rmdir()
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = module_parser(__doc__)
-    parser.add_argument("--model", required=True, help="checkpoint folder of a finished stage")
-    parser.add_argument("--out", required=True, help="folder to publish")
-    arguments = parser.parse_args(argv)
-    with one_line_errors(parser, arguments.debug):
-        release(arguments.model, arguments.out)
+def main(
+    model: Annotated[str, Option(help="Checkpoint folder of a finished stage.")],
+    out: Annotated[str, Option(help="Folder to publish.")],
+) -> None:
+    release(model, out)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_module(main))

@@ -11,11 +11,13 @@ away.
 
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated
 
 import numpy
 import torch
@@ -24,11 +26,12 @@ from PIL import Image
 from safetensors.torch import save_model
 from torch import nn
 from transformers import AutoTokenizer
+from typer import Option
 
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLVAEConfig
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLModel
 from unimedvl.unimed5m.schema import Record
-from unimedvl.utils.errors import module_parser, one_line_errors
+from unimedvl.utils.command_line import run_module
 
 from .model import SIDE, TABLE_SIDE, VISION_FILE, VIT_PATCH, build_config, initialise_vision
 from .prepare import UNNAMED_LABELS, is_picture_request, picture_of, record_digests, work_records
@@ -332,30 +335,19 @@ def untrained(work: Path) -> nn.Module:
     return vit
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = module_parser(__doc__)
-    parser.add_argument("--work", required=True, help="folder that `prepare` has filled")
-    parser.add_argument("--out", required=True, help="folder of the weights")
-    parser.add_argument("--steps", type=int, default=3600)
-    parser.add_argument("--batch", type=int, default=24, help="pictures, and as many with masks")
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--focus", type=float, default=4.0, help="weight of the sources of `FOCUS`")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args(argv)
-    with one_line_errors(parser, arguments.debug):
-        work, out = Path(arguments.work), Path(arguments.out)
-        vit, measured = pretrain(
-            work,
-            out,
-            arguments.steps,
-            batch=arguments.batch,
-            rate=arguments.rate,
-            seed=arguments.seed,
-            focus=arguments.focus,
-        )
-        save_model(vit, str(out / VISION_FILE))
-        (out / "vision.json").write_text(json.dumps(measured, indent=2) + "\n")
+def main(
+    work: Annotated[Path, Option(help="Folder that `prepare` has filled.")],
+    out: Annotated[Path, Option(help="Folder of the weights.")],
+    steps: int = 3600,
+    batch: Annotated[int, Option(help="Pictures, and as many with masks.")] = 24,
+    rate: float = 1e-3,
+    focus: Annotated[float, Option(help="Weight of the sources of `FOCUS`.")] = 4.0,
+    seed: int = 0,
+) -> None:
+    vit, measured = pretrain(work, out, steps, batch=batch, rate=rate, seed=seed, focus=focus)
+    save_model(vit, str(out / VISION_FILE))
+    (out / "vision.json").write_text(json.dumps(measured, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_module(main))

@@ -8,7 +8,7 @@ import torchmetrics
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import cdist
-from scipy.stats import mannwhitneyu
+from scipy.stats import binom, mannwhitneyu
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from unimedvl.evaluation.metrics.counterfactual import counterfactual
@@ -130,6 +130,8 @@ def test_edge_masks():
     grey = Image.fromarray(numpy.array([[127, 128], [0, 255]], numpy.uint8))
     assert segmentation.read_mask(grey).tolist() == [[False, True], [False, True]]
     assert segmentation.read_mask(grey, (4, 4)).sum() == 8
+    # Half-way between black and white is dark.
+    assert segmentation.read_mask(numpy.array([[127.5, 127.6]])).tolist() == [[False, True]]
 
 
 @pytest.mark.parametrize("dtype", [numpy.float32, numpy.float64])
@@ -237,6 +239,21 @@ def test_memorisation_flags_returned_pictures_only():
     assert caught["memorised"] and caught["copies"] == 30 and not clean["memorised"] and clean["copies"] == 0
     with pytest.raises(ValueError, match="no training pictures"):
         memorization.nearest(seen, seen[:0])
+
+
+def test_chance_copies_are_not_taken_for_none_where_few_images_were_held_out():
+    """No copy among 10 held-out images means half a copy in 11: 3 copies in 100 are no more than that."""
+    found = memorization.memorisation_scores(numpy.array([0.0] * 3 + [0.3] * 97), numpy.full(10, 0.3))
+    assert found["copies"] == 3 and found["held_out_copy_share"] == 0
+    assert found["p_value"] == pytest.approx(binom.sf(2, 100, 0.5 / 11), rel=1e-9)
+    assert not found["memorised"]
+    # Among 1000 they are: 1 - P(at most 2 of 100 at 0.5 / 1001) is far below 1 %.
+    found = memorization.memorisation_scores(numpy.array([0.0] * 3 + [0.3] * 97), numpy.full(1000, 0.3))
+    assert found["p_value"] == pytest.approx(binom.sf(2, 100, 0.5 / 1001), rel=1e-6)
+    assert found["memorised"]
+    # One copy among 10 counts as one and a half of 11.
+    found = memorization.memorisation_scores(numpy.array([0.0] * 30 + [0.3] * 70), numpy.array([0.0] + [0.3] * 9))
+    assert found["p_value"] == pytest.approx(binom.sf(29, 100, 1.5 / 11), rel=1e-6)
 
 
 def test_diversity_of_known_sets():

@@ -1,10 +1,14 @@
 """Every metric is an `evaluate` module that loads by path, without a network, and has a card."""
 
+import ast
+import inspect
 import json
+import re
 from pathlib import Path
 
 import evaluate
 import pytest
+from huggingface_hub import ModelCard
 from PIL import Image
 
 METRICS = Path(__file__).parents[2] / "evaluation" / "metrics"
@@ -18,7 +22,7 @@ CALLS = {
     "image_quality": ({"predictions": PICTURES, "references": PICTURES[::-1]}, "psnr"),
     "segmentation": ({"predictions": PICTURES, "references": PICTURES}, "dice"),
     "counterfactual": ({"predictions": [0.2, 0.9], "references": [0, 1]}, "auroc"),
-    "memorisation": ({"predictions": [PICTURES], "references": [PICTURES], "held_out": [PICTURES]}, "copies"),
+    "memorization": ({"predictions": [PICTURES], "references": [PICTURES], "held_out": [PICTURES]}, "copies"),
     "diversity": ({"predictions": PICTURES, "references": PICTURES}, "vendi"),
     "reader_study": ({"predictions": [1.0, 5.0], "references": [0, 1]}, "auroc"),
 }
@@ -38,9 +42,21 @@ def test_loads_by_path_and_computes(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_has_a_card(name):
-    card = (METRICS / name / "README.md").read_text(encoding="utf-8")
-    assert card.startswith("---\ntitle:") and "- evaluate" in card and "evaluate.load(" in card
+def test_card_says_what_the_module_says_and_its_call_is_one_that_the_module_takes(name, tmp_path):
+    card = ModelCard.load(METRICS / name / "README.md")
+    assert {"evaluate", "metric"} <= set(card.data.tags) and card.data.license == "apache-2.0"
+    metric = evaluate.load(str(METRICS / name), cache_dir=str(tmp_path), experiment_id=name)
+    words = " ".join(card.text.split())
+    for text in (metric.description, metric.inputs_description, metric.citation):
+        assert " ".join(text.split()) in words
+    (code,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    (load,) = [call for call in calls if ast.unparse(call.func) == "evaluate.load"]
+    assert Path(load.args[0].value).parts[-2:] == (METRICS.name, name)
+    (compute,) = [call for call in calls if ast.unparse(call.func) == "metric.compute"]
+    given = {keyword.arg for keyword in compute.keywords}
+    options = inspect.signature(type(metric)._compute).parameters
+    assert set(metric.features) <= given <= set(options) and not compute.args
 
 
 def test_no_folder_gets_to_ask_whether_its_code_may_run(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ GOLDEN = pytest.StashKey[Golden]()
 
 def _golden(config: pytest.Config) -> Golden:
     if GOLDEN not in config.stash:
-        config.stash[GOLDEN] = Golden(config.getoption("--golden"))
+        config.stash[GOLDEN] = Golden(config.getoption("--golden"), config.getoption("--device"))
     return config.stash[GOLDEN]
 
 

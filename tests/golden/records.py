@@ -68,13 +68,14 @@ class Golden:
 
     Attributes:
         folder: where the records lie.
+        device: where the model computes.
         records: names of all records of each file, in the file's order.
         compared, given: records compared with a result, and records read as an argument, as (file, name).
         mismatches: descriptions of what differed since the last `take_mismatches`.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, device: str = "cpu"):
+        self.folder, self.device = folder, torch.device(device)
         self._tensors = {self._name(path): load_file(path) for path in sorted(folder.rglob("*.safetensors"))}
         self._documents = {self._name(path): json.loads(path.read_text()) for path in sorted(folder.rglob("*.json"))}
         self.records: dict[str, list[str]] = {file: list(tensors) for file, tensors in self._tensors.items()}
@@ -157,7 +158,7 @@ class Golden:
         if self._left_out(file, name):
             return
         self.compared.add((file, name))
-        ours = ours.detach().clone()
+        ours = ours.detach().cpu().clone()
         self._comparisons.append((file, name, partial(_difference, ours, relative=relative, absolute=absolute)))
         complaint = _difference(ours, reference, relative=relative, absolute=absolute)
         if complaint:
@@ -232,6 +233,22 @@ class Golden:
             if judge(changed) is None:
                 unnoticed.append(f"{file} {name}")
         return unnoticed
+
+    def shares_of_tolerance(self) -> dict[str, tuple[float, str]]:
+        """Of each file, the largest error of a floating-point tensor as a share of what is allowed, and its name."""
+        worst: dict[str, tuple[float, str]] = {}
+        for file, name, judge in self._comparisons:
+            if file not in self._tensors or not self._tensors[file][name].is_floating_point():
+                continue
+            reference, (ours,) = self._tensors[file][name].double(), judge.args
+            finite = reference.isfinite()
+            if ours.shape != reference.shape or not finite.any():
+                continue
+            allowed = judge.keywords["relative"] * reference[finite].abs().max() + judge.keywords["absolute"]
+            if allowed > 0:
+                share = ((ours.double() - reference)[finite].abs().max() / allowed).item()
+                worst[file] = max(worst.get(file, (-1.0, "")), (share, name))
+        return worst
 
     # Account
 

@@ -14,6 +14,7 @@ from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalG
 from unimedvl.processing.image_processing_unimedvl import UniMedVLImageProcessor
 from unimedvl.processing.outputs_unimedvl import pictures_from_pixels
 
+from .on_device import put_on_device
 from .records import Golden
 
 JSON = "infer.json"
@@ -287,6 +288,7 @@ def load_model(golden: Golden, freeze_und: bool = False) -> UniMedVLForCondition
     }
     config = UniMedVLConfig.from_pretrained(golden.folder / "ckpt", **fields)
     config.text_config.freeze_und = freeze_und
-    return UniMedVLForConditionalGeneration.from_pretrained(
+    model = UniMedVLForConditionalGeneration.from_pretrained(
         golden.folder / "ckpt", config=config, dtype=torch.float32
-    ).eval()
+    )
+    return (model if golden.device == torch.device("cpu") else put_on_device(model, golden.device)).eval()

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+import numpy
 import torch
 
-from unimedvl.modeling_unimedvl.flow_unimedvl import TASK_PRESETS, FlowSettings, unpatchify_latents
+from unimedvl.modeling_unimedvl.flow_unimedvl import unpatchify_latents
 
 from .records import TENSOR, Golden
 from .reference import JSON, Context, draw, to_uint8
@@ -32,9 +33,12 @@ def sampling_arguments(golden: Golden, pointer: str) -> dict:
 
 
 def guided_steps(arguments: dict, timesteps: list[float]) -> list[bool]:
-    """Whether each flow time lies in the guidance interval, by the package's rule."""
-    settings = FlowSettings(**{**TASK_PRESETS["edit"], **arguments, "guidance_scale": 2.0})
-    return [settings.guides(time) for time in timesteps]
+    """Whether each flow time lies in the guidance interval, by the reference's rule: low < t <= high in float32.
+
+    The reference's own call takes the whole of [0, 1] where a run names no interval.
+    """
+    low, high = (numpy.float32(bound) for bound in arguments.get("cfg_interval", (0.0, 1.0)))
+    return [bool(low < numpy.float32(time) <= high) for time in timesteps]
 
 
 @dataclass
@@ -45,11 +49,13 @@ class Flow:
         tensors: `v_<step>` velocities, `x_<step>` states entering a step, raw branches `v_<step>_cond` and so on,
             `latent_grid`, `decoded`, `image`.
         timesteps: flow times of the updates.
+        guided: whether each update computed the branch without text.
         ids: thought with BOS in front, or None.
     """
 
     tensors: dict[str, torch.Tensor]
     timesteps: list[float]
+    guided: list[bool]
     ids: list[int] | None = None
 
 
@@ -76,6 +82,7 @@ def sample(model, context: Context, size: tuple[int, int], **arguments) -> Flow:
     return Flow(
         tensors=flow_tensors(model, steps, 0, output.latents[0], output.images[0], bool(context.latent_pixels)),
         timesteps=output.timesteps.tolist(),
+        guided=[values["velocity_text"] is not None for values in steps],
         ids=None if output.text is None else [model.config.bos_token_id, *output.text[0]],
     )
 
@@ -134,10 +141,12 @@ def compare_noise(golden: Golden, file: str, part: str, run: str, calls: list[li
     golden.compare_all(file, f"{run}.", {f"noise_{index}": noise for index, noise in enumerate(draws)})
 
 
-def compare_schedule(golden: Golden, pointer: str, arguments: dict, timesteps: list[float]):
-    """Compare the flow times of a run and the two guidance scales of each step."""
-    golden.equal_all(JSON, pointer, {"timesteps": timesteps}, relative=TENSOR)
-    guided = guided_steps(arguments, timesteps)
+def compare_schedule(golden: Golden, pointer: str, arguments: dict, flow: Flow):
+    """Compare the flow times of a run, the two guidance scales of each step, and whether the step was guided."""
+    golden.equal_all(JSON, pointer, {"timesteps": flow.timesteps}, relative=TENSOR)
+    guided = guided_steps(arguments, flow.timesteps)
+    # Without a text scale above 1 the reference's branches count for nothing, and ours are not computed.
+    assert flow.guided == [on and arguments["guidance_scale"] > 1 for on in guided]
     scales = {
         f"{name}s": [arguments[SAMPLING[name]] if on else 1.0 for on in guided]
         for name in ("cfg_text_scale", "cfg_img_scale")

@@ -38,7 +38,7 @@ def test_run(golden, model, pictures, edit_run):
     flow = sample(model, context, size, latents=[initial], vae_noise=posterior, **arguments)
 
     golden.compare_run(FILE, pointer, flow.tensors)
-    compare_schedule(golden, pointer, arguments, flow.timesteps)
+    compare_schedule(golden, pointer, arguments, flow)
     if golden.has_tensor(FILE, f"{edit_run}.noise_0"):
         generator = torch.Generator().manual_seed(golden.value(JSON, f"{pointer}/seed"))
         seeded = sample(model, context, size, generator=generator, **arguments)

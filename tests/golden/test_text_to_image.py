@@ -32,7 +32,7 @@ def test_run(golden, model, t2i_run):
     flow = sample(model, context, size, latents=noise, **arguments)
 
     golden.compare_run(FILE, pointer, flow.tensors)
-    compare_schedule(golden, pointer, arguments, flow.timesteps)
+    compare_schedule(golden, pointer, arguments, flow)
     golden.compare_all(FILE, f"{t2i_run}.prep.", latent_fields(model, [context], [size]))
     if golden.has_tensor(FILE, f"{t2i_run}.noise_0"):
         generator = torch.Generator().manual_seed(golden.value(JSON, f"{pointer}/seed"))

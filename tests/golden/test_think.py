@@ -49,7 +49,7 @@ def test_run(golden, model, pictures, think_run):
         think = {"think": True, "max_think_tokens": max_length - 1, "do_sample": False}
         flow = sample(model, context, size, latents=[initial], vae_noise=posterior or None, **think, **arguments)
         golden.compare_run(FILE, pointer, flow.tensors)
-        compare_schedule(golden, pointer, arguments, flow.timesteps)
+        compare_schedule(golden, pointer, arguments, flow)
         compare_thought(golden, model, think_run, flow.ids)
         generator = torch.Generator().manual_seed(golden.value(JSON, f"{pointer}/seed"))
         seeded = sample(model, context, size, generator=generator, **think, **arguments)

@@ -11,6 +11,8 @@ from unimedvl.modeling_unimedvl.blocks_unimedvl import (
     BlockKind,
     block_layout,
     dense_mask,
+    is_flow_target,
+    is_generation_token,
     pack_samples,
     rope_position_ids,
 )
@@ -106,6 +108,12 @@ def test_positions_of_the_reference_editing_example():
     ]
     positions = pack_samples([blocks], **TOKENS)["position_ids"][0].tolist()
     assert positions == [0] * 8 + [1] * 8 + list(range(2, 9)) + [9] * 8
+
+
+def test_latents_go_to_the_generation_expert_and_noised_ones_carry_the_flow_loss():
+    kinds = torch.tensor([[BlockKind.TEXT, BlockKind.VIT, BlockKind.CLEAN, BlockKind.NOISED]])
+    assert is_generation_token(kinds).tolist() == [[False, False, True, True]]
+    assert is_flow_target(kinds).tolist() == [[False, False, False, True]]
 
 
 def test_padding_takes_no_position_on_either_side():

@@ -9,14 +9,17 @@ import warnings
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 import torch
 from PIL import Image
+from pydicom.datadict import DicomDictionary
 from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless
 
 from tests.processing.conftest import random_picture
 from tests.processing.medical_files import PATIENT, make_dicom, make_nifti, read_dicom_file, write_dicom
+from unimedvl.processing.dicom_unimedvl import frame_count
 from unimedvl.processing.medical_formats_unimedvl import load_medical_image
 
 RAMP = (np.arange(60 * 50, dtype=np.int16) - 1000).reshape(60, 50)
@@ -118,6 +121,22 @@ def test_dicom_padding_does_not_count():
     assert np.array_equal(levels(file)[30:], linear(RAMP[30:].astype(float), low, high))
 
 
+@pytest.mark.parametrize("ends", [(-2000, -1900), (-1900, -2000)])
+def test_dicom_padding_may_be_a_range(ends):
+    """Part 3 of the standard, C.7.5.1.1.2: all values from one end to the other, both included, are padding."""
+    padded = RAMP.copy()
+    padded[:10], padded[10:20], padded[20:30] = -2000, -1950, -1900
+    file = make_dicom(padded, PixelPaddingValue=ends[0], PixelPaddingRangeLimit=ends[1])
+    low, high = np.percentile(RAMP[30:], (0.5, 99.5))
+    assert np.array_equal(levels(file)[30:], linear(RAMP[30:].astype(float), low, high))
+    outside = padded.copy()
+    outside[0], outside[1] = -2001, -1899
+    counted = np.concatenate([outside[:2].ravel(), RAMP[30:].ravel()])
+    low, high = np.percentile(counted, (0.5, 99.5))
+    file = make_dicom(outside, PixelPaddingValue=ends[0], PixelPaddingRangeLimit=ends[1])
+    assert np.array_equal(levels(file)[30:], linear(RAMP[30:].astype(float), low, high))
+
+
 def test_dicom_compressed_with_a_decoder():
     data = read_dicom_file(make_dicom(RAMP))
     data.compress(RLELossless)
@@ -135,6 +154,33 @@ def test_dicom_warns_of_burned_in_annotation():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_medical_image(make_dicom(RAMP, BurnedInAnnotation="NO"))
+
+
+def test_dicom_reads_no_element_but_those_of_pixels(monkeypatch):
+    """Of the data set, only the groups of the image's pixels leave the parser, whatever else the file holds."""
+    data = read_dicom_file(make_dicom(RAMP, frames=0, WindowCenter="0", WindowWidth="500"))
+    # Every text that identifies somebody in the groups of identification, patient, acquisition, study and procedure.
+    for tag, (kind, multiplicity, _, retired, keyword) in DicomDictionary.items():
+        if tag >> 16 in (0x08, 0x10, 0x18, 0x20, 0x32, 0x38, 0x40) and kind in ("PN", "LO", "SH", "LT", "ST", "DA"):
+            if multiplicity.startswith("1") and not retired and keyword not in data:
+                setattr(data, keyword, "19700101" if kind == "DA" else "Doe")
+    content = write_dicom(data)
+    read, dcmread = [], pydicom.dcmread
+
+    def watched(*arguments, **options):
+        read.append(dcmread(*arguments, **options))
+        return read[-1]
+
+    monkeypatch.setattr(pydicom, "dcmread", watched)
+    assert np.array_equal(levels(content), levels(make_dicom(RAMP, WindowCenter="0", WindowWidth="500")))
+    assert frame_count(content) == 1
+    monkeypatch.undo()
+    present = {tag.group for tag in pydicom.dcmread(io.BytesIO(content)).keys()}
+    assert present > {0x08, 0x10, 0x18, 0x20, 0x32, 0x38, 0x40} and len(read) >= 2
+    for dataset in read:
+        # Image presentation, functional groups, and pixel data; the character set goes along and names nobody.
+        outside = {tag for tag in dataset.keys() if tag.group not in (0x0028, 0x5200, 0x7FE0)}
+        assert outside <= {0x00080005}, outside
 
 
 def test_dicom_never_shows_a_patient_tag(capfd):
@@ -187,8 +233,10 @@ def test_nifti_is_shown_in_radiological_orientation(orientation, plane, axis, pa
 
 
 def test_nifti_defaults():
-    low, high = np.percentile(VOLUME[:, :, 3], (0.5, 99.5))
-    assert np.array_equal(levels(make_nifti(VOLUME)), linear(VOLUME[:, :, 3].astype(float).T[::-1, ::-1], low, high))
+    middle = VOLUME[:, :, 3].astype(float).T[::-1, ::-1]
+    for options, counted in (({}, VOLUME), ({"percentiles_of": "slice"}, VOLUME[:, :, 3])):
+        low, high = np.percentile(counted, (0.5, 99.5))
+        assert np.array_equal(levels(make_nifti(VOLUME), **options), linear(middle, low, high))
     # A volume one voxel thick is shown across that axis.
     thin = np.random.default_rng(1).normal(size=(5, 1, 7)).astype(np.float32)
     assert levels(make_nifti(thin)).shape == (7, 5)

@@ -68,6 +68,18 @@ def test_masks_by_level(processor):
     assert processor.post_process_masks(Image.new("RGB", (1, 1), (255, 0, 0)))[0].item() == 0
 
 
+def test_the_earlier_class_wins_a_tie(processor):
+    # Two classes own the levels 0, 128 and 255: 64 is 64 from both 0 and 128.
+    gray = Image.fromarray(np.array([[63, 64, 65]], dtype=np.uint8))
+    assert processor.post_process_masks(gray, num_classes=2)[0].tolist() == [[0, 0, 1]]
+    # (5, 5, 0) is as far from black as from either color, and (10, 10, 0) from both colors alone.
+    colors = [(0, 0, 0), (10, 0, 0), (0, 10, 0)]
+    image = Image.fromarray(np.array([[(5, 5, 0), (10, 10, 0), (9, 10, 0)]], dtype=np.uint8))
+    assert processor.post_process_masks(image, palette=colors)[0].tolist() == [[0, 1, 2]]
+    swapped = [colors[0], colors[2], colors[1]]
+    assert processor.post_process_masks(image, palette=swapped)[0].tolist() == [[0, 1, 1]]
+
+
 def test_masks_by_palette_and_size(processor):
     palette = [(0, 0, 0), (255, 0, 0), (0, 255, 0)]
     levels = np.array([[(10, 10, 10), (200, 30, 0), (90, 250, 90)]], dtype=np.uint8)

@@ -121,7 +121,7 @@ def refuge(root: Path) -> Counts:
     places = {
         "Training400/Glaucoma/g0001": f"{masks}/Glaucoma/g0001",
         "Training400/Non-Glaucoma/n0001": f"{masks}/Non-Glaucoma/n0001",
-        "REFUGE-Validation400/V0001": "REFUGE-Validation400-GT/Disc_Cup_Masks/V0001",
+        "REFUGE-Validation400/V0001": "REFUGE-Validation400-GT/Disc_Cup_Masks/V0001",  # pragma: allowlist secret
         "Test400/T0001": "REFUGE-Test-GT/Disc_Cup_Masks/G/T0001",
     }
     for image, mask in places.items():

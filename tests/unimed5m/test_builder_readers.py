@@ -9,6 +9,7 @@ import pytest
 
 from unimedvl.commands.main import main
 from unimedvl.processing.medical_formats_unimedvl import load_medical_image
+from unimedvl.processing.view_unimedvl import View
 from unimedvl.unimed5m.builders import get_source, markdown_table, source_texts, table_of_sources, tables
 from unimedvl.unimed5m.builders.record_images import file_picture, named_picture, read_volume
 from unimedvl.unimed5m.task_images import pixels_of
@@ -57,17 +58,17 @@ def test_volume_slices_lie_as_the_image_reader_shows_them(tmp_path):
     path = save_volume(tmp_path / "v.nii.gz", voxels)
     volume = read_volume(path)
     for index in range(5):
-        picture = volume.picture(index, volume.levels((500.0, 1000.0)), "v")
+        picture = volume.picture(index, "v", View(window=(500, 1000)))
         shown = np.asarray(load_medical_image(path, window=(500, 1000), slice_index=index))
         assert (picture.height, picture.width) == (20, 24)
-        assert np.abs(pixels_of(picture).astype(int) - shown).max() <= 1
+        assert np.array_equal(pixels_of(picture), shown)
 
 
 def test_volume_slices_along_an_axis_of_the_file(tmp_path):
     voxels = np.zeros((3, 8, 6), np.int16)
     voxels[1, 2, 4] = 100
     volume = read_volume(save_volume(tmp_path / "v.nii", voxels), slice_axis=0)
-    assert np.argwhere(pixels_of(volume.picture(1, (0.0, 100.0), "v")) == 255).tolist() == [[2, 4]]
+    assert np.argwhere(pixels_of(volume.picture(1, "v", View(window=(50, 100)))) == 255).tolist() == [[2, 4]]
 
 
 def test_damaged_volume_gets_one_line(tmp_path):

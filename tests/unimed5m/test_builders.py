@@ -1,5 +1,6 @@
 """Every source reads a folder in its publisher's layout, and says what is wrong with any other."""
 
+import hashlib
 import json
 import pickle
 from collections import Counter
@@ -9,6 +10,7 @@ import pytest
 
 from unimedvl.unimed5m.build import build
 from unimedvl.unimed5m.builders import get_source, list_sources
+from unimedvl.unimed5m.builders.base import hashed_split
 from unimedvl.unimed5m.schema import MODALITIES, SPLITS, Record
 
 from . import fixtures_generic, fixtures_scans, fixtures_texts
@@ -108,6 +110,26 @@ def test_cards_say_what_a_person_must_know(source):
     assert card.redistributable in ("yes", "non-commercial", "no", "unclear")
     assert card.layout_source.startswith(("https://", "layout unverified"))
     assert "\n" not in card.layout + card.notes
+
+
+def test_groups_without_a_split_are_dealt_out_by_their_hash():
+    """80 % train, 10 % validation, 10 % test; the same on every machine, by the first 64 bits of SHA-256."""
+    names = [f"set/patient-{number}" for number in range(5000)]
+    places = {name: int(hashlib.sha256(name.encode()).hexdigest()[:16], 16) / 2**64 for name in names}
+    wanted = {
+        name: "test" if place < 0.1 else "validation" if place < 0.2 else "train" for name, place in places.items()
+    }
+    assert {name: hashed_split(name) for name in names} == wanted
+    shares = Counter(wanted.values())
+    assert [shares[split] / 5000 for split in SPLITS] == pytest.approx([0.8, 0.1, 0.1], abs=0.015)
+    others = Counter(hashed_split(name, validation=0.0, test=0.5) for name in names)
+    assert set(others) == {"train", "test"} and others["test"] / 5000 == pytest.approx(0.5, abs=0.03)
+    # A source asks for it where its publisher names no split, by the group that other sets of the family share.
+    source = get_source("busi")
+    for number in range(60):
+        origin = source.origin(f"image-{number}", f"patient-{number}", "", "US")
+        assert origin.split == hashed_split(f"{source.family}/patient-{number}")
+    assert source.origin("image-0", "patient-0", "validation", "US").split == "validation"
 
 
 def test_damaged_files_are_reported_and_the_rest_is_read(tmp_path):

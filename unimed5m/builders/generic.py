@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from unimedvl.processing.dicom_unimedvl import is_dicom
+from unimedvl.processing.view_unimedvl import View
 
 from .. import tasks
 from ..schema import Picture, Record
-from ..task_images import RESAMPLING
+from ..task_images import RESAMPLING, view_entry
 from ..tasks import Origin
 from .base import SPLIT_NAMES, Card, Source, split_of
 from .generic_tables import (
@@ -30,8 +31,8 @@ from .generic_tables import (
     table_of,
     thought_row,
 )
-from .readers import Channel, MaskPart, MaskSource, PairSource, any_value
-from .record_images import PICTURE_SUFFIXES, file_frames, file_picture, read_levels, read_volume
+from .readers import MaskPart, MaskSource, PairSource, any_value
+from .record_images import PICTURE_SUFFIXES, SeriesReader, file_picture, read_levels, read_volume
 from .settings import SETTINGS, Settings, read_settings
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima", "")
@@ -170,6 +171,7 @@ class DicomSeries(Source):
     """Folders of DICOM files, one series each: every image and a copy of lower resolution."""
 
     settings: Settings
+    reader: SeriesReader = dataclasses.field(default_factory=SeriesReader)
 
     def units(self, root: Path) -> Iterator[Path]:
         found = False
@@ -185,9 +187,9 @@ class DicomSeries(Source):
         settings = self.settings
         # Only pixels are read: no tag of a patient can get into a record. A series is known by its folder.
         group = settings.group_of(name) or unit.parent.relative_to(root).as_posix()
-        for frame, picture in file_frames(unit, root, settings.window):
-            place = name if frame is None else f"{name}#{frame}"
-            origin = self.origin(place, group, "", settings.modality, description=settings.description)
+        for place, picture, source, view in self.reader.pictures(unit, root, View(window=settings.window)):
+            extra = {"views": {picture.path: view_entry(source, view)}}
+            origin = self.origin(place, group, "", settings.modality, description=settings.description, extra=extra)
             yield from _enhanced(origin, picture)
 
 
@@ -215,19 +217,18 @@ class NiftiFolder(Source):
 
     def records_of(self, root: Path, unit: Path) -> Iterator[Record]:
         settings = self.settings
-        scan = Channel(unit.name, settings.description, settings.modality, settings.window)
-        volume = read_volume(unit)
-        levels = volume.levels(scan.window)
+        view, volume = View(window=settings.window), read_volume(unit)
         labels = root / "labels" / unit.name
         masks = read_volume(labels) if labels.is_file() else None
         if masks is not None and masks.voxels.shape != volume.voxels.shape:
             raise ValueError(f"{labels}: expected the shape {volume.voxels.shape}, found {masks.voxels.shape}.")
         stem = unit.name.split(".nii")[0]
         group = settings.group_of(unit.relative_to(root).as_posix()) or stem
-        for index in volume.content_slices(levels):
+        for index in volume.content_slices(view):
             name = f"{stem}#{index}"
-            origin = self.origin(name, group, "", scan.modality, description=scan.description)
-            picture = volume.picture(index, levels, name)
+            extra = {"views": {name: view_entry(unit.relative_to(root).as_posix(), volume.view(index, view))}}
+            origin = self.origin(name, group, "", settings.modality, description=settings.description, extra=extra)
+            picture = volume.picture(index, name, view)
             if masks is None:
                 yield from _enhanced(origin, picture)
                 continue

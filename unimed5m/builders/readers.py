@@ -8,8 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from unimedvl.processing.view_unimedvl import View
+
 from .. import tasks
 from ..schema import SPLITS, Picture, Record
+from ..task_images import view_entry
 from ..tasks import Origin
 from .base import LeftOut, Source
 from .record_images import PICTURE_SUFFIXES, Volume, file_picture, read_levels, read_volume
@@ -338,10 +341,9 @@ class VolumeSource(Source):
             path = self._file(unit, name)
             if path is not None:
                 volumes[name] = read_volume(path, self.slice_axis)
-        levels = {name: volume.levels(self.channels[name].window) for name, volume in volumes.items()}
         for name in self.enhance:
-            for index in volumes[name].content_slices(levels[name]) if name in volumes else ():
-                origin, picture = self._slice(unit, name, index, volumes[name], levels[name])
+            for index in volumes[name].content_slices(self._view(name)) if name in volumes else ():
+                origin, picture = self._slice(root, unit, name, index, volumes[name])
                 for scale, method in SUPER_RESOLUTION:
                     yield tasks.super_resolution(origin, picture, scale, method)
         for name, other in self.pairs:
@@ -349,29 +351,33 @@ class VolumeSource(Source):
                 continue
             if volumes[name].voxels.shape != volumes[other].voxels.shape:
                 raise ValueError(f"{self.name}: expected {name} and {other} of {unit.name} on one grid, found two.")
-            for index in volumes[name].content_slices(levels[name]):
-                origin, picture = self._slice(unit, name, index, volumes[name], levels[name])
-                target = volumes[other].picture(index, levels[other], f"{unit.name}/{other}#{index}")
+            for index in volumes[name].content_slices(self._view(name)):
+                origin, picture = self._slice(root, unit, name, index, volumes[name])
+                their_origin, target = self._slice(root, unit, other, index, volumes[other])
+                views = origin.extra["views"] | their_origin.extra["views"]
                 words = self.channels[name].description, self.channels[other].description
-                yield tasks.cross_modal(origin, picture, target, *words)
+                yield tasks.cross_modal(dataclasses.replace(origin, extra={"views": views}), picture, target, *words)
         if self.labels:
-            yield from self._segmentations(unit, volumes[self.on], levels[self.on])
+            yield from self._segmentations(root, unit, volumes[self.on])
 
-    def _slice(
-        self, folder: Path, channel: str, index: int, volume: Volume, levels: tuple[float, float]
-    ) -> tuple[Origin, Picture]:
-        name = f"{folder.name}/{channel}#{index}"
-        scan = self.channels[channel]
+    def _view(self, channel: str) -> View:
+        return View(window=self.channels[channel].window)
+
+    def _slice(self, root: Path, folder: Path, channel: str, index: int, volume: Volume) -> tuple[Origin, Picture]:
+        name, view = f"{folder.name}/{channel}#{index}", self._view(channel)
+        scan, path = self.channels[channel], self._file(folder, channel)
+        assert path is not None
         patient = self.patient(folder.name) if self.patient else folder.name
-        origin = self.origin(name, patient, "", scan.modality, description=scan.description)
-        return origin, volume.picture(index, levels, name)
+        extra = {"views": {name: view_entry(path.relative_to(root).as_posix(), volume.view(index, view))}}
+        origin = self.origin(name, patient, "", scan.modality, description=scan.description, extra=extra)
+        return origin, volume.picture(index, name, view)
 
-    def _segmentations(self, folder: Path, volume: Volume, levels: tuple[float, float]) -> Iterator[Record]:
+    def _segmentations(self, root: Path, folder: Path, volume: Volume) -> Iterator[Record]:
         path = folder / self.labels.format(case=folder.name)
         masks = read_volume(path, self.slice_axis)
         if masks.voxels.shape != volume.voxels.shape:
             raise ValueError(f"{path}: expected the shape {volume.voxels.shape}, found {masks.voxels.shape}.")
         for structure, values in self.structures.items():
             for index in np.flatnonzero(np.isin(masks.voxels, values).any(axis=(1, 2))).tolist():
-                origin, picture = self._slice(folder, self.on, index, volume, levels)
+                origin, picture = self._slice(root, folder, self.on, index, volume)
                 yield tasks.segmentation(origin, picture, masks.marked(index, values), (1,), structure)

@@ -1,19 +1,25 @@
 """Pictures for records: stored files as they are, everything else as PNG, and the slices of volumes."""
 
+import dataclasses
 import gzip
-import importlib
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from unimedvl.processing.dicom_unimedvl import frame_count
+from unimedvl.processing.dicom_series_unimedvl import DicomSeries
+from unimedvl.processing.dicom_unimedvl import DicomFile
+from unimedvl.processing.medical_formats_unimedvl import open_image, opened
+from unimedvl.processing.nifti_unimedvl import NiftiVolume
+from unimedvl.processing.pixel_windows_unimedvl import square_pixels
+from unimedvl.processing.view_unimedvl import ARRAY_PLANES, View
 
 from ..schema import Picture
-from ..task_images import image_picture, medical_image, upright_picture
+from ..task_images import image_picture, upright_picture
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 # PNG and JPEG files go into records byte by byte.
@@ -25,20 +31,21 @@ LOSSY_FORMATS = frozenset({"JPEG", "MPO", "JPEG2000", "WEBP", "AVIF"})
 LEAST_LOSSY_STEP = 64
 # A slice is used if at least this share of it is brighter than a tenth of the volume's range.
 LEAST_CONTENT = 0.05
+DEFAULT_VIEW = View()
 
 
-def file_picture(path: Path, root: Path, window: tuple[float, float] | None = None) -> Picture:
+def file_picture(path: Path, root: Path, view: View = DEFAULT_VIEW) -> Picture:
     """The picture in a file, its path relative to `root`.
 
     PNG and JPEG files keep their bytes but for comments and EXIF, which may name a patient, and become an upright PNG
     where EXIF says that they lie; every other format, DICOM included, becomes PNG, its grey levels chosen by
-    the file or by `window`, (center, width).
+    the file or by `view`.
 
     Raises:
         ValueError: one line, for a file that is missing or no image.
     """
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
-    return bytes_picture(_file_bytes(path), name, window)
+    return bytes_picture(_file_bytes(path), name, view)
 
 
 def _file_bytes(path: Path) -> bytes:
@@ -50,25 +57,78 @@ def _file_bytes(path: Path) -> bytes:
     raise ValueError(f"{path}: expected an image, found no such file.")
 
 
-def file_frames(
-    path: Path, root: Path, window: tuple[float, float] | None = None
-) -> Iterator[tuple[int | None, Picture]]:
-    """All frames of a DICOM file with their numbers, from 0; a file of one frame gives it with None.
+def file_frames(path: Path, root: Path, view: View = DEFAULT_VIEW) -> Iterator[tuple[str, Picture, View]]:
+    """All frames of a DICOM file: names, pictures, and views that show them anew.
+
+    A file of one frame has the file's name, others `#` and the frame's number, from 0, behind it.
 
     Raises:
         ValueError: one line, for a file that is no DICOM image.
     """
     content, name = _file_bytes(path), path.relative_to(root).as_posix()
-    count = frame_count(content)
-    if count == 1:
-        yield None, bytes_picture(content, name, window)
+    with _readable(name):
+        file = None if content.startswith(STORED_SIGNATURES) else _dicom_file(content)
+    if file is None or file.frames == 1:
+        yield name, bytes_picture(content, name, view), view
         return
-    for frame in range(count):
-        try:
-            picture = medical_image(content, window=window, frame=frame)
-        except ValueError as error:
-            raise ValueError(f"{name}: expected an image in frame {frame}, found a problem: {error}") from error
-        yield frame, image_picture(picture, f"{name}#{frame}")
+    for frame in range(file.frames):
+        place, frame_view = f"{name}#{frame}", dataclasses.replace(view, frame=frame)
+        with _readable(place):
+            picture = image_picture(open_image(file, frame_view), place)
+        yield place, picture, frame_view
+
+
+def _dicom_file(content: bytes) -> DicomFile | None:
+    with opened(content) as file:
+        return file if isinstance(file, DicomFile) else None
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Name the file in what a reader says about it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: expected an image, found a problem: {error}") from error
+
+
+class SeriesReader:
+    """The DICOM files of folders, seen as slices of their series where a folder holds one that can be read."""
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+        self._series: DicomSeries | None = None
+
+    def pictures(self, path: Path, root: Path, view: View) -> Iterator[tuple[str, Picture, str, View]]:
+        """The pictures of one file: names, pictures, and the source and the view that show them anew.
+
+        Raises:
+            ValueError: one line, for a file that is no DICOM image.
+        """
+        series, name = self._series_of(path.parent), path.relative_to(root).as_posix()
+        if series is not None and path in series.paths:
+            slice_view = dataclasses.replace(view, slice_index=series.paths.index(path))
+            try:
+                picture = image_picture(open_image(series, slice_view), name)
+            # Of this file, or of another whose values count for this one's grey levels.
+            except ValueError:
+                pass
+            else:
+                yield name, picture, path.parent.relative_to(root).as_posix(), slice_view
+                return
+        # Files that can not be read as a series are volumes of their own.
+        for place, picture, frame_view in file_frames(path, root, view):
+            yield place, picture, name, frame_view
+
+    def _series_of(self, folder: Path) -> DicomSeries | None:
+        if folder != self._folder:
+            self._folder = folder
+            try:
+                self._series = DicomSeries(folder)
+            # Several series, or a file that can not be read; it is named where it is read itself.
+            except ValueError:
+                self._series = None
+        return self._series
 
 
 def named_picture(folder: Path, name: str) -> Picture:
@@ -83,15 +143,12 @@ def named_picture(folder: Path, name: str) -> Picture:
     return file_picture(path, folder)
 
 
-def bytes_picture(content: bytes, name: str, window: tuple[float, float] | None = None) -> Picture:
+def bytes_picture(content: bytes, name: str, view: View = DEFAULT_VIEW) -> Picture:
     """The picture of an image file's content; see `file_picture`."""
     if content.startswith(STORED_SIGNATURES):
         return upright_picture(content, name)
-    try:
-        picture = medical_image(content, window=window)
-    except ValueError as error:
-        raise ValueError(f"{name}: expected an image, found a problem: {error}") from error
-    return image_picture(picture, name)
+    with _readable(name):
+        return image_picture(open_image(content, view), name)
 
 
 def read_levels(path: Path, known: Sequence[int] = ()) -> np.ndarray:
@@ -137,32 +194,33 @@ class Volume:
     """A scan as slices in radiological display.
 
     Attributes:
-        voxels: (slices, rows, columns), in the file's units. The first slice is the lowest (feet first).
-        spacing: millimetres between rows and between columns.
+        scan: the file.
+        plane: of the slices, as `View.plane` names it. The first axial slice is the lowest (feet first).
     """
 
-    voxels: np.ndarray
-    spacing: tuple[float, float]
+    scan: NiftiVolume
+    plane: str
 
-    def content_slices(self, levels: tuple[float, float]) -> Iterator[int]:
+    @property
+    def voxels(self) -> np.ndarray:
+        """(slices, rows, columns), in the file's units."""
+        return self.scan.slices(self.plane)
+
+    def view(self, index: int, view: View = DEFAULT_VIEW) -> View:
+        """The view that shows a slice."""
+        return dataclasses.replace(view, plane=self.plane, slice_index=index)
+
+    def content_slices(self, view: View = DEFAULT_VIEW) -> Iterator[int]:
         """Indices of the slices that show more than background."""
-        threshold = levels[0] + 0.1 * (levels[1] - levels[0])
+        black, white = self.scan.black_white(view)
+        threshold = black + 0.1 * (white - black)
         for index, plane in enumerate(self.voxels):
             if np.mean(plane > threshold) >= LEAST_CONTENT:
                 yield index
 
-    def levels(self, window: tuple[float, float] | None, percentiles: tuple[float, float] = (0.5, 99.5)) -> Any:
-        """The values that become black and white: those of a (center, width) window, else the volume's percentiles."""
-        if window is not None:
-            return window[0] - window[1] / 2, window[0] + window[1] / 2
-        low, high = np.percentile(self.voxels, percentiles)
-        return float(low), float(high)
-
-    def picture(self, index: int, levels: tuple[float, float], name: str) -> Picture:
+    def picture(self, index: int, name: str, view: View = DEFAULT_VIEW) -> Picture:
         """A slice as 8-bit PNG with square pixels."""
-        low, high = levels
-        grey = np.clip((self.voxels[index].astype(np.float64) - low) / max(high - low, 1e-12), 0.0, 1.0)
-        return image_picture(self._square(Image.fromarray(np.rint(grey * 255).astype(np.uint8)), False), name)
+        return image_picture(open_image(self.scan, self.view(index, view)), name)
 
     def marked(self, index: int, values: Sequence[int] = ()) -> np.ndarray:
         """Where a slice has one of the label values, by default any but 0: (height, width) bool, as `picture` is.
@@ -171,16 +229,9 @@ class Volume:
         """
         plane = self.voxels[index]
         inside = np.isin(plane, list(values)) if values else np.nan_to_num(plane) != 0
-        return np.asarray(self._square(Image.fromarray(inside.astype(np.uint8)), True)) == 1
-
-    def _square(self, picture: Image.Image, labels: bool) -> Image.Image:
-        rows, columns = self.spacing
-        finer = min(rows, columns)
-        # The voxels of the two directions differ by less than one per cent in every scanner's "square" pixels.
-        if max(rows, columns) < 1.01 * finer:
-            return picture
-        size = (round(picture.width * columns / finer), round(picture.height * rows / finer))
-        return picture.resize(size, Image.Resampling.NEAREST if labels else Image.Resampling.BICUBIC)
+        rows, columns = self.scan.spacing(self.plane)
+        picture = Image.fromarray(inside.astype(np.uint8))
+        return np.asarray(square_pixels(picture, columns, rows, resample=Image.Resampling.NEAREST)) == 1
 
 
 def _check_gzip(path: Path) -> None:
@@ -201,30 +252,24 @@ def read_volume(path: Path, slice_axis: int | None = None) -> Volume:
     Raises:
         ValueError: one line, for a file that is missing, damaged or not 3-D.
     """
-    try:
-        nibabel = importlib.import_module("nibabel")
-    except ImportError:
-        raise ValueError('NIfTI files need nibabel: pip install "unimedvl[medical]".') from None
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a NIfTI volume, found no such file.")
+    plane = "axial" if slice_axis is None else ARRAY_PLANES[slice_axis]
     try:
         if path.suffix == ".gz":
             _check_gzip(path)
-        image = nibabel.load(path)
-        if slice_axis is None:
-            image = nibabel.as_closest_canonical(image)
-        voxels = np.asarray(image.dataobj)
-    # Of a damaged header nibabel may make anything: sizes beyond memory, axes that do not exist, unknown types.
-    except Exception as error:
-        raise ValueError(
-            f"{path}: expected a NIfTI volume, found a problem: {' '.join(str(error).split())}."
-        ) from None
-    if voxels.ndim != 3:
-        raise ValueError(f"{path}: expected a volume with three axes, found the shape {voxels.shape}.")
-    spacing = [float(zoom) if np.isfinite(zoom) and zoom > 0 else 1.0 for zoom in image.header.get_zooms()]
-    rows, columns = (1, 0) if slice_axis is None else [axis for axis in range(3) if axis != slice_axis]
-    height, width = spacing[rows], spacing[columns]
+        with opened(path) as scan:
+            if not isinstance(scan, NiftiVolume) or scan.is_color:
+                raise ValueError("it holds no volume of grey levels.")
+            if scan.frames > 1:
+                raise ValueError(f"it has {scan.frames} frames; save one volume with three axes.")
+            # Read whole, so that the file need not stay open.
+            scan.voxels()
+            height, width = scan.spacing(plane)
+    # gzip raises errors of three kinds.
+    except (ValueError, OSError, EOFError, zlib.error) as error:
+        problem = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"{path}: expected a NIfTI volume, found a problem: {problem}.") from None
     if max(height, width) > MOST_STRETCHED * min(height, width):
         raise ValueError(f"{path}: expected voxels of like height and width, found {height:g} and {width:g} mm.")
-    if slice_axis is None:
-        # From right, anterior, superior to rows that start in front and columns that start at the patient's right.
-        return Volume(voxels[::-1, ::-1].transpose(2, 1, 0), (height, width))
-    return Volume(np.moveaxis(voxels, slice_axis, 0), (height, width))
+    return Volume(scan, plane)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .. import tasks
 from ..schema import Picture, Record
+from ..task_images import view_entry
 from ..tasks import Origin
 from .base import Card, Source
 from .readers import SUPER_RESOLUTION, Channel, PairSource, VolumeSource
@@ -35,11 +36,12 @@ class Ixi(Source):
         sequence, path = unit
         subject = path.name.split("-")[0]
         volume = read_volume(path)
-        levels = volume.levels(None)
-        for index in volume.content_slices(levels):
+        for index in volume.content_slices():
             name = f"{path.name.split('.')[0]}#{index}"
-            origin = self.origin(name, subject, "", "MRI", description=f"{sequence}-weighted brain MRI slice")
-            picture = volume.picture(index, levels, name)
+            extra = {"views": {name: view_entry(path.relative_to(root).as_posix(), volume.view(index))}}
+            description = f"{sequence}-weighted brain MRI slice"
+            origin = self.origin(name, subject, "", "MRI", description=description, extra=extra)
+            picture = volume.picture(index, name)
             for scale, method in SUPER_RESOLUTION:
                 yield tasks.super_resolution(origin, picture, scale, method)
 

@@ -15,14 +15,16 @@ records of a group are no independent draws.
 """
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy
 from PIL import Image
+from typer import Argument, Option
 
-from unimedvl.utils.errors import module_parser, one_line_errors
+from unimedvl.utils.command_line import comma_separated, run_module
 
 from ..pipeline import batches, shard_paths, write_json
 from .alignment import CAPTIONS, AlignmentModels, auroc, caption_once, final_scores, shuffled_texts, text_similarity
@@ -163,30 +165,28 @@ def _figures(
     return result
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = module_parser(__doc__)
-    parser.add_argument("records", type=Path)
-    parser.add_argument("--text-encoder", required=True, help="folder of a sentence encoder")
-    parser.add_argument("--scorer", required=True, help="folder written by train_scorer")
-    parser.add_argument("--captioner", default=NEAREST, help="an image-text-to-text model")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run the captioner's own code (UniMedVL)")
-    parser.add_argument("--split", default="validation")
-    parser.add_argument("--max-records", type=int, help="a random part of this size (default: all)")
-    parser.add_argument("--tasks", nargs="+", default=list(ALIGNED_TASKS))
-    parser.add_argument("--captions", type=int, default=CAPTIONS)
-    parser.add_argument("--out", type=Path, help="JSON file for the result")
-    options = parser.parse_args(arguments)
-    paths = ModelPaths(
-        options.text_encoder, options.scorer, options.captioner, trust_remote_code=options.trust_remote_code
-    )
-    with one_line_errors(parser, options.debug):
-        models = paths()
-        samples, images = read_samples(options.records, options.split, options.max_records, tasks=options.tasks)
-        result = separation(models, samples, images, options.captions)
-        print(json.dumps(result, indent=1, ensure_ascii=False))  # noqa: T201
-        if options.out is not None:
-            write_json(options.out, result)
+def main(
+    records: Annotated[Path, Argument(help="Folder of built records.")],
+    text_encoder: Annotated[str, Option(help="Folder of a sentence encoder.")],
+    scorer: Annotated[str, Option(help="Folder written by train_scorer.")],
+    captioner: Annotated[str, Option(help="An image-text-to-text model.")] = NEAREST,
+    trust_remote_code: Annotated[
+        bool, Option("--trust-remote-code", help="Run the captioner's own code (UniMedVL).")
+    ] = False,
+    split: str = "validation",
+    max_records: Annotated[int | None, Option(help="A random part of this size (default: all).")] = None,
+    tasks: Annotated[str, Option(metavar="A,B", help="Tasks of the records.")] = ",".join(ALIGNED_TASKS),
+    captions: Annotated[int, Option(help="Captions per image.")] = CAPTIONS,
+    out: Annotated[Path | None, Option(help="JSON file for the result.")] = None,
+) -> None:
+    """Measure on built records, print the figures and write them to a file."""
+    models = ModelPaths(text_encoder, scorer, captioner, trust_remote_code=trust_remote_code)()
+    samples, images = read_samples(records, split, max_records, tasks=comma_separated(tasks))
+    result = separation(models, samples, images, captions)
+    print(json.dumps(result, indent=1, ensure_ascii=False))  # noqa: T201
+    if out is not None:
+        write_json(out, result)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_module(main))

@@ -7,15 +7,18 @@ Writes the scorer and the neighbour table of the captioner that goes with it to 
 
 import hashlib
 import logging
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy
 import torch
+from typer import Argument, Option
 
-from unimedvl.utils.errors import module_parser, one_line_errors
+from unimedvl.utils.command_line import run_module
 
 from ..pipeline import batches, shard_paths
 from .image_reading import DAMAGED, open_picture
@@ -156,23 +159,22 @@ def _augment(images: numpy.ndarray, generator: numpy.random.Generator) -> numpy.
     return numpy.clip(numpy.stack(shifted) * gain + lift, 0, 255).astype(numpy.uint8)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = module_parser(__doc__)
-    parser.add_argument("records", type=Path, help="folder of built records")
-    parser.add_argument("output", type=Path, help="folder for the scorer")
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--max-images", type=int, default=None, help="train on a random part of this size")
-    options = parser.parse_args(arguments)
+def main(
+    records: Annotated[Path, Argument(help="Folder of built records.")],
+    output: Annotated[Path, Argument(help="Folder for the scorer.")],
+    epochs: int = EPOCHS,
+    max_images: Annotated[int | None, Option(help="Train on a random part of this size.")] = None,
+) -> None:
+    """Train a scorer on built records and save it with the texts of its images."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with one_line_errors(parser, options.debug):
-        pairs = read_pairs(options.records, limit=options.max_images)
-        scorer = train(pairs, options.epochs)
-        scorer.save(options.output)
-        with torch.inference_mode():
-            parts = [scorer.encode_images(chunk) for chunk in torch.from_numpy(pairs.images).split(64)]
-        RetrievalCaptioner(scorer, torch.cat(parts).numpy(), [said[0] for said in pairs.texts]).save(options.output)
-        logger.info("scorer of %d images in %s", len(pairs.texts), options.output)
+    pairs = read_pairs(records, limit=max_images)
+    scorer = train(pairs, epochs)
+    scorer.save(output)
+    with torch.inference_mode():
+        parts = [scorer.encode_images(chunk) for chunk in torch.from_numpy(pairs.images).split(64)]
+    RetrievalCaptioner(scorer, torch.cat(parts).numpy(), [said[0] for said in pairs.texts]).save(output)
+    logger.info("scorer of %d images in %s", len(pairs.texts), output)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_module(main))

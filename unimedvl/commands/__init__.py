@@ -1,1 +1,1 @@
-"""The sub-commands of `unimedvl`: one module each, with `add_arguments(parser)` and `run(arguments)`."""
+"""The sub-commands of `unimedvl`: one module each, whose function has a parameter per argument and option."""

@@ -4,59 +4,91 @@ unimedvl ask --image retina.png "What kind of image is this?"
 unimedvl ask --model owner/name --image scan.dcm --window 40 400 --json "Is there a fracture?"
 """
 
-import argparse
+from typing import Annotated
 
+from typer import Option
+
+from ..utils.command_line import Result
 from .shared import (
     NOTICE,
-    add_image_arguments,
-    add_model_arguments,
-    add_output_arguments,
+    AllowUrl,
+    Device,
+    Dtype,
+    Frame,
+    Images,
+    Model,
+    PercentilesOf,
+    Plane,
+    Quantize,
+    Revision,
+    Seed,
+    Slice,
+    Window,
     choose_seed,
     load_images,
     load_model,
-    print_result,
     say,
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("question")
-    add_image_arguments(parser)
-    parser.add_argument("--think", action="store_true", help="let the model reason before it answers")
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="length limit (default: 256)")
-    parser.add_argument("--sample", action="store_true", help="sample instead of taking the likeliest token")
-    parser.add_argument("--temperature", type=float, metavar="T", help="spread of the sampling (implies --sample)")
-    add_output_arguments(parser)
-    add_model_arguments(parser)
-
-
-def run(arguments: argparse.Namespace) -> None:
+def ask(
+    question: str,
+    image: Images = None,
+    window: Window = None,
+    frame: Frame = None,
+    plane: Plane = None,
+    slice_index: Slice = None,
+    percentiles_of: PercentilesOf = None,
+    allow_url: AllowUrl = False,
+    think: Annotated[bool, Option("--think", help="Let the model reason before it answers.")] = False,
+    max_new_tokens: Annotated[int, Option(metavar="N", help="Length limit.")] = 256,
+    sample: Annotated[bool, Option("--sample", help="Sample instead of taking the likeliest token.")] = False,
+    temperature: Annotated[
+        float | None, Option(metavar="T", help="Spread of the sampling (implies --sample).")
+    ] = None,
+    seed: Seed = None,
+    model: Model = None,
+    revision: Revision = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    quantize: Quantize = None,
+) -> Result:
     import torch
 
-    if not arguments.question.strip():
+    if not question.strip():
         raise ValueError("the question is empty: write what you want to know.")
-    seed = choose_seed(arguments)
-    images = load_images(arguments)
-    model, processor, checkpoint = load_model(arguments, understanding_only=True)
-    content = [{"type": "image", "image": image} for image in images]
-    content.append({"type": "text", "text": arguments.question})
+    seed = choose_seed(seed)
+    images = load_images(
+        image,
+        allow_url=allow_url,
+        window=window,
+        frame=frame,
+        plane=plane,
+        slice_index=slice_index,
+        percentiles_of=percentiles_of,
+    )
+    network, processor, checkpoint = load_model(
+        model, revision=revision, dtype=dtype, device=device, quantize=quantize, understanding_only=True
+    )
+    content = [{"type": "image", "image": picture} for picture in images]
+    content.append({"type": "text", "text": question})
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
         add_generation_prompt=True,
-        think=arguments.think,
+        think=think,
         # What a person types is text: control tokens in it stay plain characters.
         split_special_tokens=True,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
-    ).to(model.device, dtype=model.dtype)
-    sampling = {"do_sample": arguments.sample or arguments.temperature is not None}
-    if arguments.temperature is not None:
-        sampling["temperature"] = arguments.temperature
+    ).to(network.device, dtype=network.dtype)
+    sampling = {"do_sample": sample or temperature is not None}
+    if temperature is not None:
+        sampling["temperature"] = temperature
     torch.manual_seed(seed)
-    ids = model.generate(**inputs, max_new_tokens=arguments.max_new_tokens, **sampling)
+    ids = network.generate(**inputs, max_new_tokens=max_new_tokens, **sampling)
     text = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip()
-    thought, answer = split_thought(text) if arguments.think else (None, text)
+    thought, answer = split_thought(text) if think else (None, text)
     say(NOTICE)
     record = {
         "answer": answer,
@@ -66,7 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
         "seed": seed,
         "notice": NOTICE,
     }
-    print_result(arguments, record, text)
+    return record, text
 
 
 def split_thought(text: str) -> tuple[str | None, str]:

@@ -1,4 +1,4 @@
-"""Convert a checkpoint of the BAGEL / UniMedVL releases into a transformers checkpoint, or back.
+"""Convert a BAGEL or UniMedVL checkpoint to transformers, or back.
 
   unimedvl convert BAGEL-7B-MoT unimedvl-checkpoint --dtype bfloat16
   unimedvl convert unimedvl-checkpoint released --to-upstream
@@ -6,38 +6,38 @@
 Tensors stream through shard by shard; an interrupted run leaves no half-written folder.
 """
 
-import argparse
-import json
+from typing import Annotated
+
+from typer import Argument, Option
+
+from ..utils.command_line import Result
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="UPSTREAM_DIR", help="folder to read")
-    parser.add_argument("output", metavar="OUT_DIR", help="folder to write; must not exist, or be empty")
-    parser.add_argument("--dtype", metavar="TYPE", help="float32, bfloat16 or float16 (default: as stored)")
-    parser.add_argument("--max-shard-size", metavar="SIZE", help="largest weight file (default: 5GB)")
-    parser.add_argument("--weights", metavar="NAME", help="main weights: ema_bf16, ema, model_bf16 or model")
-    parser.add_argument(
-        "--no-processor",
-        action="store_true",
-        help="leave the processor out",
-    )
-    parser.add_argument("--to-upstream", action="store_true", help="the way back: from our layout to the released one")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-
-
-def run(arguments: argparse.Namespace) -> None:
+def convert(
+    source: Annotated[str, Argument(metavar="UPSTREAM_DIR", help="Folder to read.")],
+    output: Annotated[str, Argument(metavar="OUT_DIR", help="Folder to write; must not exist, or be empty.")],
+    dtype: Annotated[
+        str | None, Option(metavar="TYPE", help="float32, bfloat16 or float16 (default: as stored).")
+    ] = None,
+    max_shard_size: Annotated[str | None, Option(metavar="SIZE", help="Largest weight file (default: 5GB).")] = None,
+    weights: Annotated[
+        str | None, Option(metavar="NAME", help="Main weights: ema_bf16, ema, model_bf16 or model.")
+    ] = None,
+    no_processor: Annotated[bool, Option("--no-processor", help="Leave the processor out.")] = False,
+    to_upstream: Annotated[
+        bool, Option("--to-upstream", help="The way back: from our layout to the released one.")
+    ] = False,
+) -> Result:
     from ..checkpoint.conversion import convert_checkpoint, export_checkpoint
 
-    names = ("dtype", "max_shard_size", "weights")
-    options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    if arguments.to_upstream:
-        if "max_shard_size" in options or arguments.no_processor:
+    chosen = {"dtype": dtype, "max_shard_size": max_shard_size, "weights": weights}
+    options = {name: value for name, value in chosen.items() if value is not None}
+    if to_upstream:
+        if max_shard_size is not None or no_processor:
             raise ValueError("the released layout has one weight file: leave --max-shard-size and --no-processor out.")
-        report = export_checkpoint(arguments.source, arguments.output, **options)
+        report = export_checkpoint(source, output, **options)
     else:
-        report = convert_checkpoint(
-            arguments.source, arguments.output, processor=False if arguments.no_processor else None, **options
-        )
+        report = convert_checkpoint(source, output, processor=False if no_processor else None, **options)
     record = {
         "output": str(report.output),
         "tensors": report.num_tensors,
@@ -51,4 +51,4 @@ def run(arguments: argparse.Namespace) -> None:
         text += "; no processor, as the source has no tokenizer files: AutoProcessor needs them in that folder"
     if report.unused:
         text += f"; left out, as nothing uses them: {', '.join(report.unused)}"
-    print(json.dumps(record) if arguments.json else text)
+    return record, text

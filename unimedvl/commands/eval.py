@@ -11,13 +11,14 @@ unimedvl eval list
 that was stopped continues it.
 """
 
-import argparse
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from .shared import print_result, say
+from typer import Argument, Context, Option
+
+from ..utils.command_line import Result, add_command, comma_separated, new_app, printing, require
+from .shared import Device, Dtype, Model, Revision, say
 
 if TYPE_CHECKING:
     from ..evaluation.benchmarks import BenchmarkData
@@ -27,93 +28,64 @@ if TYPE_CHECKING:
 NEEDED = ("evaluate", "datasets", "pyarrow", "skimage", "scipy", "sacrebleu", "rouge_score", "torchmetrics")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", metavar="ACTION")
-    for name, words, meaning in (
-        ("compare", ("A", "B"), "differences between two runs, with paired tests"),
-        ("card", ("OUT", "FOLDER"), "put results, plots and .eval_results of a run into a checkpoint's folder"),
-        ("sheet", ("OUT", "FOLDER"), "make a blinded reader study of a run's generated and real pictures"),
-        ("readers", ("FOLDER",), "score the filled-in forms of a reader study"),
-        ("list", (), "list the benchmarks"),
-    ):
-        action = actions.add_parser(name, help=meaning, description=meaning)
-        for word in words:
-            action.add_argument(word.lower(), metavar=word)
-        if name == "sheet":
-            action.add_argument(
-                "--count", type=int, default=50, metavar="N", help="pictures of each kind (default: 50)"
-            )
-        action.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-        action.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
-    add = parser.add_argument
-    add("--model", metavar="M", help="checkpoint folder, Hub id or baseline:NAME (default: the nano checkpoint)")
-    add("--revision", metavar="R", help="commit, tag or branch of a Hub id (pin a commit)")
-    add("--trust-remote-code", action="store_true", help="let code of the model's repository run")
-    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
-    add("--device", default="auto", metavar="D", help="cpu, cuda, cuda:1, ... (default: auto)")
-    add("--benchmark", action="append", default=[], metavar="NAME=PATH", help="repeat for several benchmarks")
-    add("--out", metavar="OUT", help="folder for predictions and results")
-    add("--limit", type=int, metavar="N", help="at most N samples of each task")
-    add("--tasks", metavar="A,B", help="only these tasks")
-    add("--split", metavar="A,B", help="other splits than the benchmark's own")
-    add("--seed", type=int, default=0, metavar="S", help="seed of generated pictures (default: 0)")
-    add("--steps", type=int, metavar="N", help="sampler steps (default: the checkpoint's presets)")
-    add("--max-new-tokens", type=int, metavar="N", help="length limit of every text (default: the task's)")
-    add("--batch-size", type=int, default=8, metavar="N", help="samples asked at once (default: 8)")
-    add("--no-baselines", action="store_true", help="do not compare with what needs no model")
-    scoring = parser.add_argument_group("scoring")
-    add = scoring.add_argument
-    add(
-        "--rule",
-        choices=("normalised", "contains", "medevalkit", "vlmevalkit"),
-        help="what counts as a right answer (default: by answer)",
-    )
-    add(
-        "--resize",
-        default="prediction",
-        choices=("prediction", "reference"),
-        help="which picture takes the other size",
-    )
-    add(
-        "--feature-extractor",
-        default="pixels-8",
-        metavar="F",
-        help="of FID and KID: pixels-N, torchscript:FILE, folder",
-    )
-    add("--image-text-encoder", metavar="F", help="folder of a dual encoder, or open_clip:FOLDER")
-    add("--classifier", metavar="FOLDER:LABEL", help="judge of counterfactuals, an image classifier")
-    add("--lpips", metavar="FILE", help="TorchScript network of LPIPS")
-    add("--clinical", action="append", default=[], metavar="SCORE=FOLDER", help="ratescore, radgraph, chexbert, green")
-    add("--no-meteor", action="store_true", help="leave METEOR out (it needs Java)")
-    add("--json", action="store_true", help="print one JSON object instead of text")
-
-
-def run(arguments: argparse.Namespace) -> None:
-    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        raise ValueError(f"{', '.join(missing)} is missing: pip install 'unimedvl[eval]'.")
-    actions = {
-        "compare": _compare,
-        "card": _card,
-        "sheet": _sheet,
-        "readers": _readers,
-        "list": _list,
-        None: _evaluate,
-    }
-    found = actions[arguments.action](arguments)
-    if found is not None:
-        print_result(arguments, *found)
-
-
-def _evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | None:
-    """A whole run; None in the processes that leave the report to the main one."""
-    if not arguments.benchmark or not arguments.out:
+def evaluate_model(
+    context: Context,
+    model: Model = None,
+    revision: Revision = None,
+    trust_remote_code: Annotated[
+        bool, Option("--trust-remote-code", help="Let code of the model's repository run.")
+    ] = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    benchmark: Annotated[list[str] | None, Option(metavar="NAME=PATH", help="Repeat for several benchmarks.")] = None,
+    out: Annotated[str | None, Option(metavar="OUT", help="Folder for predictions and results.")] = None,
+    limit: Annotated[int | None, Option(metavar="N", help="At most N samples of each task.")] = None,
+    tasks: Annotated[str | None, Option(metavar="A,B", help="Only these tasks.")] = None,
+    split: Annotated[str | None, Option(metavar="A,B", help="Other splits than the benchmark's own.")] = None,
+    seed: Annotated[int, Option(metavar="S", help="Seed of generated pictures.")] = 0,
+    steps: Annotated[
+        int | None, Option(metavar="N", help="Sampler steps (default: the checkpoint's presets).")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, Option(metavar="N", help="Length limit of every text (default: the task's).")
+    ] = None,
+    batch_size: Annotated[int, Option(metavar="N", help="Samples asked at once.")] = 8,
+    no_baselines: Annotated[bool, Option("--no-baselines", help="Do not compare with what needs no model.")] = False,
+    rule: Annotated[
+        Literal["normalised", "contains", "medevalkit", "vlmevalkit"] | None,
+        Option(help="What counts as a right answer (default: by answer)."),
+    ] = None,
+    resize: Annotated[
+        Literal["prediction", "reference"], Option(help="Which picture takes the other size.")
+    ] = "prediction",
+    feature_extractor: Annotated[
+        str, Option(metavar="F", help="Of FID and KID: pixels-N, torchscript:FILE, folder.")
+    ] = "pixels-8",
+    image_text_encoder: Annotated[
+        str | None, Option(metavar="F", help="Folder of a dual encoder, or open_clip:FOLDER.")
+    ] = None,
+    classifier: Annotated[
+        str | None, Option(metavar="FOLDER:LABEL", help="Judge of counterfactuals, an image classifier.")
+    ] = None,
+    lpips: Annotated[str | None, Option(metavar="FILE", help="TorchScript network of LPIPS.")] = None,
+    clinical: Annotated[
+        list[str] | None, Option(metavar="SCORE=FOLDER", help="ratescore, radgraph, chexbert or green (repeatable).")
+    ] = None,
+    no_meteor: Annotated[bool, Option("--no-meteor", help="Leave METEOR out (it needs Java).")] = False,
+) -> Result | None:
+    """A whole run; None in the processes that leave the report to the main one, and before a sub-command."""
+    if context.invoked_subcommand is not None:
+        return None
+    require("eval", *NEEDED)
+    if not benchmark or not out:
         raise ValueError("eval needs --benchmark NAME=PATH and --out OUT (see unimedvl eval --help).")
-    for name in ("limit", "batch_size", "steps", "max_new_tokens"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}.")
+    counts = {"limit": limit, "batch-size": batch_size, "steps": steps, "max-new-tokens": max_new_tokens}
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"--{name} must be at least 1, not {count}.")
     from transformers.utils import logging as transformers_logging
 
+    from ..checkpoint.folder import default_model
     from ..checkpoint.identity import hub_commit, weights_digest
     from ..evaluation.distributed import join
     from ..evaluation.harness import Run, evaluate
@@ -122,35 +94,46 @@ def _evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], str] | Non
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    state = join(arguments.device)
+    state = join(device)
     tell = say if state.is_main_process else _say_nothing
-    benchmarks = [_benchmark(arguments, entry) for entry in arguments.benchmark]
-    settings, names = _scoring(arguments, tell)
-    path = arguments.model or _default_model()
-    predictor = _predictor(arguments, path, benchmarks)
-    out = Path(arguments.out)
+    benchmarks = [_benchmark(entry, limit, comma_separated(tasks), comma_separated(split)) for entry in benchmark]
+    settings, names = _scoring(
+        feature_extractor, resize, image_text_encoder, classifier, lpips, clinical, not no_meteor, rule, tell
+    )
+    path = model or str(default_model())
+    predictor = _predictor(
+        path,
+        benchmarks,
+        seed,
+        max_new_tokens,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        steps=steps,
+        trust_remote_code=trust_remote_code,
+    )
     place = path.removeprefix("specialist:")
     local = Path(place).is_dir() or place.startswith("baseline:")
-    run_ = Run(
+    run = Run(
         model=Path(path).resolve().name if Path(path).is_dir() else path,
-        out=out,
+        out=Path(out),
         weights=weights_digest(place),
-        batch_size=arguments.batch_size,
-        baselines=not arguments.no_baselines,
+        batch_size=batch_size,
+        baselines=not no_baselines,
         choices={
-            "seed": arguments.seed,
-            "steps": arguments.steps,
-            "max_new_tokens": arguments.max_new_tokens,
-            "dtype": arguments.dtype,
-            "revision": arguments.revision,
-            "commit": "" if local else hub_commit(place, arguments.revision),
+            "seed": seed,
+            "steps": steps,
+            "max_new_tokens": max_new_tokens,
+            "dtype": dtype,
+            "revision": revision,
+            "commit": "" if local else hub_commit(place, revision),
         },
         scoring=names,
     )
-    results = evaluate(run_, predictor, benchmarks, settings, tell)
+    results = evaluate(run, predictor, benchmarks, settings, tell)
     if not state.is_main_process:
         return None
-    draw_all(results, benchmarks, out)
+    draw_all(results, benchmarks, run.out)
     return results, markdown(results).rstrip()
 
 
@@ -158,30 +141,21 @@ def _say_nothing(message: str) -> None:
     """In place of `say` where another process speaks."""
 
 
-def _benchmark(arguments: argparse.Namespace, entry: str) -> "BenchmarkData":
+def _benchmark(entry: str, limit: int | None, tasks: list[str], splits: list[str]) -> "BenchmarkData":
     from ..evaluation.benchmarks import BenchmarkData, get_benchmark
     from ..evaluation.samples import TASKS
 
     name, _, folder = entry.partition("=")
     if not folder:
         raise ValueError(f"--benchmark {entry}: give the folder of its data, {name}=PATH.")
-    tasks = _list_of(arguments.tasks)
     if unknown := set(tasks) - set(TASKS):
         raise ValueError(f"--tasks: expected some of {', '.join(TASKS)}, found {', '.join(sorted(unknown))}.")
-    return BenchmarkData(get_benchmark(name), folder, arguments.limit, tasks, _list_of(arguments.split))
+    return BenchmarkData(get_benchmark(name), folder, limit, tasks, splits)
 
 
-def _list_of(text: str | None) -> list[str]:
-    return [] if text is None else [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _default_model() -> str:
-    from ..checkpoint.folder import default_model
-
-    return str(default_model())
-
-
-def _predictor(arguments: argparse.Namespace, path: str, benchmarks: list["BenchmarkData"]) -> "Predictor":
+def _predictor(
+    path: str, benchmarks: list["BenchmarkData"], seed: int, max_new_tokens: int | None, **options: Any
+) -> "Predictor":
     from ..evaluation.baselines import NAMES, Baseline, TrainingSplit
     from ..evaluation.model_wrappers import open_model
     from ..evaluation.predictions import ModelPredictor
@@ -197,18 +171,20 @@ def _predictor(arguments: argparse.Namespace, path: str, benchmarks: list["Bench
         if len(benchmarks) != 1:
             raise ValueError("a baseline learns from one benchmark's training split: give one --benchmark.")
         return Baseline(name, TrainingSplit(benchmarks[0].training()))
-    model = open_model(
-        path,
-        revision=arguments.revision,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        steps=arguments.steps,
-        trust_remote_code=arguments.trust_remote_code,
-    )
-    return ModelPredictor(model, arguments.seed, arguments.max_new_tokens)
+    return ModelPredictor(open_model(path, **options), seed, max_new_tokens)
 
 
-def _scoring(arguments: argparse.Namespace, tell: Callable[[str], None]) -> tuple["Settings", dict[str, Any]]:
+def _scoring(
+    feature_extractor: str,
+    resize: str,
+    image_text_encoder: str | None,
+    classifier: str | None,
+    lpips: str | None,
+    clinical: list[str] | None,
+    meteor: bool,
+    rule: str | None,
+    tell: Callable[[str], None],
+) -> tuple["Settings", dict[str, Any]]:
     from ..evaluation.metrics.clinical_text.clinical_text import load_scorer
     from ..evaluation.metrics.counterfactual.counterfactual import load_classifier
     from ..evaluation.metrics.image_features import load_feature_extractor
@@ -217,60 +193,79 @@ def _scoring(arguments: argparse.Namespace, tell: Callable[[str], None]) -> tupl
     from ..evaluation.metrics.report_text.report_text import meteor_problem
     from ..evaluation.scoring import Settings
 
-    settings = Settings(extractor=load_feature_extractor(arguments.feature_extractor), resize=arguments.resize)
-    names: dict[str, Any] = {"features": settings.extractor.name, "resized": arguments.resize}
-    if arguments.image_text_encoder:
-        settings.image_text = load_image_text_encoder(arguments.image_text_encoder)
+    settings = Settings(extractor=load_feature_extractor(feature_extractor), resize=resize)
+    names: dict[str, Any] = {"features": settings.extractor.name, "resized": resize}
+    if image_text_encoder:
+        settings.image_text = load_image_text_encoder(image_text_encoder)
         names["image-text encoder"] = settings.image_text.name
-    if arguments.classifier:
-        folder, _, label = arguments.classifier.rpartition(":")
+    if classifier:
+        folder, _, label = classifier.rpartition(":")
         if not folder:
             raise ValueError(f"--classifier {label}: say which of its labels is judged, FOLDER:LABEL.")
         settings.classifier = load_classifier(folder, label)
         names["classifier"] = f"{Path(folder).name}:{label}"
-    if arguments.lpips:
-        settings.lpips = load_lpips(arguments.lpips)
-        names["LPIPS"] = Path(arguments.lpips).name
-    for entry in arguments.clinical:
+    if lpips:
+        settings.lpips = load_lpips(lpips)
+        names["LPIPS"] = Path(lpips).name
+    for entry in clinical or []:
         name, _, folder = entry.partition("=")
         settings.clinical[name] = load_scorer(name, folder)
-    settings.meteor = not arguments.no_meteor and not meteor_problem()
+    settings.meteor = meteor and not meteor_problem()
     names["METEOR"] = "1.5" if settings.meteor else "left out"
-    if not settings.meteor and not arguments.no_meteor:
+    if meteor and not settings.meteor:
         tell(meteor_problem())
-    if arguments.rule:
-        names["rule"] = arguments.rule
-        settings.rule = arguments.rule
+    if rule:
+        names["rule"] = rule
+        settings.rule = rule
     return settings, names
 
 
-def _compare(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from ..evaluation.compare import compare, markdown
+def compare(
+    a: Annotated[str, Argument(metavar="A", help="Folder of a run.")],
+    b: Annotated[str, Argument(metavar="B", help="Folder of another.")],
+) -> Result:
+    """Print the differences between two runs, with paired tests."""
+    require("eval", *NEEDED)
+    from ..evaluation.compare import compare as compare_runs
+    from ..evaluation.compare import markdown
 
-    record = compare(arguments.a, arguments.b)
+    record = compare_runs(a, b)
     return record, markdown(record)
 
 
-def _card(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def card(
+    out: Annotated[str, Argument(metavar="OUT", help="Folder of a run.")],
+    folder: Annotated[str, Argument(metavar="FOLDER", help="Folder of the checkpoint.")],
+) -> Result:
+    """Put a run's results, plots and .eval_results into a checkpoint."""
+    require("eval", *NEEDED)
     from ..evaluation.cards import fill_card_folder
 
-    files = fill_card_folder(arguments.out, arguments.folder)
+    files = fill_card_folder(out, folder)
     return {"files": files}, "\n".join(files)
 
 
-def _sheet(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def sheet(
+    out: Annotated[str, Argument(metavar="OUT", help="Folder of a run.")],
+    folder: Annotated[str, Argument(metavar="FOLDER", help="New folder of the study.")],
+    count: Annotated[int, Option(metavar="N", help="Pictures of each kind.")] = 50,
+) -> Result:
+    """Make a blinded reader study of generated and real pictures."""
+    require("eval", *NEEDED)
     from ..evaluation.reader_sheets import make_study
 
-    if arguments.count < 1:
-        raise ValueError(f"--count must be 1 or more, not {arguments.count}.")
-    record = make_study(arguments.out, arguments.folder, arguments.count)
-    return record, f"{record['pictures']} pictures in {arguments.folder}: give readers all but key.json."
+    if count < 1:
+        raise ValueError(f"--count must be 1 or more, not {count}.")
+    record = make_study(out, folder, count)
+    return record, f"{record['pictures']} pictures in {folder}: give readers all but key.json."
 
 
-def _readers(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def readers(folder: Annotated[str, Argument(metavar="FOLDER", help="Folder of the study.")]) -> Result:
+    """Score the filled-in forms of a reader study."""
+    require("eval", *NEEDED)
     from ..evaluation.reader_sheets import score_study
 
-    record = score_study(arguments.folder)
+    record = score_study(folder)
     lines = [
         f"{reader}: balanced accuracy {scores['balanced_accuracy']:.3f}, "
         f"generated {scores['true_positive_rate']:.3f}, real {scores['true_negative_rate']:.3f}, "
@@ -280,7 +275,9 @@ def _readers(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return record, "\n".join(lines)
 
 
-def _list(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def list_benchmarks() -> Result:
+    """List the benchmarks."""
+    require("eval", *NEEDED)
     from ..evaluation.benchmarks import BENCHMARKS
 
     rows = [
@@ -296,3 +293,14 @@ def _list(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return {"benchmarks": rows}, "\n".join(
         f"{row['name']:<18}{', '.join(row['splits']):<18}{row['folder']:<22}{row['note']}" for row in rows
     )
+
+
+app = new_app(__doc__, invoke_without_command=True, callback=printing(evaluate_model, as_json=True))
+for name, function in (
+    ("compare", compare),
+    ("card", card),
+    ("sheet", sheet),
+    ("readers", readers),
+    ("list", list_benchmarks),
+):
+    add_command(app, function, name=name)

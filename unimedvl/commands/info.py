@@ -1,4 +1,4 @@
-"""Say what a checkpoint is, how large its parts are and how much memory it takes.
+"""Print what a checkpoint is, the sizes of its parts and its memory.
 
 Only settings and the headers of weight files are read, also from the Hub.
 
@@ -6,26 +6,20 @@ unimedvl info
 unimedvl info --model owner/name --json
 """
 
-import argparse
-import json
 from typing import TYPE_CHECKING, Any
+
+from ..utils.command_line import Result
+from .shared import Model, Revision
 
 if TYPE_CHECKING:
     from ..checkpoint.folder import Checkpoint
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="M", help="checkpoint folder or Hub id (default: the nano checkpoint)")
-    parser.add_argument("--revision", metavar="R", help="commit, tag or branch of a Hub id")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-
-
-def run(arguments: argparse.Namespace) -> None:
+def info(model: Model = None, revision: Revision = None) -> Result:
     from ..checkpoint.folder import default_model, peek_checkpoint
 
-    checkpoint = peek_checkpoint(arguments.model or default_model(), arguments.revision)
-    record = describe(checkpoint)
-    print(json.dumps(record, indent=2) if arguments.json else as_text(record))
+    record = describe(peek_checkpoint(model or default_model(), revision))
+    return record, as_text(record)
 
 
 def describe(checkpoint: "Checkpoint") -> dict[str, Any]:

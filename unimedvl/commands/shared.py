@@ -1,13 +1,13 @@
-"""What several sub-commands share: arguments that choose a model or read an image, loading, and the notice."""
+"""What several sub-commands share: options that choose a model or read an image, loading, and the notice."""
 
-import argparse
-import json
 import logging
 import os
 import secrets
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from typer import Option
 
 from ..checkpoint.provenance import hash_file
 
@@ -17,6 +17,29 @@ if TYPE_CHECKING:
     from ..checkpoint.loading import Loaded
 
 NOTICE = "For research use only: not a medical device, not for diagnosis or treatment."
+
+# Options that name a checkpoint and say how to load it.
+Model = Annotated[str | None, Option(metavar="M", help="Checkpoint folder or Hub id (default: the nano checkpoint).")]
+Revision = Annotated[str | None, Option(metavar="R", help="Commit, tag or branch of a Hub id (pin a commit).")]
+Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], Option(help="Number type of the weights.")]
+Device = Annotated[str, Option(metavar="D", help="cpu, cuda, cuda:1, ...")]
+Quantize = Annotated[Literal["nf4", "int8"] | None, Option(help="Load in 4 or 8 bits (needs bitsandbytes).")]
+
+# Options that name input images and choose what to show of a DICOM or NIfTI file.
+Images = Annotated[
+    list[str] | None,
+    Option("--image", metavar="FILE", help="PNG, JPEG, TIFF, DICOM file or series, NIfTI; may be repeated."),
+]
+Window = Annotated[tuple[float, float] | None, Option(metavar="CENTER WIDTH", help="Intensity window.")]
+Frame = Annotated[int | None, Option(metavar="N", help="Frame of a multi-frame DICOM, TIFF or GIF, from 0.")]
+Plane = Annotated[str | None, Option(metavar="P", help="Plane of a NIfTI volume: axial, coronal or sagittal.")]
+Slice = Annotated[int | None, Option("--slice", metavar="N", help="Slice of a NIfTI volume or DICOM series, from 0.")]
+PercentilesOf = Annotated[
+    Literal["volume", "slice"] | None, Option(help="Whose percentiles are black and white (default: the volume's).")
+]
+AllowUrl = Annotated[bool, Option("--allow-url", help="Let --image be an http(s) URL.")]
+
+Seed = Annotated[int | None, Option(metavar="S", help="Seed of all random draws (default: a new one).")]
 
 
 def silence_libraries() -> None:
@@ -28,74 +51,58 @@ def silence_libraries() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments that name a checkpoint and say how to load it."""
-    group = parser.add_argument_group("model")
-    group.add_argument("--model", metavar="M", help="checkpoint folder or Hub id (default: the nano checkpoint)")
-    group.add_argument("--revision", metavar="R", help="commit, tag or branch of a Hub id (pin a commit)")
-    group.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
-    group.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, cuda:1, ... (default: auto)")
-    group.add_argument("--quantize", choices=("nf4", "int8"), help="load in 4 or 8 bits (needs bitsandbytes)")
-
-
-def add_image_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments that name input images and choose what to show of a DICOM or NIfTI file."""
-    group = parser.add_argument_group("input images (PNG, JPEG, TIFF, DICOM, NIfTI)")
-    group.add_argument("--image", action="append", default=[], metavar="FILE", help="repeat for several images")
-    group.add_argument("--window", nargs=2, type=float, metavar=("CENTER", "WIDTH"), help="intensity window")
-    group.add_argument("--frame", type=int, metavar="N", help="frame of a multi-frame DICOM, TIFF or GIF, from 0")
-    group.add_argument("--plane", metavar="P", help="plane of a NIfTI volume: axial, coronal or sagittal")
-    group.add_argument("--slice", type=int, dest="slice_index", metavar="N", help="slice of a NIfTI volume, from 0")
-    group.add_argument("--allow-url", action="store_true", help="let --image be an http(s) URL")
-
-
-def add_output_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments about repeatability and the form of what is printed."""
-    parser.add_argument("--seed", type=int, metavar="S", help="seed of all random draws (default: a new one)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-
-
-def load_images(arguments: argparse.Namespace) -> list["Image.Image"]:
+def load_images(sources: list[str] | None, *, allow_url: bool, **view: Any) -> list["Image.Image"]:
     """Every `--image` as an 8-bit PIL picture, windowed and upright.
+
+    Args:
+        sources: paths, or addresses with `--allow-url`.
+        allow_url: whether `--allow-url` was given.
+        **view: fields of `View` about what to show; None where the user did not choose.
 
     Raises:
         ValueError: if a file is missing or is no image, or for an address without `--allow-url`.
     """
-    from ..processing.medical_formats_unimedvl import load_medical_image
+    from ..processing.medical_formats_unimedvl import open_image
+    from ..processing.view_unimedvl import View
 
-    options = {
-        name: getattr(arguments, name)
-        for name in ("window", "frame", "plane", "slice_index")
-        if getattr(arguments, name) is not None
-    }
-    if options and not arguments.image:
-        raise ValueError(f"--{next(iter(options)).partition('_')[0]} needs an --image to act on.")
-    for source in arguments.image:
-        if "://" in source and not arguments.allow_url:
+    chosen = {name: value for name, value in view.items() if value is not None}
+    sources = sources or []
+    if chosen and not sources:
+        flag = {"slice_index": "slice", "percentiles_of": "percentiles-of"}
+        first = next(iter(chosen))
+        raise ValueError(f"--{flag.get(first, first)} needs an --image to act on.")
+    for source in sources:
+        if "://" in source and not allow_url:
             raise ValueError(f"{source!r} is a URL: download the image first, or pass --allow-url.")
-    return [load_medical_image(source, allow_url=arguments.allow_url, **options) for source in arguments.image]
+    shown = View(**chosen, allow_url=allow_url)
+    return [open_image(source, shown) for source in sources]
 
 
-def image_hashes(arguments: argparse.Namespace) -> list[str]:
+def image_hashes(sources: list[str] | None) -> list[str]:
     """SHA-256 of every `--image` that is a file."""
-    return [hash_file(source) for source in arguments.image if Path(source).is_file()]
+    return [hash_file(source) for source in sources or [] if Path(source).is_file()]
 
 
-def choose_seed(arguments: argparse.Namespace) -> int:
+def choose_seed(seed: int | None) -> int:
     """The seed that was asked for, or a new one, so that every result can be repeated.
 
     Raises:
         ValueError: if it does not fit a torch generator.
     """
-    if arguments.seed is None:
+    if seed is None:
         return secrets.randbelow(1 << 31)
-    if not 0 <= arguments.seed < 1 << 63:
-        raise ValueError(f"--seed must lie in 0 .. 2**63 - 1, not {arguments.seed}.")
-    return arguments.seed
+    if not 0 <= seed < 1 << 63:
+        raise ValueError(f"--seed must lie in 0 .. 2**63 - 1, not {seed}.")
+    return seed
 
 
-def load_model(arguments: argparse.Namespace, *, understanding_only: bool = False) -> "Loaded":
-    """Load the checkpoint that the arguments name, without the libraries' chatter."""
+def load_model(model: str | None, **options: Any) -> "Loaded":
+    """Load the checkpoint that the user named, without the libraries' chatter.
+
+    Args:
+        model: folder or Hub id; the nano checkpoint by default.
+        **options: further arguments of `load`.
+    """
     from transformers.utils import logging as transformers_logging
 
     from ..checkpoint.loading import load
@@ -103,21 +110,9 @@ def load_model(arguments: argparse.Namespace, *, understanding_only: bool = Fals
     transformers_logging.set_verbosity_error()
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
-    return load(
-        arguments.model,
-        revision=arguments.revision,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        quantize=arguments.quantize,
-        understanding_only=understanding_only,
-    )
+    return load(model, **options)
 
 
 def say(message: str) -> None:
     """A line for the person at the terminal: stderr, so that stdout holds results only."""
     print(message, file=sys.stderr)
-
-
-def print_result(arguments: argparse.Namespace, record: dict[str, Any], text: str) -> None:
-    """The result on stdout: `record` with `--json`, else `text`."""
-    print(json.dumps(record, ensure_ascii=False) if arguments.json else text)

@@ -1,10 +1,6 @@
-"""Errors that the user can mend, in one line: of the `unimedvl` command and of the modules run with `python -m`."""
+"""Errors that the user can fix, and how they are put in one line."""
 
-import argparse
 import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 
 def expected_errors() -> tuple[type[BaseException], ...]:
@@ -35,28 +31,3 @@ def describe_error(error: BaseException, memory: str = "choose a smaller size, o
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def module_parser(documentation: str) -> argparse.ArgumentParser:
-    """The parser of a module run with `python -m`, by its docstring, for `one_line_errors`."""
-    parser = argparse.ArgumentParser(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
-    return parser
-
-
-@contextmanager
-def one_line_errors(parser: argparse.ArgumentParser, debug: bool) -> Iterator[None]:
-    """Within it, an expected error ends the program as a wrong argument of `parser` does: one line, exit code 2; or
-    130 after Ctrl-C.
-
-    Args:
-        debug: whether its traceback is shown before.
-    """
-    try:
-        yield
-    except KeyboardInterrupt:
-        parser.exit(130, f"{parser.prog}: interrupted\n")
-    except expected_errors() as error:
-        if debug:
-            traceback.print_exc()
-        parser.exit(2, f"{parser.prog}: error: {describe_error(error)}\n")

@@ -68,7 +68,7 @@ def built(tmp_path_factory):
 @pytest.fixture(scope="session")
 def work(built, tmp_path_factory):
     work = tmp_path_factory.mktemp("nano") / "work"
-    prepare.main(["--records", str(built), "--out", str(work), "--vocabulary", "400"])
+    prepare.main(str(built), work, vocabulary=400)
     # Few groups are never held out: the held-out part is drawn from the validation split instead.
     records = [item for record in prepare.read_records(built, "validation") for item in prepare.nano_records(record)]
     write_table(work / "records" / "data" / "validation-00000-of-00001.parquet", to_table(records))
@@ -78,10 +78,9 @@ def work(built, tmp_path_factory):
 @pytest.fixture(scope="session")
 def finished(work, tmp_path_factory):
     """Every step, as short as can be."""
-    vision.main(["--work", str(work), "--out", str(work / "vision"), "--steps", "4"])
-    autoencoder.main(["--work", str(work), "--out", str(work / "autoencoder"), "--steps", "3"])
-    start = ["--autoencoder", str(work / "autoencoder"), "--vision", str(work / "vision")]
-    prepare.main(["--records", "unread", "--out", str(work), *start])
+    vision.main(work, work / "vision", steps=4)
+    autoencoder.main(work, work / "autoencoder", steps=3)
+    prepare.main("unread", work, autoencoder=str(work / "autoencoder"), vision=work / "vision")
     recipe = {
         "model": str(work / "start"),
         "output_dir": str(work / "trained"),

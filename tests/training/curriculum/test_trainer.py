@@ -44,6 +44,12 @@ def test_averages_follow_their_formula(recipe, tmp_path):
     assert all(torch.equal(final[name], value) for name, value in saved.items())
 
 
+def test_a_run_keeps_as_many_checkpoints_as_its_recipe_says(recipe, tmp_path):
+    run(recipe("kept", save_steps=1, keep_checkpoints=2), [])
+    assert [folder.name for folder in checkpoints(tmp_path / "kept")] == ["checkpoint-3", "checkpoint-4"]
+    assert sorted(path.name for path in (tmp_path / "kept").glob("*checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
+
+
 def test_cached_latents_change_nothing(recipe, tmp_path):
     run(recipe("plain"), [])
     run(recipe("cached", data={"latent_cache": str(tmp_path / "cache")}), [])

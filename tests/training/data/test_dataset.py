@@ -11,6 +11,7 @@ from tests.training.record_folders import picture, record, write_folder
 from unimedvl.modeling_unimedvl.flow_unimedvl import shift_timesteps
 from unimedvl.training.data.collate import Collator
 from unimedvl.training.data.dataset import PackedRecords, RecordGroup
+from unimedvl.training.data.packing import SampleKey
 from unimedvl.training.data.posterior_cache import LatentCache, autoencoder_fingerprint, scaled_latents
 from unimedvl.training.data_recipe import ConditionDropout, DataRecipe, GroupRecipe, ImageRange
 from unimedvl.unimed5m.schema import Picture
@@ -166,6 +167,25 @@ def test_a_group_moves_the_times_of_its_own_images_towards_noise(make):
         for time, shifted, task in zip(times, later, made, strict=True):
             own = 8.0 if task == "segmentation" else 2.0
             torch.testing.assert_close(shifted, shift_timesteps(time, own))
+
+
+def test_noise_and_time_of_a_record_are_drawn_anew_each_epoch_and_by_its_own_seed(make, checkpoint):
+    data = make(tasks=("text_to_image",))
+    stored = data.groups[0].record(0)
+
+    def drawn(epoch, seed):
+        sample = data.sample(SampleKey(0, 0, epoch))
+        batch = Collator(checkpoint[0].config, seed)([[(sample, stored)]], sample.num_tokens, {})
+        return [batch["flow_noise"], batch["flow_timesteps"], batch["vae_noise"][0]]
+
+    first, again, later, other = drawn(0, 7), drawn(0, 7), drawn(1, 7), drawn(0, 8)
+    for values in zip(first, again, later, other, strict=True):
+        assert torch.equal(values[0], values[1])
+        assert not torch.equal(values[0], values[2]) and not torch.equal(values[0], values[3])
+    # Draws of the standard normal law, not of a narrower one and not the same for neighbours.
+    noise = torch.cat([drawn(epoch, 7)[0].flatten() for epoch in range(40)])
+    assert abs(noise.mean().item()) < 4 / len(noise) ** 0.5
+    assert noise.var().item() == pytest.approx(1, abs=4 * (2 / len(noise)) ** 0.5)
 
 
 @pytest.mark.parametrize("world", [2, 3])

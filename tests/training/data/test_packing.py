@@ -35,6 +35,37 @@ def planner(**changes):
     return PackPlanner(**{**settings, **changes})
 
 
+def packs_of(lengths, count, pack_tokens, open_packs):
+    """The first packs that leave, as lengths, where samples of these lengths come in this order."""
+    coming, known = iter(lengths), {}
+
+    def length(key):
+        known[key] = next(coming)
+        return known[key]
+
+    options = {"pack_tokens": pack_tokens, "sample_tokens": pack_tokens, "open_packs": open_packs}
+    packs = list(itertools.islice(planner(sizes=[len(lengths)], weights=[1.0], length=length, **options), count))
+    found = [[known[key] for key in pack.keys] for pack in packs]
+    assert [pack.num_tokens for pack in packs] == [sum(pack) for pack in found]
+    return found
+
+
+def test_a_sample_that_fits_exactly_fills_its_pack():
+    assert packs_of([6, 4, 1], 1, pack_tokens=10, open_packs=1) == [[6, 4]]
+    assert packs_of([6, 5], 1, pack_tokens=10, open_packs=1) == [[6]]
+    assert packs_of([10, 10, 1], 2, pack_tokens=10, open_packs=1) == [[10], [10]]
+
+
+def test_a_sample_goes_into_the_fullest_pack_with_room():
+    # 5 and 6 open two packs of ten. 3 would fit both and joins the 6, 4 has room beside the 5 only. 2 fits neither
+    # pack of 9, so one leaves; 7 joins the 2. The two 8s drive out what is left.
+    assert packs_of([5, 6, 3, 4, 2, 7, 8, 8], 3, pack_tokens=10, open_packs=2) == [[5, 4], [6, 3], [2, 7]]
+
+
+def test_the_fullest_pack_leaves():
+    assert packs_of([5, 8, 6], 1, pack_tokens=10, open_packs=2) == [[8]]
+
+
 def test_a_hundred_thousand_samples_none_lost_none_twice_little_padding():
     plan, seen, tokens, packs = planner(), [], 0, 0
     for pack in plan:
@@ -43,7 +74,8 @@ def test_a_hundred_thousand_samples_none_lost_none_twice_little_padding():
         tokens, packs = tokens + pack.num_tokens, packs + 1
         if len(seen) >= 100_000:
             break
-    assert 1 - tokens / (packs * 18_500) <= 0.03
+    # 0.04 % measured; a planner that fills the emptiest pack with room leaves 2.9 %.
+    assert 1 - tokens / (packs * 18_500) <= 0.001
     seen += [key for pack in plan.flush() for key in pack.keys]
     assert len(set(seen)) == len(seen) == sum(plan.drawn)
     for group, size in enumerate(plan.sizes):

@@ -179,7 +179,7 @@ def trained(tmp_path_factory):
     """A scorer of the tints, trained and saved by the program."""
     folder = tmp_path_factory.mktemp("scorer")
     write_shards(folder / "records", tinted_samples(96))
-    train_main([str(folder / "records"), str(folder / "scorer"), "--epochs", "16"])
+    train_main(folder / "records", folder / "scorer", epochs=16)
     return folder / "scorer"
 
 

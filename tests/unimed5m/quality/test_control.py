@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import datasets
+import numpy
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from unimedvl.unimed5m.quality.alignment import Alignment, AlignmentModels, Selection
 from unimedvl.unimed5m.quality.coarse import CoarseFilter, Verdict
 from unimedvl.unimed5m.quality.control import QualitySettings, quality_control
-from unimedvl.unimed5m.quality.duplicates import FingerprintTable, close_pairs, find_drops
+from unimedvl.unimed5m.quality.duplicates import FingerprintTable, close_pairs, find_drops, neighbours
 from unimedvl.unimed5m.schema import ARROW_SCHEMA, Picture
 from unimedvl.unimed5m.shards import shard_paths, write_table
 
@@ -256,8 +257,6 @@ def test_checking_again_changes_nothing_and_new_settings_take_hold(tmp_path):
 
 
 def test_close_pairs_finds_every_pair_within_the_distance():
-    import numpy
-
     generator = numpy.random.default_rng(0)
     codes = generator.integers(0, 2**63, size=60, dtype=numpy.uint64).tolist()
     for code in codes[:20]:
@@ -269,6 +268,41 @@ def test_close_pairs_finds_every_pair_within_the_distance():
         (a, b) for b in range(len(codes)) for a in range(b) if (codes[a] ^ codes[b]).bit_count() <= 6
     }  # fmt: skip
     assert found == expected
+
+
+def shaded(correlation: float, gain: float = 1.0, offset: float = 0.0) -> bytes:
+    """A 16x16 thumbnail that correlates so much with `shaded(1.0)`."""
+    rows, columns = numpy.mgrid[:16, :16]
+    # Two patterns of mean 0 and equal length at a right angle to each other.
+    pattern, other = numpy.where(columns % 2, 1.0, -1.0), numpy.where(rows % 2, 1.0, -1.0)
+    mixed = correlation * pattern + (1 - correlation**2) ** 0.5 * other
+    return numpy.rint(128 + offset + gain * 60 * mixed).clip(0, 255).astype(numpy.uint8).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("thumbnail", "same"),
+    [
+        (shaded(1.0), True),
+        (shaded(0.98), True),
+        (shaded(1.0, gain=0.5, offset=30), True),  # darker or flatter is still the same image
+        (shaded(0.96), False),
+        (shaded(0.0), False),
+        (shaded(-1.0), False),
+    ],
+)
+def test_equal_hashes_are_one_image_only_if_the_thumbnails_correlate(thumbnail, same):
+    """Perceptual hashes confuse standard views such as frontal chest films; thumbnails correlate at 0.97 or more."""
+    first = shaded(1.0)
+    pixels = [numpy.frombuffer(data, dtype=numpy.uint8).astype(float) for data in (first, thumbnail)]
+    assert (numpy.corrcoef(*pixels)[0, 1] >= 0.97) == same
+    # Hashes differ in 2 bits of 64; a record of the training split, one of the test split, and a third hash far away.
+    table = FingerprintTable(
+        ids=["a", "b", "c"], splits=["train", "test", "train"], groups=["d/1", "d/2", "d/3"], contents=list("xyz"),
+        texts=[1, 2, 3], pictures=[[0], [1], [2]], hashes=[0b101, 0b110, 2**63 - 1],
+        thumbnails=[first, thumbnail, first],
+    )  # fmt: skip
+    assert neighbours(table) == ({0: {1}, 1: {0}} if same else {})
+    assert find_drops(table) == ({0: ("leak_image", "same picture as b in test")} if same else {})
 
 
 def test_masks_and_texts_without_images_do_not_leak():

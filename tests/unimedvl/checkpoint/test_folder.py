@@ -2,14 +2,17 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes.functional import quantize_4bit
 from safetensors.torch import load_file, save_file
 
 from tests.tiny_model import tiny_model
-from unimedvl.checkpoint.folder import NF4_BYTES, count_parts, estimate_memory, open_checkpoint
+from unimedvl.checkpoint.folder import count_parts, estimate_memory, open_checkpoint
 from unimedvl.commands.main import main
+from unimedvl.modeling_unimedvl.upstream_weights_unimedvl import StoredTensor
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,21 @@ def test_memory_follows_from_the_counts(saved):
     )
     assert memory["float32"] == 4 * total and memory["bfloat16"] == 2 * total
     assert memory["int8"] == 2 * total - linear
-    assert abs(memory["nf4"] - (2 * (total - linear) + NF4_BYTES * linear)) < 1
+    # 4 bits a value, 8 bits for the scale of each 64, and 32 bits for the scale of each 256 such scales.
+    bits = 4 * linear + 8 * linear // 64 + 32 * linear / (64 * 256)
+    assert abs(memory["nf4"] - (2 * (total - linear) + bits / 8)) <= 1
+
+
+def test_memory_in_4_bits_is_what_bitsandbytes_takes():
+    """Of one linear layer of 1024 x 1024, quantized as `--quantize nf4` does it: twice."""
+    name = "model.language_model.layers.0.mlp_moe_gen.up_proj.weight"
+    stored = {name: StoredTensor(Path("model.safetensors"), name, "BF16", (1024, 1024), 0)}
+    packed, state = quantize_4bit(torch.randn(1024, 1024), quant_type="nf4", compress_statistics=True)
+    parts = (packed, state.absmax, state.state2.absmax)
+    assert estimate_memory(stored)["nf4"] == sum(part.numel() * part.element_size() for part in parts)
+    # Other layers stay in 16 bits.
+    kept = {"lm_head.weight": StoredTensor(Path("model.safetensors"), "lm_head.weight", "BF16", (1024, 1024), 0)}
+    assert estimate_memory(kept)["nf4"] == 2 * 1024 * 1024
 
 
 def test_shards_and_single_file_say_the_same(saved, tmp_path):

@@ -43,7 +43,7 @@ def test_a_recipe_with_changes_on_the_command_line(recipe, tmp_path, capsys):
         (["RECIPE", "stepz=1"], "Key 'stepz' not in 'TrainingRecipe'. Did you mean: 'steps'"),
         (["RECIPE", "steps"], "is no override"),
         (["RECIPE", "model=nothing/here/at/all"], "nothing/here/at/all"),
-        ([], "arguments are required"),
+        ([], "Missing argument 'RECIPE'"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(recipe, arguments, message, capsys):

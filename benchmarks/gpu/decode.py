@@ -1,0 +1,117 @@
+"""Text decoding: tokens per second with a growing and a fixed cache, and the share of the memory bandwidth."""
+
+import statistics
+from typing import Any
+
+import torch
+from transformers import CompileConfig, LogitsProcessor, LogitsProcessorList
+
+from .architecture import decode_bytes, drawn_ids, prompt, random_model
+from .run import Bench, record_ceilings
+from .timing import Clock, bf16_tolerance, differences, time_guard
+
+
+class ForcedIds(LogitsProcessor):
+    """Marks the clock at every token and answers with given ids, so that all runs decode the same text."""
+
+    def __init__(self, clock: Clock, ids: list[int]):
+        self.clock, self.ids = clock, ids
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        # Transformers may look at stopping one step late, and decode once more.
+        token = self.ids[len(self.clock.marks) % len(self.ids)]
+        self.clock.mark()
+        forced = torch.full_like(scores, float("-inf"))
+        forced[:, token] = 0.0
+        return forced
+
+
+def decoded(bench: Bench, model: Any, rows: int, **options: Any) -> tuple[float, torch.Tensor]:
+    """Median milliseconds of a decoding step after three warm-up ones, and the logits of all steps."""
+    size = bench.size
+    inputs = prompt(model.config, bench.device, size.prompt_tokens, rows=rows)
+    clock = Clock(bench.device)
+    ids = drawn_ids(model.config, size.new_tokens, seed=7)
+    output = model.generate(
+        **inputs,
+        do_sample=False,
+        max_new_tokens=size.new_tokens,
+        min_new_tokens=size.new_tokens,
+        logits_processor=LogitsProcessorList([ForcedIds(clock, ids)]),
+        return_dict_in_generate=True,
+        output_logits=True,
+        **options,
+    )
+    return statistics.median(clock.intervals(warmup=min(3, size.new_tokens - 2))), torch.stack(
+        output.logits[: size.new_tokens]
+    )
+
+
+def the_model(bench: Bench) -> Any:
+    """For understanding only: decoding touches no generation weight."""
+
+    def make() -> Any:
+        config = bench.size.config()
+        config.visual_gen = False
+        return random_model(config, bench.device)
+
+    return bench.shared("model", make)
+
+
+def record_decoding(bench: Bench, name: str, rows: int, time_ms: float, believed: bool = True) -> None:
+    model = the_model(bench)
+    context = bench.size.prompt_tokens + bench.size.new_tokens // 2
+    # The copy's rate counts a read and a write for each byte, a step only reads.
+    floor_ms = decode_bytes(model, context, rows) / bench.bytes_ceiling * 1e3
+    bench.record.measured(
+        name,
+        1e3 * rows / time_ms,
+        "tokens/s",
+        believed,
+        step_ms=time_ms,
+        share_of_measured_bandwidth=floor_ms / time_ms,
+        context=context,
+    )
+
+
+def dynamic_cache(bench: Bench) -> None:
+    """The default: a cache that grows."""
+    model = the_model(bench)
+    for rows in (1, bench.size.batch):
+        time_ms, logits = decoded(bench, model, rows)
+        bench.shared(f"logits{rows}", lambda logits=logits: logits)
+        record_decoding(bench, f"decode.dynamic.batch{rows}", rows, time_ms)
+
+
+def against_dynamic(bench: Bench, name: str, rows: int, guard: float | None = None, **options: Any) -> None:
+    """A faster way of decoding, compared with the growing cache."""
+    model = the_model(bench)
+    try:
+        plain = bench.shared(f"logits{rows}", lambda: decoded(bench, model, rows)[1])
+        with time_guard(bench.seconds_left(reserve=2) if guard is None else guard):
+            time_ms, logits = decoded(bench, model, rows, cache_implementation="static", **options)
+        gaps = differences(logits, plain)
+        limit = bf16_tolerance(model.config.text_config.num_hidden_layers)
+        believed = bench.record.comparison(f"{name}.parity", gaps["relative_l2"], limit, "relative L2", **gaps)
+        record_decoding(bench, name, rows, time_ms, believed)
+    except Exception as error:  # a way that does not work is a result
+        bench.record.error(name, error)
+
+
+def static_cache(bench: Bench) -> None:
+    """A cache of fixed size, without compiling."""
+    for rows in (1, bench.size.batch):
+        against_dynamic(bench, f"decode.static.batch{rows}", rows, disable_compile=True)
+
+
+def static_cache_compiled(bench: Bench) -> None:
+    """A cache of fixed size and the whole step compiled with CUDA graphs, as transformers does it by itself."""
+    real = bench.size.compile_backend == "inductor"
+    settings = CompileConfig(
+        backend=bench.size.compile_backend, mode="reduce-overhead" if real else None, fullgraph=False, dynamic=False
+    )
+    settings._compile_all_devices = True
+    against_dynamic(bench, "decode.static_compiled.batch1", 1, compile_config=settings)
+
+
+STEPS = [record_ceilings, dynamic_cache, static_cache, static_cache_compiled]

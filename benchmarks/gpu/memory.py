@@ -1,0 +1,119 @@
+"""Memory: the largest allocation for understanding, for everything and with quantized weights, and the cache."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from unimedvl.modeling_unimedvl.modeling_unimedvl import QUANTIZATION_SKIP_MODULES
+
+from .architecture import cache_bytes_per_token, prompt, random_model
+from .run import Bench
+from .timing import allocated_bytes, peak_bytes, reset_peak
+
+ANSWER_TOKENS = 8
+
+
+def record_memory(bench: Bench, name: str, model: Any, image: bool) -> None:
+    """Bytes at rest, and at most while a question about an image is answered and an image is made."""
+    side = bench.size.sides[0]
+    bench.record.measured(f"{name}.weights", allocated_bytes(bench.device) / 1e9, "GB")
+    reset_peak(bench.device)
+    question = prompt(model.config, bench.device, bench.size.text_tokens, vit_grid=bench.size.vit_grid)
+    ids = model.generate(**question, do_sample=False, max_new_tokens=ANSWER_TOKENS, min_new_tokens=ANSWER_TOKENS)
+    assert ids.shape[1] == question["input_ids"].shape[1] + ANSWER_TOKENS
+    bench.record.measured(f"{name}.answer", peak_bytes(bench.device) / 1e9, "GB")
+    if image:
+        reset_peak(bench.device)
+        request = prompt(model.config, bench.device, bench.size.text_tokens)
+        pixels = model.generate(
+            **request,
+            generation_mode="image",
+            preset="t2i",
+            height=side,
+            width=side,
+            num_inference_steps=2,
+            show_progress=False,
+        )
+        assert torch.isfinite(pixels).all()
+        bench.record.measured(f"{name}.image", peak_bytes(bench.device) / 1e9, "GB")
+
+
+def understanding(bench: Bench) -> None:
+    """Loaded without the generation expert and the autoencoder; and bytes of the cache for each token."""
+    config = bench.size.config()
+    config.visual_gen = False
+    model = random_model(config, bench.device)
+    record_memory(bench, "memory.understanding", model, image=False)
+    inputs = prompt(config, bench.device, bench.size.prompt_tokens)
+    with torch.no_grad():
+        cache = model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
+    held = sum(part.numel() * part.element_size() for layer in cache.layers for part in (layer.keys, layer.values))
+    per_token = held / inputs["input_ids"].shape[1]
+    bench.record.comparison(
+        "memory.cache_per_token",
+        per_token,
+        cache_bytes_per_token(config),
+        "bytes",
+        closed_form=cache_bytes_per_token(config),
+    )
+
+
+def everything(bench: Bench) -> None:
+    """Both experts and the autoencoder in bfloat16."""
+    record_memory(bench, "memory.all", random_model(bench.size.config(), bench.device), image=True)
+
+
+@torch.no_grad()
+def quantize(model: Any, kind: str) -> None:
+    """Replace the matrices that loading would quantize, one at a time, from weights that are already on the device."""
+    import bitsandbytes as bnb
+
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, nn.Linear) or name.startswith(tuple(QUANTIZATION_SKIP_MODULES)):
+            continue
+        parent_name, _, leaf = name.rpartition(".")
+        weight, bias = module.weight.data, module.bias
+        with torch.device("meta"):
+            if kind == "nf4":
+                layer = bnb.nn.Linear4bit(
+                    module.in_features,
+                    module.out_features,
+                    bias is not None,
+                    compute_dtype=weight.dtype,
+                    quant_type="nf4",
+                )
+            else:
+                layer = bnb.nn.Linear8bitLt(
+                    module.in_features, module.out_features, bias is not None, has_fp16_weights=False
+                )
+        if kind == "nf4":
+            # Moving quantizes, also to the device that the weight is on.
+            layer.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", module=layer).to(
+                weight.device
+            )
+        else:
+            # Moving quantizes weights of the CPU only.
+            codes, scales, _ = bnb.functional.int8_vectorwise_quant(weight.to(torch.float16))
+            layer.weight = bnb.nn.Int8Params(codes, requires_grad=False, has_fp16_weights=False, CB=codes, SCB=scales)
+        layer.bias = bias
+        setattr(model.get_submodule(parent_name), leaf, layer)
+
+
+def quantized(bench: Bench, kind: str) -> None:
+    model = random_model(bench.size.config(), bench.device)
+    quantize(model, kind)
+    record_memory(bench, f"memory.{kind}", model, image=True)
+
+
+def nf4(bench: Bench) -> None:
+    """Both experts' matrices in 4 bits."""
+    quantized(bench, "nf4")
+
+
+def int8(bench: Bench) -> None:
+    """Both experts' matrices in 8 bits."""
+    quantized(bench, "int8")
+
+
+STEPS = [understanding, everything, nf4, int8]

@@ -1,0 +1,1 @@
+../../processing/dicom_series_unimedvl.py

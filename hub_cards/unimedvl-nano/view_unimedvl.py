@@ -1,0 +1,1 @@
+../../processing/view_unimedvl.py
