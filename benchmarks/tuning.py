@@ -23,8 +23,8 @@ from transformers import TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
 from typer import Option
 
-from examples.nano.intervals import student_interval
 from unimedvl import UniMedVLProcessor
+from unimedvl.evaluation.metrics.intervals import mean_interval, student_interval
 from unimedvl.training.adapters import load_with_adapter
 from unimedvl.training.flow_grpo.trainer import FlowGRPOArguments, FlowGRPOTrainer
 from unimedvl.training.tuning_recipe import AdapterRecipe
@@ -189,16 +189,10 @@ def learn_images(seed: int, checkpoint: Path) -> dict[int, np.ndarray]:
 # --- Results ---------------------------------------------------------------------------------------------------------
 
 
-def bootstrap_interval(differences: np.ndarray, seed: int = 0) -> list[float]:
-    """95 % interval of the mean of paired differences, from 2,000 resamplings."""
-    random = np.random.default_rng(seed)
-    means = differences[random.integers(len(differences), size=(2000, len(differences)))].mean(axis=1)
-    return [float(value) for value in np.quantile(means, [0.025, 0.975])]
-
-
 def over_seeds(gains: list[float]) -> dict[str, Any]:
     """Mean of the seeds' gains with the 95 % interval of Student's t."""
-    interval = list(student_interval(gains)) if len(gains) > 1 else None
+    found = student_interval(gains) if len(gains) > 1 else None
+    interval = None if found is None else [found["low"], found["high"]]
     return {"gain": statistics.fmean(gains), "interval": interval, "seeds": len(gains)}
 
 
@@ -208,13 +202,15 @@ def learn(method: str, seed: int, checkpoint: Path) -> dict[str, Any]:
     set_seed(seed)
     points = learn_images(seed, checkpoint) if method == "flow_grpo" else learn_text(method, seed, checkpoint)
     before, after = points[0][:, 0], points[max(points)][:, 0]
+    # Every slide or prompt is drawn by itself: each is a group of its own.
+    gain = mean_interval((after - before).tolist(), range(len(before)))
     run = {
         "method": method,
         "seed": seed,
         "base": float(before.mean()),
         "tuned": float(after.mean()),
-        "gain": float((after - before).mean()),
-        "interval": bootstrap_interval(after - before),
+        "gain": gain["value"],
+        "interval": [gain["low"], gain["high"]],
         "held_out": len(before),
         "curve": {str(step): float(values[:, 0].mean()) for step, values in points.items()},
         "processor_seconds": round(time.process_time() - started),

@@ -16,8 +16,12 @@ from torch import nn
 
 from unimedvl import UniMedVLForConditionalGeneration, UniMedVLProcessor
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
+from unimedvl.modeling_unimedvl.contexts_unimedvl import read_prompts
+from unimedvl.modeling_unimedvl.flow_unimedvl import FlowSettings
+from unimedvl.modeling_unimedvl.image_requests_unimedvl import target_grids
+from unimedvl.modeling_unimedvl.prompts_unimedvl import Prompts
+from unimedvl.modeling_unimedvl.sampling_unimedvl import FlowSampler
 from unimedvl.training.adapters import adapter_config, bare_model, load_with_adapter
-from unimedvl.training.flow_grpo.policy import prepare_conditions, velocity
 from unimedvl.training.tuning_recipe import AdapterRecipe
 
 CHECKPOINT = Path(__file__).parents[1] / "hub_cards" / "unimedvl-nano"
@@ -53,9 +57,11 @@ def one_step(model: nn.Module, processor: UniMedVLProcessor) -> torch.optim.Opti
     loss.backward()
     told = processor.apply_chat_template([[{"role": "user", "content": [text]}]], generation_mode="image", **options)
     bare = bare_model(model)
-    conditions = prepare_conditions(bare, told, 64, 64)
-    state = torch.randn(1, conditions.grid[0] * conditions.grid[1], bare.config.latent_dim)
-    velocity(bare, conditions, state, 0.5).square().mean().backward()
+    sampler = FlowSampler(bare, FlowSettings.unguided(10, 1.0))
+    contexts = read_prompts(bare, Prompts.from_inputs(bare, told), None)
+    conditions = sampler.prepare(contexts, target_grids(bare.config, 1, 64, 64))
+    state = torch.randn(*conditions.valid_RT.shape, bare.config.latent_dim)
+    sampler.step(conditions, state, 0.5).velocity.square().mean().backward()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
     optimizer.step()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy
 from PIL import Image
 
-from .metrics.memorization.memorization import SIDE, thumbnails
+from .metrics.nearest import SIDE, thumbnails
 from .predictions import Prediction
 from .samples import TASKS, Sample, open_
 from .text_neighbours import TextNeighbours
@@ -32,7 +32,7 @@ class TrainingSplit:
     Attributes:
         count: training samples read.
         searched: of these, samples with a picture that is only generated from text.
-        thumbnails: grey thumbnails of all training target pictures, float32 (pictures, 1024), see `memorisation`.
+        thumbnails: grey thumbnails of all training target pictures, float32 (pictures, 1024), see `metrics.nearest`.
     """
 
     def __init__(self, samples: Iterable[Sample], pictures: bool = True):

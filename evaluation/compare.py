@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .metrics.intervals import rounded
 from .report import number, table_rows
 from .samples import TASKS
-from .statistics import holm, paired_difference, rounded
+from .statistics import holm, paired_difference
 
 SIGNIFICANT = 0.05
 

@@ -25,12 +25,13 @@ from unimedvl.utils.whole_files import replacing
 from .baselines import NAMES, Baseline, TrainingSplit
 from .benchmarks import BenchmarkData
 from .distributed import join
+from .metrics.intervals import rounded
 from .paper_figures import paper_rows
 from .predictions import Prediction, PredictionStore, Predictor, predict_all
 from .report import markdown
 from .samples import TASKS, Sample
 from .scoring import Settings, TaskScores, score_all
-from .statistics import paired_difference, rounded
+from .statistics import paired_difference
 
 # One answer for nearly everything, while the right answers differ.
 ONE_ANSWER, VARIED = 0.9, 0.6

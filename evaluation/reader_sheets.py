@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from .benchmarks import BenchmarkData, get_benchmark
-from .metrics.reader_study.reader_study import reader_scores
+from .metrics.ranking import reader_study
 from .predictions import PredictionStore
 from .samples import TASKS, open_
 
@@ -100,9 +100,9 @@ def score_study(folder: str | Path) -> dict[str, Any]:
     if not ratings:
         raise ValueError(f"{folder} holds no filled-in form: copy form.csv for each reader and fill in the ratings.")
     truth = [int(entry["generated"]) for entry in key.values()]
-    found = {name: reader_scores(values, truth) for name, values in ratings.items()}
+    found = {name: reader_study(values, truth) for name, values in ratings.items()}
     together = [value for values in ratings.values() for value in values]
-    return found | {"all readers": reader_scores(together, truth * len(ratings))}
+    return found | {"all readers": reader_study(together, truth * len(ratings))}
 
 
 def _ratings(path: Path) -> dict[str, str]:

@@ -12,7 +12,7 @@ from PIL import Image
 from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Picture, Record
 from unimedvl.unimed5m.templates import choose
 
-from .metrics.vqa_accuracy.vqa_accuracy import kind_of
+from .metrics.answers import kind_of
 
 _MARK = "\ufdd2"
 

@@ -8,21 +8,19 @@ from typing import Any
 import numpy
 from PIL import Image
 
+from .metrics import texts
+from .metrics.answers import score_answer
 from .metrics.image_features import FeatureExtractor, load_feature_extractor
-from .metrics.image_quality.image_quality import picture_scores
-from .metrics.image_text_score.image_text_score import ImageTextEncoder
-from .metrics.memorization.memorization import memorisation_scores, nearest, thumbnails
-from .metrics.report_text import report_text
-from .metrics.segmentation.segmentation import mask_scores
-from .metrics.vqa_accuracy.vqa_accuracy import score_answer
+from .metrics.image_text import ImageTextEncoder
+from .metrics.images import change_score, image_scores, is_copy
+from .metrics.intervals import mean_interval, rounded, statistic_intervals
+from .metrics.masks import mask_scores
+from .metrics.nearest import memorization_scores, nearest, thumbnails
 from .predictions import Prediction
 from .samples import TASKS, Sample, open_
 from .set_metrics import counterfactual_set, distribution_set
-from .statistics import mean_interval, rounded, statistic_intervals
 
 Value = float | None
-# Root mean square difference of grey levels below which a result is its input.
-COPY_LEVELS = 2.0
 
 
 @dataclasses.dataclass
@@ -35,7 +33,7 @@ class Settings:
         classifier: probability of the asked finding in pictures, None for none.
         rule: of all answers; "" for the sample's own, which one with a stated value has, else `own_rule`.
         own_rule: the benchmark's.
-        resize: see the metric `image_quality`.
+        resize: of images of different sizes, see `metrics.images`.
         lpips: distance of two pictures, None for none.
         meteor: whether METEOR runs.
         clinical: {score: function of two lists of texts} for reports.
@@ -85,7 +83,7 @@ class TaskScores:
             self.texts.append((text, sample.reference))
         elif family == "text" or (family == "counterfactual" and sample.reference):
             self.texts.append((prediction.text, sample.reference))
-            row |= report_text.rouge_scores(*self.texts[-1])
+            row |= texts.rouge_scores(*self.texts[-1])
         if sample.output is not None and prediction.image is not None:
             row |= self._picture(family, sample, prediction.image, settings)
         self.rows.append(row)
@@ -97,7 +95,7 @@ class TaskScores:
             return dict(mask_scores(made, real))
         row: dict[str, Value] = {}
         if family in ("translation", "counterfactual"):
-            row |= picture_scores(made, real, settings.resize, settings.lpips)
+            row |= image_scores(made, real, settings.resize, settings.lpips)
             row["input_copied"] = float(is_copy(made, open_(sample.inputs[-1])))
         if family == "counterfactual":
             row["change"] = change_score(made, open_(sample.inputs[-1]), real)
@@ -163,9 +161,9 @@ class TaskScores:
         if TASKS[self.task].family not in ("text", "counterfactual") or not self.texts:
             return
         said, wanted = ([pair[side] for pair in self.texts] for side in (0, 1))
-        columns: dict[str, Sequence[float]] = {"cider": report_text.cider_scores(said, wanted)}
-        if settings.meteor and not report_text.meteor_problem():
-            columns["meteor"] = report_text.meteor_scores(said, wanted)
+        columns: dict[str, Sequence[float]] = {"cider": texts.cider_scores(said, wanted)}
+        if settings.meteor and not texts.meteor_problem():
+            columns["meteor"] = texts.meteor_scores(said, wanted)
         if self.task == "report":
             columns |= {name: score(said, wanted) for name, score in settings.clinical.items()}
         rows = [row for row in self.rows if "rouge_l" in row]
@@ -174,14 +172,14 @@ class TaskScores:
                 row[name] = float(value)
 
     def _corpus_text(self, **few: int) -> dict[str, Any]:
-        rows = numpy.array([report_text.bleu_statistics(*pair) for pair in self.texts])
+        rows = numpy.array([texts.bleu_statistics(*pair) for pair in self.texts])
         groups = [group for group, row in zip(self.groups, self.rows, strict=True) if "rouge_l" in row]
-        return statistic_intervals(rows, groups, report_text.bleu_from_statistics, **few)
+        return statistic_intervals(rows, groups, texts.bleu_from_statistics, **few)
 
     def _memorisation(self, training: numpy.ndarray) -> dict[str, Any]:
         made = nearest(numpy.array(self.made_small), training)[0]
         held_out = nearest(numpy.array(self.real_small), training)[0]
-        scores = memorisation_scores(made, held_out)
+        scores = memorization_scores(made, held_out)
         return {name: rounded(value) if isinstance(value, float) else value for name, value in scores.items()}
 
     def _split_by(self, names: Sequence[str], metrics: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -194,33 +192,6 @@ class TaskScores:
                 if values:
                     found[name][metric] = rounded(sum(values) / len(values))
         return found
-
-
-def is_copy(made: Image.Image, given: Image.Image) -> bool:
-    """Whether a picture is the input picture, but for its size and small changes of level."""
-    size = min(made.size, given.size)
-    levels = [
-        numpy.asarray(image.convert("L").resize(size, Image.Resampling.BOX), dtype=numpy.float64)
-        for image in (made, given)
-    ]
-    return bool(numpy.sqrt(((levels[0] - levels[1]) ** 2).mean()) < COPY_LEVELS)
-
-
-def change_score(made: Image.Image, before: Image.Image, after: Image.Image) -> Value:
-    """How much of the asked change was made: the cosine of made minus before with after minus before, in levels.
-
-    1 is the change itself, 0 no relation; None where nothing had to change. A copy of the input scores 0.
-    """
-    size = after.size
-    levels = [
-        numpy.asarray(image.convert("L").resize(size, Image.Resampling.BICUBIC), dtype=numpy.float64)
-        for image in (made, before, after)
-    ]
-    given, wanted = levels[0] - levels[1], levels[2] - levels[1]
-    norms = numpy.linalg.norm(given), numpy.linalg.norm(wanted)
-    if not norms[1]:
-        return None
-    return float((given * wanted).sum() / (norms[0] * norms[1])) if norms[0] else 0.0
 
 
 def score_all(pairs: Iterable[tuple[Sample, Prediction]], settings: Settings) -> dict[str, TaskScores]:

@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy
 
-from .metrics.counterfactual.counterfactual import auroc, f1
-from .metrics.diversity.diversity import diversity_scores
-from .metrics.image_distribution.image_distribution import frechet_distance, kernel_distance
-from .statistics import recentred_interval, resampled_places, rounded
+from .metrics.distributions import diversity_scores, frechet_distance, kernel_distance
+from .metrics.intervals import recentred_interval, resampled_places, rounded
+from .metrics.ranking import auroc, f1_score
 
 RESAMPLES = 50
 
@@ -90,7 +89,12 @@ def counterfactual_set(
         return {}
     area = auroc(probabilities, present)
     count = len(probabilities)
+<<<<<<< HEAD
     found: dict[str, Any] = {"f1": {"value": rounded(f1(probabilities, present)), "low": None, "high": None}}
+=======
+    value = rounded(f1_score(probabilities, scores.present))
+    found: dict[str, Any] = {"f1": {"value": value, "low": None, "high": None}}
+>>>>>>> main
     if area is not None:
         drawn = []
         values, truth = numpy.array(probabilities), numpy.array(present)

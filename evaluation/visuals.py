@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from .benchmarks import BenchmarkData
 from .compare import read_scores
-from .metrics.vqa_accuracy.vqa_accuracy import normalised
+from .metrics.answers import normalized
 from .predictions import PredictionStore
 from .samples import TASKS, Sample, open_
 
@@ -143,18 +143,18 @@ def _with_samples(data: BenchmarkData, folder: Path) -> list[Path]:
 
 def plot_confusion(task: str, answers: list[tuple[str, str, float | None, float]], path: Path) -> list[Path]:
     """Which of the commonest right answers is named for which."""
-    common = [label for label, _ in Counter(normalised(row[0]) for row in answers).most_common(LABELS)]
+    common = [label for label, _ in Counter(normalized(row[0]) for row in answers).most_common(LABELS)]
     if len(common) < 2:
         return []
     counts = numpy.zeros((len(common), len(common) + 1), dtype=int)
     for reference, text, _, _ in answers:
-        if normalised(reference) not in common:
+        if normalized(reference) not in common:
             continue
-        said = f" {normalised(text)} "
+        said = f" {normalized(text)} "
         named = [label for label in common if f" {label} " in said]
         # The longest names what the shorter ones are part of.
         place = common.index(max(named, key=len)) if named else len(common)
-        counts[common.index(normalised(reference)), place] += 1
+        counts[common.index(normalized(reference)), place] += 1
     figure, axes = _figure(1, 1, 1.8 + 0.45 * len(common), 1.4 + 0.35 * len(common))
     axis = axes[0]
     shares = counts / counts.sum(axis=1, keepdims=True)

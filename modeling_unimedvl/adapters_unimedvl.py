@@ -1,4 +1,4 @@
-"""Where adapters go: regular expressions over module names, and PEFT's default for this architecture."""
+"""Where adapters go: regular expressions over module names, and PEFT's defaults for this architecture."""
 
 from transformers.utils import is_peft_available
 
@@ -12,11 +12,27 @@ ADAPTER_TARGETS = {
     "generation": _LAYER + _GENERATION,
     "both": _LAYER + f"({_UNDERSTANDING}|{_GENERATION})",
 }
+_NORMS = r".*language_model\.(layers\.\d+\.(input|post_attention)_layernorm|norm)(_moe_gen)?"
+# PEFT matches the names of (IA)^3 by their ends, and the ViT has a `k_proj` and a `v_proj` too. Scaling what enters
+# the output projection includes scaling the values; what enters the second MLP layer is scaled as usual.
+_IA3 = ("o_proj", "o_proj_moe_gen", "down_proj")
+_DEFAULTS = {
+    "LORA_TARGET": ADAPTER_TARGETS["both"],
+    "ADALORA_TARGET": ADAPTER_TARGETS["both"],
+    "LNTUNING_TARGET": _NORMS,
+    "IA3_TARGET": _IA3,
+    "IA3_FEEDFORWARD": _IA3,
+}
 
 
 def register_default_targets(model_type: str) -> None:
-    """Let a PEFT configuration without `target_modules` adapt both experts of this architecture."""
-    if is_peft_available():
-        from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    """Let PEFT configurations without targets adapt both experts of this architecture.
 
-        TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING[model_type] = ADAPTER_TARGETS["both"]
+    PEFT looks defaults up by model type, in tables of its own that have no other way in. An entry that is already
+    there stays.
+    """
+    if is_peft_available():
+        from peft.utils import constants
+
+        for name, targets in _DEFAULTS.items():
+            getattr(constants, f"TRANSFORMERS_MODELS_TO_{name}_MODULES_MAPPING").setdefault(model_type, targets)

@@ -13,6 +13,9 @@ from enum import IntEnum
 
 import torch
 import torch.nn.functional as F
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_causal_mask
 
 
 class BlockKind(IntEnum):
@@ -165,6 +168,33 @@ def mask_functions(layout: BlockLayout, past_length: int = 0, key_length: int | 
         return allowed
 
     return {"or_mask_function": same_block, "and_mask_function": visible}
+
+
+def build_attention_mask(
+    config: PreTrainedConfig,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    past_key_values: Cache | None,
+    layout: BlockLayout | None,
+):
+    """Causal mask, turned into the generalized causal mask of the blocks where there are any.
+
+    RoPE ids are never given to the mask functions: tokens of one image share an id, which transformers would read as
+    the start of a packed document.
+    """
+    overlays = {}
+    if layout is not None:
+        if "flash" in (config._attn_implementation or ""):
+            raise ValueError(
+                f"{config._attn_implementation} cannot express image blocks: load the model with "
+                "attn_implementation='sdpa' or 'flex_attention'."
+            )
+        past_length, key_length = 0, None
+        if past_key_values is not None:
+            past_length = int(past_key_values.get_seq_length())
+            key_length, _ = past_key_values.get_mask_sizes(inputs_embeds.shape[1], 0)
+        overlays = mask_functions(layout, past_length, key_length)
+    return create_causal_mask(config, inputs_embeds, attention_mask, past_key_values, **overlays)
 
 
 def dense_mask(layout: BlockLayout) -> torch.Tensor:

@@ -1,17 +1,26 @@
-"""What generation has read so far: caches that can be continued, branched and stacked.
+"""What generation has read so far: contexts that can be continued, branched and stacked.
 
-Shape legend: B prompts, K context tokens, R rows (images times guidance branches).
+An image is sampled against up to three contexts: the main one, one without the last text (text guidance) and one
+without images (image guidance). Every context is a cache with a mask and a RoPE counter of its own; contexts that are
+a prefix of another share its cache.
+
+Shape legend: B prompts, S prompt tokens, K context tokens, R rows (images times guidance branches).
 """
 
-import copy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from .blocks_unimedvl import BlockKind, block_layout, rope_position_ids
+from .caches_unimedvl import FixedBlockLayer, branch_cache
+from .prompts_unimedvl import PosteriorDraws, Prompts
 
 
-@dataclass
+@dataclass(frozen=True)
 class GenerationContext:
     """What has been read so far: a cache and how to continue it.
 
@@ -40,23 +49,161 @@ class GenerationContext:
         )
 
 
-class FixedBlockLayer(DynamicLayer):
-    """Cache layer with room for one image block after its context: every update writes the same slots."""
+@dataclass(frozen=True)
+class GuidanceContexts:
+    """The contexts of one guidance step, over the same prompts.
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, context_length: int):
-        super().__init__()
-        self.keys, self.values = keys, values
-        self.dtype, self.device = keys.dtype, keys.device
-        self.context_length = context_length
-        self.is_initialized = True
+    Attributes:
+        main: everything.
+        text: without the last text.
+        image: without images; None where that is the main context, which then stands for it.
+    """
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        self.keys[:, :, self.context_length :] = key_states
-        self.values[:, :, self.context_length :] = value_states
-        return self.keys, self.values
+    main: GenerationContext
+    text: GenerationContext
+    image: GenerationContext | None = None
 
-    def get_seq_length(self) -> int:
-        return self.context_length
+
+def encode_images(model: PreTrainedModel, prompts: Prompts, draws: PosteriorDraws) -> list[torch.Tensor] | None:
+    """Latents of the prompts' images, see `UniMedVLModel.encode_latents`; None without images.
+
+    Raises:
+        ValueError: if images and posterior noise do not fit each other.
+    """
+    if prompts.latent_pixel_values is None:
+        if draws.noise:
+            raise ValueError("vae_noise is for input images, but no latent_pixel_values came with the prompt.")
+        return None
+    return model.model.input_latents(
+        prompts.latent_pixel_values, prompts.latent_image_sizes, draws.noise, draws.generator, draws.sample_mode
+    )
+
+
+def read_prompts(
+    model: PreTrainedModel, prompts: Prompts, latents: list[torch.Tensor] | None, image_guidance: bool = False
+) -> GuidanceContexts:
+    """Read prompts, and what guidance leaves out of them.
+
+    Args:
+        model: a `UniMedVLForConditionalGeneration`.
+        latents: of the prompts' images, from `encode_images`.
+        image_guidance: read the prompts without their images too, where they have any.
+
+    Raises:
+        ValueError: if images and placeholders do not fit each other.
+    """
+    main = extend_context(
+        model,
+        None,
+        prompts.input_ids,
+        prompts.kinds,
+        prompts.attention_mask,
+        pixel_values=prompts.pixel_values,
+        image_grid_thw=prompts.image_grid_thw,
+        latent_values=latents,
+    )
+    text = main.prefix(last_text_start(model.config, prompts))
+    image = None
+    if image_guidance and prompts.has_images:
+        keep = prompts.attention_mask & (block_layout(prompts.kinds).kinds_BS == BlockKind.TEXT)
+        rows = [ids[row] for ids, row in zip(prompts.input_ids, keep, strict=True)]
+        image = extend_context(model, None, *_left_padded(rows, prompts.input_ids))
+    return GuidanceContexts(main, text, image)
+
+
+def last_text_start(config, prompts: Prompts) -> torch.Tensor:
+    """Column where each prompt's last text begins, int64 (B,); S for a prompt that ends with an image."""
+    input_ids, mask = prompts.input_ids, prompts.attention_mask
+    columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+    block_kinds = block_layout(prompts.kinds).kinds_BS
+    last_valid = torch.where(mask, columns, -1).max(dim=1).values
+    ends_with_text = block_kinds.gather(1, last_valid.clamp(min=0)[:, None])[:, 0] == BlockKind.TEXT
+    # A turn starts after another one, after an image or at the beginning: a BOS inside a text is no start.
+    is_text = mask & (block_kinds == BlockKind.TEXT)
+    ends = torch.tensor(end_token_ids(config), device=input_ids.device)
+    after_end = F.pad(torch.isin(input_ids, ends), (1, 0), value=True)[:, :-1]
+    inside = F.pad(is_text, (1, 0), value=False)[:, :-1] & ~after_end
+    starts = is_text & ~inside & (input_ids == config.bos_token_id)
+    last_start = torch.where(starts, columns, -1).max(dim=1).values
+    return torch.where(ends_with_text & (last_start >= 0), last_start, input_ids.shape[1])
+
+
+def end_token_ids(config) -> list[int]:
+    """The ids that end a text, of a model's or a generation configuration."""
+    ends = config.eos_token_id
+    return list(ends) if isinstance(ends, (list, tuple)) else [ends]
+
+
+def extend_context(
+    model: PreTrainedModel,
+    context: GenerationContext | None,
+    input_ids: torch.Tensor,
+    kinds: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    **images: Any,
+) -> GenerationContext:
+    """Read further tokens after a context, or from the start. The given context stays usable.
+
+    Args:
+        input_ids, kinds: int64 (B, S), see `Prompts`.
+        mask: bool (B, S), tokens that are read; all of them by default.
+        images: `pixel_values`, `image_grid_thw` and `latent_values` of these tokens, as in `forward`.
+    """
+    mask = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
+    # One column more shows where the next token would stand.
+    positions = rope_position_ids(block_layout(F.pad(kinds, (0, 1))), F.pad(mask.long(), (0, 1), value=1))
+    cache, next_position = None, positions[:, -1]
+    position_ids = positions[:, :-1]
+    read_ids, read_positions, read_mask = input_ids, position_ids, mask
+    if context is not None:
+        cache = branch_cache(context.cache)
+        position_ids = position_ids + context.next_position[:, None]
+        next_position = next_position + context.next_position
+        read_ids = torch.cat([context.input_ids, input_ids], dim=1)
+        read_positions = torch.cat([context.position_ids, position_ids], dim=1)
+        read_mask = torch.cat([context.mask, mask], dim=1)
+    outputs = model.model(
+        input_ids=input_ids,
+        attention_mask=read_mask.long(),
+        position_ids=position_ids,
+        mm_token_type_ids=kinds,
+        past_key_values=cache,
+        use_cache=True,
+        **images,
+    )
+    return GenerationContext(outputs.past_key_values, read_ids, read_positions, read_mask, next_position)
+
+
+def append_texts(model: PreTrainedModel, context: GenerationContext, texts: list[list[int]]) -> GenerationContext:
+    """Read one text for each prompt, given without markers."""
+    bos, eos = model.config.bos_token_id, end_token_ids(model.config)[0]
+    rows = [torch.tensor([bos, *text, eos]) for text in texts]
+    return extend_context(model, context, *_left_padded(rows, context.input_ids))
+
+
+def append_image(
+    model: PreTrainedModel, context: GenerationContext, pixels: torch.Tensor, draws: PosteriorDraws
+) -> GenerationContext:
+    """Read a generated image, float (3, H, W), as a clean VAE block, through the 8 bits a saved image has."""
+    levels = ((pixels * 0.5 + 0.5).clamp(0, 1) * 255).to(torch.uint8)
+    reread = (levels.float() / 255 - 0.5) / 0.5
+    latents = model.model.encode_latents([reread], draws.noise, draws.generator, draws.sample_mode)
+    config, unit = model.config, model.config.pixels_per_latent_token
+    tokens = (pixels.shape[1] // unit) * (pixels.shape[2] // unit)
+    ids = [config.vision_start_token_id, *[config.latent_token_id] * tokens, config.vision_end_token_id]
+    input_ids = torch.tensor([ids], device=context.input_ids.device)
+    kinds = torch.tensor([[0, *[int(BlockKind.CLEAN)] * tokens, 0]], device=input_ids.device)
+    return extend_context(model, context, input_ids, kinds, latent_values=latents)
+
+
+def _left_padded(rows: list[torch.Tensor], like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids, kinds and mask, (B, S), of texts of any lengths."""
+    # At least one column: a prompt of images only leaves an empty, fully masked context.
+    width = max(1, *(len(row) for row in rows)) if rows else 1
+    ids = torch.stack([F.pad(row, (width - len(row), 0)) for row in rows]).to(like)
+    lengths = torch.tensor([len(row) for row in rows], device=like.device)
+    mask = torch.arange(width, device=like.device) >= width - lengths[:, None]
+    return ids, torch.zeros_like(ids), mask
 
 
 def stack_contexts(
@@ -94,16 +241,3 @@ def stack_contexts(
     valid_RK = torch.cat(valid)
     valid_RK[:, width:] = True
     return Cache(layers=layers), valid_RK, torch.cat([context.next_position[row_index] for context in contexts])
-
-
-def first_rows(cache: Cache, rows: int) -> Cache:
-    """The same cache seen by its first rows only; shares memory."""
-    layers = [FixedBlockLayer(layer.keys[:rows], layer.values[:rows], layer.context_length) for layer in cache.layers]
-    return Cache(layers=layers)
-
-
-def copy_cache(cache: Cache) -> Cache:
-    """A cache that can grow without changing the original; the tensors are shared (growing makes new ones)."""
-    clone = copy.copy(cache)
-    clone.layers = [copy.copy(layer) for layer in cache.layers]
-    return clone

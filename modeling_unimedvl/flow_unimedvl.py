@@ -123,7 +123,7 @@ def flow_schedule(num_inference_steps: int, shift: float) -> torch.Tensor:
     return shift * grid / (1 + (shift - 1) * grid)
 
 
-@dataclass
+@dataclass(frozen=True)
 class FlowSettings:
     """Sampling settings after preset and arguments were merged; validated on creation.
 
@@ -159,6 +159,19 @@ class FlowSettings:
             raise ValueError(f"cfg_renorm_min must lie in [0, 1] (1 turns it off), not {self.cfg_renorm_min!r}.")
         if not _is_number(self.timestep_shift) or self.timestep_shift <= 0:
             raise ValueError(f"timestep_shift must be a number > 0 (1 is no shift), not {self.timestep_shift!r}.")
+
+    @classmethod
+    def unguided(cls, num_inference_steps: int, timestep_shift: float) -> "FlowSettings":
+        """Settings that sample from the main context alone."""
+        return cls(
+            num_inference_steps=num_inference_steps,
+            guidance_scale=1.0,
+            image_guidance_scale=1.0,
+            cfg_interval=(0.0, 1.0),
+            cfg_renorm_type="global",
+            cfg_renorm_min=0.0,
+            timestep_shift=timestep_shift,
+        )
 
     def guides(self, timestep: float) -> bool:
         """Whether guidance acts at a flow time: low < t <= high, and a text scale above 1 (below it the reference

@@ -1,24 +1,38 @@
-"""Generation: text by GenerationMixin, images by rectified flow, and both in turn.
+"""Generation: text by GenerationMixin, images by rectified flow, and both in turn."""
 
-An image is sampled against up to three contexts: the main one, one without the last text (text guidance) and one
-without images (image guidance). Every context is a cache with a mask and a RoPE counter of its own; contexts that are
-a prefix of another share its cache.
-"""
-
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GenerationMixin
 from transformers.utils import ModelOutput
 
-from .blocks_unimedvl import BlockKind, block_layout, rope_position_ids
-from .flow_unimedvl import flow_schedule, is_integer
-from .sampling_unimedvl import FlowSamplerMixin, runs_per_row, stack_if_equal
+from .blocks_unimedvl import block_layout, rope_position_ids
+from .caches_unimedvl import branch_cache
+from .contexts_unimedvl import (
+    GenerationContext,
+    append_image,
+    append_texts,
+    encode_images,
+    end_token_ids,
+    read_prompts,
+)
+from .flow_unimedvl import TASK_PRESETS, is_integer
+from .image_requests_unimedvl import (
+    ImageTask,
+    check_latents,
+    condition_grids,
+    image_task,
+    posterior_generators,
+    split_options,
+    target_grids,
+)
+from .prompts_unimedvl import PROMPT_INPUTS, PosteriorDraws, Prompts, images_of_new_tokens, repeat_images
+from .sampling_unimedvl import FlowSampler, StepCallback
 
-# Arguments of text generation; in image mode they steer the thought.
-TEXT_OPTIONS = set(GenerationConfig().to_dict())
 IMAGE_INPUTS = ("pixel_values", "image_grid_thw", "latent_values")
 
 
@@ -41,7 +55,7 @@ class UniMedVLGenerateOutput(ModelOutput):
     segments: list[torch.Tensor] | None = None
 
 
-class UniMedVLGenerationMixin(FlowSamplerMixin):
+class UniMedVLGenerationMixin(GenerationMixin):
     """`generate` in three modes. Text mode is GenerationMixin's own."""
 
     # ---------------------------------------------------------------------------------------------------------------
@@ -77,7 +91,7 @@ class UniMedVLGenerationMixin(FlowSamplerMixin):
             # An assistant model's first pass does not count as one in transformers, which drops its images.
             inputs.update({name: kwargs[name] for name in IMAGE_INPUTS if kwargs.get(name) is not None})
         elif is_first_iteration and inputs.get("pixel_values") is not None and input_ids.shape[0] == 1:
-            inputs.update(_images_of_new_tokens(inputs))
+            inputs.update(images_of_new_tokens(inputs))
         elif not is_first_iteration and kwargs.get("use_cache", True):
             for name in IMAGE_INPUTS:
                 inputs.pop(name, None)
@@ -87,7 +101,7 @@ class UniMedVLGenerationMixin(FlowSamplerMixin):
         if expand_size > 1 and input_ids is not None:
             kinds = model_kwargs.get("mm_token_type_ids")
             kinds = torch.zeros_like(input_ids) if kinds is None else kinds
-            model_kwargs.update(_repeat_images(kinds, expand_size, model_kwargs))
+            model_kwargs.update(repeat_images(kinds, expand_size, model_kwargs))
             images = {name: model_kwargs.pop(name, None) for name in ("pixel_values", "image_grid_thw")}
         else:
             images = {}
@@ -98,7 +112,7 @@ class UniMedVLGenerationMixin(FlowSamplerMixin):
         return input_ids, model_kwargs
 
     # ---------------------------------------------------------------------------------------------------------------
-    # The public door
+    # All modes
 
     @torch.no_grad()
     def generate(self, inputs: torch.Tensor | None = None, generation_mode: str = "text", **kwargs):
@@ -128,54 +142,33 @@ class UniMedVLGenerationMixin(FlowSamplerMixin):
         if generation_mode == "text":
             return super().generate(inputs, **self._text_inputs(kwargs))
         self.model.require_generation()
-        kwargs = self._image_inputs(kwargs)
-        return self.generate_images(**kwargs) if generation_mode == "image" else self.generate_interleaved(**kwargs)
+        prompts = Prompts.from_inputs(self, kwargs)
+        options = {name: value for name, value in kwargs.items() if name not in PROMPT_INPUTS}
+        make = self.generate_images if generation_mode == "image" else self.generate_interleaved
+        return make(prompts, **options)
 
-    def _text_inputs(self, kwargs: dict) -> dict:
+    def _text_inputs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Encode latent images once, and read token kinds off the placeholders where they are not given."""
-        if kwargs.get("latent_pixel_values") is not None:
-            kwargs["latent_values"] = self._encode_conditions(kwargs, kwargs.pop("generator", None))
+        pixels, sizes = kwargs.pop("latent_pixel_values", None), kwargs.pop("latent_image_sizes", None)
+        if pixels is not None:
+            draws = {"noise": "vae_noise", "generator": "generator", "sample_mode": "vae_sample_mode"}
+            given = {ours: kwargs.pop(name) for ours, name in draws.items() if name in kwargs}
+            kwargs["latent_values"] = self.model.input_latents(pixels, sizes, **given)
         has_images = any(kwargs.get(name) is not None for name in ("pixel_values", "latent_values", "past_key_values"))
         if has_images and kwargs.get("mm_token_type_ids") is None and kwargs.get("input_ids") is not None:
             kwargs["mm_token_type_ids"] = self.model.token_kinds(kwargs["input_ids"])
         return kwargs
 
-    def _image_inputs(self, kwargs: dict) -> dict:
-        """Check and move the inputs of image modes, and hide the BOS that a text template ends with.
-
-        A pipeline renders prompts for text; an image (or the first text segment) follows the prompt itself.
-        """
-        input_ids = kwargs.get("input_ids")
-        if not isinstance(input_ids, torch.Tensor) or input_ids.dim() != 2 or torch.is_floating_point(input_ids):
-            raise ValueError(
-                "generate needs input_ids, int64 (prompts, tokens): pass the processor's output as keyword arguments."
-            )
-        if input_ids.numel() == 0:
-            raise ValueError("The prompts are empty: give each at least one text or image.")
-        device = self._compute_device()
-        kwargs = {
-            name: value.to(device) if isinstance(value, torch.Tensor) and name != "latents" else value
-            for name, value in kwargs.items()
-        }
-        if kwargs.get("generation_config") is None:
-            kwargs["generation_config"] = self.generation_config
-        input_ids, mask = kwargs["input_ids"], kwargs.get("attention_mask")
-        mask = torch.ones_like(input_ids) if mask is None else mask.clone()
-        columns = torch.arange(input_ids.shape[1], device=device)
-        last = torch.where(mask > 0, columns, -1).max(dim=1).values
-        ends = (last >= 0) & (input_ids.gather(1, last.clamp(min=0)[:, None])[:, 0] == self.config.bos_token_id)
-        mask[ends, last[ends]] = 0
-        return {**kwargs, "attention_mask": mask}
+    def _image_task(
+        self, generation_config: GenerationConfig | None, preset: str | None, prompts: Prompts, flow: dict[str, Any]
+    ) -> ImageTask:
+        configs = (generation_config, self.generation_config)
+        presets = next(filter(None, (getattr(config, "task_presets", None) for config in configs)), TASK_PRESETS)
+        return image_task(presets, preset, prompts, flow)
 
     def generate_images(
         self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        mm_token_type_ids: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        image_grid_thw: torch.Tensor | None = None,
-        latent_pixel_values: torch.Tensor | None = None,
-        latent_image_sizes: torch.Tensor | None = None,
+        prompts: Prompts,
         preset: str | None = None,
         height: int | list[int] | None = None,
         width: int | list[int] | None = None,
@@ -186,7 +179,7 @@ class UniMedVLGenerationMixin(FlowSamplerMixin):
         vae_sample_mode: str = "sample",
         think: bool = False,
         max_think_tokens: int = 512,
-        callback_on_step_end: Callable | None = None,
+        callback_on_step_end: StepCallback | None = None,
         show_progress: bool = True,
         return_dict_in_generate: bool = False,
         generation_config: GenerationConfig | None = None,
@@ -195,8 +188,9 @@ class UniMedVLGenerationMixin(FlowSamplerMixin):
         """Sample images for each prompt by rectified flow with text and image guidance.
 
         Args:
-            input_ids, attention_mask, mm_token_type_ids, pixel_values, image_grid_thw, latent_pixel_values,
-            latent_image_sizes: from the processor with `generation_mode="image"`.
+            prompts: made by `generate` from what the processor returns with `generation_mode="image"`: `input_ids`,
+                `attention_mask`, `mm_token_type_ids`, `pixel_values`, `image_grid_thw`, `latent_pixel_values` and
+                `latent_image_sizes`.
             preset: name in `generation_config.task_presets`. Default: "t2i" without input images, "edit" with them; a
                 batch that mixes both needs a name.
             num_inference_steps (int): Euler updates. The reference's `num_timesteps=50` is 49.
@@ -225,76 +219,42 @@ class UniMedVLGenerationMixin(FlowSamplerMixin):
             generation_config: carries `task_presets` and steers the thought; the model's own by default.
             **kwargs: further arguments steer the thought (`do_sample`, `temperature`, ...).
         """
-        batch_size = input_ids.shape[0]
         if not is_integer(num_images_per_prompt) or num_images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt must be a whole number >= 1, not {num_images_per_prompt!r}.")
-        has_images = latent_pixel_values is not None or pixel_values is not None
-        kinds = self._context_kinds(input_ids, mm_token_type_ids, has_images)
-        settings, sizes = self._settings(generation_config, preset, kwargs, kinds, height, width)
-        _refuse_unknown(kwargs)
-        count = batch_size * num_images_per_prompt
-        condition_grids = self._condition_grids(kinds, latent_image_sizes)
-        grids = self._target_grids(sizes, batch_size, condition_grids)
+        flow, text_options = split_options(kwargs)
+        task = self._image_task(generation_config, preset, prompts, flow)
+        given = condition_grids(self.config, prompts)
+        last_given = [images[-1] if images else None for images in given]
+        grids = target_grids(self.config, len(prompts), height, width, last_given, task.size)
         grids = [grid for grid in grids for _ in range(num_images_per_prompt)]
-        noise_source = self._check_generators(generator, count, batch_size, num_images_per_prompt, condition_grids)
-        latents = self._check_latents(latents, grids)
-
-        conditions = {
-            "pixel_values": pixel_values,
-            "image_grid_thw": image_grid_thw,
-            "latent_pixel_values": latent_pixel_values,
-            "latent_image_sizes": latent_image_sizes,
-            "vae_noise": vae_noise,
-            "vae_sample_mode": vae_sample_mode,
-        }
-        main = self._extend_context(
-            None,
-            input_ids,
-            kinds,
-            attention_mask,
-            {**conditions, "latent_values": self._encode_conditions(conditions, noise_source)},
+        draws = PosteriorDraws(
+            vae_noise, posterior_generators(generator, num_images_per_prompt, given), vae_sample_mode
         )
-        length = torch.full((batch_size,), input_ids.shape[1], device=input_ids.device)
-        text_branch = main.prefix(self._last_text_start(input_ids, kinds, main.mask))
-        image_branch = None
-        if has_images:
-            image_branch = self._text_only_context(input_ids, kinds, main.mask)
+        noise = None if latents is None else check_latents(self.config, latents, grids)
+
+        sampler = FlowSampler(self, task.settings)
+        contexts = read_prompts(self, prompts, encode_images(self, prompts, draws), "image" in sampler.branches)
         thoughts = None
         if think:
-            if not has_images:
-                image_branch = main.prefix(length)
-            thoughts = self._write_text(main, max_think_tokens, generation_config, kwargs)
-            # The branches keep the cache as it was: extending makes a new one.
-            main = self._append_texts(main, thoughts)
-        row_index = torch.arange(batch_size, device=input_ids.device).repeat_interleave(num_images_per_prompt)
-        tokens, timesteps = self._sample_flow(
-            main,
-            text_branch,
-            image_branch,
-            row_index,
-            grids,
-            settings,
-            self._initial_latents(latents, grids, generator),
-            callback_on_step_end,
-            show_progress,
-        )
-        images = self._decode(tokens, grids)
+            thoughts = self._write_text(contexts.main, max_think_tokens, generation_config, text_options)
+            # The other branches keep the contexts as they were, without the thought.
+            with_thought = append_texts(self, contexts.main, thoughts)
+            contexts = replace(contexts, main=with_thought, image=contexts.image or contexts.main)
+        conditions = sampler.prepare(contexts, grids, num_images_per_prompt)
+        noise = sampler.draw_noise(grids, generator) if noise is None else noise
+        tokens = sampler.sample(conditions, noise, callback_on_step_end, show_progress)
+        images = stack_if_equal(sampler.decode(tokens, grids))
         if return_dict_in_generate:
-            return UniMedVLGenerateOutput(images=images, latents=tokens, text=thoughts, timesteps=timesteps)
+            times = sampler.schedule[:-1]
+            return UniMedVLGenerateOutput(images=images, latents=tokens, text=thoughts, timesteps=times)
         return images
 
     def generate_interleaved(
         self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        mm_token_type_ids: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        image_grid_thw: torch.Tensor | None = None,
-        latent_pixel_values: torch.Tensor | None = None,
-        latent_image_sizes: torch.Tensor | None = None,
+        prompts: Prompts,
         segments: list[str] | None = None,
         max_segments: int = 4,
-        on_segment_end: Callable | None = None,
+        on_segment_end: Callable[[int, torch.Tensor], bool | None] | None = None,
         max_new_tokens: int = 512,
         preset: str | None = None,
         height: int | list[int] | None = None,
@@ -303,7 +263,7 @@ class UniMedVLGenerationMixin(FlowSamplerMixin):
         latents: list[torch.Tensor] | None = None,
         vae_noise: list[torch.Tensor] | None = None,
         vae_sample_mode: str = "sample",
-        callback_on_step_end: Callable | None = None,
+        callback_on_step_end: StepCallback | None = None,
         show_progress: bool = True,
         generation_config: GenerationConfig | None = None,
         **kwargs,
@@ -329,7 +289,7 @@ class UniMedVLGenerationMixin(FlowSamplerMixin):
         Raises:
             ValueError: for a batch of more than one conversation or an unknown segment kind.
         """
-        if input_ids.shape[0] != 1:
+        if len(prompts) != 1:
             raise ValueError("generation_mode='interleaved' takes one conversation: call it once for each.")
         if not is_integer(max_segments) or max_segments < 1:
             raise ValueError(f"max_segments must be a whole number >= 1, not {max_segments!r}.")
@@ -337,120 +297,97 @@ class UniMedVLGenerationMixin(FlowSamplerMixin):
         unknown = sorted({str(kind) for kind in plan} - {"text", "image"})
         if unknown or not plan:
             raise ValueError(f"segments must be a list of 'text' and 'image', not {segments!r}.")
-        has_images = latent_pixel_values is not None or pixel_values is not None
-        kinds = self._context_kinds(input_ids, mm_token_type_ids, has_images)
-        settings, sizes = self._settings(generation_config, preset, kwargs, kinds, height, width)
-        _refuse_unknown(kwargs)
-        condition_grids = self._condition_grids(kinds, latent_image_sizes)[0]
-        num_images = plan.count("image")
-        if condition_grids and height is None and width is None:
-            grids = [condition_grids[min(index, len(condition_grids) - 1)] for index in range(num_images)]
-        else:
-            grids = self._target_grids(sizes, num_images, [[]] * num_images)
-        latents = self._check_latents(latents, grids)
-        draws = list(vae_noise) if vae_noise is not None else None
-        conditions = {
-            "pixel_values": pixel_values,
-            "image_grid_thw": image_grid_thw,
-            "latent_pixel_values": latent_pixel_values,
-            "latent_image_sizes": latent_image_sizes,
-            "vae_noise": None if draws is None else draws[: len(condition_grids)],
-            "vae_sample_mode": vae_sample_mode,
-        }
-        draws = None if draws is None else draws[len(condition_grids) :]
-        if draws is not None and len(draws) != 2 * num_images:
+        flow, text_options = split_options(kwargs)
+        task = self._image_task(generation_config, preset, prompts, flow)
+        given, num_images = condition_grids(self.config, prompts)[0], plan.count("image")
+        defaults = [given[min(index, len(given) - 1)] if given else None for index in range(num_images)]
+        grids = target_grids(self.config, num_images, height, width, defaults, task.size)
+        noises = None if latents is None else check_latents(self.config, latents, grids)
+        if vae_noise is not None and len(vae_noise) != len(given) + 2 * num_images:
             raise ValueError(
-                f"vae_noise needs {len(condition_grids) + 2 * num_images} tensors: one for each input image and two "
-                "for each generated one."
+                f"vae_noise needs {len(given) + 2 * num_images} tensors: one for each input image and two for each "
+                "generated one."
             )
-        encoded = {**conditions, "latent_values": self._encode_conditions(conditions, generator)}
-        main = self._extend_context(None, input_ids, kinds, attention_mask, encoded)
-        # Until a text was written, text guidance drops the prompt's last one; then it drops what was written.
-        before_last_text = main.prefix(self._last_text_start(input_ids, kinds, main.mask))
-        image_context = self._text_only_context(input_ids, kinds, main.mask)
-        contexts = {"main": main, "text": before_last_text, "image": image_context}
+        drawn = None if vae_noise is None else iter(vae_noise)
 
+        def draws(count: int) -> PosteriorDraws:
+            noise = None if drawn is None else [next(drawn) for _ in range(count)]
+            return PosteriorDraws(noise, generator, vae_sample_mode)
+
+        sampler = FlowSampler(self, task.settings)
+        image_guidance = "image" in sampler.branches
+        contexts = read_prompts(self, prompts, encode_images(self, prompts, draws(len(given))), image_guidance)
+        if image_guidance and contexts.image is None:
+            contexts = replace(contexts, image=contexts.main)
         result: list[torch.Tensor] = []
-        images, tokens = [], []
-        timesteps = flow_schedule(settings.num_inference_steps, settings.timestep_shift)[:-1]
+        images: list[torch.Tensor] = []
+        tokens: list[torch.Tensor] = []
         for index, kind in enumerate(plan):
+            finished = False
             if kind == "text":
-                written = self._write_text(contexts["main"], max_new_tokens, generation_config, kwargs)
+                written = self._write_text(contexts.main, max_new_tokens, generation_config, text_options)
+                # Until a text was written, text guidance drops the prompt's last one; then it drops what was written.
                 if not any(segment.dim() == 1 for segment in result):
-                    contexts["text"] = contexts["main"]
+                    contexts = replace(contexts, text=contexts.main)
                 result.append(torch.tensor(written[0], dtype=torch.long))
-                for name in ("main", "image"):
-                    contexts[name] = self._append_texts(contexts[name], written)
+                grown = ("main", "image") if image_guidance else ("main",)
+                extended = {name: append_texts(self, getattr(contexts, name), written) for name in grown}
                 finished = segments is None and not written[0]
             else:
                 grid = grids[len(images)]
-                noise = None if latents is None else [latents[len(images)]]
-                new_tokens, _ = self._sample_flow(
-                    contexts["main"],
-                    contexts["text"],
-                    contexts["image"],
-                    torch.zeros(1, dtype=torch.long, device=input_ids.device),
-                    [grid],
-                    settings,
-                    self._initial_latents(noise, [grid], generator),
-                    callback_on_step_end,
-                    show_progress,
-                )
-                pixels = self._decode(new_tokens, [grid])[0]
-                tokens.append(new_tokens[0])
-                images.append(pixels)
-                result.append(pixels)
-                for name in ("main", "text"):
-                    draw = None if draws is None else [draws.pop(0)]
-                    contexts[name] = self._append_image(contexts[name], pixels, grid, draw, generator, vae_sample_mode)
-                finished = False
+                conditions = sampler.prepare(contexts, [grid])
+                noise = sampler.draw_noise([grid], generator) if noises is None else [noises[len(images)]]
+                tokens += sampler.sample(conditions, noise, callback_on_step_end, show_progress)
+                images += sampler.decode(tokens[-1:], [grid])
+                result.append(images[-1])
+                extended = {
+                    name: append_image(self, getattr(contexts, name), images[-1], draws(1))
+                    for name in ("main", "text")
+                }
+            contexts = replace(contexts, **extended)
             if on_segment_end is not None and on_segment_end(index, result[-1]) is False:
                 finished = True
             if finished:
                 break
         return UniMedVLGenerateOutput(
-            images=stack_if_equal(images), latents=tokens, timesteps=timesteps, segments=result
+            images=stack_if_equal(images), latents=tokens, timesteps=sampler.schedule[:-1], segments=result
         )
 
+    def _write_text(
+        self,
+        context: GenerationContext,
+        max_new_tokens: int,
+        generation_config: GenerationConfig | None,
+        options: dict[str, Any],
+    ) -> list[list[int]]:
+        """Generate a text after a context, as ids without markers. The context is not changed."""
+        config = copy.deepcopy(self.generation_config if generation_config is None else generation_config)
+        options = config.update(**options)
+        config.update(
+            max_new_tokens=max_new_tokens, max_length=None, num_return_sequences=1, cache_implementation=None
+        )
+        config.update(return_dict_in_generate=False)
+        cache = branch_cache(context.cache)
+        if (config.num_beams or 1) > 1:
+            cache.batch_repeat_interleave(config.num_beams)
+        bos = torch.full_like(context.input_ids[:, :1], self.config.bos_token_id)
+        input_ids = torch.cat([context.input_ids, bos], dim=1)
+        sequences = super().generate(
+            input_ids=input_ids,
+            attention_mask=F.pad(context.mask.long(), (0, 1), value=1),
+            position_ids=torch.cat([context.position_ids, context.next_position[:, None]], dim=1),
+            past_key_values=cache,
+            generation_config=config,
+            **options,
+        )
+        ends = set(end_token_ids(self.config if config.eos_token_id is None else config))
+        texts = []
+        for row in sequences[:, input_ids.shape[1] :].tolist():
+            stop = next((index for index, token_id in enumerate(row) if token_id in ends), len(row))
+            texts.append(row[:stop])
+        return texts
 
-def _refuse_unknown(arguments: dict) -> None:
-    unknown = sorted(name for name in arguments if name not in TEXT_OPTIONS)
-    if unknown:
-        raise ValueError(f"generate does not know {', '.join(unknown)} in this mode: remove them.")
 
-
-def _images_of_new_tokens(inputs: dict) -> dict:
-    """The images of the tokens that are not in the cache yet, when a conversation goes on with all its images."""
-    runs = runs_per_row(inputs["mm_token_type_ids"], BlockKind.VIT)[0] if "mm_token_type_ids" in inputs else None
-    grid = inputs.get("image_grid_thw")
-    if runs is None or grid is None or runs >= grid.shape[0]:
-        return {}
-    if runs == 0:
-        return {"pixel_values": None, "image_grid_thw": None}
-    return {
-        "pixel_values": inputs["pixel_values"][-int(grid[-runs:].prod(dim=1).sum()) :],
-        "image_grid_thw": grid[-runs:],
-    }
-
-
-def _repeat_images(kinds: torch.Tensor, expand_size: int, model_kwargs: dict) -> dict:
-    """Repeat each row's images `expand_size` times, as beams and several returned sequences repeat the row."""
-    repeated = {}
-    if model_kwargs.get("pixel_values") is not None:
-        grid = model_kwargs["image_grid_thw"]
-        images = model_kwargs["pixel_values"].split(grid.prod(dim=1).tolist())
-        order = _repeated_order(runs_per_row(kinds, BlockKind.VIT), expand_size)
-        repeated["pixel_values"] = torch.cat([images[index] for index in order])
-        repeated["image_grid_thw"] = grid[order]
-    if model_kwargs.get("latent_values") is not None:
-        order = _repeated_order(runs_per_row(kinds, BlockKind.CLEAN), expand_size)
-        repeated["latent_values"] = [model_kwargs["latent_values"][index] for index in order]
-    return repeated
-
-
-def _repeated_order(counts: list[int], expand_size: int) -> list[int]:
-    order, start = [], 0
-    for count in counts:
-        order.extend(list(range(start, start + count)) * expand_size)
-        start += count
-    return order
+def stack_if_equal(images: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
+    """Images of one size as one tensor, others as they are."""
+    return torch.stack(images) if len({image.shape for image in images}) == 1 else images

@@ -24,7 +24,7 @@ from transformers import BitsAndBytesConfig
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.qwen2.modeling_qwen2 import (
@@ -42,11 +42,12 @@ from .blocks_unimedvl import (
     BlockKind,
     BlockLayout,
     block_layout,
+    build_attention_mask,
     is_flow_target,
     is_generation_token,
-    mask_functions,
     rope_position_ids,
 )
+from .caches_unimedvl import holds_images, note_images
 from .configuration_unimedvl import UniMedVLConfig, UniMedVLTextConfig, UniMedVLVisionConfig
 from .flow_unimedvl import (
     TASK_PRESETS,
@@ -545,33 +546,45 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
             raise ValueError(
                 f"vae_noise has {len(noise)} tensors for {len(images)} conditioning images: give one each."
             )
-        config = self.config.vae_config
-        by_size: dict[tuple[int, int], list[int]] = {}
+        latents = []
+        for index, (mean, deviation) in enumerate(self.encode_posteriors(images)):
+            draw = torch.zeros_like(mean)
+            if sample_mode == "sample" and noise is not None:
+                draw = noise[index]
+                if draw.shape != mean.shape:
+                    raise ValueError(
+                        f"vae_noise[{index}] has shape {tuple(draw.shape)}, expected {tuple(mean.shape)}."
+                    )
+            elif sample_mode == "sample":
+                source = generator[index] if isinstance(generator, list) else generator
+                draw = randn_tensor((1, *mean.shape), generator=source, device=mean.device)[0]
+            latents.append(self.posterior_latent(mean, deviation, draw))
+        return latents
+
+    @torch.no_grad()
+    def encode_posteriors(self, images: list[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Mean and deviation of each image's posterior, float32 (C, H / downsample, W / downsample), unscaled.
+
+        Args:
+            images: see `encode_latents`.
+        """
+        self.require_generation()
+        by_size: dict[tuple[int, ...], list[int]] = {}
         for index, image in enumerate(images):
-            by_size.setdefault((image.shape[-2], image.shape[-1]), []).append(index)
-        means: dict[int, torch.Tensor] = {}
-        deviations: dict[int, torch.Tensor] = {}
+            by_size.setdefault(tuple(image.shape), []).append(index)
+        posteriors: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         for indices in by_size.values():
             pixels = self._for_autoencoder(torch.stack([images[index] for index in indices]))
-            posterior = self.vae.encode(pixels).latent_dist
+            batch = self.vae.encode(pixels).latent_dist
             for row, index in enumerate(indices):
-                means[index], deviations[index] = posterior.mean[row].float(), posterior.std[row].float()
-        latents = []
-        for index in range(len(images)):
-            latent = means[index]
-            if sample_mode == "sample":
-                if noise is not None:
-                    draw = noise[index]
-                    if draw.shape != latent.shape:
-                        raise ValueError(
-                            f"vae_noise[{index}] has shape {tuple(draw.shape)}, expected {tuple(latent.shape)}."
-                        )
-                else:
-                    source = generator[index] if isinstance(generator, list) else generator
-                    draw = randn_tensor((1, *latent.shape), generator=source, device=latent.device)[0]
-                latent = latent + deviations[index] * draw.to(latent)
-            latents.append(config.scaling_factor * (latent - config.shift_factor))
-        return latents
+                posteriors[index] = (batch.mean[row].float(), batch.std[row].float())
+        return [posteriors[index] for index in range(len(images))]
+
+    def posterior_latent(self, mean: torch.Tensor, deviation: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """The scaled latent, float32 (C, h, w), that normal noise picks from a posterior: `scaling_factor *
+        (mean + deviation * noise - shift_factor)`."""
+        config = self.config.vae_config
+        return config.scaling_factor * (mean + deviation * noise.to(mean) - config.shift_factor)
 
     @torch.no_grad()
     def decode_latents(self, latents: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -756,9 +769,12 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
 
         routing, flow_target, noised_T = None, None, None
         if has_latents or (self.training and self.config.visual_gen):
-            latents = self._latents(
-                latent_pixel_values, latent_image_sizes, latent_values, vae_noise, vae_sample_mode, generator
-            )
+            self.require_generation()
+            latents = [] if latent_values is None else list(latent_values)
+            if latent_values is None and latent_pixel_values is not None:
+                latents = self.input_latents(
+                    latent_pixel_values, latent_image_sizes, vae_noise, generator, vae_sample_mode
+                )
             if mm_token_type_ids is None:
                 generation_BS = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
                 kinds_T = torch.zeros(0, dtype=torch.long, device=inputs_embeds.device)
@@ -776,7 +792,7 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
         if position_ids is None:
             position_ids = self._default_position_ids(inputs_embeds, attention_mask, layout, past_key_values)
         if layout is not None and past_key_values is not None:
-            past_key_values.holds_images = True
+            note_images(past_key_values)
         mask = self._attention_mask(inputs_embeds, attention_mask, past_key_values, layout)
         if output_hidden_states is None:
             output_hidden_states = bool(getattr(self.config, "output_hidden_states", False))
@@ -845,29 +861,34 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
         blank = torch.zeros(1, size, device=self.vit_model.device)
         return 0.0 * self.get_image_features(blank, torch.tensor([[1, 1, 1]])).sum()
 
-    def _latents(
-        self, latent_pixel_values, latent_image_sizes, latent_values, vae_noise, vae_sample_mode, generator
+    def input_latents(
+        self,
+        pixels: torch.Tensor,
+        sizes: torch.Tensor | None = None,
+        noise: list[torch.Tensor] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        sample_mode: str = "sample",
     ) -> list[torch.Tensor]:
-        self.require_generation()
-        if latent_values is not None:
-            return list(latent_values)
-        if latent_pixel_values is None:
-            return []
-        images = list(latent_pixel_values)
-        if latent_image_sizes is not None:
-            sizes = latent_image_sizes.tolist()
+        """Scaled latents of images as the processor returns them: cut to their sizes, then see `encode_latents`.
+
+        Args:
+            pixels: `latent_pixel_values`, float (M, 3, H, W).
+            sizes: `latent_image_sizes`, int64 (M, 2); nothing is cut when missing.
+        """
+        images = list(pixels)
+        if sizes is not None:
             if len(sizes) != len(images):
                 raise ValueError(
                     f"latent_image_sizes describes {len(sizes)} images but latent_pixel_values holds {len(images)}: "
                     "pass both as the processor returned them."
                 )
-            images = [image[:, :height, :width] for image, (height, width) in zip(images, sizes, strict=True)]
-        return self.encode_latents(images, vae_noise, generator, vae_sample_mode)
+            images = [image[:, :height, :width] for image, (height, width) in zip(images, sizes.tolist(), strict=True)]
+        return self.encode_latents(images, noise, generator, sample_mode)
 
     def _default_position_ids(self, inputs_embeds, attention_mask, layout, past_key_values) -> torch.Tensor:
         past_length = 0 if past_key_values is None else int(past_key_values.get_seq_length())
         batch_size, length = inputs_embeds.shape[:2]
-        if past_length > 0 and (layout is not None or getattr(past_key_values, "holds_images", False)):
+        if past_length > 0 and (layout is not None or holds_images(past_key_values)):
             raise ValueError("Continuing a cache that holds images needs position_ids: images share RoPE ids.")
         usable = attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2 else None
         if layout is None:
@@ -939,33 +960,6 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
             is_causal=False,
         )
         return self.llm2vae(hidden_RSD[:, 2:]).to(tokens_RTL)
-
-
-def build_attention_mask(
-    config: UniMedVLTextConfig,
-    inputs_embeds: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    past_key_values: Cache | None,
-    layout: BlockLayout | None,
-):
-    """Causal mask, turned into the generalized causal mask of the blocks where there are any.
-
-    RoPE ids are never given to the mask functions: tokens of one image share an id, which transformers would read as
-    the start of a packed document.
-    """
-    overlays = {}
-    if layout is not None:
-        if "flash" in (config._attn_implementation or ""):
-            raise ValueError(
-                f"{config._attn_implementation} cannot express image blocks: load the model with "
-                "attn_implementation='sdpa' or 'flex_attention'."
-            )
-        past_length, key_length = 0, None
-        if past_key_values is not None:
-            past_length = int(past_key_values.get_seq_length())
-            key_length, _ = past_key_values.get_mask_sizes(inputs_embeds.shape[1], 0)
-        overlays = mask_functions(layout, past_length, key_length)
-    return create_causal_mask(config, inputs_embeds, attention_mask, past_key_values, **overlays)
 
 
 class UniMedVLForConditionalGeneration(UniMedVLPreTrainedModel, UniMedVLGenerationMixin):

@@ -1,25 +1,27 @@
-"""Rewards by name: of answers for TRL's GRPO, of pictures for Flow-GRPO.
+"""Rewards by name: of answers for TRL's GRPO, of images for Flow-GRPO.
 
 A text reward has TRL's form, `reward(completions, **columns) -> list[float]`, where a completion is a list of messages
-or a string. A picture reward is `reward(pictures, examples) -> list[float]`. All lie in [0, 1] unless said otherwise.
+or a string. An image reward is `reward(images, examples) -> list[float]`. All lie in [0, 1] unless said otherwise.
+Rewards are the numbers that a benchmark reports (`unimedvl.evaluation.metrics`).
 """
 
 import re
-import string
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import numpy
 import torch
 from peft import PeftModel
 from PIL import Image
-from rouge_score.rouge_scorer import RougeScorer
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from unimedvl.evaluation.metrics import images, masks
+from unimedvl.evaluation.metrics.answers import is_right, kind_of, normalized
+from unimedvl.evaluation.metrics.classifiers import ImageClassifier
+from unimedvl.evaluation.metrics.texts import rouge_scores
 
 THOUGHT = re.compile(r"\A\s*<think>(?P<thought>.*?)</think>(?P<answer>.*)\Z", re.DOTALL)
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_rouge = RougeScorer(["rougeL"], use_stemmer=True)
+# In dB: a reward has to be finite, and equal images have an infinite ratio.
+MOST_PSNR = 60.0
 
 
 def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
@@ -33,24 +35,15 @@ def final_answer(text: str) -> str:
     return (thought["answer"] if thought else text).strip()
 
 
-def normalized(text: str) -> str:
-    """Lower case, without punctuation, articles and repeated spaces; a text of articles only, as the option A, keeps
-    them."""
-    text = text.lower().translate(str.maketrans(string.punctuation, " " * len(string.punctuation)))
-    return " ".join(_ARTICLES.sub(" ", text).split()) or " ".join(text.split())
-
-
 def answer_match(completions: Sequence[Any], answer: Sequence[str], **columns: Any) -> list[float]:
-    """1 where the answer is the expected one after `normalized`, and not empty.
+    """1 where the answer is right by the rule `normalised` of `metrics.answers`, and one is expected.
 
-    A question answered by "yes" or "no" is judged by the first word, so that an explanation may follow.
+    So a question answered by "yes" or "no" may be answered by a sentence that holds exactly one of the two.
     """
     scores = []
     for completion, expected in zip(completions, answer, strict=True):
-        given, wanted = normalized(final_answer(completion_text(completion))), normalized(expected)
-        if wanted in ("yes", "no"):
-            given = given.partition(" ")[0]
-        scores.append(float(given == wanted != ""))
+        given = final_answer(completion_text(completion))
+        scores.append(float(normalized(expected) != "" and is_right(given, expected, kind_of(expected))))
     return scores
 
 
@@ -68,7 +61,7 @@ def think_format(completions: Sequence[Any], **columns: Any) -> list[float]:
 def report_overlap(completions: Sequence[Any], answer: Sequence[str], **columns: Any) -> list[float]:
     """ROUGE-L F1 with the reference report."""
     return [
-        _rouge.score(expected, final_answer(completion_text(completion)))["rougeL"].fmeasure
+        rouge_scores(final_answer(completion_text(completion)), expected)["rouge_l"]
         for completion, expected in zip(completions, answer, strict=True)
     ]
 
@@ -80,41 +73,20 @@ TEXT_REWARDS: dict[str, Callable[..., list[float]]] = {
 }
 
 
-def _pixels(picture: Image.Image, size: tuple[int, int] | None = None) -> numpy.ndarray:
-    picture = picture.convert("RGB")
-    return numpy.asarray(picture if size in (None, picture.size) else picture.resize(size, Image.Resampling.BICUBIC))
-
-
 def dice(pictures: Sequence[Image.Image], examples: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Dice overlap of the generated mask, bright where its mean level is above one half, with `reference`'s.
-
-    Two empty masks overlap fully.
-    """
-    scores = []
-    for picture, example in zip(pictures, examples, strict=True):
-        reference = example["reference"].resize(picture.size, Image.Resampling.NEAREST)
-        given, wanted = (_pixels(image).mean(axis=-1) > 127.5 for image in (picture, reference))
-        total = given.sum() + wanted.sum()
-        scores.append(1.0 if total == 0 else float(2.0 * (given & wanted).sum() / total))
-    return scores
+    """Dice overlap of the generated mask with `reference`'s (`metrics.masks.dice`)."""
+    return [masks.dice(picture, example["reference"]) for picture, example in zip(pictures, examples, strict=True)]
 
 
 def psnr(pictures: Sequence[Image.Image], examples: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Peak signal-to-noise ratio to `reference` in dB over RGB levels, at most 60."""
-    scores = []
-    for picture, example in zip(pictures, examples, strict=True):
-        given, wanted = _pixels(picture), _pixels(example["reference"], picture.size)
-        equal = bool((given == wanted).all())
-        scores.append(60.0 if equal else min(60.0, float(peak_signal_noise_ratio(wanted, given, data_range=255))))
-    return scores
+    """PSNR to `reference` in dB (`metrics.images.psnr`), at most `MOST_PSNR`, which equal images get."""
+    ratios = [images.psnr(picture, example["reference"]) for picture, example in zip(pictures, examples, strict=True)]
+    return [MOST_PSNR if ratio is None else min(MOST_PSNR, ratio) for ratio in ratios]
 
 
 def ssim(pictures: Sequence[Image.Image], examples: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Structural similarity to `reference`, in [-1, 1]."""
-    return [
-        float(structural_similarity(_pixels(example["reference"], picture.size), _pixels(picture), channel_axis=-1))
-        for picture, example in zip(pictures, examples, strict=True)
-    ]
+    """Structural similarity to `reference`, in [-1, 1] (`metrics.images.ssim`)."""
+    return [images.ssim(picture, example["reference"]) for picture, example in zip(pictures, examples, strict=True)]
 
 
 class AnswerReward:
@@ -163,19 +135,14 @@ class ClassifierReward:
     """
 
     def __init__(self, checkpoint: str):
-        from transformers import AutoImageProcessor, AutoModelForImageClassification
+        self.classifier = ImageClassifier(checkpoint, local_only=False)
 
-        self.model = AutoModelForImageClassification.from_pretrained(checkpoint).eval()
-        self.processor = AutoImageProcessor.from_pretrained(checkpoint)
-
-    @torch.no_grad()
     def __call__(self, pictures: Sequence[Image.Image], examples: Sequence[Mapping[str, Any]]) -> list[float]:
-        known = self.model.config.label2id
+        known = self.classifier.labels
         unknown = sorted({example["label"] for example in examples} - known.keys())
         if unknown:
             raise ValueError(f"The classifier knows the labels {', '.join(sorted(known))}, not {', '.join(unknown)}.")
-        inputs = self.processor([picture.convert("RGB") for picture in pictures], return_tensors="pt")
-        probabilities = self.model(**inputs.to(self.model.device)).logits.softmax(dim=-1)
+        probabilities = self.classifier(pictures)
         return [float(probabilities[row, known[example["label"]]]) for row, example in enumerate(examples)]
 
 

@@ -30,6 +30,8 @@ import yaml
 from typer import Option
 
 from unimedvl.checkpoint.loading import load, load_processor, read_config
+from unimedvl.evaluation.metrics.intervals import student_interval
+from unimedvl.evaluation.metrics.masks import dice
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
 from unimedvl.processing.image_processing_unimedvl import resize_image
 from unimedvl.training.curriculum.validation import Validation
@@ -41,6 +43,7 @@ from unimedvl.unimed5m.schema import Record
 from unimedvl.utils.command_line import comma_separated, run_module
 from unimedvl.utils.json_files import write_json
 
+<<<<<<< HEAD
 from .evaluate import (
     DIAGNOSES,
     dice,
@@ -51,6 +54,10 @@ from .evaluate import (
 )
 from .inference import Nano
 from .intervals import student_interval
+=======
+from .asking import Nano
+from .evaluate import DIAGNOSES, question_of, rgb, score_diagnosis, score_modality
+>>>>>>> main
 from .model import EDITING, RECIPES, UNIT, image_transform, initialise_attention
 from .prepare import keep_start, work_records
 
@@ -170,9 +177,9 @@ def score(arm: str, start: Path, model: Path, work: Path) -> dict[str, float]:
     scores: dict[str, float] = {}
     if arm != "generation":
         diagnoses = [score_diagnosis(nano, records, source) for source in DIAGNOSES.values()]
-        total = sum(part["total"] for part in diagnoses)
+        total = sum(part["count"] for part in diagnoses)
         scores["modality named"] = score_modality(nano, records)["value"]
-        scores["diagnosis named"] = sum(part["value"] * part["total"] for part in diagnoses) / total
+        scores["diagnosis named"] = sum(part["value"] * part["count"] for part in diagnoses) / total
         scores["loss of descriptions"] = losses["validation/ce/caption"]
         scores["loss of diagnoses"] = losses["validation/ce/diagnosis"]
         scores["held-out loss, understanding"] = losses["validation/ce"]
@@ -228,8 +235,9 @@ def compare(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for name, (more, kind) in SCORES.items():
             if kind != side:
                 continue
-            gains = numpy.array([by[arm, seed][name] - by[other, seed][name] for seed in seeds]) * (1 if more else -1)
-            low, high = student_interval(gains)
+            sign = 1 if more else -1
+            gain = student_interval([sign * (by[arm, seed][name] - by[other, seed][name]) for seed in seeds])
+            low, high = gain["low"], gain["high"]
             verdict = "shown" if low > 0 else "opposite" if high < 0 else "not shown"
             rows.append(
                 {
@@ -238,7 +246,7 @@ def compare(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                     "arm": arm,
                     "compared with": other,
                     "reference": float(numpy.mean([by[other, seed][name] for seed in seeds])),
-                    "gain": float(gains.mean()),
+                    "gain": gain["value"],
                     "interval": [low, high],
                     "verdict": verdict,
                 }

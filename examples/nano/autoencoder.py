@@ -18,6 +18,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from typer import Option
 
+from unimedvl.evaluation.metrics.images import psnr
 from unimedvl.utils.command_line import run_module
 
 from .prepare import is_picture_request, picture_of, record_digests, work_records
@@ -99,15 +100,16 @@ def read_pictures(work: Path, split: str) -> tuple[list[Image.Image], list[Image
 
 
 def reconstruction_psnr(autoencoder: AutoencoderKL, pictures: Sequence[Image.Image], side: int = 64) -> float:
-    """Mean RGB PSNR in dB over the central squares of the pictures, 8-bit range, latents at their mode."""
-    ratios = []
-    for start in range(0, len(pictures), 32):
-        batch = torch.stack([pixels(centre_square(picture, side)) for picture in pictures[start : start + 32]])
+    """Mean PSNR in dB over the central squares of the pictures as 8-bit images, latents at their mode."""
+    squares = [centre_square(picture, side) for picture in pictures]
+    made: list[np.ndarray] = []
+    for start in range(0, len(squares), 32):
+        batch = torch.stack([pixels(square) for square in squares[start : start + 32]])
         with torch.no_grad():
             decoded = autoencoder.decode(autoencoder.encode(batch).latent_dist.mode()).sample.clamp(-1, 1)
-        error = (decoded - batch).square().mean(dim=(1, 2, 3)) / 4.0
-        ratios.append(-10.0 * torch.log10(error))
-    return torch.cat(ratios).mean().item()
+        made.extend(((decoded + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+    ratios = [psnr(image, square) for image, square in zip(made, squares, strict=True)]
+    return float(np.mean([ratio for ratio in ratios if ratio is not None]))
 
 
 def train_autoencoder(

@@ -1,34 +1,47 @@
-"""Measure a nano on built records: every figure of its card, each with a 95 % interval.
+"""Measure a nano on built records: every figure of its card, each with a 95 % interval over patients.
 
     python -m examples.nano.evaluate --model CHECKPOINT --records BUILT --work WORK [--out FILE.json]
         [--split held-out]
 
 BUILT holds the records of `unimedvl data build --source unimed-mini`, WORK what `prepare` has written. With
 `--split held-out` the held-out part of WORK's records takes the place of the validation split: that is the one to
-choose settings on. Everything goes through the public interface: the checkpoint folder, the processor, `generate`.
+choose settings on. Everything goes through the public interface: the model wrapper and the metrics of the benchmarks
+(`unimedvl.evaluation`), so that a figure here is the figure that `unimedvl eval` gives for the same images and texts.
 """
 
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy
 from PIL import Image
-from skimage.metrics import structural_similarity
 from typer import Option
 
+<<<<<<< HEAD
+=======
+from unimedvl.evaluation.metrics.answers import is_right, kind_of
+from unimedvl.evaluation.metrics.images import psnr, ssim
+from unimedvl.evaluation.metrics.intervals import mean_interval
+from unimedvl.evaluation.metrics.masks import dice
+from unimedvl.evaluation.statistics import paired_difference
+>>>>>>> main
 from unimedvl.processing.image_processing_unimedvl import resize_image
 from unimedvl.unimed5m import tasks
 from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Picture, Record
 from unimedvl.unimed5m.task_images import lower_resolution, pixels_of
 from unimedvl.utils.command_line import run_module
 
+from .asking import Nano
 from .generated_images import made_pictures
+<<<<<<< HEAD
 from .inference import Nano
 from .intervals import mean_interval, share
+=======
+>>>>>>> main
 from .model import UNIT, image_transform
 from .prepare import SUPER_RESOLUTION, is_picture_request, read_records, work_records
 
@@ -59,27 +72,15 @@ def question_of(record: Record) -> str:
     return record.message[0].value.replace(IMAGE_PLACEHOLDER, "").strip()
 
 
-def psnr(image: Image.Image, truth: Image.Image) -> float:
-    """RGB peak signal-to-noise ratio in dB, 8-bit range."""
-    error = numpy.asarray(image, dtype=float) - numpy.asarray(truth, dtype=float)
-    return float(10 * numpy.log10(255.0**2 / max(float((error**2).mean()), 1e-9)))
+def accuracy(records: Sequence[Record], answers: Sequence[str], truths: Sequence[str]) -> dict[str, Any]:
+    """Share of right answers by the rule `normalised`, as the benchmarks count them."""
+    hits = [is_right(answer, truth, kind_of(truth)) for answer, truth in zip(answers, truths, strict=True)]
+    return mean_interval([float(hit) for hit in hits], patients(records))
 
 
-def ssim(image: Image.Image, truth: Image.Image) -> float:
-    """Structural similarity over RGB, 7 x 7 windows, 8-bit range."""
-    return float(structural_similarity(numpy.asarray(image), numpy.asarray(truth), channel_axis=2, data_range=255))
-
-
-def dice(image: Image.Image, truth: Image.Image) -> float:
-    """Overlap of two masks, white above half; 1 where both are empty."""
-    drawn, real = (numpy.asarray(mask.convert("L")) > 127 for mask in (image, truth))
-    total = int(drawn.sum()) + int(real.sum())
-    return 1.0 if total == 0 else 2.0 * float((drawn & real).sum()) / total
-
-
-def average(values: Sequence[float]) -> dict[str, Any]:
-    """A mean with its bootstrap interval over records."""
-    return {"value": float(numpy.mean(values)), "interval": mean_interval(values), "total": len(values)}
+def patients(records: Sequence[Record]) -> list[str]:
+    """Whom the intervals resample."""
+    return [record.group_id for record in records]
 
 
 def _of(records: Sequence[Record], task: str, source: str = "") -> list[Record]:
@@ -94,25 +95,21 @@ def _pictured(records: Sequence[Record]) -> list[Record]:
 def score_modality(nano: Nano, records: Sequence[Record]) -> dict[str, Any]:
     chosen = _pictured(records)
     answers = nano.ask([rgb(record.output_img[0]) for record in chosen], [MODALITY_QUESTION] * len(chosen))
-    names = [tasks.MODALITY_NAMES[record.modality].lower() for record in chosen]
-    hits = [answer.lower().rstrip(".") == name for answer, name in zip(answers, names, strict=True)]
-    wrong: dict[str, int] = {}
-    for record, answer, hit in zip(chosen, answers, hits, strict=True):
-        if not hit:
-            key = f"{record.dataset} -> {answer}"
-            wrong[key] = wrong.get(key, 0) + 1
-    return share(hits) | {"wrong": wrong}
+    names = [tasks.MODALITY_NAMES[record.modality] for record in chosen]
+    wrong = Counter(
+        f"{record.dataset} -> {answer}"
+        for record, answer, name in zip(chosen, answers, names, strict=True)
+        if not is_right(answer, name, kind_of(name))
+    )
+    return accuracy(chosen, answers, names) | {"wrong": dict(wrong)}
 
 
 def score_diagnosis(nano: Nano, records: Sequence[Record], source: str) -> dict[str, Any]:
     chosen = _of(records, "diagnosis", source)
     answers = nano.ask([rgb(record.input_img[0]) for record in chosen], [question_of(record) for record in chosen])
-    labels = [json.loads(record.extra)["label"].lower() for record in chosen]
-    pairs: dict[str, int] = {}
-    for label, answer in zip(labels, answers, strict=True):
-        pairs[f"{label} -> {answer.lower()}"] = pairs.get(f"{label} -> {answer.lower()}", 0) + 1
-    hits = [answer.lower().rstrip(".") == label for label, answer in zip(labels, answers, strict=True)]
-    return share(hits) | {"answers": dict(sorted(pairs.items()))}
+    labels = [json.loads(record.extra)["label"] for record in chosen]
+    pairs = Counter(f"{label} -> {answer}".lower() for label, answer in zip(labels, answers, strict=True))
+    return accuracy(chosen, answers, labels) | {"answers": dict(sorted(pairs.items()))}
 
 
 def score_closed(nano: Nano, records: Sequence[Record], seed: int = 0) -> dict[str, Any]:
@@ -125,25 +122,30 @@ def score_closed(nano: Nano, records: Sequence[Record], seed: int = 0) -> dict[s
         strange = [index for index, other in enumerate(chosen) if other.group_id != record.group_id]
         others.append(images[strange[generator.integers(len(strange))]])
     questions = [question_of(record) for record in chosen]
-    truth = [record.message[-1].value.lower() for record in chosen]
     right, blind = (
-        [answer.lower().rstrip(".") == real for answer, real in zip(nano.ask(shown, questions), truth, strict=True)]
+        [
+            float(is_right(answer, record.message[-1].value, "yes_no"))
+            for answer, record in zip(nano.ask(shown, questions), chosen, strict=True)
+        ]
         for shown in (images, others)
     )
-    gain = average([float(own) - float(other) for own, other in zip(right, blind, strict=True)])
-    return share(right) | {"other image": share(blind), "gain": gain}
+    groups = patients(chosen)
+    gain = paired_difference(blind, right, groups)
+    return mean_interval(right, groups) | {"other image": mean_interval(blind, groups), "gain": gain}
 
 
 def score_autoencoder(nano: Nano, records: Sequence[Record]) -> dict[str, Any]:
-    pictures = [seen(record.output_img[0]) for record in _pictured(records)]
-    return average([psnr(nano.reconstruct(picture), picture) for picture in pictures])
+    chosen = _pictured(records)
+    pictures = [seen(record.output_img[0]) for record in chosen]
+    return mean_interval([psnr(nano.reconstruct(picture), picture) for picture in pictures], patients(chosen))
 
 
 def score_segmentation(nano: Nano, records: Sequence[Record], source: str) -> dict[str, Any]:
     chosen = _of(records, "segmentation", source)
     images = [rgb(record.input_img[0]) for record in chosen]
     made = nano.draw([question_of(record) for record in chosen], "segmentation", images)
-    return average([dice(image, seen(record.output_img[0])) for image, record in zip(made, chosen, strict=True)])
+    overlaps = [dice(image, seen(record.output_img[0])) for image, record in zip(made, chosen, strict=True)]
+    return mean_interval(overlaps, patients(chosen))
 
 
 def score_super_resolution(nano: Nano, records: Sequence[Record], most: int) -> dict[str, Any]:
@@ -154,14 +156,15 @@ def score_super_resolution(nano: Nano, records: Sequence[Record], most: int) -> 
     coarse = [Image.fromarray(lower_resolution(numpy.asarray(truth), SUPER_RESOLUTION, "bicubic")) for truth in truths]
     made = nano.draw(["Perform super-resolution, factor 4."] * len(coarse), "super_resolution", coarse)
     ceiling = [nano.reconstruct(truth) for truth in truths]
+    groups = patients(chosen)
     scores: dict[str, Any] = {}
     for name, measure in (("ssim", ssim), ("psnr", psnr)):
         by = {
             kind: [measure(image, truth) for image, truth in zip(images, truths, strict=True)]
             for kind, images in (("nano", made), ("bicubic", coarse), ("autoencoder", ceiling))
         }
-        gain = [own - other for own, other in zip(by["nano"], by["bicubic"], strict=True)]
-        scores[name] = {kind: average(values) for kind, values in by.items()} | {"gain over bicubic": average(gain)}
+        scores[name] = {kind: mean_interval(values, groups) for kind, values in by.items()}
+        scores[name]["gain over bicubic"] = paired_difference(by["bicubic"], by["nano"], groups)
     return scores
 
 

@@ -16,11 +16,17 @@ from PIL import Image
 from safetensors.torch import load_model, save_model
 from torch import nn
 
+from unimedvl.evaluation.metrics.intervals import mean_interval, proportion_interval, ratio_interval
+from unimedvl.evaluation.metrics.nearest import nearest, thumbnails
 from unimedvl.processing.image_processing_unimedvl import pixels_from_image
 from unimedvl.unimed5m.schema import Record
 
+<<<<<<< HEAD
 from .inference import Nano
 from .intervals import share
+=======
+from .asking import Nano
+>>>>>>> main
 from .model import SIDE
 from .prepare import ARTICLES, is_picture_request, small
 from .vision import CANVAS, Pictures, pictures_of, read_pictures, views
@@ -89,11 +95,10 @@ def as_views(images: Sequence[Image.Image]) -> torch.Tensor:
     return torch.stack([torch.from_numpy(pixels_from_image(image.convert("RGB")).copy()) for image in images])
 
 
-def nearest(images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Root mean square distance, in grey levels of 255, of each picture to the nearest of others."""
-    flat, pool = images.flatten(1), others.flatten(1)
-    distances = torch.cat([torch.cdist(part, pool).min(dim=1).values for part in flat.split(64)])
-    return distances / flat.shape[1] ** 0.5 * 127.5
+def view_thumbnails(views: torch.Tensor) -> numpy.ndarray:
+    """Thumbnails (N, 1024), as the search for copies takes them, of views (N, 3, SIDE, SIDE) in [-1, 1]."""
+    levels = ((views.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return thumbnails([Image.fromarray(image) for image in levels])
 
 
 def caption_label(name: str, labels: Sequence[str]) -> str:
@@ -127,8 +132,9 @@ def made_pictures(nano: Nano, records: Sequence[Record], work: Path, seed: int =
         kind: sum(hit for hit, other in zip(hits, wanted, strict=True) if other == kind) / PER_MODALITY
         for kind in MODALITIES
     }
-    results["text to image: modality recognised"] = share(hits) | {
-        "real pictures": share(real_hits),
+    patients = [record.group_id for record in chosen]
+    results["text to image: modality recognised"] = proportion_interval(hits) | {
+        "real pictures": mean_interval([float(hit) for hit in real_hits], patients),
         "by modality": by_modality,
     }
     images, asked = _class_pictures(nano, chosen, seed + 1000)
@@ -136,12 +142,13 @@ def made_pictures(nano: Nano, records: Sequence[Record], work: Path, seed: int =
     verdict_labels = [caption_label(names[verdict], labels) for verdict in judged(judge, images).tolist()]
     class_hits = [verdict == label for verdict, (_, label) in zip(verdict_labels, asked, strict=True)]
     of_class = [place for place, record in enumerate(chosen) if record.dataset in CLASS_PROMPTS]
-    real_class = [int(verdicts[place]) == int(reals.captions[place]) for place in of_class]
-    ratio = (sum(class_hits) / len(class_hits)) / max(sum(real_class) / max(len(real_class), 1), 1e-9)
-    results["text to image: class recognised"] = share(class_hits) | {
-        "real pictures": share(real_class),
-        "ratio to real": ratio,
-        "ratio interval": _ratio_interval(class_hits, real_class),
+    real_class = [float(verdicts[place] == reals.captions[place]) for place in of_class]
+    class_patients = [patients[place] for place in of_class]
+    # Each generated image comes from noise of its own.
+    generated = [float(hit) for hit in class_hits], range(len(class_hits))
+    results["text to image: class recognised"] = proportion_interval(class_hits) | {
+        "real pictures": mean_interval(real_class, class_patients),
+        "ratio to real": ratio_interval(generated, (real_class, class_patients)),
         "by class": {
             label: sum(hit for hit, (_, other) in zip(class_hits, asked, strict=True) if other == label) / PER_CLASS
             for label in labels
@@ -171,15 +178,6 @@ def _class_pictures(nano: Nano, records: Sequence[Record], seed: int) -> tuple[t
     return as_views(nano.draw(prompts, "t2i", seed=seed)), asked
 
 
-def _ratio_interval(made: Sequence[bool], real: Sequence[bool], draws: int = 4000, seed: int = 0) -> list[float]:
-    generator = numpy.random.default_rng(seed)
-    top, bottom = numpy.asarray(made, dtype=float), numpy.asarray(real, dtype=float)
-    over = top[generator.integers(len(top), size=(draws, len(top)))].mean(axis=1)
-    under = bottom[generator.integers(len(bottom), size=(draws, len(bottom)))].mean(axis=1)
-    low, high = numpy.percentile(over / numpy.maximum(under, 1e-9), [2.5, 97.5])
-    return [float(low), float(high)]
-
-
 def _closeness(
     made: torch.Tensor,
     kinds: Sequence[str],
@@ -190,12 +188,12 @@ def _closeness(
     close: list[bool] = []
     means: dict[str, list[float]] = {}
     for kind in sorted(set(kinds)):
-        pool = train[0][torch.tensor([other == kind for other in train[1]])]
+        pool = view_thumbnails(train[0][torch.tensor([other == kind for other in train[1]])])
         of_kind = torch.tensor([other == kind for other in real[1]])
         if not bool(of_kind.any()):
             continue
-        real_distances = nearest(real[0][of_kind], pool)
-        distances = nearest(made[torch.tensor([other == kind for other in kinds])], pool)
-        close += (distances < numpy.percentile(real_distances.numpy(), CLOSE)).tolist()
-        means[kind] = [float(distances.mean()), float(real_distances.mean())]
-    return share(close) | {"mean distance, generated and real, in grey levels": means}
+        real_distances = nearest(view_thumbnails(real[0][of_kind]), pool)[0]
+        distances = nearest(view_thumbnails(made[torch.tensor([other == kind for other in kinds])]), pool)[0]
+        close += (distances < numpy.percentile(real_distances, CLOSE)).tolist()
+        means[kind] = [255 * float(distances.mean()), 255 * float(real_distances.mean())]
+    return proportion_interval(close) | {"mean distance, generated and real, in gray levels": means}

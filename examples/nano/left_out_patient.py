@@ -20,14 +20,20 @@ import numpy
 from PIL import Image
 from typer import Option
 
+from unimedvl.evaluation.metrics.images import image_quality
 from unimedvl.training.run import run
 from unimedvl.unimed5m.schema import Record, to_table
 from unimedvl.unimed5m.shards import write_table
 from unimedvl.utils.command_line import run_module
 from unimedvl.utils.json_files import write_json
 
+<<<<<<< HEAD
 from .evaluate import average, psnr, question_of, rgb, seen
 from .inference import Nano
+=======
+from .asking import Nano
+from .evaluate import question_of, rgb, seen
+>>>>>>> main
 from .model import EDITING, RECIPES, SIDE
 from .prepare import keep_start, shard_of, work_records
 
@@ -58,7 +64,10 @@ def grey_level_map(records: Sequence[Record]) -> numpy.ndarray:
 
 
 def score(model: Path, learnt: Sequence[Record], left_out: Sequence[Record]) -> dict[str, dict]:
-    """PSNR of the model and of the grey-level map for each translation, over the left-out patient's slices."""
+    """Mean PSNR of the model and of the grey-level map for each translation, over the left-out patient's slices.
+
+    Without intervals: the slices are of one patient, and one patient does not say how others differ.
+    """
     nano, results = Nano(str(model), EDITING), {}
     for origin, target in TRANSLATIONS:
         chosen, table = of_kind(left_out, origin, target), grey_level_map(of_kind(learnt, origin, target))
@@ -68,11 +77,12 @@ def score(model: Path, learnt: Sequence[Record], left_out: Sequence[Record]) -> 
             Image.fromarray(table[grey(seen(record.input_img[0]))].round().astype(numpy.uint8)).convert("RGB")
             for record in chosen
         ]
-        own, other = ([psnr(a, b) for a, b in zip(images, truths, strict=True)] for images in (made, mapped))
+        own, other = (image_quality(images, truths)["psnr"] for images in (made, mapped))
         results[f"{origin} -> {target}"] = {
-            "nano": average(own),
-            "grey-level map": average(other),
-            "gain": average([first - second for first, second in zip(own, other, strict=True)]),
+            "slices": len(truths),
+            "nano": own,
+            "grey-level map": other,
+            "gain": own - other,
         }
     return results
 

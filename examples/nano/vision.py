@@ -28,6 +28,7 @@ from torch import nn
 from transformers import AutoTokenizer
 from typer import Option
 
+from unimedvl.evaluation.metrics.masks import dice
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLVAEConfig
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLModel
 from unimedvl.unimed5m.schema import Record
@@ -244,11 +245,8 @@ def overlaps(model: CaptionChoice, pictures: Pictures, masks: torch.Tensor) -> d
     for index in torch.arange(len(pictures.captions)).split(64):
         images, real = masked_views(pictures, masks, index, None)
         drawn = model.masks(model.features(images), pictures.captions[index]) > 0
-        both = (drawn & (real > 0.5)).sum(dim=(1, 2))
-        total = drawn.sum(dim=(1, 2)) + (real > 0.5).sum(dim=(1, 2))
-        values = torch.where(total == 0, 1.0, 2 * both / total.clamp(min=1))
-        for place, value in zip(index.tolist(), values.tolist(), strict=True):
-            found.setdefault(pictures.sources[place], []).append(value)
+        for place, mask, truth in zip(index.tolist(), drawn.numpy(), (real > 0.5).numpy(), strict=True):
+            found.setdefault(pictures.sources[place], []).append(dice(mask, truth))
     model.train()
     return {f"Dice {source}": round(sum(values) / len(values), 3) for source, values in sorted(found.items())}
 

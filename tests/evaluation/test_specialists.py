@@ -54,7 +54,7 @@ def test_learns_to_find_the_mask(records):
     """On drawn pictures, whose masks lie in one place, a short training beats an empty mask by far."""
     data = BenchmarkData(get_benchmark("unimed-mini"), records, tasks=["segmentation"])
     made = train(data.training(), steps=150, side=32)
-    from unimedvl.evaluation.metrics.segmentation.segmentation import mask_scores
+    from unimedvl.evaluation.metrics.masks import mask_scores
     from unimedvl.evaluation.samples import open_
 
     found = [

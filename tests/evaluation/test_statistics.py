@@ -1,84 +1,11 @@
-"""Intervals cover what they should, resample whole groups, and paired tests have their level."""
+"""Intervals of sets resample whole groups, and paired tests have their level."""
 
 import numpy
 import pytest
 import scipy.stats
 
 from unimedvl.evaluation.set_metrics import counterfactual_set, distribution_set
-from unimedvl.evaluation.statistics import (
-    holm,
-    mean_interval,
-    paired_difference,
-    recentred_interval,
-    resampled_places,
-    statistic_intervals,
-)
-
-
-def test_interval_of_independent_values_is_that_of_the_normal_law():
-    values = numpy.random.default_rng(0).normal(5, 2, 400)
-    found = mean_interval(values.tolist(), [str(number) for number in range(400)], resamples=20_000)
-    error = values.std() / 20
-    assert found["value"] == pytest.approx(values.mean(), abs=1e-6) and found["count"] == 400
-    # Ends at the quantiles of 2.5 and 97.5 %, within a tenth of a standard error; a 97.5 % interval is off by 0.28.
-    assert (found["low"] - values.mean()) / error == pytest.approx(scipy.stats.norm.ppf(0.025), abs=0.1)
-    assert (found["high"] - values.mean()) / error == pytest.approx(scipy.stats.norm.ppf(0.975), abs=0.1)
-
-
-def test_interval_agrees_with_the_bootstrap_of_scipy():
-    values = numpy.random.default_rng(7).exponential(1, 80)
-    found = mean_interval(values.tolist(), [str(number) for number in range(80)], resamples=20_000)
-    wanted = scipy.stats.bootstrap(
-        (values,), numpy.mean, confidence_level=0.95, n_resamples=20_000, method="percentile",
-        rng=numpy.random.default_rng(0),
-    ).confidence_interval  # fmt: skip
-    error = values.std() / 80**0.5
-    assert found["low"] == pytest.approx(wanted.low, abs=0.1 * error)
-    assert found["high"] == pytest.approx(wanted.high, abs=0.1 * error)
-
-
-def test_groups_are_resampled_as_a_whole():
-    """Ten copies of each of 40 patients tell no more than the 40 patients."""
-    values = numpy.random.default_rng(1).normal(size=40)
-    alone = mean_interval(values.tolist(), [str(n) for n in range(40)])
-    copied = mean_interval(numpy.repeat(values, 10).tolist(), [str(n) for n in numpy.repeat(range(40), 10)])
-    assert (copied["low"], copied["high"]) == (alone["low"], alone["high"])
-
-
-def test_edge_values():
-    assert mean_interval([None, None], ["a", "b"]) == {"value": None, "low": None, "high": None, "count": 0}
-    assert mean_interval([2.0], ["a"]) == {"value": 2.0, "count": 1, "low": None, "high": None}
-    constant = mean_interval([1.0, 1.0, None], ["a", "b", "c"])
-    assert (constant["value"], constant["low"], constant["high"], constant["count"]) == (1, 1, 1, 2)
-
-
-def test_coverage_of_the_interval():
-    """95 % intervals of 200 samples from a skewed law hold the mean in 90 to 99 % of cases."""
-    draw = numpy.random.default_rng(2)
-    inside = 0
-    for _ in range(200):
-        found = mean_interval(draw.exponential(1, 60).tolist(), [str(n) for n in range(60)])
-        inside += found["low"] <= 1 <= found["high"]
-    assert 0.88 <= inside / 200 <= 0.99
-
-
-def test_statistic_of_sums_agrees_with_the_mean():
-    values = numpy.random.default_rng(3).random(50)
-    groups = [str(n % 20) for n in range(50)]
-    rows = numpy.stack([values, numpy.ones(50)], axis=1)
-    found = statistic_intervals(rows, groups, lambda t: {"mean": t[0] / t[1], "sum": t[0]}, resamples=1000)
-    assert found["mean"] == mean_interval(values.tolist(), groups)
-    assert found["sum"]["low"] < found["sum"]["value"] < found["sum"]["high"]
-
-
-def test_places_of_whole_groups_are_drawn():
-    groups = ["a", "b", "a", "c", "c", "c"]
-    for places in resampled_places(groups, 20):
-        drawn = [groups[place] for place in places]
-        sizes = {"a": 2, "b": 1, "c": 3}
-        assert all(drawn.count(name) % size == 0 for name, size in sizes.items())
-        assert sum(drawn.count(name) // size for name, size in sizes.items()) == 3
-    assert not list(resampled_places(["a", "a"], 20))
+from unimedvl.evaluation.statistics import holm, paired_difference
 
 
 def values_of(groups: list[str]) -> numpy.ndarray:
@@ -104,13 +31,6 @@ def test_intervals_of_sets_resample_whole_groups():
     sets = [distances(names * times)["fid"] for times in (1, 10)]
     assert sets[1]["high"] - sets[1]["low"] == pytest.approx(sets[0]["high"] - sets[0]["low"], rel=0.2)
     assert distances(["a"] * 5)["kid"]["low"] is None
-
-
-def test_recentred_interval_surrounds_the_value():
-    # The middle 95 % of numbers evenly spread over one unit around 10, moved to 3.
-    found = recentred_interval(3.0, numpy.linspace(9.5, 10.5, 1001))
-    assert (found["low"], found["high"]) == pytest.approx((3 - 0.475, 3 + 0.475), abs=1e-6)
-    assert recentred_interval(3.0, []) == {"low": None, "high": None}
 
 
 def test_paired_test_finds_a_difference_and_agrees_with_scipy():

@@ -11,8 +11,10 @@ import torch
 from tests.tiny_inputs import collate, conversation, initial_latents, marker_ids, noises
 from tests.tiny_model import tiny_model
 from unimedvl.modeling_unimedvl.blocks_unimedvl import Block, BlockKind, pack_samples
-from unimedvl.modeling_unimedvl.contexts_unimedvl import stack_contexts
-from unimedvl.modeling_unimedvl.flow_unimedvl import patchify_latents
+from unimedvl.modeling_unimedvl.contexts_unimedvl import read_prompts
+from unimedvl.modeling_unimedvl.flow_unimedvl import FlowSettings, patchify_latents
+from unimedvl.modeling_unimedvl.prompts_unimedvl import Prompts
+from unimedvl.modeling_unimedvl.sampling_unimedvl import FlowSampler
 
 TEXT = {"do_sample": False, "max_new_tokens": 8}
 IMAGE = {"generation_mode": "image", "num_inference_steps": 4, "show_progress": False}
@@ -150,28 +152,11 @@ def test_packed_training_forward_equals_cached_inference(model):
             flow_timesteps=torch.tensor([0.5, 0.0, time]),
         )
     x_t = (1 - time) * patchify_latents(latent, config.latent_patch_size) + time * noise
-    context = model._extend_context(
-        None,
-        row["input_ids"],
-        row["mm_token_type_ids"],
-        row["attention_mask"],
-        {
-            "pixel_values": row["pixel_values"],
-            "image_grid_thw": row["image_grid_thw"],
-            "latent_values": [condition],
-        },
-    )
-    length = grid[0] * grid[1]
-    cache, valid, rope = stack_contexts([context], torch.tensor([0]), length + 2)
+    prompts = Prompts.from_inputs(model, row)
+    sampler = FlowSampler(model, FlowSettings.unguided(4, 1.0))
     with torch.no_grad():
-        velocity = model.model.predict_velocity(
-            x_t[None],
-            torch.tensor(time),
-            model.model.latent_position_ids(*grid)[None],
-            rope,
-            model.model.flow_attention_mask(valid, length, cache),
-            cache,
-        )
+        contexts = read_prompts(model, prompts, [condition])
+        velocity = sampler.step(sampler.prepare(contexts, [grid]), x_t[None], time).velocity
     assert (packed.velocity[1:] - velocity[0]).abs().max() < 1e-5
 
 

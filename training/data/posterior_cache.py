@@ -82,15 +82,12 @@ def scaled_latents(
     model: UniMedVLForConditionalGeneration, inputs: list[LatentInput], cache: LatentCache
 ) -> list[torch.Tensor]:
     """Latents drawn from the posteriors, for `latent_values` of `forward`; missing posteriors go into the cache."""
-    config = model.config.vae_config
     latents = []
     for item in inputs:
         if item.mean is None or item.deviation is None:
             assert item.pixels is not None
-            vae = model.model.vae
-            posterior = vae.encode(item.pixels[None].to(vae.device, vae.dtype)).latent_dist
-            item.mean, item.deviation = posterior.mean[0].float(), posterior.std[0].float()
+            ((item.mean, item.deviation),) = model.model.encode_posteriors([item.pixels])
             cache.put(item.key, item.mean, item.deviation)
-        value = item.mean.to(model.device) + item.deviation.to(model.device) * item.noise.to(model.device)
-        latents.append(config.scaling_factor * (value - config.shift_factor))
+        posterior = (item.mean.to(model.device), item.deviation.to(model.device))
+        latents.append(model.model.posterior_latent(*posterior, item.noise))
     return latents

@@ -6,36 +6,52 @@ have a likelihood (Flow-GRPO, arXiv 2505.05470, equations 7 to 10; t = 1 is nois
     x_s = x_t - (t - s) * (v + sigma_t^2 / (2 t) * (x_t + (1 - t) v)) + sigma_t * sqrt(t - s) * noise
     sigma_t = noise_level * sqrt(t / (1 - t))
 
-Shape legend: R rows, T latent tokens, L latent token dimension, K sampling steps, S sequence length.
+Shape legend: R images, T latent tokens, L latent token dimension, K sampling steps.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
-from unimedvl.modeling_unimedvl.blocks_unimedvl import BlockKind
-from unimedvl.modeling_unimedvl.flow_unimedvl import flow_schedule
-from unimedvl.modeling_unimedvl.sampling_unimedvl import runs_per_row
+from unimedvl.modeling_unimedvl.contexts_unimedvl import encode_images, read_prompts
+from unimedvl.modeling_unimedvl.prompts_unimedvl import PosteriorDraws, Prompts
+from unimedvl.modeling_unimedvl.sampling_unimedvl import Conditions, FlowSampler
 
 
-@dataclass
-class Conditions:
-    """What images are made from, one row an image.
+@dataclass(frozen=True)
+class ImagePrompts:
+    """What images of one size are made from.
 
     Attributes:
-        inputs: arguments of `forward` without latents: `input_ids`, `attention_mask`, `mm_token_type_ids` (R, S) and,
-            with input images, `pixel_values`, `image_grid_thw`.
-        clean_latents: for every row the latents (C, h, w) of its input images, in order.
+        prompts: one row each.
+        latents: of the prompts' images, the means of their posteriors; None without images.
         grid: (rows, columns) in latent tokens of the images to make.
+        images_per_prompt: adjacent in every result.
     """
 
-    inputs: dict[str, torch.Tensor]
-    clean_latents: list[list[torch.Tensor]]
+    prompts: Prompts
+    latents: list[torch.Tensor] | None
     grid: tuple[int, int]
+    images_per_prompt: int = 1
 
-    def __len__(self) -> int:
-        return self.inputs["input_ids"].shape[0]
+    @classmethod
+    def from_inputs(
+        cls, model: PreTrainedModel, inputs: Mapping[str, Any], grid: tuple[int, int], images_per_prompt: int = 1
+    ) -> "ImagePrompts":
+        """Encode the images of what the processor returned with `generation_mode="image"`."""
+        prompts = Prompts.from_inputs(model, inputs)
+        latents = encode_images(model, prompts, PosteriorDraws(sample_mode="mode"))
+        return cls(prompts, latents, grid, images_per_prompt)
+
+    def prepare(self, sampler: FlowSampler) -> Conditions:
+        """Read the prompts with the sampler's model, unguided."""
+        contexts = read_prompts(sampler.model, self.prompts, self.latents)
+        return sampler.prepare(
+            contexts, [self.grid] * (len(self.prompts) * self.images_per_prompt), self.images_per_prompt
+        )
 
 
 @dataclass
@@ -53,86 +69,29 @@ class Trajectory:
     log_probabilities: torch.Tensor
 
 
-def prepare_conditions(model: nn.Module, processed: dict[str, torch.Tensor], height: int, width: int) -> Conditions:
-    """Conditions from one call of the processor with `generation_mode="image"`.
+@dataclass(frozen=True)
+class Rollout:
+    """Images of one step of training and their rewards.
 
-    Args:
-        model: a `UniMedVLForConditionalGeneration`, bare (no adapter wrapper).
-        processed: what the processor returned; left padded if the rows differ in length.
-        height, width: pixels of the images to make.
-
-    Raises:
-        ValueError: if the size is no multiple of a latent token or larger than the position table.
+    Attributes:
+        prompts: what they were made from.
+        trajectory: how.
+        scores: rewards (R,) by name, see `FlowGRPOTrainer.score`.
+        generator: draws the steps that are learned from.
     """
-    config = model.config
-    unit, side = config.pixels_per_latent_token, config.max_latent_size
-    for name, value in (("height", height), ("width", width)):
-        if value < unit or value % unit or value > unit * side:
-            raise ValueError(f"{name} must be a multiple of {unit} from {unit} to {unit * side} pixels, not {value}.")
-    inputs = {name: value.to(model.device) for name, value in processed.items() if isinstance(value, torch.Tensor)}
-    pixels, sizes = inputs.pop("latent_pixel_values", None), inputs.pop("latent_image_sizes", None)
-    latents: list[torch.Tensor] = []
-    if pixels is not None and sizes is not None:
-        images = [image[:, :rows, :columns] for image, (rows, columns) in zip(pixels, sizes.tolist(), strict=True)]
-        with torch.no_grad():
-            latents = model.model.encode_latents(images, None, None, "mode")
-    counts = runs_per_row(inputs["mm_token_type_ids"], BlockKind.CLEAN)
-    remaining = iter(latents)
-    clean = [[next(remaining) for _ in range(count)] for count in counts]
-    return Conditions(inputs, clean, (height // unit, width // unit))
 
+    prompts: ImagePrompts
+    trajectory: Trajectory
+    scores: dict[str, torch.Tensor]
+    generator: torch.Generator
 
-def repeat_conditions(conditions: Conditions, count: int) -> Conditions:
-    """Every row `count` times in succession."""
-    inputs, rows = conditions.inputs, len(conditions)
-    repeated = {}
-    for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
-        repeated[name] = inputs[name].repeat_interleave(count, dim=0)
-    if "pixel_values" in inputs:
-        grids = inputs["image_grid_thw"]
-        images_per_row = runs_per_row(inputs["mm_token_type_ids"], BlockKind.VIT)
-        patches = list(torch.split(inputs["pixel_values"], grids.prod(dim=1).tolist()))
-        order, first = [], 0
-        for number in images_per_row:
-            order += list(range(first, first + number)) * count
-            first += number
-        repeated["pixel_values"] = torch.cat([patches[index] for index in order])
-        repeated["image_grid_thw"] = grids[order]
-    clean = [conditions.clean_latents[row] for row in range(rows) for _ in range(count)]
-    return Conditions(repeated, clean, conditions.grid)
+    def velocity(self, sampler: FlowSampler, conditions: Conditions, index: int) -> torch.Tensor:
+        """A sampler's velocity (R, T, L) at state `index` of the trajectory.
 
-
-def velocity(model: nn.Module, conditions: Conditions, states_RTL: torch.Tensor, time: float) -> torch.Tensor:
-    """The model's velocity (R, T, L) at `states_RTL` and flow time `time`, through `forward` as in training.
-
-    Sampling and learning share it, so the first update of a policy starts at a probability ratio of exactly 1.
-    """
-    config, (rows, columns) = model.config, conditions.grid
-    inputs = conditions.inputs
-    count, tokens = len(conditions), rows * columns
-    block = [config.vision_start_token_id, *[config.latent_token_id] * tokens, config.vision_end_token_id]
-    ids = torch.tensor(block, device=states_RTL.device).expand(count, -1)
-    kinds = torch.full_like(ids, int(BlockKind.NOISED))
-    kinds[:, 0] = kinds[:, -1] = int(BlockKind.TEXT)
-    latents, times = [], []
-    for row in range(count):
-        state = model.model.latent_grid(states_RTL[row], rows, columns)
-        latents += [*conditions.clean_latents[row], state]
-        times += [0.0] * len(conditions.clean_latents[row]) + [time]
-    images = {name: inputs[name] for name in ("pixel_values", "image_grid_thw") if name in inputs}
-    output = model(
-        input_ids=torch.cat([inputs["input_ids"], ids], dim=1),
-        attention_mask=torch.cat([inputs["attention_mask"], torch.ones_like(ids)], dim=1),
-        mm_token_type_ids=torch.cat([inputs["mm_token_type_ids"], kinds], dim=1),
-        latent_values=latents,
-        # Noise equal to the data makes the interpolation of training return the state itself at any time.
-        flow_noise=states_RTL.reshape(count * tokens, -1),
-        flow_timesteps=torch.tensor(times, device=states_RTL.device),
-        logits_to_keep=1,
-        use_cache=False,
-        **images,
-    )
-    return output.velocity.float().reshape(states_RTL.shape)
+        Sampling and learning share `FlowSampler.step`, so the first update of a policy starts at a probability ratio
+        of exactly 1.
+        """
+        return sampler.step(conditions, self.trajectory.states[index], float(self.trajectory.times[index])).velocity
 
 
 def sde_step(
@@ -160,36 +119,25 @@ def log_probability(value: torch.Tensor, mean: torch.Tensor, deviation: float) -
 
 @torch.no_grad()
 def sample_trajectory(
-    model: nn.Module,
-    conditions: Conditions,
-    num_inference_steps: int,
-    noise_level: float,
-    timestep_shift: float,
-    generator: torch.Generator,
+    sampler: FlowSampler, prompts: ImagePrompts, noise_level: float, generator: torch.Generator
 ) -> Trajectory:
-    """Sample every row from noise to data.
+    """Sample images from noise to data, at the flow times of the sampler.
 
     Args:
-        num_inference_steps: K >= 2.
+        sampler: of at least 2 steps.
+        prompts: what the images are made from.
         noise_level: > 0; 0.7 in Flow-GRPO.
-        timestep_shift: as in `FlowSettings`.
         generator: source of all noise, on the CPU, so that a seed means the same on every device.
     """
-    rows, columns = conditions.grid
-    shape, device = (len(conditions), rows * columns, model.config.latent_dim), model.device
-    times = flow_schedule(num_inference_steps, timestep_shift)
+    conditions = prompts.prepare(sampler)
+    device, times = conditions.valid_RT.device, sampler.schedule
+    shape = (*conditions.valid_RT.shape, sampler.model.config.latent_dim)
     state = torch.randn(shape, generator=generator).to(device)
     states, densities = [state], []
     for time, next_time in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
-        predicted = velocity(model, conditions, state, time)
+        predicted = sampler.step(conditions, state, time).velocity
         mean, deviation = sde_step(state, predicted, time, next_time, noise_level, float(times[1]))
         state = mean + deviation * torch.randn(shape, generator=generator).to(device)
         densities.append(log_probability(state, mean, deviation))
         states.append(state)
     return Trajectory(torch.stack(states), times, torch.stack(densities))
-
-
-@torch.no_grad()
-def decode(model: nn.Module, tokens_RTL: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Latent tokens to pixels, float (R, 3, H, W) in [-1, 1] and beyond."""
-    return torch.stack(model.model.decode_latents([model.model.latent_grid(tokens, *grid) for tokens in tokens_RTL]))

@@ -23,18 +23,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from unimedvl.modeling_unimedvl.flow_unimedvl import FlowSettings
+from unimedvl.modeling_unimedvl.image_requests_unimedvl import target_grids
+from unimedvl.modeling_unimedvl.sampling_unimedvl import FlowSampler
+
 from ..checkpoints import checkpoints, keep_newest, whole_folder
-from .policy import (
-    Conditions,
-    Trajectory,
-    decode,
-    log_probability,
-    prepare_conditions,
-    repeat_conditions,
-    sample_trajectory,
-    sde_step,
-    velocity,
-)
+from .policy import ImagePrompts, Rollout, log_probability, sample_trajectory, sde_step
 
 logger = logging.getLogger(__name__)
 
@@ -174,13 +168,19 @@ class FlowGRPOTrainer:
             self.parameters.values(), lr=arguments.learning_rate, weight_decay=arguments.weight_decay
         )
         shift = arguments.timestep_shift
-        self.timestep_shift = self.policy.config.timestep_shift if shift is None else shift
+        config = self.policy.config
+        settings = FlowSettings.unguided(
+            arguments.num_inference_steps, config.timestep_shift if shift is None else shift
+        )
+        self.sampler = FlowSampler(self.policy, settings)
+        self.reference_sampler = FlowSampler(self.reference or self.policy, settings)
+        (self.grid,) = target_grids(config, 1, arguments.height, arguments.width)
         self.step = 0
 
     # --- Rollouts ----------------------------------------------------------------------------------------------------
 
-    def conditions(self, examples: Sequence[Example]) -> Conditions:
-        """What the images of the examples are made from, one row each."""
+    def image_prompts(self, examples: Sequence[Example], images_per_prompt: int) -> ImagePrompts:
+        """What the images of the examples are made from."""
         conversations = []
         for example in examples:
             content = [{"type": "image", "image": image} for image in example.get("images", ())]
@@ -195,13 +195,11 @@ class FlowGRPOTrainer:
             padding=True,
             padding_side="left",
         )
-        return prepare_conditions(self.policy, processed, self.arguments.height, self.arguments.width)
+        return ImagePrompts.from_inputs(self.policy, processed, self.grid, images_per_prompt)
 
-    def score(
-        self, tokens: torch.Tensor, grid: tuple[int, int], examples: Sequence[Example]
-    ) -> dict[str, torch.Tensor]:
-        """Rewards (R,) by name of latent tokens (R, T, L), and their weighted sum under "reward"."""
-        pixels = decode(self.policy, tokens, grid)
+    def score(self, tokens: Sequence[torch.Tensor], examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """Rewards (R,) by name of each image's latent tokens (T, L), and their weighted sum under "reward"."""
+        pixels = self.sampler.decode(list(tokens), [self.grid] * len(tokens))
         pictures = self.processor.post_process_multimodal_output(pixels, generation_mode="image")
         scores = {}
         for name, (function, _) in self.rewards.items():
@@ -214,7 +212,8 @@ class FlowGRPOTrainer:
         scores["reward"] = torch.stack([weight * scores[name] for name, (_, weight) in self.rewards.items()]).sum(0)
         return scores
 
-    def _rollout(self) -> tuple[Conditions, Trajectory, dict[str, torch.Tensor], torch.Generator]:
+    def rollout(self) -> Rollout:
+        """Sample and score a group of images for each prompt of the present step."""
         arguments, accelerator = self.arguments, self.accelerator
         draw = torch.Generator().manual_seed(arguments.seed * 1_000_003 + self.step)
         chosen = torch.randint(len(self.train_examples), (arguments.prompts_per_step,), generator=draw).tolist()
@@ -222,31 +221,26 @@ class FlowGRPOTrainer:
         seed = int(torch.randint(2**31, (), generator=draw)) + accelerator.process_index
         noise = torch.Generator().manual_seed(seed)
         examples = [self.train_examples[index] for index in own]
-        conditions = repeat_conditions(self.conditions(examples), arguments.group_size)
-        trajectory = sample_trajectory(
-            self.policy,
-            conditions,
-            arguments.num_inference_steps,
-            arguments.noise_level,
-            self.timestep_shift,
-            noise,
-        )
+        prompts = self.image_prompts(examples, arguments.group_size)
+        trajectory = sample_trajectory(self.sampler, prompts, arguments.noise_level, noise)
         repeated = [example for example in examples for _ in range(arguments.group_size)]
-        return conditions, trajectory, self.score(trajectory.states[-1], conditions.grid, repeated), draw
+        return Rollout(prompts, trajectory, self.score(trajectory.states[-1], repeated), draw)
 
     # --- Learning ----------------------------------------------------------------------------------------------------
 
-    def _reference_velocity(self, conditions: Conditions, state: torch.Tensor, when: float) -> torch.Tensor:
-        without = self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext()
-        with torch.no_grad(), without:
-            return velocity(self.reference or self.policy, conditions, state, when)
+    @torch.no_grad()
+    def _reference_velocities(self, rollout: Rollout, steps: list[int]) -> dict[int, torch.Tensor]:
+        """The reference's velocity (R, T, L) at the states of a rollout, by the number of the step."""
+        with self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext():
+            conditions = rollout.prompts.prepare(self.reference_sampler)
+            return {index: rollout.velocity(self.reference_sampler, conditions, index) for index in steps}
 
-    def _learn(
-        self, conditions: Conditions, trajectory: Trajectory, advantages: torch.Tensor, draw: torch.Generator
-    ) -> dict[str, float]:
-        arguments = self.arguments
-        steps = torch.randperm(arguments.num_inference_steps, generator=draw)[: arguments.trained_steps].tolist()
+    def _learn(self, rollout: Rollout, advantages: torch.Tensor) -> dict[str, float]:
+        arguments, trajectory = self.arguments, rollout.trajectory
+        order = torch.randperm(arguments.num_inference_steps, generator=rollout.generator)
+        steps = order[: arguments.trained_steps].tolist()
         times = trajectory.times.tolist()
+        references = self._reference_velocities(rollout, steps) if arguments.kl_weight > 0 else {}
         totals = {"loss": 0.0, "kl": 0.0, "clipped": 0.0, "gradient_norm": 0.0}
         # Steps of the path, not rows, are dealt out: every minibatch holds whole groups.
         parts = [steps[number :: arguments.num_minibatches] for number in range(arguments.num_minibatches)]
@@ -254,12 +248,14 @@ class FlowGRPOTrainer:
             for index in part:
                 state, reached = trajectory.states[index], trajectory.states[index + 1]
                 span = (times[index], times[index + 1], arguments.noise_level, times[1])
-                mean, deviation = sde_step(state, velocity(self.policy, conditions, state, times[index]), *span)
+                # Read anew for each step: backward passes through what the policy reads too.
+                predicted = rollout.velocity(self.sampler, rollout.prompts.prepare(self.sampler), index)
+                mean, deviation = sde_step(state, predicted, *span)
                 ratio = (log_probability(reached, mean, deviation) - trajectory.log_probabilities[index]).exp()
                 loss = policy_loss(ratio, advantages, arguments.clip_range).mean()
                 divergence = torch.zeros(())
                 if arguments.kl_weight > 0:
-                    reference, _ = sde_step(state, self._reference_velocity(conditions, state, times[index]), *span)
+                    reference, _ = sde_step(state, references[index], *span)
                     divergence = ((mean - reference) ** 2).mean() / (2 * deviation**2)
                 ((loss + arguments.kl_weight * divergence) / len(part)).backward()
                 totals["loss"] += loss.item() / len(steps)
@@ -294,9 +290,9 @@ class FlowGRPOTrainer:
         if self.step == 0 and self.eval_examples:
             history.append({"step": 0, **self.evaluate()})
         while self.step < arguments.max_steps:
-            conditions, trajectory, scores, draw = self._rollout()
-            advantages = group_advantages(scores["reward"], arguments.group_size).to(trajectory.states.device)
-            learned = self._learn(conditions, trajectory, advantages, draw)
+            rollout = self.rollout()
+            scores, device = rollout.scores, rollout.trajectory.states.device
+            learned = self._learn(rollout, group_advantages(scores["reward"], arguments.group_size).to(device))
             self.step += 1
             gathered = {
                 name: self.accelerator.gather(values.to(self.accelerator.device)) for name, values in scores.items()
@@ -323,13 +319,11 @@ class FlowGRPOTrainer:
         for start in range(0, len(self.eval_examples), size):
             examples = self.eval_examples[start : start + size]
             repeated = [example for example in examples for _ in range(images_per_prompt)]
-            conditions = repeat_conditions(self.conditions(examples), images_per_prompt)
-            noise = torch.Generator().manual_seed(start)
-            # A deviation this small leaves the ODE.
-            path = sample_trajectory(
-                self.policy, conditions, arguments.num_inference_steps, 1e-6, self.timestep_shift, noise
-            )
-            for name, values in self.score(path.states[-1], conditions.grid, repeated).items():
+            conditions = self.image_prompts(examples, images_per_prompt).prepare(self.sampler)
+            generator = torch.Generator().manual_seed(start)
+            shape = (*conditions.valid_RT.shape, self.policy.config.latent_dim)
+            tokens = self.sampler.sample(conditions, list(torch.randn(shape, generator=generator)))
+            for name, values in self.score(tokens, repeated).items():
                 totals.setdefault(name, []).append(values)
         return {f"eval_{name}": torch.cat(values).mean().item() for name, values in totals.items()}
 

@@ -229,17 +229,6 @@ def select(rows: Sequence[Mapping[str, Any]], selection: Selection) -> list[dict
     return result
 
 
-def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
-    """The chance that a positive scores above a negative, ties counting half (Mann-Whitney U over both counts)."""
-    values = numpy.concatenate([numpy.asarray(positive, float), numpy.asarray(negative, float)])
-    if not len(positive) or not len(negative):
-        raise ValueError("an AUROC needs at least one positive and one negative score")
-    _, inverse, counts = numpy.unique(values, return_inverse=True, return_counts=True)
-    ranks = (numpy.cumsum(counts) - (counts - 1) / 2.0)[inverse]
-    wins = ranks[: len(positive)].sum() - len(positive) * (len(positive) + 1) / 2.0
-    return float(wins / (len(positive) * len(negative)))
-
-
 def shuffled_texts(
     texts: Sequence[str], blocks: Sequence[Any], seed: int = 0, facts: Sequence[Any] | None = None
 ) -> list[str | None]:

@@ -24,18 +24,24 @@ import numpy
 from PIL import Image
 from typer import Argument, Option
 
+from unimedvl.evaluation.metrics.intervals import STATISTIC_RESAMPLES, percentiles, resampled_places
+from unimedvl.evaluation.metrics.ranking import auroc
 from unimedvl.utils.command_line import comma_separated, run_module
 from unimedvl.utils.json_files import write_json
 
+<<<<<<< HEAD
 from ..pipeline import batches, shard_paths
 from .alignment import CAPTIONS, AlignmentModels, auroc, caption_once, final_scores, shuffled_texts, text_similarity
+=======
+from ..pipeline import batches, shard_paths, write_json
+from .alignment import CAPTIONS, AlignmentModels, caption_once, final_scores, shuffled_texts, text_similarity
+>>>>>>> main
 from .image_reading import DAMAGED, open_picture
 from .models import NEAREST, ModelPaths
 from .record_texts import ALIGNED_TASKS, described_image, original_text, stated_facts
 
 COLUMNS = ("sub_task_type", "modality", "dataset", "split", "group_id", "input_img", "output_img", "message", "extra")
 SCORES = ("s", "m", "s_final", "s_final (minmax)")
-RESAMPLES = 1000
 
 
 def read_samples(
@@ -82,7 +88,7 @@ def separation(
     seed: int = 0,
 ) -> dict[str, Any]:
     """For each way of exchanging: pairs compared, and for all of them (`overall`) and per modality the AUROC of every
-    score with its 95 % interval, as [value, low, high].
+    score with its 95 % interval, as [value, low, high]; the ends are None where all records are of one group.
 
     `s_final` is normalised as `affine`; the scope of `minmax` is everything scored here. A way or a modality without a
     text to exchange has no figures.
@@ -148,22 +154,22 @@ def _scores(
 
 def _figures(
     true: Mapping[str, numpy.ndarray], false: Mapping[str, numpy.ndarray], groups: Sequence[Any], seed: int
-) -> dict[str, list[float]]:
-    members: dict[Any, list[int]] = {}
-    for place, group in enumerate(groups):
-        members.setdefault(group, []).append(place)
-    clusters = [numpy.array(places) for places in members.values()]
-    generator = numpy.random.default_rng(seed)
-    drawn = [
-        numpy.concatenate([clusters[number] for number in generator.integers(len(clusters), size=len(clusters))])
-        for _ in range(RESAMPLES)
-    ]
+) -> dict[str, list[float | None]]:
+    drawn = list(resampled_places(groups, STATISTIC_RESAMPLES, seed))
     result = {}
     for score in SCORES:
-        areas = [auroc(true[score][places], false[score][places]) for places in drawn]
-        low, high = numpy.percentile(areas, (2.5, 97.5)).tolist()
-        result[score] = [round(value, 4) for value in (auroc(true[score], false[score]), low, high)]
+        areas = [_area(true[score][places], false[score][places]) for places in drawn]
+        ends = percentiles(areas) if areas else (None, None)
+        figures = (_area(true[score], false[score]), *ends)
+        result[score] = [None if figure is None else round(float(figure), 4) for figure in figures]
     return result
+
+
+def _area(true: numpy.ndarray, false: numpy.ndarray) -> float:
+    """The chance that a true text scores above an exchanged one."""
+    area = auroc(numpy.concatenate([true, false]), numpy.repeat([1, 0], [len(true), len(false)]))
+    assert area is not None, "there are as many true texts as exchanged ones"
+    return area
 
 
 def main(

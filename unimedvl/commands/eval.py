@@ -185,12 +185,12 @@ def _scoring(
     rule: str | None,
     tell: Callable[[str], None],
 ) -> tuple["Settings", dict[str, Any]]:
-    from ..evaluation.metrics.clinical_text.clinical_text import load_scorer
-    from ..evaluation.metrics.counterfactual.counterfactual import load_classifier
+    from ..evaluation.metrics.classifiers import load_classifier
+    from ..evaluation.metrics.clinical_models import load_scorer
     from ..evaluation.metrics.image_features import load_feature_extractor
-    from ..evaluation.metrics.image_quality.image_quality import load_lpips
-    from ..evaluation.metrics.image_text_score.image_text_score import load_image_text_encoder
-    from ..evaluation.metrics.report_text.report_text import meteor_problem
+    from ..evaluation.metrics.image_text import load_image_text_encoder
+    from ..evaluation.metrics.images import load_lpips
+    from ..evaluation.metrics.texts import meteor_problem
     from ..evaluation.scoring import Settings
 
     settings = Settings(extractor=load_feature_extractor(feature_extractor), resize=resize)

@@ -1,93 +1,11 @@
-"""Clinical agreement of reports through models of others: RaTEScore, RadGraph F1, CheXbert F1, GREEN. Optional."""
+"""The `evaluate` module of `unimedvl.evaluation.metrics.clinical_models.clinical_text`."""
 
-import importlib
-import importlib.util
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-import datasets
-import evaluate
-
-DESCRIPTION = """Scores of radiology reports that need a language model with local weights. Nothing is downloaded: each
-score runs where its package is installed and its weights' folder is given, and says in one line what is missing
-otherwise. UNVERIFIED here: neither packages nor weights were at hand."""
-INPUTS = """
-Args:
-    predictions (list of str), references (list of str).
-    weights: {"ratescore" | "radgraph" | "chexbert" | "green": folder}.
-Returns:
-    the mean of each score, and count.
-"""
-CITATION = """@inproceedings{zhao2024ratescore, title={RaTEScore: A Metric for Radiology Report Generation},
-author={Zhao, Weike and others}, year={2024}}"""
+from unimedvl.evaluation.metrics import clinical_models, evaluate_modules
 
 
-def _ratescore(folder: str) -> Callable[[list[str], list[str]], Sequence[float]]:
-    scorer = importlib.import_module("RaTEScore").RaTEScore(bert_model=f"{folder}/bert", eval_model=f"{folder}/eval")
-    return lambda said, wanted: scorer.compute_score(said, wanted)
+class ClinicalText(evaluate_modules.MetricModule):
+    """See the function."""
 
-
-def _radgraph(folder: str) -> Callable[[list[str], list[str]], Sequence[float]]:
-    scorer = importlib.import_module("radgraph").F1RadGraph(reward_level="partial", model_cache_dir=folder)
-    return lambda said, wanted: scorer(hyps=said, refs=wanted)[1]
-
-
-def _chexbert(folder: str) -> Callable[[list[str], list[str]], Sequence[float]]:
-    scorer = importlib.import_module("f1chexbert").F1CheXbert(model_path=folder)
-    return lambda said, wanted: [float(value) for value in scorer(hyps=said, refs=wanted)[1]]
-
-
-def _green(folder: str) -> Callable[[list[str], list[str]], Sequence[float]]:
-    scorer = importlib.import_module("green_score").GREEN(folder, output_dir=".")
-    return lambda said, wanted: scorer(wanted, said)[2]
-
-
-# Score -> (package, distribution, how to make it).
-SCORERS: Mapping[str, tuple[str, str, Callable[[str], Callable[[list[str], list[str]], Sequence[float]]]]] = {
-    "ratescore": ("RaTEScore", "RaTEScore", _ratescore),
-    "radgraph": ("radgraph", "radgraph", _radgraph),
-    "chexbert": ("f1chexbert", "f1chexbert", _chexbert),
-    "green": ("green_score", "green-score", _green),
-}
-
-
-def load_scorer(name: str, folder: str) -> Callable[[list[str], list[str]], Sequence[float]]:
-    """A scorer of two lists of texts.
-
-    Raises:
-        ValueError: one line that says what is missing.
-    """
-    if name not in SCORERS:
-        raise ValueError(f"clinical score: choose among {', '.join(SCORERS)}, not {name!r}.")
-    package, distribution, make = SCORERS[name]
-    if importlib.util.find_spec(package) is None:
-        raise ValueError(
-            f"{name} needs the package {distribution}, which is not installed: pip install {distribution}."
-        )
-    if not Path(folder).exists():
-        raise ValueError(f"{name} needs its weights: there is nothing at {folder}.")
-    return make(folder)
-
-
-class ClinicalText(evaluate.Metric):
-    """See the module's description."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description=DESCRIPTION,
-            citation=CITATION,
-            inputs_description=INPUTS,
-            features=datasets.Features({"predictions": text, "references": text}),
-            reference_urls=["https://github.com/MAGIC-AI4Med/RaTEScore", "https://pypi.org/project/radgraph/"],
-        )
-
-    def _compute(
-        self, predictions: Sequence[str], references: Sequence[str], weights: Mapping[str, str]
-    ) -> dict[str, Any]:
-        result: dict[str, Any] = {"count": len(predictions)}
-        for name, folder in weights.items():
-            scores = load_scorer(name, folder)(list(predictions), list(references))
-            result[name] = sum(float(score) for score in scores) / len(predictions)
-        return result
+    title = "Clinical agreement of reports"
+    function = staticmethod(clinical_models.clinical_text)
+    columns = {"predictions": evaluate_modules.TEXT, "references": evaluate_modules.TEXT}

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoTokenizer
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
-from examples.nano import ablation, autoencoder, evaluate, prepare, resumable_loop, vision
+from examples.nano import ablation, asking, autoencoder, prepare, resumable_loop, vision
 from examples.nano.model import build_config, initialise_attention
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLVAEConfig
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLModel
@@ -102,7 +102,7 @@ def test_masks_are_seen_as_their_pictures_are():
 
 
 def test_the_mask_map_puts_pixels_where_their_patches_are(finished):
-    vit = evaluate.Nano(str(finished)).model.model.vit_model
+    vit = asking.Nano(str(finished)).model.model.vit_model
     model = vision.CaptionChoice(vit, captions=2, kinds=3)
     width = vit.config.hidden_size
     with torch.no_grad():
@@ -171,7 +171,7 @@ def test_the_untrained_checkpoints_have_these_starts(finished, work, tmp_path):
     shutil.copytree(work / "tokenizer", tmp_path / "tokenizer")
     prepare.prepare_start(tmp_path, str(work / "autoencoder"), None, 0)
     starts = (work / "start", tmp_path / "start", ablation.make_start(work, tmp_path, 1))
-    models = [evaluate.Nano(str(folder)).model.model for folder in starts]
+    models = [asking.Nano(str(folder)).model.model for folder in starts]
     for model in models:
         attention = model.language_model.layers[0].self_attn
         for projection in (attention.q_proj, attention.q_proj_moe_gen, attention.k_proj_moe_gen):

@@ -9,16 +9,10 @@ from PIL import Image
 from torch.distributions import Normal, kl_divergence
 
 from tests.tiny_checkpoint import tiny_checkpoint
-from unimedvl.training import flow_grpo
+from unimedvl.modeling_unimedvl.flow_unimedvl import FlowSettings
+from unimedvl.modeling_unimedvl.sampling_unimedvl import FlowSampler
 from unimedvl.training.adapters import adapter_config
-from unimedvl.training.flow_grpo.policy import (
-    log_probability,
-    prepare_conditions,
-    repeat_conditions,
-    sample_trajectory,
-    sde_step,
-    velocity,
-)
+from unimedvl.training.flow_grpo.policy import ImagePrompts, log_probability, sample_trajectory, sde_step
 from unimedvl.training.flow_grpo.trainer import FlowGRPOArguments, FlowGRPOTrainer, group_advantages, policy_loss
 from unimedvl.training.tuning_recipe import AdapterRecipe
 
@@ -70,9 +64,10 @@ def test_without_noise_it_is_the_sampler_of_generate(checkpoint):
     picture = Image.effect_noise((24, 16), 80).convert("RGB")
     examples = [{"prompt": "sharpen", "images": [picture]}, {"prompt": "find the polyp, please", "images": [picture]}]
     inputs = processed(processor, examples)
-    conditions = prepare_conditions(model, inputs, SIDE, 2 * SIDE)
-    noise = torch.Generator().manual_seed(3)
-    path = sample_trajectory(model, conditions, 5, 1e-7, 2.0, noise)
+    sampler = FlowSampler(model, FlowSettings.unguided(5, 2.0))
+    unit = model.config.pixels_per_latent_token
+    prompts = ImagePrompts.from_inputs(model, inputs, (SIDE // unit, 2 * SIDE // unit))
+    path = sample_trajectory(sampler, prompts, 1e-7, torch.Generator().manual_seed(3))
     expected = model.generate(
         **inputs,
         generation_mode="image",
@@ -93,13 +88,36 @@ def test_repeated_rows_are_independent_of_each_other(checkpoint):
     model, processor = checkpoint
     picture = Image.effect_noise((16, 16), 60).convert("RGB")
     examples = [{"prompt": "sharpen", "images": [picture]}, {"prompt": "sharpen it", "images": [picture.rotate(90)]}]
-    conditions = repeat_conditions(prepare_conditions(model, processed(processor, examples), SIDE, SIDE), 3)
-    states = torch.randn(6, math.prod(conditions.grid), model.config.latent_dim)
+    sampler, grid = FlowSampler(model, FlowSettings.unguided(4, 1.0)), (2, 2)
+    states = torch.randn(6, math.prod(grid), model.config.latent_dim)
     with torch.no_grad():
-        together = velocity(model, conditions, states, 0.4)
+        conditions = ImagePrompts.from_inputs(model, processed(processor, examples), grid, 3).prepare(sampler)
+        together = sampler.step(conditions, states, 0.4).velocity
         for row in range(6):
-            alone = prepare_conditions(model, processed(processor, examples[row // 3 : row // 3 + 1]), SIDE, SIDE)
-            torch.testing.assert_close(velocity(model, alone, states[row : row + 1], 0.4)[0], together[row])
+            inputs = processed(processor, examples[row // 3 : row // 3 + 1])
+            alone = ImagePrompts.from_inputs(model, inputs, grid).prepare(sampler)
+            velocity = sampler.step(alone, states[row : row + 1], 0.4).velocity
+            torch.testing.assert_close(velocity[0], together[row])
+
+
+def test_gradients_flow_through_every_step_on_the_same_conditions(checkpoint):
+    model, processor = checkpoint
+    inputs = processed(processor, [{"prompt": "sharpen", "images": [Image.effect_noise((16, 16), 60).convert("RGB")]}])
+    sampler, grid = FlowSampler(model, FlowSettings.unguided(4, 1.0)), (2, 2)
+    states = torch.randn(2, 1, math.prod(grid), model.config.latent_dim)
+    weight = model.model.language_model.layers[0].self_attn.k_proj.weight
+    prompts = ImagePrompts.from_inputs(model, inputs, grid)
+    conditions = prompts.prepare(sampler)
+    both = sum(
+        sampler.step(conditions, state, time).velocity.sum() for state, time in zip(states, (0.9, 0.4), strict=True)
+    )
+    (together,) = torch.autograd.grad(both, weight)
+    apart = torch.zeros_like(weight)
+    for state, time in zip(states, (0.9, 0.4), strict=True):
+        velocity = sampler.step(prompts.prepare(sampler), state, time).velocity
+        apart += torch.autograd.grad(velocity.sum(), weight)[0]
+    assert together.any()
+    torch.testing.assert_close(together, apart)
 
 
 def test_advantages_compare_within_a_group():
@@ -156,17 +174,18 @@ def test_the_first_update_starts_at_ratio_one_and_reference(tmp_path):
 
 def test_learning_sees_the_probabilities_of_sampling_to_the_bit(tmp_path):
     trainer = make_trainer(tmp_path / "run", tmp_path / "model")
-    conditions, path, _, _ = trainer._rollout()
+    rollout = trainer.rollout()
+    path = rollout.trajectory
     times = path.times.tolist()
     for index, (time, next_time) in enumerate(zip(times, times[1:], strict=False)):
-        predicted = velocity(trainer.policy, conditions, path.states[index], time)
+        predicted = rollout.velocity(trainer.sampler, rollout.prompts.prepare(trainer.sampler), index)
         assert predicted.requires_grad
         mean, deviation = sde_step(path.states[index], predicted, time, next_time, 0.7, times[1])
         ratio = (log_probability(path.states[index + 1], mean, deviation) - path.log_probabilities[index]).exp()
         assert torch.equal(ratio, torch.ones_like(ratio))
 
 
-def test_the_kl_term_is_the_divergence_of_two_gaussians(tmp_path, monkeypatch):
+def test_the_kl_term_is_the_divergence_of_two_gaussians(tmp_path):
     """Mean over steps and values of KL(policy || reference) of the next state, by torch.distributions."""
     trainer = make_trainer(
         tmp_path / "run", tmp_path / "model", kl_weight=1.0, max_steps=1, group_size=2, num_inference_steps=3
@@ -176,28 +195,21 @@ def test_the_kl_term_is_the_divergence_of_two_gaussians(tmp_path, monkeypatch):
     with torch.no_grad():  # an adapter begins as the reference itself
         for parameter in trainer.parameters.values():
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    before = {name: value.detach().clone() for name, value in trainer.parameters.items()}
-    sampled = []
+    rollout = trainer.rollout()  # drawn by the seed and the step, so training draws it again
+    path, divergences = rollout.trajectory, []
+    times = path.times.tolist()
 
-    def remembered(model, conditions, *options):
-        path = sample_trajectory(model, conditions, *options)
-        sampled.append((conditions, path))
-        return path
+    def next_state(index):
+        predicted = rollout.velocity(trainer.sampler, rollout.prompts.prepare(trainer.sampler), index)
+        return Normal(*sde_step(path.states[index], predicted, times[index], times[index + 1], 0.7, times[1]))
 
-    monkeypatch.setattr(flow_grpo, "sample_trajectory", remembered)
-    entry = trainer.train()[-1]
-    ((conditions, path),) = sampled
-    divergences = []
     with torch.no_grad():
-        for name, value in before.items():
-            trainer.parameters[name].copy_(value)
-        times = path.times.tolist()
-        for state, time, next_time in zip(path.states, times, times[1:], strict=False):
-            span = (time, next_time, 0.7, times[1])
-            policy = Normal(*sde_step(state, velocity(trainer.policy, conditions, state, time), *span))
+        for index in range(len(times) - 1):
+            policy = next_state(index)
             with trainer.model.disable_adapter():
-                reference = Normal(*sde_step(state, velocity(trainer.policy, conditions, state, time), *span))
+                reference = next_state(index)
             divergences.append(kl_divergence(policy, reference).mean().item())
+    entry = trainer.train()[-1]
     assert len(divergences) == 3 and min(divergences) > 0
     assert entry["kl"] == pytest.approx(sum(divergences) / 3, rel=1e-4)
 

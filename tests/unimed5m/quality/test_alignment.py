@@ -10,10 +10,10 @@ import numpy
 import pytest
 import torch
 
+from unimedvl.evaluation.metrics.ranking import auroc
 from unimedvl.unimed5m.quality.alignment import (
     AlignmentModels,
     Selection,
-    auroc,
     caption_once,
     final_scores,
     normalise,
@@ -30,18 +30,6 @@ from unimedvl.unimed5m.quality.train_scorer import read_pairs, train
 
 from .toy_models import ColourCaptioner, ColourScorer, WordEncoder
 from .toy_records import COLOURS, caption, drawn, record, write_shards
-
-
-def test_auroc_counts_wins_and_half_ties():
-    assert auroc([3, 4], [1, 2]) == 1.0
-    assert auroc([1], [2]) == 0.0
-    assert auroc([1, 2], [1, 2]) == 0.5
-    generator = numpy.random.default_rng(0)
-    a, b = generator.integers(0, 9, 40), generator.integers(2, 11, 30)
-    brute = numpy.mean([(x > y) + 0.5 * (x == y) for x in a for y in b])
-    assert auroc(a, b) == pytest.approx(brute)
-    with pytest.raises(ValueError, match="at least one"):
-        auroc([], [1])
 
 
 def test_final_score_is_half_s_plus_m():
@@ -164,14 +152,14 @@ def test_separation_of_a_model_that_guesses_has_a_wide_interval_around_a_half(tm
     assert low < 0.5 < high and low < value < high and high - low > 0.1
 
 
-def test_records_of_one_group_are_resampled_together(tmp_path):
+def test_records_of_one_group_have_no_interval(tmp_path):
     models = AlignmentModels(ColourCaptioner(), WordEncoder(), ColourScorer())
     samples, images = read_samples(write_shards(tmp_path, tinted_samples(40)), "train")
     for sample in samples:
         sample["group"] = ("toy", "one patient")
         sample["text"] = sample["text"].replace("red", "blue")
     value, low, high = separation(models, samples, images)["within"]["overall"]["m"]
-    assert value == low == high < 1.0
+    assert 0.0 < value < 1.0 and low is None and high is None
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +177,7 @@ def test_scorer_learns_saves_and_scores_alone_as_in_company(trained):
     told = [f"A field tinted {name} all over, it is {name}." for name in COLOURS] * 4
     wrong = told[1:] + told[:1]
     true, false = scorer.similarity(fresh, told), scorer.similarity(fresh, wrong)
-    assert auroc(true, false) > 0.9
+    assert auroc([*true, *false], [1] * len(true) + [0] * len(false)) > 0.9
     numpy.testing.assert_allclose(scorer.similarity(fresh[:1], told[:1]), true[:1], atol=1e-6)
 
 

@@ -4,7 +4,7 @@ import numpy
 import pytest
 from PIL import Image
 
-from unimedvl.evaluation.scoring import change_score, is_copy
+from unimedvl.evaluation.metrics.images import change_score, is_copy
 
 
 def halves(left: int, right: int, size: tuple[int, int] = (16, 8)) -> Image.Image:

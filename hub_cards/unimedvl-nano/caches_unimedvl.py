@@ -1,0 +1,1 @@
+../../modeling_unimedvl/caches_unimedvl.py

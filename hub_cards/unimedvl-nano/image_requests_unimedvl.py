@@ -1,0 +1,1 @@
+../../modeling_unimedvl/image_requests_unimedvl.py

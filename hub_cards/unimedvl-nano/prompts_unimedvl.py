@@ -1,0 +1,1 @@
+../../modeling_unimedvl/prompts_unimedvl.py
