@@ -89,12 +89,8 @@ def counterfactual_set(
         return {}
     area = auroc(probabilities, present)
     count = len(probabilities)
-<<<<<<< HEAD
-    found: dict[str, Any] = {"f1": {"value": rounded(f1(probabilities, present)), "low": None, "high": None}}
-=======
-    value = rounded(f1_score(probabilities, scores.present))
+    value = rounded(f1_score(probabilities, present))
     found: dict[str, Any] = {"f1": {"value": value, "low": None, "high": None}}
->>>>>>> main
     if area is not None:
         drawn = []
         values, truth = numpy.array(probabilities), numpy.array(present)

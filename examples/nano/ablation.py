@@ -43,21 +43,8 @@ from unimedvl.unimed5m.schema import Record
 from unimedvl.utils.command_line import comma_separated, run_module
 from unimedvl.utils.json_files import write_json
 
-<<<<<<< HEAD
-from .evaluate import (
-    DIAGNOSES,
-    dice,
-    question_of,
-    rgb,
-    score_diagnosis,
-    score_modality,
-)
-from .inference import Nano
-from .intervals import student_interval
-=======
 from .asking import Nano
 from .evaluate import DIAGNOSES, question_of, rgb, score_diagnosis, score_modality
->>>>>>> main
 from .model import EDITING, RECIPES, UNIT, image_transform, initialise_attention
 from .prepare import keep_start, work_records
 

@@ -20,13 +20,8 @@ from typer import Option
 from unimedvl.unimed5m.schema import Record
 from unimedvl.utils.command_line import run_module
 
-<<<<<<< HEAD
-from .evaluate import question_of, seen
-from .inference import Nano
-=======
 from .asking import Nano
 from .evaluate import question_of, seen
->>>>>>> main
 from .prepare import work_records
 
 PROMPTS = (

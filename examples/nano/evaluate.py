@@ -21,14 +21,11 @@ import numpy
 from PIL import Image
 from typer import Option
 
-<<<<<<< HEAD
-=======
 from unimedvl.evaluation.metrics.answers import is_right, kind_of
 from unimedvl.evaluation.metrics.images import psnr, ssim
 from unimedvl.evaluation.metrics.intervals import mean_interval
 from unimedvl.evaluation.metrics.masks import dice
 from unimedvl.evaluation.statistics import paired_difference
->>>>>>> main
 from unimedvl.processing.image_processing_unimedvl import resize_image
 from unimedvl.unimed5m import tasks
 from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Picture, Record
@@ -37,11 +34,6 @@ from unimedvl.utils.command_line import run_module
 
 from .asking import Nano
 from .generated_images import made_pictures
-<<<<<<< HEAD
-from .inference import Nano
-from .intervals import mean_interval, share
-=======
->>>>>>> main
 from .model import UNIT, image_transform
 from .prepare import SUPER_RESOLUTION, is_picture_request, read_records, work_records
 

@@ -21,12 +21,7 @@ from unimedvl.evaluation.metrics.nearest import nearest, thumbnails
 from unimedvl.processing.image_processing_unimedvl import pixels_from_image
 from unimedvl.unimed5m.schema import Record
 
-<<<<<<< HEAD
-from .inference import Nano
-from .intervals import share
-=======
 from .asking import Nano
->>>>>>> main
 from .model import SIDE
 from .prepare import ARTICLES, is_picture_request, small
 from .vision import CANVAS, Pictures, pictures_of, read_pictures, views

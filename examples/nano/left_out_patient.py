@@ -27,13 +27,8 @@ from unimedvl.unimed5m.shards import write_table
 from unimedvl.utils.command_line import run_module
 from unimedvl.utils.json_files import write_json
 
-<<<<<<< HEAD
-from .evaluate import average, psnr, question_of, rgb, seen
-from .inference import Nano
-=======
 from .asking import Nano
 from .evaluate import question_of, rgb, seen
->>>>>>> main
 from .model import EDITING, RECIPES, SIDE
 from .prepare import keep_start, shard_of, work_records
 

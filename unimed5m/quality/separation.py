@@ -29,13 +29,8 @@ from unimedvl.evaluation.metrics.ranking import auroc
 from unimedvl.utils.command_line import comma_separated, run_module
 from unimedvl.utils.json_files import write_json
 
-<<<<<<< HEAD
 from ..pipeline import batches, shard_paths
-from .alignment import CAPTIONS, AlignmentModels, auroc, caption_once, final_scores, shuffled_texts, text_similarity
-=======
-from ..pipeline import batches, shard_paths, write_json
 from .alignment import CAPTIONS, AlignmentModels, caption_once, final_scores, shuffled_texts, text_similarity
->>>>>>> main
 from .image_reading import DAMAGED, open_picture
 from .models import NEAREST, ModelPaths
 from .record_texts import ALIGNED_TASKS, described_image, original_text, stated_facts
