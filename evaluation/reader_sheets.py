@@ -15,15 +15,14 @@ from typing import Any
 
 from PIL import Image
 
+from unimedvl.unimed5m.pages import render_page
+
 from .benchmarks import BenchmarkData, get_benchmark
 from .metrics.ranking import reader_study
 from .predictions import PredictionStore
 from .samples import TASKS, open_
 
 SIDE = 512
-PAGE = """<!doctype html><meta charset="utf-8"><title>Reader study</title>
-<p>Rate each picture in form.csv: 1 surely real, 2 probably real, 3 undecided, 4 probably generated, 5 surely
-generated.</p>"""
 
 
 def make_study(out: str | Path, folder: str | Path, count: int, seed: int = 0) -> dict[str, Any]:
@@ -59,7 +58,7 @@ def make_study(out: str | Path, folder: str | Path, count: int, seed: int = 0) -
     random.Random(seed).shuffle(entries)
     (folder / "pictures").mkdir(parents=True)
     (folder / ".gitignore").write_text("*\n", encoding="utf-8")
-    key, page = {}, [PAGE]
+    key = {}
     for number, (name, generated, image) in enumerate(entries, 1):
         scale = SIDE / max(image.size)
         size = round(image.width * scale), round(image.height * scale)
@@ -68,12 +67,13 @@ def make_study(out: str | Path, folder: str | Path, count: int, seed: int = 0) -
         shown.info.clear()
         shown.save(folder / "pictures" / f"{number:03d}.png")
         key[str(number)] = {"id": name, "generated": generated}
-        page.append(f'<figure><img src="pictures/{number:03d}.png"><figcaption>{number}</figcaption></figure>')
     with open(folder / "form.csv", "w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(["number", "rating", "comment"])
         writer.writerows([number, "", ""] for number in range(1, len(entries) + 1))
-    (folder / "index.html").write_text("\n".join(page) + "\n", encoding="utf-8")
+    (folder / "index.html").write_text(
+        render_page("reader_study", numbers=range(1, len(entries) + 1)), encoding="utf-8"
+    )
     (folder / "key.json").write_text(json.dumps(key, indent=1) + "\n", encoding="utf-8")
     return {"pictures": len(entries), "generated": min(count, len(pairs)), "folder": str(folder)}
 

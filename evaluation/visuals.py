@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import torch
 from PIL import Image, ImageDraw
+from torchmetrics.functional.classification import binary_calibration_error
 
 from .benchmarks import BenchmarkData
 from .compare import read_scores
@@ -155,6 +157,8 @@ def plot_confusion(task: str, answers: list[tuple[str, str, float | None, float]
         # The longest names what the shorter ones are part of.
         place = common.index(max(named, key=len)) if named else len(common)
         counts[common.index(normalized(reference)), place] += 1
+    # Not scikit-learn's ConfusionMatrixDisplay: it has no column for answers outside the labels, and shades by the
+    # numbers it writes, while here counts are written on shades of the row's fractions.
     figure, axes = _figure(1, 1, 1.8 + 0.45 * len(common), 1.4 + 0.35 * len(common))
     axis = axes[0]
     shares = counts / counts.sum(axis=1, keepdims=True)
@@ -182,13 +186,14 @@ def plot_reliability(task: str, answers: list[tuple[str, str, float | None, floa
     axis = axes[0]
     axis.plot([0, 1], [0, 1], color=OTHER, linestyle="--")
     filled = [number for number in range(BINS) if (bins == number).any()]
+    # Not scikit-learn's CalibrationDisplay: it does not say how many answers a dot stands for.
     axis.scatter(
         [confidence[bins == number].mean() for number in filled],
         [right[bins == number].mean() for number in filled],
         s=[10 + 200 * (bins == number).mean() for number in filled],
         color=MODEL,
     )
-    error = sum((bins == n).mean() * abs(right[bins == n].mean() - confidence[bins == n].mean()) for n in filled)
+    error = float(binary_calibration_error(torch.tensor(confidence), torch.tensor(right).int(), n_bins=BINS))
     axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="mean token probability of the answer", ylabel="share right")
     axis.set_title(f"{task}: expected calibration error {error:.3f} (n = {len(known)})", fontsize=8)
     return [_save(figure, path)]

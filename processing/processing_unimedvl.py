@@ -137,15 +137,7 @@ class UniMedVLProcessor(ProcessorMixin):
         )
         rows = self._expanded_rows(encoded, pixel_inputs, options)
         return_tensors = options.get("return_tensors")
-        data = padded(
-            rows,
-            self.tokenizer,
-            padding=options.get("padding"),
-            padding_side=options.get("padding_side"),
-            max_length=options.get("max_length"),
-            pad_to_multiple_of=options.get("pad_to_multiple_of"),
-            as_tensors=return_tensors is not None,
-        )
+        data = padded(rows, self.tokenizer, options)
         if return_tensors is not None:
             to_tensor = torch.tensor if return_tensors == "pt" else np.array
             data = {key: value if key == "offset_mapping" else to_tensor(value) for key, value in data.items()}

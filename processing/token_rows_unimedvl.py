@@ -50,36 +50,35 @@ def truncated(row: dict[str, list], image_ids: set[int], max_length: int | None,
     return {key: values[excess:] if from_left else values[:-excess] for key, values in row.items()}
 
 
-def padded(
-    rows: list[dict[str, list]],
-    tokenizer: Any,
-    padding: bool | str | None,
-    padding_side: str | None,
-    max_length: int | None,
-    pad_to_multiple_of: int | None,
-    as_tensors: bool,
-) -> dict[str, list]:
-    """Columns of the rows, padded, with their attention_mask. `padding` None means True where tensors are wanted."""
-    padding = as_tensors if padding is None else getattr(padding, "value", padding)
+def padded(rows: list[dict[str, list]], tokenizer: Any, options: dict[str, Any]) -> dict[str, list]:
+    """Columns of the rows, padded as the options of `__call__` say, with their attention_mask.
+
+    `padding` None means True where tensors are wanted. Raises ValueError for options that do not fit.
+    """
+    as_tensors = options.get("return_tensors") is not None
+    padding, side = options.get("padding"), options.get("padding_side")
+    padding = as_tensors if padding is None else padding
     if padding not in (True, False, "longest", "max_length", "do_not_pad"):
         raise ValueError(f"padding={padding!r}: choose True, False, 'longest' or 'max_length'.")
-    side = padding_side or tokenizer.padding_side
-    if side not in ("left", "right"):
+    if side not in (None, "left", "right"):
         raise ValueError(f"padding_side={side!r}: choose 'left' or 'right'.")
     lengths = [len(row["input_ids"]) for row in rows]
-    width: int = max(lengths)
-    if padding in (False, "do_not_pad"):
-        if as_tensors and len(set(lengths)) > 1:
-            raise ValueError(f"Texts of {lengths} tokens do not make one tensor: pass padding=True.")
-        width = 0
-    elif padding == "max_length":
-        width = max(width, max_length or tokenizer.model_max_length)
-    if width and pad_to_multiple_of:
-        width += -width % pad_to_multiple_of
-    fillers = {"input_ids": tokenizer.pad_token_id, "offset_mapping": (0, 0)}
-    columns: dict[str, list] = {key: [] for key in ("input_ids", "attention_mask", *rows[0])}
-    for row in rows:
-        for key, values in {**row, "attention_mask": [1] * len(row["input_ids"])}.items():
-            fill = [fillers.get(key, 0)] * max(width - len(values), 0)
-            columns[key].append(fill + values if side == "left" else values + fill)
+    if padding in (False, "do_not_pad") and as_tensors and len(set(lengths)) > 1:
+        raise ValueError(f"Texts of {lengths} tokens do not make one tensor: pass padding=True.")
+    max_length = options.get("max_length")
+    columns = tokenizer.pad(
+        {"input_ids": [row["input_ids"] for row in rows]},
+        padding=padding,
+        padding_side=side,
+        max_length=max(*lengths, max_length or tokenizer.model_max_length) if padding == "max_length" else None,
+        pad_to_multiple_of=options.get("pad_to_multiple_of"),
+        return_attention_mask=True,
+        verbose=False,
+    ).data
+    # Columns that `tokenizer.pad` does not know.
+    for name, filler in (("mm_token_type_ids", 0), ("offset_mapping", (0, 0))):
+        columns[name] = []
+        for row, mask in zip(rows, columns["attention_mask"], strict=True):
+            values = iter(row[name])
+            columns[name].append([next(values) if kept else filler for kept in mask])
     return columns

@@ -3,14 +3,14 @@
 import dataclasses
 import difflib
 import importlib.util
-import types
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from .data_recipe import DataRecipe, GroupRecipe, check_shift
 from .tuning_recipe import AdapterRecipe, TuningRecipe
@@ -22,6 +22,8 @@ REPORTS = ("tensorboard", "trackio", "wandb")
 CARRIED_WEIGHTS = ("model", "ema")
 CARRIED_OPTIMIZERS = ("fresh", "carried")
 PACKAGED = Path(__file__).with_name("recipes")
+
+Recipe = TypeVar("Recipe")
 
 
 @dataclass
@@ -226,12 +228,12 @@ def _not_negative(section: str, recipe: Any, name: str) -> None:
 def _one_of(name: str, values: Iterable[str], allowed: Iterable[str]) -> None:
     for value in values:
         if value not in allowed:
-            raise ValueError(f"{name} must be of {', '.join(allowed)}, not {value!r}{_nearest(value, allowed)}.")
+            raise ValueError(f"{name} must be of {', '.join(allowed)}, not {value!r}{_nearest(value, allowed)}")
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {close[0]!r}?" if close else "."
 
 
 def find_recipe(path: str | Path) -> Path:
@@ -251,7 +253,8 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> TrainingReci
     """Read a recipe or a curriculum.
 
     Args:
-        path: a YAML file; one with the key `stages` is a curriculum, one with `method` a `TuningRecipe`.
+        path: a YAML file; one with the key `stages` is a curriculum, one with `method` a `TuningRecipe`. OmegaConf
+            reads it: "${optimizer.learning_rate}" is another key's value, "${oc.env:HOME}" a variable's.
         overrides: "key=value" with dots into sections and numbers into lists, values in YAML:
             "optimizer.learning_rate=1e-5", "data.groups.0.weight=2". A curriculum takes those for its own keys.
 
@@ -261,28 +264,22 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> TrainingReci
     """
     path = find_recipe(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = OmegaConf.load(path)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold keys and values, found {type(values).__name__}.")
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{path}: {error.full_key}: {_sentence(error)}") from error
+    except OSError as error:
+        raise ValueError(f"{path} must hold keys and values: {_sentence(error)}") from error
+    if not isinstance(values, DictConfig):
+        raise ValueError(f"{path} must hold keys and values.")
     kind = CurriculumRecipe if "stages" in values else TuningRecipe if "method" in values else TrainingRecipe
-    try:
-        values = _unshared(values)
-    except RecursionError as error:
-        raise ValueError(f"{path} refers to itself: an alias stands within what it names.") from error
-    for override in overrides if kind is not CurriculumRecipe else split_overrides(overrides)[0]:
+    overrides = list(overrides) if kind is not CurriculumRecipe else split_overrides(overrides)[0]
+    for override in overrides:
         _override(values, override)
     recipe = from_mapping(kind, values, str(path))
     assert isinstance(recipe, (TrainingRecipe, CurriculumRecipe, TuningRecipe))
     return recipe
-
-
-def _unshared(value: Any) -> Any:
-    """A copy in which no two places are one object, as YAML's aliases make them: an override means one place."""
-    if isinstance(value, dict):
-        return {key: _unshared(item) for key, item in value.items()}
-    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def split_overrides(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -294,86 +291,42 @@ def split_overrides(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
     return parts
 
 
-def _override(values: Any, text: str) -> None:
+def _override(values: DictConfig, text: str) -> None:
     name, separator, value = text.partition("=")
     if not separator or not name:
         raise ValueError(f"{text!r} is no override: write key=value, with dots into sections.")
-    *parents, last = name.split(".")
-    place = values
-    for parent in parents:
-        if isinstance(place, list):
-            place = place[_index(place, parent, text)]
-        else:
-            place = place.setdefault(parent, {})
-        if not isinstance(place, (dict, list)):
-            raise ValueError(f"{text!r}: {parent!r} is a value, not a section.")
     try:
-        parsed = yaml.safe_load(value)
+        # A section replaces the one that is there; `merge_with_dotlist` would mix the two.
+        OmegaConf.update(values, name, OmegaConf.from_dotlist([f"value={value}"])["value"], merge=False)
     except yaml.YAMLError as error:
         raise ValueError(f"{text!r}: the value is not YAML: {' '.join(str(error).split())}") from error
-    place[_index(place, last, text) if isinstance(place, list) else last] = parsed
+    except (OmegaConfBaseException, ValueError, IndexError) as error:
+        raise ValueError(f"{text!r}: {_sentence(error)}") from error
 
 
-def _index(values: list, name: str, text: str) -> int:
-    if not name.isdigit() or int(name) >= len(values):
-        raise ValueError(f"{text!r}: {name!r} must be a number below {len(values)} here.")
-    return int(name)
-
-
-def from_mapping(kind: type, values: Mapping[str, Any], where: str) -> Any:
-    """An object of a dataclass from nested dicts and lists.
+def from_mapping(kind: type[Recipe], values: dict[Any, Any] | DictConfig, where: str) -> Recipe:
+    """An object of a dataclass from nested dicts and lists; OmegaConf checks and converts the values.
 
     Raises:
         ValueError: naming `where` and the key.
     """
-    fields = {item.name: item for item in dataclasses.fields(kind)}
-    for key in values:
-        if key not in fields:
-            raise ValueError(f"{where}: unknown key {key!r}{_nearest(str(key), fields)}.")
-    missing = [
-        name
-        for name, item in fields.items()
-        if name not in values and item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise ValueError(f"{where}: the key {missing[0]!r} is missing.")
-    types_of = typing.get_type_hints(kind)
-    read = {name: _value(types_of[name], value, f"{where}: {name}") for name, value in values.items()}
+    key: Any = None
     try:
-        return kind(**read)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        given = values if isinstance(values, DictConfig) else OmegaConf.create(values)
+        config = OmegaConf.structured(kind)
+        # One key after the other: of a list inside a list, OmegaConf's own errors do not say whose it is.
+        for key in given:
+            config.merge_with(OmegaConf.masked_copy(given, [key]))
+        key = None
+        recipe = OmegaConf.to_object(config)
+    except (OmegaConfBaseException, ValueError) as error:
+        place = "" if key is None else f"{getattr(error, 'full_key', None) or key}: "
+        raise ValueError(f"{where}: {place}{_sentence(error)}") from error
+    assert isinstance(recipe, kind)
+    return recipe
 
 
-def _value(kind: Any, value: Any, where: str) -> Any:
-    if kind is Any:
-        return value
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _value(next(argument for argument in arguments if argument is not type(None)), value, where)
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise ValueError(f"{where} must be a section of keys and values, not {value!r}.")
-        return from_mapping(typing.cast(type, kind), value, where)
-    if origin is list:
-        if not isinstance(value, list):
-            raise ValueError(f"{where} must be a list, not {value!r}.")
-        return [_value(arguments[0], entry, f"{where}.{number}") for number, entry in enumerate(value)]
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise ValueError(f"{where} must be a section of keys and values, not {value!r}.")
-        return {key: _value(arguments[1], entry, f"{where}.{key}") for key, entry in value.items()}
-    if kind is float and isinstance(value, str):
-        # YAML reads 1e-5, without a point, as text.
-        try:
-            return float(value)
-        except ValueError:
-            raise ValueError(f"{where} must be a number, not {value!r}.") from None
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-        raise ValueError(f"{where} must be {names[kind]}, not {value!r}.")
-    return value
+def _sentence(error: Exception) -> str:
+    """The first line of an error; OmegaConf's further lines name types of its own."""
+    line = str(error).splitlines()[0]
+    return line if line.endswith((".", "?")) else f"{line}."

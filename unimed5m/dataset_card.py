@@ -1,7 +1,6 @@
 """The texts and plots of a published folder: card, licences, acknowledgments, relinking recipe."""
 
 import hashlib
-import json
 import re
 import shutil
 from collections import Counter, defaultdict
@@ -9,7 +8,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import DatasetCardData
+
 from unimedvl.utils.whole_files import replacing
+
+from .schema import SPLITS
 
 GATING = (
     "This data set gathers medical images and texts under the terms of their sources. By asking for access you agree "
@@ -34,7 +37,9 @@ def write_card(output: Path, name: str, statistics: Mapping[str, Any]) -> None:
     write_text(output / "LICENSE.md", LICENSE)
     write_text(output / "ACKNOWLEDGMENTS.md", _acknowledgments(statistics["sources"]))
     write_text(output / "RELINKING.md", RELINKING)
-    write_text(output / "README.md", _front_matter(name, statistics) + _body(name, statistics, plots))
+    write_text(
+        output / "README.md", f"---\n{_card_data(name, statistics).to_yaml()}\n---\n{_body(name, statistics, plots)}"
+    )
 
 
 def file_names(sources: Iterable[str]) -> dict[str, str]:
@@ -49,42 +54,38 @@ def file_names(sources: Iterable[str]) -> dict[str, str]:
     }
 
 
-def _front_matter(name: str, statistics: Mapping[str, Any]) -> str:
-    """The YAML head of the card. JSON strings are YAML strings, so names need no quoting rules of their own."""
-    lines = ["---", f"pretty_name: {_quoted(name)}", "license: other", "license_name: per-source"]
-    lines += ["license_link: LICENSE.md", "language:", "- en", "tags:", "- medical", "- multimodal", "- unimedvl"]
-    lines += [
-        "task_categories:",
-        "- visual-question-answering",
-        "- image-to-text",
-        "- text-to-image",
-        "- image-to-image",
-    ]
-    size = next((label for limit, label in SIZES if statistics["records"] < limit), "1M<n<10M")
-    lines += ["size_categories:", f"- {size}"]
-    lines += [f"extra_gated_prompt: {_quoted(GATING)}", "extra_gated_fields:"]
-    lines += ["  Name: text", "  Institution: text", "  Intended use: text", "  I agree to the terms above: checkbox"]
-    lines.append("configs:")
+def _card_data(name: str, statistics: Mapping[str, Any]) -> DatasetCardData:
     configs = statistics["configs"]
     whole: dict[str, list[str]] = defaultdict(list)
     for config, splits in configs.get("data", {}).items():
         for split in splits:
             whole[split].append(f"data/{config}/{split}-*.parquet")
+    loaded: list[dict[str, Any]] = []
     if whole:
-        lines += ["- config_name: all", "  default: true", "  data_files:"]
-        for split in [split for split in ("train", "validation", "test") if split in whole]:
-            lines += [f"  - split: {split}", "    path:", *(f"    - {path}" for path in whole[split])]
+        files = [{"split": split, "path": whole[split]} for split in SPLITS if split in whole]
+        loaded.append({"config_name": "all", "default": True, "data_files": files})
     for kind, prefix in (("data", ""), ("metadata", "metadata_")):
         for config, splits in configs.get(kind, {}).items():
-            lines += [f"- config_name: {_quoted(prefix + config)}", "  data_files:"]
-            for split in splits:
-                lines += [f"  - split: {split}", f"    path: {kind}/{config}/{split}-*.parquet"]
-    return "\n".join([*lines, "---", ""])
-
-
-def _quoted(text: str) -> str:
-    """A YAML string: a JSON string is one, whatever it holds; unquoted, "no" would be false."""
-    return json.dumps(text, ensure_ascii=False)
+            files = [{"split": split, "path": f"{kind}/{config}/{split}-*.parquet"} for split in splits]
+            loaded.append({"config_name": prefix + config, "data_files": files})
+    return DatasetCardData(
+        pretty_name=name,
+        license="other",
+        license_name="per-source",
+        license_link="LICENSE.md",
+        language=["en"],
+        tags=["medical", "multimodal", "unimedvl"],
+        task_categories=["visual-question-answering", "image-to-text", "text-to-image", "image-to-image"],
+        size_categories=[next((label for limit, label in SIZES if statistics["records"] < limit), "1M<n<10M")],
+        extra_gated_prompt=GATING,
+        extra_gated_fields={
+            "Name": "text",
+            "Institution": "text",
+            "Intended use": "text",
+            "I agree to the terms above": "checkbox",
+        },
+        configs=loaded,
+    )
 
 
 def _body(name: str, statistics: Mapping[str, Any], plots: list[str]) -> str:

@@ -12,6 +12,9 @@ its receipt is emptied and then names each file before that takes its place: wha
 replaced or removed. A run that was killed at any moment is resumed by starting it again.
 """
 
+# Not datatrove's executors or `datasets.map` alone: neither promises equal bytes from every executor, nor checks files
+# that are there against the input they were made from.
+
 import functools
 import hashlib
 import importlib.metadata

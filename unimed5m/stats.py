@@ -1,6 +1,5 @@
 """What a folder of records holds: tables of the balance, plots, and a page of random records to look at."""
 
-import base64
 import hashlib
 import heapq
 import math
@@ -11,13 +10,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy
 import pyarrow.parquet as parquet
 
 from unimedvl.utils.claims import keep_out_of_git
 from unimedvl.utils.json_files import write_json
 
+from .pages import data_address, render_page
 from .pipeline import shard_paths
 from .schema import IMAGE_PLACEHOLDER, SPLITS, Record
 
@@ -46,30 +45,6 @@ PAGE_NAME = "samples.html"
 SPLIT_COLOURS = {"train": "#2b6cb0", "validation": "#dd8452", "test": "#55a868"}
 # From permissive to unclear; sources whose cards state no tier are grey.
 TIER_COLOURS = {"A": "#2b6cb0", "B": "#e0a030", "C": "#7b4173", "": "#8c8c8c"}
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>Random records</title>
-<style>
-body { font: 14px/1.45 system-ui, sans-serif; margin: 2rem; color: #222; }
-article { border: 1px solid #ccc; border-radius: 6px; padding: .8rem; margin: .8rem 0; }
-img { max-height: 220px; max-width: 260px; margin: .3rem .3rem .3rem 0; background: #000; vertical-align: top; }
-.human { background: #eef4fb; } .gpt { background: #f3f8ee; }
-.turn { padding: .4rem .6rem; margin: .3rem 0; white-space: pre-wrap; }
-.meta { color: #666; font-size: 12px; }
-.synthetic { color: #a33; font-weight: 600; }
-</style></head><body>
-<h1>{{ count }} random records of each task</h1>
-<p class="meta">From {{ total }} records, seed {{ seed }}. Pictures of patients: do not publish this page.</p>
-{% for task, records in tasks %}<h2 id="{{ task }}">{{ task }}</h2>
-{% for record in records %}<article>
-<div class="meta">{{ record.id }} &middot; {{ record.modality }} &middot; {{ record.dataset }}
-&middot; {{ record.split }} &middot; {{ record.license }} &middot; group {{ record.group_id }}
-{% if record.synthetic %}<span class="synthetic">synthetic</span>{% endif %}</div>
-{% for turn in record.turns %}<div class="turn {{ turn.role }}">{% for part in turn.parts -%}
-{% if part.image %}<img src="{{ part.image }}" alt="">{% else %}{{ part.text }}{% endif %}{% endfor %}</div>
-{% endfor %}</article>
-{% endfor %}{% endfor %}</body></html>
-"""
 
 
 def describe(
@@ -266,8 +241,7 @@ def _page(paths: Sequence[Path], chosen: Mapping[str, Sequence[str]], total: int
                 if row["id"] in wanted:
                     found[row["id"]] = shown(Record.from_row(row))
     tasks = [(task, [found[name] for name in names]) for task, names in chosen.items()]
-    environment = jinja2.Environment(autoescape=True)
-    return environment.from_string(_PAGE).render(tasks=tasks, total=total, count=samples, seed=seed)
+    return render_page("samples", tasks=tasks, total=total, count=samples, seed=seed)
 
 
 def shown(record: Record) -> dict[str, Any]:
@@ -289,10 +263,7 @@ def shown(record: Record) -> dict[str, Any]:
 
 
 def _address(picture: Any) -> str:
-    if picture.data is None:
-        return ""
-    kind = "png" if picture.data.startswith(b"\x89PNG") else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(picture.data).decode('ascii')}"
+    return "" if picture.data is None else data_address(picture.data)
 
 
 def _quantiles(counter: Counter[int]) -> dict[str, int]:

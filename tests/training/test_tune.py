@@ -81,7 +81,7 @@ def test_examples_of_images_to_make():
         ("grpo", ["rewards={}"], "method grpo needs `rewards`"),
         ("grpo", ["rewards={kindness: 1}"], "rewards must name some of answer_match"),
         ("flow-grpo", ["rewards={kindness: 1}"], "rewards must name some of dice, psnr, ssim, answer"),
-        ("flow-grpo", ["arguments.group=3"], "did you mean 'group_size'"),
+        ("flow-grpo", ["arguments.group=3"], "Did you mean: 'group_size'"),
         ("flow-grpo", ["arguments.group_size=1"], "group_size must be at least 2"),
         ("sft", ["arguments.learning_rat=1"], "SFTConfig has no setting learning_rat"),
         ("sft", ["arguments.seed=1"], "arguments.seed is set twice"),
@@ -96,7 +96,7 @@ def test_wrong_settings_are_one_sentence(place, tmp_path, capsys, name, changes,
 
 def test_numbers_without_a_point_are_numbers(place, tmp_path):
     recipe = load_recipe(RECIPES / "sft.yaml", overrides(place, tmp_path, "sft", "arguments.learning_rate=1e-3"))
-    assert isinstance(recipe, TuningRecipe) and recipe.arguments["learning_rate"] == "1e-3"
+    assert isinstance(recipe, TuningRecipe) and recipe.arguments["learning_rate"] == 1e-3
     run(RECIPES / "sft.yaml", overrides(place, tmp_path / "run", "sft", "arguments.learning_rate=1e-3"))
     arguments = torch.load(next((tmp_path / "run").glob("checkpoint-*")) / "training_args.bin", weights_only=False)
     assert arguments.learning_rate == 1e-3

@@ -38,6 +38,13 @@ def test_json_arrays_are_read_in_pieces(tmp_path, monkeypatch, chunk):
     assert list(tables.rows(path)) == ROWS
 
 
+def test_json_arrays_may_hold_what_python_writes(tmp_path):
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps([{"age": float("nan"), "id": 10**30}]))
+    (row,) = tables.rows(path)
+    assert np.isnan(row["age"]) and row["id"] == 10**30
+
+
 @pytest.mark.parametrize("content", ["[{}", '[{"a": 1} {', "3", "[1, 2]", '{"a": {"b": 1}'])
 def test_broken_json_gets_one_line(tmp_path, content):
     path = tmp_path / "t.json"

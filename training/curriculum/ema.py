@@ -9,6 +9,9 @@ from transformers import TrainerCallback
 from .sharding import local, reshard
 
 
+# Not `torch.optim.swa_utils.AveragedModel`, which copies the whole model with its frozen parts, nor diffusers'
+# `EMAModel`, whose decay grows with the step and whose averages have no names: a checkpoint stores these by name, each
+# process its own share.
 class WeightAverage:
     """average = decay * average + (1 - decay) * weight after every optimiser step, of trainable weights only.
 

@@ -55,6 +55,8 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
+# Not accelerate's FSDP2 plugin: even with `cpu_ram_efficient_loading` process 0 builds and holds the whole model, and
+# it leaves out whole modules (`ignored_modules`), where single tables must stay whole here.
 def load_sharded(
     checkpoint: Checkpoint, frozen: list[str], bf16: bool, device: torch.device
 ) -> UniMedVLForConditionalGeneration:

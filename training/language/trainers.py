@@ -34,18 +34,12 @@ def language_arguments(method: str, output_dir: str | Path, settings: Mapping[st
     unknown = sorted(set(settings) - known)
     if unknown:
         raise ValueError(f"{_CONFIGS[method].__name__} has no setting {', '.join(unknown)}.")
-    defaults = {field.name: field.default for field in dataclasses.fields(_CONFIGS[method])}
-    # YAML reads 1e-5, without a point, as text.
-    settings = {
-        name: float(value) if isinstance(value, str) and isinstance(defaults[name], float) else value
-        for name, value in settings.items()
-    }
     values: dict[str, Any] = {"output_dir": str(output_dir), "remove_unused_columns": False, "report_to": "none"}
     if method != "grpo":
         values["max_length"] = None
     if method == "sft":
         values["assistant_only_loss"] = True
-    return _CONFIGS[method](**values | settings)
+    return _CONFIGS[method](**{**values, **settings})
 
 
 def language_trainer(

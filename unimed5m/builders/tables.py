@@ -83,6 +83,8 @@ def _separated(stream: IO[bytes], suffix: str) -> Iterator[Any]:
 
 def _json(stream: IO[bytes], suffix: str) -> Iterator[Any]:
     """The elements of a top-level array, decoded as they arrive: PubMedVision's array is a gigabyte."""
+    # Not with ijson: it refuses NaN, which pandas and Python's json write, and its errors quote the file's text, which
+    # may be a patient's.
     text = io.TextIOWrapper(stream, encoding="utf-8-sig")
     buffer = text.read(CHUNK).lstrip()
     if buffer[:1] == "{":

@@ -7,9 +7,7 @@ divided by its largest score, and agreement is Krippendorff's alpha (interval), 
 left out.
 """
 
-import base64
 import csv
-import html
 import io
 import json
 from collections import defaultdict
@@ -24,6 +22,7 @@ from unimedvl.utils.claims import keep_out_of_git
 from unimedvl.utils.json_files import write_json
 from unimedvl.utils.whole_files import replacing
 
+from ..pages import data_address, render_page
 from ..pipeline import batches, shard_paths
 from .image_reading import DAMAGED, open_picture, stored_bytes
 
@@ -112,38 +111,32 @@ def _empty_sheet(ids: Sequence[str]) -> bytes:
 
 
 def _page(rows: Sequence[Mapping[str, Any]]) -> str:
-    guide = "".join(f"<li><b>{name}</b>: {text}</li>" for name, (_, text) in DIMENSIONS.items())
-    parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8><title>Expert audit</title><style>body{font:16px sans-serif;"
-        "max-width:60em;margin:2em auto;padding:0 1em}article{border-top:1px solid #999;padding:1em "
-        "0}img{max-height:320px;margin-right:8px}figure{display:inline-block;margin:0}"
-        "p{white-space:pre-wrap}</style><h1>Expert audit</h1>"
-        f"<p>Score each record in your CSV file; leave a field empty where a dimension does not "
-        f"apply.</p><ol>{guide}</ol>"
+    records = [
+        {
+            **row,
+            "images": [
+                (label, _shown(picture))
+                for label, pictures in (("given", row["input_img"]), ("answer", row["output_img"]))
+                for picture in pictures or ()
+            ],
+        }
+        for row in rows
     ]
-    for number, row in enumerate(rows, start=1):
-        head = f"{number}. {row['modality']} / {row['sub_task_type']} / {row['dataset']}"
-        parts.append(f"<article><h2>{html.escape(head)}</h2><code>{html.escape(row['id'])}</code><div>")
-        for title, shown in (("given", row["input_img"]), ("answer", row["output_img"])):
-            label = f"<figcaption>{title}</figcaption>"
-            parts += [f"<figure>{_image_tag(picture)}{label}</figure>" for picture in shown or ()]
-        turns = (f"<p><b>{html.escape(turn['from'])}</b>: {html.escape(turn['value'])}</p>" for turn in row["message"])
-        parts.append(f"</div>{''.join(turns)}</article>")
-    return "\n".join([*parts, "</html>", ""])
+    return render_page("audit", records=records, dimensions=DIMENSIONS)
 
 
-def _image_tag(picture: Mapping[str, Any]) -> str:
+def _shown(picture: Mapping[str, Any]) -> dict[str, str]:
     data = stored_bytes(picture)
     if data is None:
-        return f"<span>[image not stored: {html.escape(picture['path'] or '')}]</span>"
+        return {"address": "", "missing": f"image not stored: {picture['path'] or ''}"}
     try:
         image = open_picture(data, "RGB")
     except DAMAGED:
-        return "<span>[image does not decode]</span>"
+        return {"address": "", "missing": "image does not decode"}
     image.thumbnail((640, 640))
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    return {"address": data_address(buffer.getvalue())}
 
 
 def read_scores(paths: Sequence[str | Path]) -> tuple[list[str], numpy.ndarray]:

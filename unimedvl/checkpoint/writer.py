@@ -73,9 +73,9 @@ def write_files(files: Mapping[Path, Mapping[str, OutgoingTensor]], progress: bo
 def write_safetensors(path: Path, items: Mapping[str, OutgoingTensor], advance: Callable[[int], object]) -> None:
     """Write one safetensors file piece by piece.
 
-    The library's own writer wants all tensors of a file at once, which for a cast 29 GB `ema.safetensors` no memory
-    holds. The format: the header's length in 8 bytes, the header as JSON padded to 8 bytes, then the tensors without
-    gaps, widest type first so that each is aligned.
+    The library's own writers (`save_file`, `serialize_file`) want all tensors of a file at once, which for a cast
+    29 GB `ema.safetensors` no memory holds. The format: the header's length in 8 bytes, the header as JSON padded to
+    8 bytes, then the tensors without gaps, widest type first so that each is aligned.
 
     Raises:
         ValueError: if a finite value is too large for float16.

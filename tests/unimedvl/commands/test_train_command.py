@@ -40,7 +40,7 @@ def test_a_recipe_with_changes_on_the_command_line(recipe, tmp_path, capsys):
     "arguments, message",
     [
         (["nowhere.yaml"], "unimedvl-14b/curriculum.yaml"),
-        (["RECIPE", "stepz=1"], "unknown key 'stepz'; did you mean 'steps'"),
+        (["RECIPE", "stepz=1"], "Key 'stepz' not in 'TrainingRecipe'. Did you mean: 'steps'"),
         (["RECIPE", "steps"], "is no override"),
         (["RECIPE", "model=nothing/here/at/all"], "nothing/here/at/all"),
         ([], "Missing argument 'RECIPE'"),
