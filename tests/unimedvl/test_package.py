@@ -97,6 +97,8 @@ def test_imports_keep_to_the_floors(scratch_copy):
         ("unimed5m/schema.py", "def late():\n    from unimedvl.checkpoint import folder", "Imports point down"),
         ("training/rewards.py", "from unimedvl.evaluation import scoring", "Imports point down"),
         ("training/rewards.py", "from unimedvl.evaluation.metrics import image_features", None),
+        ("unimed5m/schema.py", "from unimedvl.evaluation.metrics import image_features", None),
+        ("unimedvl/checkpoint/folder.py", "from ..evaluation.metrics import image_features", "Imports point down"),
         ("evaluation/scoring.py", "from unimedvl.training import rewards", "Imports point down"),
         ("processing/dicom_unimedvl.py", "import unimedvl", "Model and processor travel alone"),
         (
