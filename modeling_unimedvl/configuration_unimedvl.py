@@ -9,7 +9,7 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.siglip.configuration_siglip import SiglipVisionConfig
 
-from .upstream_layout_unimedvl import is_published_layout, published_config_dict
+from .upstream_layout_unimedvl import is_upstream_layout, upstream_config_dict
 
 AUTO_MAP = {
     "AutoConfig": "configuration_unimedvl.UniMedVLConfig",
@@ -193,9 +193,9 @@ class UniMedVLConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """Read `config.json`, or derive the fields from a folder in the published BAGEL / UniMedVL layout."""
-        if is_published_layout(pretrained_model_name_or_path):
-            return published_config_dict(pretrained_model_name_or_path, overrides=kwargs), kwargs
+        """Read `config.json`, or derive the fields from a folder in the upstream BAGEL / UniMedVL layout."""
+        if is_upstream_layout(pretrained_model_name_or_path):
+            return upstream_config_dict(pretrained_model_name_or_path, overrides=kwargs), kwargs
         return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
 
 

@@ -60,7 +60,7 @@ from .flow_unimedvl import (
     unpatchify_latents,
 )
 from .generation_unimedvl import UniMedVLGenerationMixin
-from .upstream_layout_unimedvl import is_published_layout, prepare_direct_load
+from .upstream_layout_unimedvl import is_upstream_layout, prepare_direct_load
 
 # Modules that 4-bit and 8-bit loading leaves in full precision: small, or sensitive to rounding.
 QUANTIZATION_SKIP_MODULES = [
@@ -992,9 +992,9 @@ class UniMedVLForConditionalGeneration(UniMedVLPreTrainedModel, UniMedVLGenerati
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """Load a checkpoint: our layout, or a local folder in the published BAGEL / UniMedVL layout.
+        """Load a checkpoint: our layout, or a local folder in the upstream BAGEL / UniMedVL layout.
 
-        Two defaults are ours: weights in the published layout are renamed while they stream in, and 4-bit and 8-bit
+        Two defaults are ours: weights in the upstream layout are renamed while they stream in, and 4-bit and 8-bit
         loading keeps the autoencoder, the ViT and the small projections in full precision unless
         `llm_int8_skip_modules` says otherwise.
         """
@@ -1011,14 +1011,14 @@ class UniMedVLForConditionalGeneration(UniMedVLPreTrainedModel, UniMedVLGenerati
                 f"{pretrained_model_name_or_path} was saved for understanding only and holds no generation weights: "
                 "load it without visual_gen=True."
             )
-        published = pretrained_model_name_or_path if is_published_layout(pretrained_model_name_or_path) else None
-        if published is not None:
-            kwargs = prepare_direct_load(cls, published, kwargs)
+        upstream = pretrained_model_name_or_path if is_upstream_layout(pretrained_model_name_or_path) else None
+        if upstream is not None:
+            kwargs = prepare_direct_load(cls, upstream, kwargs)
             pretrained_model_name_or_path = None
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if published is not None:
-            model.name_or_path = model.config.name_or_path = str(published)
+        if upstream is not None:
+            model.name_or_path = model.config.name_or_path = str(upstream)
         # Loading replaces parameters by trainable ones.
         model.model.freeze_fixed_parts()
         return loaded

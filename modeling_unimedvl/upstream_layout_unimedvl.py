@@ -1,6 +1,6 @@
-"""The layout in which BAGEL and UniMedVL were released, read without trusting its configuration files.
+"""The upstream layout of BAGEL and UniMedVL, read without trusting its configuration files.
 
-A released folder holds `llm_config.json`, `vit_config.json`, one main weight file (`ema.safetensors` or a sibling),
+An upstream folder holds `llm_config.json`, `vit_config.json`, one main weight file (`ema.safetensors` or a sibling),
 the FLUX autoencoder in `ae.safetensors` and Qwen2.5 tokenizer files. Its root `config.json` is absent, broken or stale
 in some releases, and `vit_config.json` counts the ViT layers before or after the reference drops the last one; so
 sizes come from the headers of the weight files wherever the weights know them.
@@ -28,10 +28,10 @@ from .upstream_weights_unimedvl import (
     WeightNames,
     map_tensor,
     model_shapes,
-    published_shape,
-    published_tensors,
     read_json,
     require_exact_fit,
+    upstream_shape,
+    upstream_tensors,
 )
 
 logger = logging.get_logger(__name__)
@@ -115,8 +115,8 @@ def root_config(folder: Path) -> dict:
         return {}
 
 
-def is_published_layout(folder: str | os.PathLike | None) -> bool:
-    """Whether a local folder is in the released layout: both part configurations, and no root config of ours."""
+def is_upstream_layout(folder: str | os.PathLike | None) -> bool:
+    """Whether a local folder is in the upstream layout: both part configurations, and no root config of ours."""
     if folder is None or not os.path.isdir(folder):
         return False
     if not all(os.path.isfile(os.path.join(folder, name)) for name in ("llm_config.json", "vit_config.json")):
@@ -131,10 +131,10 @@ def is_published_layout(folder: str | os.PathLike | None) -> bool:
 VISION_POSITIONS = "vit_model.vision_model.embeddings.position_embedding.weight"
 
 
-def published_config_dict(
+def upstream_config_dict(
     folder: str | os.PathLike, weights: str | None = None, overrides: Mapping[str, Any] | None = None
 ) -> dict:
-    """Fields of `UniMedVLConfig` for a released folder.
+    """Fields of `UniMedVLConfig` for an upstream folder.
 
     Args:
         folder: the folder.
@@ -144,11 +144,11 @@ def published_config_dict(
     Raises:
         ValueError: if files or tensors are missing, or if the sizes contradict one another.
     """
-    return derive_config(Path(folder), published_tensors(folder, weights)[0], overrides or {})
+    return derive_config(Path(folder), upstream_tensors(folder, weights)[0], overrides or {})
 
 
 def derive_config(folder: Path, tensors: Mapping[str, StoredTensor], overrides: Mapping[str, Any]) -> dict:
-    """`published_config_dict` for tensors whose headers are already read."""
+    """`upstream_config_dict` for tensors whose headers are already read."""
     llm, vit = read_json(folder / "llm_config.json"), read_json(folder / "vit_config.json")
     root = root_config(folder)
     if not any(name.startswith("vit_model.") for name in tensors) or "connector.fc1.weight" not in tensors:
@@ -333,7 +333,7 @@ def build_config(
 def default_generation_config(config: PreTrainedConfig) -> GenerationConfig:
     """The generation config of a converted checkpoint: special ids and task presets, nothing that changes text.
 
-    The released `generation_config.json` asks for sampling; the reference never reads it, and neither do we.
+    Upstream's `generation_config.json` asks for sampling; the reference never reads it, and neither do we.
     """
     return GenerationConfig(
         bos_token_id=config.bos_token_id,
@@ -348,20 +348,20 @@ def default_generation_config(config: PreTrainedConfig) -> GenerationConfig:
 
 
 def prepare_direct_load(model_class: type, folder: str | os.PathLike, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments for `from_pretrained(None, ...)` that load a released folder as it is.
+    """Arguments for `from_pretrained(None, ...)` that load an upstream folder as it is.
 
     The state dict holds views of the mapped files under our names, so tensors stream in as from a checkpoint of ours.
 
     Args:
         model_class: the model to load.
-        folder: a folder in the released layout.
+        folder: a folder in the upstream layout.
         options: what the caller passed to `from_pretrained`; fields of the configuration may be among them.
 
     Raises:
         ValueError: if files are missing or damaged, or if the tensors do not fit the model exactly.
     """
     options = dict(options)
-    tensors, _ = published_tensors(folder)
+    tensors, _ = upstream_tensors(folder)
     config = options.pop("config", None)
     if not isinstance(config, PreTrainedConfig):
         config_class = model_class.config_class
@@ -373,7 +373,7 @@ def prepare_direct_load(model_class: type, folder: str | os.PathLike, options: M
             config = config_class.from_pretrained(config, **changes)
     names = WeightNames(len(config.vae_config.block_out_channels), config.vae_config.layers_per_block)
     shapes = model_shapes(model_class, config)
-    known = {names.to_published(name) or name: published_shape(name, shape) for name, shape in shapes.items()}
+    known = {names.to_upstream(name) or name: upstream_shape(name, shape) for name, shape in shapes.items()}
     if not config.visual_gen:
         tensors = {
             key: stored for key, stored in tensors.items() if not GENERATION_HALF.search(names.to_ours(key) or "")

@@ -69,10 +69,10 @@ def read_json(path: Path) -> dict:
 
 
 def weight_files(folder: str | os.PathLike, weights: str | None = None) -> list[Path]:
-    """The files of a released folder that hold the main weights, then the autoencoder's where it has one of its own.
+    """The files of an upstream folder that hold the main weights, then the autoencoder's where it has one of its own.
 
     Args:
-        folder: a folder in the released layout.
+        folder: a folder in the upstream layout.
         weights: which main weights to take, one of `WEIGHT_NAMES`; the first that is there by default.
 
     Raises:
@@ -155,10 +155,10 @@ def map_tensor(stored: StoredTensor) -> torch.Tensor:
     return torch.from_numpy(content).view(dtype).view(stored.shape)
 
 
-def published_tensors(
+def upstream_tensors(
     folder: str | os.PathLike, weights: str | None = None
 ) -> tuple[dict[str, StoredTensor], list[str]]:
-    """All tensors of a released folder under the reference's names, and the names of those it has no use for.
+    """All tensors of an upstream folder under the reference's names, and the names of those it has no use for.
 
     `module.` left over by parallel training is taken out of names. An autoencoder inside the main file
     (`vae_model.*`) counts only where no file of its own is there, as in the reference; `vae_batch_norm.*` never does.
@@ -231,15 +231,15 @@ class WeightNames:
         assert len(self._flux) == len(self._diffusers), "two modules of the autoencoder share a name"
 
     def to_ours(self, name: str) -> str | None:
-        """Our name of a released tensor, or None if it is not one of the layout."""
+        """Our name of an upstream tensor, or None if it is not one of the layout."""
         for theirs, ours in PREFIXES:
             if name.startswith(theirs):
                 return ours + name.removeprefix(theirs)
         module, _, leaf = name.rpartition(".")
         return f"model.vae.{self._diffusers[module]}.{leaf}" if module in self._diffusers else None
 
-    def to_published(self, name: str) -> str | None:
-        """The released name of a tensor of ours, or None if the layout has no place for it."""
+    def to_upstream(self, name: str) -> str | None:
+        """The upstream name of a tensor of ours, or None if the layout has no place for it."""
         for theirs, ours in PREFIXES:
             if name.startswith(ours):
                 return theirs + name.removeprefix(ours)
@@ -249,8 +249,8 @@ class WeightNames:
         return f"{self._flux[module]}.{leaf}"
 
 
-def published_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in which a release stores the tensor of ours called `name`."""
+def upstream_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in which upstream stores the tensor of ours called `name`."""
     return (*shape, 1, 1) if POINTWISE.match(name) else shape
 
 
