@@ -19,8 +19,7 @@ from pydicom.uid import RLELossless
 
 from tests.processing.conftest import random_image
 from tests.processing.medical_files import PATIENT, make_dicom, make_nifti, read_dicom_file, write_dicom
-from unimedvl.processing.dicom_unimedvl import frame_count
-from unimedvl.processing.medical_formats_unimedvl import load_medical_image
+from unimedvl.processing.medical_formats_unimedvl import load_medical_image, opened
 
 RAMP = (np.arange(60 * 50, dtype=np.int16) - 1000).reshape(60, 50)
 
@@ -98,6 +97,8 @@ def test_dicom_palette():
 def test_dicom_frames_default_to_the_middle():
     frames = np.stack([np.full((8, 9), 10 * index, dtype=np.uint8) for index in range(5)])
     file = make_dicom(frames, frames=5)
+    with opened(file) as dicom:
+        assert dicom.frames == 5
     assert np.unique(levels(file)).tolist() == [20]
     assert [np.unique(levels(file, frame=index)).item() for index in range(5)] == [0, 10, 20, 30, 40]
 
@@ -173,7 +174,8 @@ def test_dicom_reads_no_element_but_those_of_pixels(monkeypatch):
 
     monkeypatch.setattr(pydicom, "dcmread", watched)
     assert np.array_equal(levels(content), levels(make_dicom(RAMP, WindowCenter="0", WindowWidth="500")))
-    assert frame_count(content) == 1
+    with opened(content) as file:
+        assert file.frames == 1
     monkeypatch.undo()
     present = {tag.group for tag in pydicom.dcmread(io.BytesIO(content)).keys()}
     assert present > {0x08, 0x10, 0x18, 0x20, 0x32, 0x38, 0x40} and len(read) >= 2
