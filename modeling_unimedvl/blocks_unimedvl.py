@@ -309,7 +309,7 @@ def pack_samples(
         without the dropped ones.
 
     Raises:
-        ValueError: if a `next_label` stands on the last block of a sample.
+        ValueError: if the last block of a sample has a `next_label`.
     """
     builder = _PackBuilder(
         {
@@ -335,7 +335,7 @@ def pack_samples(
             builder.pending_label = block.next_label
         if builder.pending_label is not None:
             raise ValueError(
-                f"sample {number} ends with a block that has a next_label: nothing follows it to predict."
+                f"Sample {number} ends with a block that has a next_label: nothing follows it to predict."
             )
     types = {"label_weights": torch.float32}
     return {

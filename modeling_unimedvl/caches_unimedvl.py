@@ -33,10 +33,10 @@ def branch_cache(cache: Cache) -> Cache:
 
 
 class FixedBlockLayer(DynamicLayer):
-    """Cache layer with room for one image block after its context: every update writes the same slots.
+    """Cache layer with slots for one image block after its context: every update writes the same slots.
 
     Args:
-        keys, values: (R, G, K + block length, E), the context and the room.
+        keys, values: (R, G, K + block length, E), the context and the slots of the block.
         context_length: K.
     """
 

@@ -54,9 +54,9 @@ class GuidanceContexts:
     """The contexts of one guidance step, over the same prompts.
 
     Attributes:
-        main: everything.
-        text: without the last text.
-        image: without images; None where that is the main context, which then stands for it.
+        main: the prompts with everything in them.
+        text: the prompts without their last text.
+        image: the prompts without images; None where that equals the main context, which then replaces it.
     """
 
     main: GenerationContext
@@ -150,7 +150,7 @@ def extend_context(
         images: `pixel_values`, `image_grid_thw` and `latent_values` of these tokens, as in `forward`.
     """
     mask = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
-    # One column more shows where the next token would stand.
+    # One column more shows where the next token would be.
     positions = rope_position_ids(block_layout(F.pad(kinds, (0, 1))), F.pad(mask.long(), (0, 1), value=1))
     cache, next_position = None, positions[:, -1]
     position_ids = positions[:, :-1]
@@ -209,7 +209,7 @@ def _left_padded(rows: list[torch.Tensor], like: torch.Tensor) -> tuple[torch.Te
 def stack_contexts(
     contexts: list[GenerationContext], row_index: torch.Tensor, block_length: int
 ) -> tuple[Cache, torch.Tensor, torch.Tensor]:
-    """Put contexts one below the other in a cache with room for a block.
+    """Put contexts one below the other in a cache with slots for a block.
 
     Args:
         contexts: over the same prompts, of any length.

@@ -76,7 +76,7 @@ register_default_targets(UniMedVLConfig.model_type)
 
 
 class ExpertRouting(NamedTuple):
-    """Where the tokens of a (B, S) batch go: rows of the flattened batch for each expert, and the way back."""
+    """Routing of the tokens of a (B, S) batch: rows of the flattened batch for each expert, and the inverse order."""
 
     und_index_U: torch.Tensor
     gen_index_T: torch.Tensor
@@ -755,7 +755,7 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
         layout = None
         if has_layout:
             if mm_token_type_ids is None:
-                raise ValueError("inputs_embeds with images need mm_token_type_ids to say where the images stand.")
+                raise ValueError("inputs_embeds with images need mm_token_type_ids to say where the images are.")
             mm_token_type_ids = mm_token_type_ids.to(inputs_embeds.device)
         if mm_token_type_ids is not None and inputs_embeds.shape[1] > 1:
             self._require_images(mm_token_type_ids, pixel_values is not None, has_latents)

@@ -38,7 +38,7 @@ class Conditions:
         position_ids_RT: rows of the latent position table.
         branches: names of the guidance branches, which lie one below the other in the rows of the caches.
         rope_ids: int64 (N * R,), the RoPE id of each row's block.
-        caches, masks: contexts with room for the block, and what the block may see of them, by the number of branches
+        caches, masks: contexts with slots for the block, and what the block may see of them, by the number of branches
             that a step evaluates.
     """
 

@@ -17,7 +17,7 @@ def plain_conversations(
 ) -> tuple[list[list[dict[str, Any]]], bool]:
     """Conversations the template can render, and whether a batch was given.
 
-    Images are left out of the image items, and with `mark` every text stands between the two marks (which are
+    Images are left out of the image items, and with `mark` every text is enclosed in the two marks (which are
     removed from the texts themselves). Raises ValueError for everything malformed.
     """
     conversations, is_batch = _as_batch(conversation)
@@ -51,7 +51,7 @@ def conversations_with_images(
 ) -> list[list[Image.Image]]:
     """The loaded images of each conversation; image items without one take the next of `images`."""
     remaining = list(images)
-    loaded = []
+    loaded: list[list[Image.Image]] = []
     for messages in _as_batch(conversation)[0]:
         loaded.append([])
         for _, items in _messages_with_items(messages):
@@ -86,7 +86,7 @@ def _as_batch(conversation: Any) -> tuple[list, bool]:
 
 def _messages_with_items(messages: list) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Every message with its items (none where the content is a string), checked."""
-    checked = []
+    checked: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
     for message in messages:
         if not isinstance(message, dict):
             raise ValueError(f'A message must be {{"role": ..., "content": ...}}, not a {type(message).__name__}.')

@@ -160,6 +160,7 @@ class DicomFile:
             view.refuse_slice()
         check_image_size(*self.size, view.max_pixels)
         index = checked_index(view.frame, self.frames, "frame", default=self.frames // 2)
+        levels: np.ndarray | None
         if self._burned_in:
             warnings.warn(
                 "The DICOM file declares burned-in annotation: its pixels may show who the patient is.", stacklevel=2

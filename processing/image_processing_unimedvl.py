@@ -74,7 +74,7 @@ def reference_size(
 
 
 def convert_to_rgb(image: Image.Image) -> Image.Image:
-    """RGB copy of an 8-bit image as the reference makes it: RGBA or a transparent color goes on white, the rest is
+    """RGB copy of an 8-bit image as the reference makes it: RGBA or a transparent color is pasted on white, the rest is
     PIL's conversion (which drops the alpha of "LA")."""
     if image.mode == "RGBA" or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
@@ -119,7 +119,7 @@ class UniMedVLImageProcessor(PilBackend):
       understanding_transform: for the ViT in text mode (the reference's question answering and training).
       vae_transform: for the images the VAE encodes in image and interleaved mode; its stride is VAE stride times
         latent patch, the pixels one latent token covers.
-      vit_transform: for the ViT where the image also goes through the VAE. (387 is the published value.)
+      vit_transform: for the ViT where the image also goes through the VAE. (387 is upstream's value.)
       pipeline: "chain" resizes with `vae_transform` first and feeds that image to VAE and ViT, as the reference's
         InterleaveInferencer does; "direct" gives the ViT the original. None: "direct" with `understanding_transform`
         in text mode, "chain" otherwise. "chain" in text mode uses `vit_transform`.

@@ -73,8 +73,9 @@ class NiftiVolume:
             spatialimages = importlib.import_module("nibabel.spatialimages")
         except ImportError:
             raise ValueError('NIfTI files need nibabel: pip install "unimedvl[medical]".') from None
-        classes = {1: nifti.Nifti1Header, 2: nifti2.Nifti2Header}
-        header_class = classes[nifti_version(header_bytes)]
+        version = nifti_version(header_bytes)
+        assert version is not None, "only NIfTI headers lead here"
+        header_class = {1: nifti.Nifti1Header, 2: nifti2.Nifti2Header}[version]
         try:
             # Its log would add lines about the header to the one sentence below.
             with imageglobals.LoggingOutputSuppressor():

@@ -19,7 +19,7 @@ from .image_processing_unimedvl import GENERATION_MODES, UniMedVLImageProcessor,
 from .outputs_unimedvl import are_images, class_maps_from_images, generated, images_from_pixels
 from .token_rows_unimedvl import control_token_id, marked_parts, padded, truncated
 
-# Unicode non-characters, which stand around the texts of a conversation in safe mode. They never reach the tokenizer.
+# Unicode non-characters, which enclose the texts of a conversation in safe mode. They never reach the tokenizer.
 VERBATIM_START, VERBATIM_END = "\ufdd0", "\ufdd1"
 
 
@@ -31,7 +31,7 @@ class UniMedVLProcessor(ProcessorMixin):
     the left, as generation needs; set `processor.tokenizer.padding_side` or pass `padding_side` to change it.
     chat_template: the template without role words the model was trained with, unless another is given.
 
-    Token kinds in `mm_token_type_ids`: 0 text and markers, 1 ViT patch of an image (`image_token`), 2 VAE latent of a
+    Token kinds in `mm_token_type_ids`: 0 text and markers, 1 ViT patch of an image (`image_token`), 2 VAE latent of an
     image (`latent_token`). An image is `<|vision_start|>`, its tokens, `<|vision_end|>`; in image and interleaved
     mode it enters twice, as latents, then as patches.
     """
@@ -96,7 +96,7 @@ class UniMedVLProcessor(ProcessorMixin):
         """Model inputs of rendered prompts (B texts) and their images.
 
         text: prompts as `apply_chat_template(..., tokenize=False)` renders them, one `<|image_pad|>` per image, and
-          in image and interleaved mode one `<|vision_pad|>` before it. Other text is tokenized as it stands.
+          in image and interleaved mode one `<|vision_pad|>` before it. Other text is tokenized as it is.
         images: flat, or one list per text; anything `open_image` reads.
         generation_mode: "text", "image" or "interleaved"; by default read off the placeholders.
         allow_url: fetch images given as http(s) URLs. Refused by default.
@@ -177,7 +177,7 @@ class UniMedVLProcessor(ProcessorMixin):
           reason in text mode, to plan in the others).
         split_special_tokens: control tokens written in the texts of the conversation stay plain characters. Off by
           default, as in the reference, which parses them. `sanitize_control_tokens` is transformers' name for it.
-        continue_final_message: let the model go on with the last text instead of beginning a turn.
+        continue_final_message: let the model continue the last text instead of beginning a turn.
         return_assistant_tokens_mask: add `assistant_masks` (B, S), 1 on what an answering model has to produce: the
           tokens of assistant texts and the end token after each.
         processor_kwargs, and other keyword arguments that `__call__` knows: passed on to it; the rest are variables of
@@ -193,7 +193,7 @@ class UniMedVLProcessor(ProcessorMixin):
         generation_mode = passed_on.pop("generation_mode", generation_mode) or "text"
         allow_url = passed_on.pop("allow_url", allow_url)
         known = {*TEXT_SETTINGS, *IMAGE_SETTINGS, *IGNORED_SETTINGS, *SETTING_GROUPS}
-        # Misspelt arguments would otherwise pass for variables of the template.
+        # Misspelled arguments would otherwise pass for variables of the template.
         passed_on |= {name: kwargs.pop(name) for name in list(kwargs) if name in known or template == CHAT_TEMPLATE}
         options = flat_options(passed_on)
         if return_tensors not in (None, "auto"):
@@ -295,7 +295,7 @@ class UniMedVLProcessor(ProcessorMixin):
             order = [token for token in row if token in (self.latent_token_id, self.image_token_id)]
             if generation_mode == "text" and self.latent_token_id in order:
                 raise ValueError(
-                    f"The text holds {self.latent_token}, which stands for a VAE image: remove it, or pass "
+                    f"The text holds {self.latent_token}, which represents a VAE image: remove it, or pass "
                     "generation_mode='image'."
                 )
             if generation_mode != "text" and order != [self.latent_token_id, self.image_token_id] * (len(order) // 2):
@@ -393,5 +393,5 @@ class UniMedVLProcessor(ProcessorMixin):
         images: what that method takes in image mode, or PIL images. size: (height, width) of the result, or one
         per image; resized by nearest neighbor. Raises ValueError for wrong arguments.
         """
-        source_images = images if are_images(images) else images_from_pixels(generated(images, "images"))
-        return class_maps_from_images(source_images, num_classes, palette, size)
+        shown = images if are_images(images) else images_from_pixels(generated(images, "images"))
+        return class_maps_from_images(shown, num_classes, palette, size)

@@ -17,10 +17,10 @@ def control_token_id(tokenizer: Any, token: str) -> int:
 
 
 def marked_parts(text: str, start_mark: str, end_mark: str) -> Iterator[tuple[str, int, bool]]:
-    """(part, its start in `text`, verbatim) of a prompt whose verbatim parts stand between the two marks.
+    """(part, its start in `text`, verbatim) of a prompt whose verbatim parts are enclosed in the two marks.
 
-    Raises ValueError if the marks are not in pairs: then a template has cut a text apart and nothing can tell which of
-    its parts are a user's.
+    Raises ValueError if the marks are not in pairs: then a template has cut a text apart, and which of its
+    parts are a user's is unknown.
     """
     position, verbatim = 0, False
     for mark in [*re.finditer(f"[{start_mark}{end_mark}]", text), None]:

@@ -24,9 +24,7 @@ def convert(
         str | None, Option(metavar="NAME", help="Main weights: ema_bf16, ema, model_bf16 or model.")
     ] = None,
     no_processor: Annotated[bool, Option("--no-processor", help="Leave the processor out.")] = False,
-    to_upstream: Annotated[
-        bool, Option("--to-upstream", help="Export: from our layout to the upstream one.")
-    ] = False,
+    to_upstream: Annotated[bool, Option("--to-upstream", help="Export: from our layout to the upstream one.")] = False,
 ) -> Result:
     from ..checkpoint.conversion import convert_checkpoint, export_checkpoint
 
