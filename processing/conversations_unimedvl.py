@@ -18,7 +18,15 @@ def plain_conversations(
     """Conversations the template can render, and whether a batch was given.
 
     Images are left out of the image items, and with `mark` every text is enclosed in the two marks (which are
-    removed from the texts themselves). Raises ValueError for everything malformed.
+    removed from the texts themselves).
+
+    Args:
+        conversation: one conversation or a batch of them, as `apply_chat_template` takes them.
+        start_mark, end_mark: single characters.
+        mark: whether to mark.
+
+    Raises:
+        ValueError: for everything malformed.
     """
     conversations, is_batch = _as_batch(conversation)
 
@@ -49,7 +57,17 @@ def plain_conversations(
 def conversations_with_images(
     conversation: Any, images: list, allow_url: bool, max_pixels: int
 ) -> list[list[Image.Image]]:
-    """The loaded images of each conversation; image items without one take the next of `images`."""
+    """Load the images of each conversation; image items without one take the next of `images`.
+
+    Args:
+        conversation: one conversation or a batch of them.
+        images: images for the items that have none, in order.
+        allow_url: whether http(s) URLs may be fetched.
+        max_pixels: larger images are refused.
+
+    Raises:
+        ValueError: for an image that can not be read, and if `images` are too few or too many.
+    """
     remaining = list(images)
     loaded: list[list[Image.Image]] = []
     for messages in _as_batch(conversation)[0]:
