@@ -10,6 +10,7 @@ Shape legend: B batch, S sequence, K key length.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -182,7 +183,7 @@ def build_attention_mask(
     RoPE ids are never given to the mask functions: tokens of one image share an id, which transformers would read as
     the start of a packed document.
     """
-    overlays = {}
+    overlays: dict[str, Any] = {}
     if layout is not None:
         if "flash" in (config._attn_implementation or ""):
             raise ValueError(

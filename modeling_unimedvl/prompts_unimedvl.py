@@ -121,7 +121,7 @@ def images_of_new_tokens(inputs: dict) -> dict:
 
 def repeat_images(kinds: torch.Tensor, expand_size: int, inputs: dict) -> dict:
     """Repeat each row's images `expand_size` times, as beams and several returned sequences repeat the row."""
-    repeated = {}
+    repeated: dict[str, Any] = {}
     if inputs.get("pixel_values") is not None:
         grid = inputs["image_grid_thw"]
         images = inputs["pixel_values"].split(grid.prod(dim=1).tolist())

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from .flow_unimedvl import TASK_PRESETS
@@ -289,6 +289,7 @@ def tokenizer_ids(folder: Path) -> dict[str, int] | None:
 def _special_token_ids(folder: Path, llm: Mapping[str, Any], vocabulary: int, overrides: Mapping[str, Any]) -> dict:
     """Ids from the caller, else from the tokenizer, else Qwen2.5's, else the last places of a small vocabulary."""
     known = tokenizer_ids(folder)
+    ids: dict[str, Any]
     if known is not None:
         ids = {name: known[token] for name, (token, _) in SPECIAL_TOKENS.items() if token in known}
     elif vocabulary >= QWEN_VOCABULARY:
@@ -347,7 +348,9 @@ def default_generation_config(config: PreTrainedConfig) -> GenerationConfig:
 # Loading without conversion
 
 
-def prepare_direct_load(model_class: type, folder: str | os.PathLike, options: Mapping[str, Any]) -> dict[str, Any]:
+def prepare_direct_load(
+    model_class: type[PreTrainedModel], folder: str | os.PathLike, options: Mapping[str, Any]
+) -> dict[str, Any]:
     """Arguments for `from_pretrained(None, ...)` that load an upstream folder as it is.
 
     The state dict holds views of the mapped files under our names, so tensors stream in as from a checkpoint of ours.
@@ -364,7 +367,7 @@ def prepare_direct_load(model_class: type, folder: str | os.PathLike, options: M
     tensors, _ = upstream_tensors(folder)
     config = options.pop("config", None)
     if not isinstance(config, PreTrainedConfig):
-        config_class = model_class.config_class
+        config_class: Any = model_class.config_class
         fields = {field.name for field in dataclasses.fields(config_class)} - {"dtype"}
         changes = {name: options.pop(name) for name in list(options) if name in fields}
         if config is None:
@@ -382,6 +385,7 @@ def prepare_direct_load(model_class: type, folder: str | os.PathLike, options: M
     state_dict = {}
     for key, stored in tensors.items():
         name = names.to_ours(key)
+        assert name is not None, "an exact fit leaves no unknown tensor"
         state_dict[name] = map_tensor(stored).view(shapes[name])
     return {
         "generation_config": default_generation_config(config),

@@ -67,9 +67,11 @@ def reference_size(
     if min(width, height, max_image_size, min_image_size, image_stride, max_pixels, num_images) < 1:
         raise ValueError("Image sizes, limits, strides and image counts must be at least 1: pass positive integers.")
 
+    def snapped(side: int) -> int:
+        return max(image_stride, int(round(side / image_stride) * image_stride))
+
     def scaled(width: int, height: int, scale: float) -> tuple[int, int]:
-        sides = (round(width * scale), round(height * scale))
-        return tuple(max(image_stride, int(round(side / image_stride) * image_stride)) for side in sides)
+        return snapped(round(width * scale)), snapped(round(height * scale))
 
     scale = min(max_image_size / max(width, height), 1.0)
     scale = max(scale, min_image_size / min(width, height))
@@ -270,6 +272,7 @@ class UniMedVLImageProcessor(PilBackend):
             patches.append(patchify_pixels(pixels_from_image(vit_image), settings["patch_size"]))
             grids.append((1, *(side // settings["patch_size"] for side in reversed(vit_image.size))))
             if generation_mode != "text":
+                assert vae_image is not None, "every mode with latents resizes for the VAE"
                 latents.append(pixels_from_image(vae_image))
         if not patches:
             return BatchFeature({}, tensor_type=return_tensors)
@@ -293,7 +296,9 @@ class UniMedVLImageProcessor(PilBackend):
             vae_image = resize_image(image, settings["vae_transform"], num_images)
         elif pipeline == "direct":
             vit_transform = settings["understanding_transform"]
-        return resize_image(vae_image if pipeline == "chain" else image, vit_transform, num_images), vae_image
+        vit_source = vae_image if pipeline == "chain" else image
+        assert vit_source is not None, "the chain begins with the image for the VAE"
+        return resize_image(vit_source, vit_transform, num_images), vae_image
 
 
 def resize_image(image: Image.Image, transform: dict[str, int], num_images: int = 1) -> Image.Image:

@@ -52,8 +52,12 @@ class UniMedVLProcessor(ProcessorMixin):
         if tokenizer is None:
             raise ValueError("UniMedVLProcessor needs a tokenizer: pass AutoTokenizer.from_pretrained(directory).")
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
-        for name in ("bos", "eos", "vision_start", "vision_end", "image", "latent"):
-            setattr(self, f"{name}_token_id", control_token_id(tokenizer, getattr(self, f"{name}_token")))
+        self.bos_token_id = control_token_id(tokenizer, self.bos_token)
+        self.eos_token_id = control_token_id(tokenizer, self.eos_token)
+        self.vision_start_token_id = control_token_id(tokenizer, self.vision_start_token)
+        self.vision_end_token_id = control_token_id(tokenizer, self.vision_end_token)
+        self.image_token_id = control_token_id(tokenizer, self.image_token)
+        self.latent_token_id = control_token_id(tokenizer, self.latent_token)
         if tokenizer.pad_token_id is None:
             known = tokenizer.convert_tokens_to_ids("<|endoftext|>") not in (None, tokenizer.unk_token_id)
             tokenizer.pad_token = "<|endoftext|>" if known else self.eos_token
@@ -150,7 +154,7 @@ class UniMedVLProcessor(ProcessorMixin):
         )
         rows = self._expanded_rows(encoded, pixel_inputs, options)
         return_tensors = options.get("return_tensors")
-        data = padded(rows, self.tokenizer, options)
+        data: dict[str, Any] = dict(padded(rows, self.tokenizer, options))
         if return_tensors is not None:
             to_tensor = torch.tensor if return_tensors == "pt" else np.array
             data = {key: value if key == "offset_mapping" else to_tensor(value) for key, value in data.items()}
@@ -230,7 +234,7 @@ class UniMedVLProcessor(ProcessorMixin):
             raise ValueError("return_assistant_tokens_mask needs tokenize=True and return_dict=True.")
 
         conversations, is_batch = plain_conversations(conversation, VERBATIM_START, VERBATIM_END, mark=safe)
-        rendered, answer_spans = render_jinja_template(
+        rendered, answer_spans = render_jinja_template(  # type: ignore[str-unpack]  # annotated as one str
             conversations=conversations,
             tools=tools,
             documents=documents,
@@ -270,12 +274,10 @@ class UniMedVLProcessor(ProcessorMixin):
 
     def _encode(self, text: str, split_special_tokens: bool, verbatim_marks: bool) -> tuple[list[int], list[tuple]]:
         """Token ids of `text` and their character spans in it; marked parts, or all of it, are not parsed."""
-        parts = [(text, 0, split_special_tokens)]
-        if verbatim_marks:
-            parts = list(marked_parts(text, VERBATIM_START, VERBATIM_END))
+        whole = [(text, 0, split_special_tokens)]
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
-        for part, start, verbatim in parts:
+        for part, start, verbatim in marked_parts(text, VERBATIM_START, VERBATIM_END) if verbatim_marks else whole:
             encoding = self.tokenizer(
                 part,
                 add_special_tokens=False,
