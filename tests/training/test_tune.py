@@ -91,7 +91,7 @@ def test_examples_of_images_to_make():
 def test_wrong_settings_are_one_sentence(place, tmp_path, capsys, name, changes, message):
     assert main([str(RECIPES / f"{name}.yaml"), *overrides(place, tmp_path / "run", name, *changes)]) == 2
     last = capsys.readouterr().err.rstrip().splitlines()[-1]
-    assert last.startswith("unimedvl: ") and message in last
+    assert last.startswith("python -m unimedvl.training.run: ") and message in last
 
 
 def test_numbers_without_a_point_are_numbers(place, tmp_path):
