@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from unimedvl.training.data.dataset import Outline, PictureSize
+from unimedvl.training.data.dataset import ImageSize, Outline
 from unimedvl.training.data.packing import PackPlanner, SampleKey
 from unimedvl.training.data.sequences import Layout
 from unimedvl.training.data_recipe import GroupRecipe
@@ -43,20 +43,20 @@ def outline(group: str, index: int) -> Outline:
     def words(low: int, high: int) -> str:
         return "x " * draw.randint(low, high)
 
-    def picture() -> PictureSize:
-        return PictureSize("drawn", draw.choice(SIDES), draw.choice(SIDES))
+    def image() -> ImageSize:
+        return ImageSize("drawn", draw.choice(SIDES), draw.choice(SIDES))
 
-    inputs: tuple[PictureSize, ...] = ()
-    outputs: tuple[PictureSize, ...] = ()
+    inputs: tuple[ImageSize, ...] = ()
+    outputs: tuple[ImageSize, ...] = ()
     if group == "text":
         turns = [("human", words(20, 300)), ("gpt", words(30, 900))]
     elif group == "text-to-image":
-        outputs, turns = (picture(),), [("human", words(10, 250)), ("gpt", words(5, 60) + "<image>")]
+        outputs, turns = (image(),), [("human", words(10, 250)), ("gpt", words(5, 60) + "<image>")]
     elif group == "understanding":
-        inputs = tuple(picture() for _ in range(draw.choice((1, 1, 1, 1, 2))))
+        inputs = tuple(image() for _ in range(draw.choice((1, 1, 1, 1, 2))))
         turns = [("human", "<image>" * len(inputs) + words(5, 60)), ("gpt", words(1, 250))]
     else:
-        inputs, outputs = (picture(),), (picture(),)
+        inputs, outputs = (image(),), (image(),)
         turns = [("human", "<image>" + words(8, 60)), ("gpt", words(5, 40) + "<image>")]
     message = tuple(Turn(role, value) for role, value in turns)
     return Outline(f"{group}-{index}", group, "CXR", inputs, outputs, message)

@@ -49,12 +49,12 @@ def count(model, inputs: dict, settings: dict) -> dict:
 def main() -> None:
     model = UniMedVLForConditionalGeneration.from_pretrained(CHECKPOINT).eval()
     processor = UniMedVLProcessor.from_pretrained(CHECKPOINT)
-    picture = Image.new("RGB", (64, 64), (90, 120, 150))
+    image = Image.new("RGB", (64, 64), (90, 120, 150))
     text = {"type": "text", "text": "a chest X-ray"}
     cases = {
         "text to image": ([text], {}),
         "text to image, image scale 1.5": ([text], {"image_guidance_scale": 1.5}),
-        "edit": ([{"type": "image", "image": picture}, text], {}),
+        "edit": ([{"type": "image", "image": image}, text], {}),
     }
     for name, (content, changes) in cases.items():
         inputs = processor.apply_chat_template(

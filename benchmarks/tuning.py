@@ -3,7 +3,7 @@
     python -m benchmarks.tuning learn [--methods sft,dpo,grpo,flow_grpo] [--seeds 1,2,...] [--model CHECKPOINT]
     python -m benchmarks.tuning memory
 
-`learn` tunes the nano on small drawn tasks (`tuning_tasks`) and compares it on held-out pictures or prompts with the
+`learn` tunes the nano on small drawn tasks (`tuning_tasks`) and compares it on held-out images or prompts with the
 nano itself. Every run is kept in `results/tuning.json` with its curve; `results/tuning.png` shows them. `memory` runs
 one training step of every preset in a process of its own. No data set is needed.
 """
@@ -35,14 +35,14 @@ from .tuning_tasks import HELD_OUT_PROMPTS, QUESTIONS, TRAINING_PROMPTS, Slide, 
 CHECKPOINT = Path(__file__).parents[1] / "hub_cards" / "unimedvl-nano"
 RESULTS = Path(__file__).parent / "results" / "tuning.json"
 HELD_OUT = 64
-# Pictures are read and made with four patches or latent tokens a side, which keeps a run within minutes of one core.
+# Images are read and made with four patches or latent tokens a side, which keeps a run within minutes of one core.
 SIDE = 4
 # What is compared: for a slide, see `text_objectives`; for a prompt, the mean reward of its images.
 OBJECTIVES = {
     "sft": "log probability of the right answer, nats a token",
     "dpo": "right answer more probable than the wrong one",
     "grpo": "probability of the right answer",
-    "flow_grpo": "mean grey level of the images",
+    "flow_grpo": "mean gray level of the images",
 }
 # GRPO's settings were chosen on two seeds among those before these.
 SEEDS = {"sft": (1, 2, 3), "dpo": (1, 2, 3), "grpo": (10, 11, 12), "flow_grpo": (1, 2, 3)}
@@ -75,7 +75,7 @@ def log_probabilities(model, processor, shown: list[Slide], questions: list[str]
     """Summed log probability (R,) of every answer with the token that ends it, and its number of tokens (R,)."""
     rows = []
     for slide, question, answer in zip(shown, questions, answers, strict=True):
-        content = [{"type": "image", "image": slide.picture}, {"type": "text", "text": question}]
+        content = [{"type": "image", "image": slide.image}, {"type": "text", "text": question}]
         answered = [{"type": "text", "text": answer}]
         rows.append([{"role": "user", "content": content}, {"role": "assistant", "content": answered}])
     sums, counts = [], []
@@ -220,7 +220,7 @@ def learn(method: str, seed: int, checkpoint: Path) -> dict[str, Any]:
     return run
 
 
-def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
+def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """By method: base, tuned and gain over the seeds."""
     summary = {}
     for method in OBJECTIVES:
@@ -273,7 +273,7 @@ def main(
             run = learn(method, seed, model)
             others = [other for other in kept["runs"] if (other["method"], other["seed"]) != (method, seed)]
             kept["runs"] = sorted([*others, run], key=lambda entry: (entry["method"], entry["seed"]))
-            kept["summary"] = summarise(kept["runs"])
+            kept["summary"] = summarize(kept["runs"])
             output.parent.mkdir(parents=True, exist_ok=True)
             output.write_text(json.dumps(kept, indent=1) + "\n")
             print(json.dumps({name: value for name, value in run.items() if name != "curve"}), flush=True)

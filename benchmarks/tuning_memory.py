@@ -48,11 +48,11 @@ def write_wide_checkpoint(folder: Path) -> None:
 
 
 def one_step(model: nn.Module, processor: UniMedVLProcessor) -> torch.optim.Optimizer:
-    """An AdamW step on one question about a picture and one image to make."""
-    picture = {"type": "image", "image": Image.new("RGB", (64, 64), (90, 120, 150))}
+    """An AdamW step on one question about an image and one image to make."""
+    image = {"type": "image", "image": Image.new("RGB", (64, 64), (90, 120, 150))}
     text = {"type": "text", "text": "a chest X-ray of the lungs, what is shown here?"}
     options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    asked = processor.apply_chat_template([[{"role": "user", "content": [picture, text]}]], **options)
+    asked = processor.apply_chat_template([[{"role": "user", "content": [image, text]}]], **options)
     loss = model(**asked, labels=asked["input_ids"]).loss
     loss.backward()
     told = processor.apply_chat_template([[{"role": "user", "content": [text]}]], generation_mode="image", **options)

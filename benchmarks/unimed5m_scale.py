@@ -33,7 +33,7 @@ from unimedvl.unimed5m.pipeline import LocalExecutor
 from unimedvl.unimed5m.publish import publish
 from unimedvl.unimed5m.quality.coarse import CoarseFilter
 from unimedvl.unimed5m.quality.control import QualitySettings, quality_control
-from unimedvl.unimed5m.schema import Picture, Record, Turn, record_id
+from unimedvl.unimed5m.schema import Record, RecordImage, Turn, record_id
 from unimedvl.utils.command_line import comma_separated, run_module
 
 RESULTS = Path(__file__).with_name("results")
@@ -82,7 +82,7 @@ def synthetic_record(number: int) -> Record:
         sub_task_type="caption",
         modality=("CT", "MRI", "CXR", "HIS")[number % 4],
         dataset="synthetic",
-        input_img=(Picture(data, f"{number}.jpg", side, side),),
+        input_img=(RecordImage(data, f"{number}.jpg", side, side),),
         output_img=(),
         message=(Turn("human", "<image>\nDescribe the image."), Turn("gpt", f"A drawn field with number {number}.")),
         license="CC0",

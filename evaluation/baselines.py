@@ -1,9 +1,9 @@
 """What needs no model: references that a benchmark must tell from one.
 
 majority        the commonest training answer; for masks the mean training mask of the target
-question-only   the answer that the most similar training questions have, never looking at a picture
-copy-input      the input picture as the result (for super-resolution that is plain interpolation)
-training-image  a training picture of the same modality instead of a generated one
+question-only   the answer that the most similar training questions have, never looking at an image
+copy-input      the input image as the result (for super-resolution that is plain interpolation)
+training-image  a training image of the same modality instead of a generated one
 """
 
 import collections
@@ -17,13 +17,13 @@ from PIL import Image
 from .metrics.nearest import SIDE, thumbnails
 from .predictions import Prediction
 from .samples import TASKS, Sample, open_
-from .text_neighbours import TextNeighbours
+from .text_neighbors import TextNeighbors
 
 NAMES = ("majority", "question-only", "copy-input", "training-image")
-NEIGHBOURS = 15
+NEIGHBORS = 15
 MASK_SIDE = 64
-# Training pictures per task and modality that `training-image` chooses from.
-KEPT_PICTURES = 100
+# Training images per task and modality that `training-image` chooses from.
+KEPT_IMAGES = 100
 
 
 class TrainingSplit:
@@ -31,19 +31,19 @@ class TrainingSplit:
 
     Attributes:
         count: training samples read.
-        searched: of these, samples with a picture that is only generated from text.
-        thumbnails: grey thumbnails of all training target pictures, float32 (pictures, 1024), see `metrics.nearest`.
+        searched: of these, samples with an image that is only generated from text.
+        thumbnails: gray thumbnails of all training target images, float32 (images, 1024), see `metrics.nearest`.
     """
 
-    def __init__(self, samples: Iterable[Sample], pictures: bool = True):
+    def __init__(self, samples: Iterable[Sample], images: bool = True):
         """
         Args:
-            pictures: also read the pictures of tasks that draw.
+            images: also read the images of tasks that draw.
         """
         self.count = self.searched = 0
         self.answers: dict[tuple[str, str], collections.Counter[str]] = {}
         self.questions: dict[tuple[str, str], list[tuple[str, str]]] = {}
-        self.pictures: dict[tuple[str, str], list[tuple[str, Any]]] = {}
+        self.images: dict[tuple[str, str], list[tuple[str, Any]]] = {}
         masks: dict[str, list[numpy.ndarray]] = {}
         rows: list[numpy.ndarray] = []
         seen: set[str] = set()
@@ -54,24 +54,24 @@ class TrainingSplit:
                 key = sample.task, sample.kind
                 self.answers.setdefault(key, collections.Counter())[sample.reference] += 1
                 self.questions.setdefault(key, []).append((sample.text, sample.reference))
-            if not pictures or not task.draws or sample.output is None:
+            if not images or not task.draws or sample.output is None:
                 continue
             if task.family == "segmentation":
                 small = open_(sample.output).convert("L").resize((MASK_SIDE, MASK_SIDE), Image.Resampling.BOX)
                 masks.setdefault(str(sample.extra.get("target", "")), []).append(numpy.asarray(small) / 255)
             elif task.family == "generation":
-                kept = self.pictures.setdefault((sample.task, sample.modality), [])
+                kept = self.images.setdefault((sample.task, sample.modality), [])
                 # The smallest digests: a random choice that any machine repeats.
                 kept.append((hashlib.sha256(sample.id.encode()).hexdigest(), sample.output))
                 kept.sort(key=lambda pair: pair[0])
-                del kept[KEPT_PICTURES:]
+                del kept[KEPT_IMAGES:]
                 self.searched += 1
             if task.family == "generation" and sample.output.sha256 not in seen:
                 seen.add(sample.output.sha256)
                 rows.append(thumbnails([open_(sample.output)])[0])
         self.thumbnails = numpy.array(rows, dtype=numpy.float32).reshape(len(rows), SIDE * SIDE)
         self.masks = {target: numpy.mean(found, axis=0) > 0.5 for target, found in masks.items()}
-        self._neighbours: dict[tuple[str, str], TextNeighbours] = {}
+        self._neighbors: dict[tuple[str, str], TextNeighbors] = {}
 
     def majority(self, sample: Sample) -> str:
         """The commonest training answer to questions of this kind; of equals the first in the alphabet."""
@@ -83,10 +83,10 @@ class TrainingSplit:
         key = sample.task, sample.kind
         if key not in self.questions:
             return ""
-        if key not in self._neighbours:
-            self._neighbours[key] = TextNeighbours([question for question, _ in self.questions[key]])
+        if key not in self._neighbors:
+            self._neighbors[key] = TextNeighbors([question for question, _ in self.questions[key]])
         votes: collections.Counter[str] = collections.Counter()
-        for place, weight in self._neighbours[key].nearest(sample.text, NEIGHBOURS):
+        for place, weight in self._neighbors[key].nearest(sample.text, NEIGHBORS):
             votes[self.questions[key][place][1]] += weight  # type: ignore[assignment]
         return min(votes.items(), key=lambda pair: (-pair[1], pair[0]))[0]
 
@@ -107,7 +107,7 @@ class Baseline:
         if self.name == "copy-input":
             return kind.draws and kind.family != "generation"
         if self.name == "training-image":
-            found = self.training.pictures
+            found = self.training.images
             return any(key[0] == task and (sample is None or key[1] == sample.modality) for key in found)
         return False
 
@@ -118,7 +118,7 @@ class Baseline:
         if self.name == "copy-input":
             return Prediction(image=open_(sample.inputs[-1]))
         if self.name == "training-image":
-            choices = self.training.pictures[sample.task, sample.modality]
+            choices = self.training.images[sample.task, sample.modality]
             return Prediction(image=open_(choices[sample.seed(0) % len(choices)][1]))
         if self.name == "question-only":
             return Prediction(self.training.from_question(sample))

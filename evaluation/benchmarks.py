@@ -28,7 +28,7 @@ LETTER = "{question}\n{options}\nAnswer with the letter of the right option."
 PARTS = 20
 # Training records that baselines learn from, of each task.
 TRAINING_LIMIT = 20_000
-TRAINING_PICTURES = 6_000
+TRAINING_IMAGES = 6_000
 logger = logging.getLogger(__name__)
 
 
@@ -56,7 +56,7 @@ class Benchmark:
     extra: tuple[tuple[str, Any], ...] = ()
     prompt: str = ""
     choice_prompt: str = ""
-    rule: str = "normalised"
+    rule: str = "normalized"
     paper: str = ""
     note: str = ""
 
@@ -91,7 +91,7 @@ def _segmentation(name: str, source: str = "", split: str = "test") -> Benchmark
         (split,),
         ("segmentation",),
         paper=name,
-        note="The paper names neither splits nor prompts. Mask: bright pixels of the generated picture.",
+        note="The paper names neither splits nor prompts. Mask: bright pixels of the generated image.",
     )
 
 
@@ -121,7 +121,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         ("text_to_image", "planned_text_to_image"),
         paper="text-to-image",
         note="A folder of built records; validation and test are the 20 % that the paper tests on. The paper states "
-        "neither extractor nor number of pictures.",
+        "neither extractor nor number of images.",
     ),
     Benchmark("bci", "bci", ("test",), ("virtual_staining",), paper="bci"),
     Benchmark(
@@ -265,12 +265,12 @@ class BenchmarkData:
 
     def training(self) -> Iterator[Sample]:
         """Samples of the training split: of each task a random choice by hash of at most `TRAINING_LIMIT`, or
-        `TRAINING_PICTURES` where there are pictures to draw.
+        `TRAINING_IMAGES` where there are images to draw.
 
         A publisher's folder is walked once, and nobody knows then what comes: of it these are the samples whose hash
         is among the smallest up to there, which is all of that choice and some more of the early ones.
         """
-        limits = {task: TRAINING_PICTURES if TASKS[task].draws else TRAINING_LIMIT for task in self.tasks}
+        limits = {task: TRAINING_IMAGES if TASKS[task].draws else TRAINING_LIMIT for task in self.tasks}
         chosen = self._choose(("train",), limits) if self.paths else None
         smallest: dict[str, list[int]] = {task: [] for task in self.tasks}
         self.training_counts = dict.fromkeys(self.tasks, 0)

@@ -1,4 +1,4 @@
-"""A run's results for a checkpoint's card: tables, plots, generated pictures, `model-index` and `.eval_results`."""
+"""A run's results for a checkpoint's card: tables, plots, generated images, `model-index` and `.eval_results`."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ TYPES = {"answer": "visual-question-answering", "text": "image-to-text", "genera
 def fill_card_folder(out: str | Path, folder: str | Path) -> list[str]:
     """Copy what may be published of a finished run into the folder of a checkpoint.
 
-    Plots show scores, and `made` generated pictures: those go along where the search for copies of training pictures
+    Plots show scores, and `made` generated images: those go along where the search for copies of training images
     found none. Sheets show the data set and are never copied.
 
     Returns:
@@ -43,7 +43,7 @@ def fill_card_folder(out: str | Path, folder: str | Path) -> list[str]:
     files = [_copy(run / name, target / name) for name in FILES]
     for benchmark, found in results["benchmarks"].items():
         shown = {task for task, entry in found["tasks"].items() if _may_show(results["model"], entry)}
-        for path in _pictures(run, benchmark):
+        for path in _images(run, benchmark):
             if path.parent.name == "plots" or path.stem in shown:
                 files.append(_copy(path, target / path.relative_to(run)))
     for benchmark, found in results["benchmarks"].items():
@@ -72,18 +72,18 @@ def _remove_earlier(folder: Path) -> None:
         earlier = load_run(target)[1]
     except ValueError as error:
         raise ValueError(f"{target} is not of `unimedvl eval card`: move it away first.") from error
-    pictures = [path for benchmark in earlier["benchmarks"] for path in _pictures(target, benchmark)]
+    images = [path for benchmark in earlier["benchmarks"] for path in _images(target, benchmark)]
     tables = [folder / ".eval_results" / f"{benchmark}.yaml" for benchmark in earlier["benchmarks"]]
-    for path in [target / name for name in FILES] + pictures + tables:
+    for path in [target / name for name in FILES] + images + tables:
         path.unlink(missing_ok=True)
-    emptied = {folder for path in pictures for folder in (path.parent, path.parent.parent)}
+    emptied = {folder for path in images for folder in (path.parent, path.parent.parent)}
     for folder in sorted(emptied, reverse=True):
         if not any(folder.iterdir()):
             folder.rmdir()
 
 
-def _pictures(run: Path, benchmark: str) -> Iterator[Path]:
-    """The plots and grids of generated pictures that `visuals` names after tasks."""
+def _images(run: Path, benchmark: str) -> Iterator[Path]:
+    """The plots and grids of generated images that `visuals` names after tasks."""
     plots = ["scores", *(f"{task}_{kind}" for task in TASKS for kind in ("by_modality", "confusion", "reliability"))]
     for kind, names in (("plots", plots), ("made", list(TASKS))):
         for name in names:
@@ -93,9 +93,9 @@ def _pictures(run: Path, benchmark: str) -> Iterator[Path]:
 
 
 def _may_show(model: str, entry: dict[str, Any]) -> bool:
-    """Whether pictures may be published as generated: none may be a training picture."""
-    memory = entry.get("memorisation")
-    return bool(memory) and not memory["memorised"] and not memory["copies"] and not model.startswith("baseline:")
+    """Whether images may be published as generated: none may be a training image."""
+    memory = entry.get("memorization")
+    return bool(memory) and not memory["memorized"] and not memory["copies"] and not model.startswith("baseline:")
 
 
 def eval_results(benchmark: str, found: dict[str, Any], date: str) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 OUT/manifest.json   what ran: settings, versions, commit, digest of the weights, seconds
 OUT/results.json    scores with intervals, baselines, flags; the same bytes however the run was interrupted
 OUT/results.md      the same as a table, beside the paper's rows
-OUT/NAME/           predictions, generated pictures, scores of each sample, plots and sheets of a benchmark
+OUT/NAME/           predictions, generated images, scores of each sample, plots and sheets of a benchmark
 """
 
 import dataclasses
@@ -141,8 +141,8 @@ def score_benchmark(
     if training is not None:
         whole = sum(count for task, count in data.training_counts.items() if TASKS[task].family == "generation")
         for entry in tasks.values():
-            if "memorisation" in entry:
-                entry["memorisation"] |= {"searched": training.searched, "training_pictures": whole}
+            if "memorization" in entry:
+                entry["memorization"] |= {"searched": training.searched, "training_images": whole}
         say(f"{benchmark.name}: baselines from {training.count} training samples")
         for name in NAMES:
             _add_baseline(name, training, data, settings, scores, tasks)
@@ -186,8 +186,8 @@ def _add_baseline(
         entry: dict[str, Any] = {
             name_: value["value"] for name_, value in finished["metrics"].items() if value["value"] is not None
         }
-        if "memorisation" in finished:
-            entry["memorised"] = finished["memorisation"]["memorised"]
+        if "memorization" in finished:
+            entry["memorized"] = finished["memorization"]["memorized"]
         entry["flags"] = flags_of(task, finished, other)
         primary = TASKS[task].primary
         rows = {sample_id: row.get(primary) for sample_id, row in zip(other.ids, other.rows, strict=True)}
@@ -210,13 +210,13 @@ def flags_of(task: str, entry: dict[str, Any], scores: TaskScores) -> list[str]:
             flags.append(f"answers {said[0][:40]!r} to {said[1]} of {count} questions")
     copied = entry["metrics"].get("input_copied", {}).get("value")
     if copied is not None and copied >= 0.5:
-        flags.append(f"returns the input picture ({copied:.0%})")
-    memory = entry.get("memorisation")
-    if memory and memory["memorised"]:
-        flags.append(f"memorisation: {memory['copies']} of {memory['count']} pictures are training pictures")
+        flags.append(f"returns the input image ({copied:.0%})")
+    memory = entry.get("memorization")
+    if memory and memory["memorized"]:
+        flags.append(f"memorization: {memory['copies']} of {memory['count']} images are training images")
     spread = entry["metrics"].get("diversity_vendi_ratio", {}).get("value")
     if spread is not None and spread < 0.5:
-        flags.append(f"low diversity ({spread:.2f} of real pictures)")
+        flags.append(f"low diversity ({spread:.2f} of real images)")
     return flags
 
 

@@ -1,7 +1,7 @@
 """Asking a model every sample of a benchmark: in fixed batches, onto disk at once, and again from where it stopped.
 
 NAME/parts/00000.jsonl    one line per sample in whole batches, written by one process
-NAME/images/ID.png        generated pictures, written before their lines
+NAME/images/ID.png        generated images, written before their lines
 NAME/predictions.jsonl    all lines in order, when everything is done
 
 A batch is cut from the samples of one task in their order, so what shares a batch never depends on where a run was
@@ -28,7 +28,7 @@ from .samples import TASKS, Sample
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What was answered: a text, a picture, or both. `confidence`: see `Model.write`."""
+    """What was answered: a text, an image, or both. `confidence`: see `Model.write`."""
 
     text: str = ""
     image: Image.Image | None = None
@@ -74,17 +74,17 @@ class ModelPredictor:
         task = TASKS[samples[0].task]
         conversations = [sample.conversation() for sample in samples]
         texts: list[tuple[str, float | None]] = [("", None)] * len(samples)
-        pictures: list[Image.Image | None] = [None] * len(samples)
+        images: list[Image.Image | None] = [None] * len(samples)
         if task.writes and {"text", "text_from_image"} & self.model.abilities:
             texts = self.model.write(conversations, self.max_new_tokens or task.max_new_tokens)
         if task.draws:
             seeds = [sample.seed(self.seed) for sample in samples]
-            pictures = list(self.model.draw(conversations, task.preset, seeds))
-        return [Prediction(text, image, sure) for (text, sure), image in zip(texts, pictures, strict=True)]
+            images = list(self.model.draw(conversations, task.preset, seeds))
+        return [Prediction(text, image, sure) for (text, sure), image in zip(texts, images, strict=True)]
 
 
 def batched(samples: Iterable[tuple[float, Sample]], size: int) -> Iterator[tuple[int, float, list[Sample]]]:
-    """(number, share walked, samples of one task and number of pictures), in an order that depends on nothing else."""
+    """(number, share walked, samples of one task and number of images), in an order that depends on nothing else."""
     waiting: dict[tuple[str, int], list[Sample]] = {}
     number, share = 0, 0.0
     for share, sample in samples:
@@ -135,7 +135,7 @@ class PredictionStore:
         return [row for row in rows if row["batch"] not in missing]
 
     def write(self, rank: int, number: int, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> None:
-        """Add a batch: pictures first, then its lines in one write that reaches the disk."""
+        """Add a batch: images first, then its lines in one write that reaches the disk."""
         lines = []
         for place, (sample, prediction) in enumerate(zip(samples, predictions, strict=True)):
             image = ""
@@ -163,7 +163,7 @@ class PredictionStore:
         return {row["id"]: row for row in _rows(self.final)}
 
     def load(self, row: dict[str, Any]) -> Prediction:
-        """A stored prediction with its picture."""
+        """A stored prediction with its image."""
         if not row["image"]:
             return Prediction(row["text"])
         with Image.open(self.folder / row["image"]) as image:

@@ -1,7 +1,7 @@
-"""Reader studies: generated and real pictures in a blinded order, forms to fill in, and the scores of the answers.
+"""Reader studies: generated and real images in a blinded order, forms to fill in, and the scores of the answers.
 
-FOLDER/pictures/001.png ..   all of one size and format, without metadata
-FOLDER/index.html            the pictures with their numbers
+FOLDER/images/001.png ..   all of one size and format, without metadata
+FOLDER/index.html            the images with their numbers
 FOLDER/form.csv              number, rating (1 surely real .. 5 surely generated), comment: one copy for each reader
 FOLDER/key.json              what is what: not for readers
 """
@@ -26,12 +26,12 @@ SIDE = 512
 
 
 def make_study(out: str | Path, folder: str | Path, count: int, seed: int = 0) -> dict[str, Any]:
-    """A study of `count` generated pictures of a run and the real pictures of the same prompts.
+    """A study of `count` generated images of a run and the real images of the same prompts.
 
-    Real pictures go through the size of the generated ones, so that sharpness does not give the answer away.
+    Real images go through the size of the generated ones, so that sharpness does not give the answer away.
 
     Raises:
-        ValueError: if the run has no generated pictures, or the folder is not empty.
+        ValueError: if the run has no generated images, or the folder is not empty.
     """
     out, folder = Path(out), Path(folder)
     if folder.exists() and any(folder.iterdir()):
@@ -51,21 +51,21 @@ def make_study(out: str | Path, folder: str | Path, count: int, seed: int = 0) -
                 if made is not None:
                     pairs.append((sample.id, made, open_(sample.output)))
     if not pairs:
-        raise ValueError(f"{out} has no generated pictures: run a benchmark with text_to_image first.")
+        raise ValueError(f"{out} has no generated images: run a benchmark with text_to_image first.")
     pairs.sort(key=lambda pair: hashlib.sha256(f"{seed}/{pair[0]}".encode()).hexdigest())
     entries = [(name, True, made) for name, made, _ in pairs[:count]]
     entries += [(name, False, real.resize(made.size, Image.Resampling.BICUBIC)) for name, made, real in pairs[-count:]]
     random.Random(seed).shuffle(entries)
-    (folder / "pictures").mkdir(parents=True)
+    (folder / "images").mkdir(parents=True)
     (folder / ".gitignore").write_text("*\n", encoding="utf-8")
     key = {}
     for number, (name, generated, image) in enumerate(entries, 1):
         scale = SIDE / max(image.size)
         size = round(image.width * scale), round(image.height * scale)
         shown = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
-        # A colour profile would be saved along, and real pictures alone have one.
+        # A color profile would be saved along, and real images alone have one.
         shown.info.clear()
-        shown.save(folder / "pictures" / f"{number:03d}.png")
+        shown.save(folder / "images" / f"{number:03d}.png")
         key[str(number)] = {"id": name, "generated": generated}
     with open(folder / "form.csv", "w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
@@ -75,7 +75,7 @@ def make_study(out: str | Path, folder: str | Path, count: int, seed: int = 0) -
         render_page("reader_study", numbers=range(1, len(entries) + 1)), encoding="utf-8"
     )
     (folder / "key.json").write_text(json.dumps(key, indent=1) + "\n", encoding="utf-8")
-    return {"pictures": len(entries), "generated": min(count, len(pairs)), "folder": str(folder)}
+    return {"images": len(entries), "generated": min(count, len(pairs)), "folder": str(folder)}
 
 
 def score_study(folder: str | Path) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def score_study(folder: str | Path) -> dict[str, Any]:
             continue
         for number in key:
             if rows.get(number, "") not in ("1", "2", "3", "4", "5"):
-                raise ValueError(f"{path.name}: picture {number} needs a rating from 1 to 5.")
+                raise ValueError(f"{path.name}: image {number} needs a rating from 1 to 5.")
         ratings[path.stem] = [float(rows[number]) for number in key]
     if not ratings:
         raise ValueError(f"{folder} holds no filled-in form: copy form.csv for each reader and fill in the ratings.")

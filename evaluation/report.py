@@ -111,15 +111,15 @@ def task_table(task: str, entry: dict[str, Any]) -> list[str]:
             ]
         if flags := baseline["flags"]:
             lines += ["", f"Flags of {name} itself: {'; '.join(flags)}."]
-    memory = entry.get("memorisation")
+    memory = entry.get("memorization")
     if memory:
         lines += [
             "",
-            f"Copies of training pictures: {memory['copies']} of {memory['count']} (searched {memory['searched']} of "
-            f"{memory['training_pictures']}; held-out real pictures: {number(memory['held_out_copy_share'])} of all).",
+            f"Copies of training images: {memory['copies']} of {memory['count']} (searched {memory['searched']} of "
+            f"{memory['training_images']}; held-out real images: {number(memory['held_out_copy_share'])} of all).",
         ]
     if "extractor" in entry:
-        reliable = "" if entry.get("fid_reliable") else "; fewer pictures than features: read KID, not FID"
+        reliable = "" if entry.get("fid_reliable") else "; fewer images than features: read KID, not FID"
         lines += ["", f"Features: {entry['extractor']}{reliable}."]
     if entry["flags"]:
         lines += ["", f"**Flags: {'; '.join(entry['flags'])}.**"]

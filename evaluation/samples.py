@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Picture, Record
+from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Record, RecordImage
 from unimedvl.unimed5m.templates import choose
 
 from .metrics.answers import kind_of
@@ -24,8 +24,8 @@ class Task:
     Attributes:
         family: how its answers are scored: "answer", "text", "generation", "translation", "segmentation" or
             "counterfactual".
-        writes, draws: whether text and a picture are wanted.
-        preset: name of the sampler settings for the picture.
+        writes, draws: whether text and an image are wanted.
+        preset: name of the sampler settings for the image.
         primary: the score that the task is judged by.
         better: 1 where a higher primary score is better, -1 where a lower one is.
         max_new_tokens: length limit of the text.
@@ -67,10 +67,10 @@ class Sample:
     Attributes:
         id: the record's.
         task: key of `TASKS`.
-        messages: the conversation up to the answer: (role, parts), a part being a text or an input picture.
-        text: the text of the last human turn, without pictures.
-        inputs: the pictures that the model sees.
-        output: the picture that it should make, if any.
+        messages: the conversation up to the answer: (role, parts), a part being a text or an input image.
+        text: the text of the last human turn, without images.
+        inputs: the images that the model sees.
+        output: the image that it should make, if any.
         reference: the text that it should write, "" if none.
         kind: of an answer, see the metric `vqa_accuracy`.
         options: texts of the options of a multiple-choice question.
@@ -82,10 +82,10 @@ class Sample:
     modality: str
     dataset: str
     group_id: str
-    messages: tuple[tuple[str, tuple[str | Picture, ...]], ...]
+    messages: tuple[tuple[str, tuple[str | RecordImage, ...]], ...]
     text: str
-    inputs: tuple[Picture, ...]
-    output: Picture | None
+    inputs: tuple[RecordImage, ...]
+    output: RecordImage | None
     reference: str
     kind: str = "open"
     options: tuple[str, ...] = ()
@@ -93,7 +93,7 @@ class Sample:
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def conversation(self) -> list[dict[str, Any]]:
-        """The messages in the form of transformers' chat templates, pictures as PIL images."""
+        """The messages in the form of transformers' chat templates, images as PIL images."""
         return [
             {
                 "role": role,
@@ -112,20 +112,20 @@ class Sample:
         return int.from_bytes(hashlib.sha256(f"{base}/{self.id}".encode()).digest()[:4], "big")
 
 
-def open_(picture: Picture) -> Image.Image:
-    """A picture as an 8-bit RGB image, windowed where it has more levels.
+def open_(source_image: RecordImage) -> Image.Image:
+    """An image as an 8-bit RGB image, windowed where it has more levels.
 
     Raises:
         ValueError: if the record holds its path only, or it cannot be decoded.
     """
     from unimedvl.processing.medical_formats_unimedvl import load_medical_image
 
-    if picture.data is None:
-        raise ValueError(f"{picture.path}: the record holds no image bytes: build it from the images.")
-    with Image.open(io.BytesIO(picture.data)) as image:
+    if source_image.data is None:
+        raise ValueError(f"{source_image.path}: the record holds no image bytes: build it from the images.")
+    with Image.open(io.BytesIO(source_image.data)) as image:
         if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
             return image.convert("RGB")
-    return load_medical_image(picture.data).convert("RGB")
+    return load_medical_image(source_image.data).convert("RGB")
 
 
 def sample_of(record: Record, prompt: str = "", choice_prompt: str = "") -> Sample | None:
@@ -189,12 +189,14 @@ def _answer(record: Record, text: str, extra: dict[str, Any], options: tuple[str
     return final, kind, ""
 
 
-def _messages(turns: list[Any], pictures: tuple[Picture, ...]) -> tuple[tuple[str, tuple[str | Picture, ...]], ...]:
+def _messages(
+    turns: list[Any], images: tuple[RecordImage, ...]
+) -> tuple[tuple[str, tuple[str | RecordImage, ...]], ...]:
     places = sum(turn.value.count(IMAGE_PLACEHOLDER) for turn in turns if turn.role == "human")
-    waiting = list(pictures)
-    messages: list[tuple[str, tuple[str | Picture, ...]]] = []
+    waiting = list(images)
+    messages: list[tuple[str, tuple[str | RecordImage, ...]]] = []
     for index, turn in enumerate(turns):
-        parts: list[str | Picture] = []
+        parts: list[str | RecordImage] = []
         if turn.role == "human" and not places and index == 0:
             parts += waiting
         pieces = turn.value.split(IMAGE_PLACEHOLDER)

@@ -30,11 +30,11 @@ class Settings:
     Attributes:
         extractor: features for FID, KID and diversity.
         image_text: encoder of the image-text score, None for none.
-        classifier: probability of the asked finding in pictures, None for none.
+        classifier: probability of the asked finding in images, None for none.
         rule: of all answers; "" for the sample's own, which one with a stated value has, else `own_rule`.
         own_rule: the benchmark's.
         resize: of images of different sizes, see `metrics.images`.
-        lpips: distance of two pictures, None for none.
+        lpips: distance of two images, None for none.
         meteor: whether METEOR runs.
         clinical: {score: function of two lists of texts} for reports.
     """
@@ -43,7 +43,7 @@ class Settings:
     image_text: ImageTextEncoder | None = None
     classifier: Callable[[Sequence[Image.Image]], numpy.ndarray] | None = None
     rule: str = ""
-    own_rule: str = "normalised"
+    own_rule: str = "normalized"
     resize: str = "prediction"
     lpips: Any = None
     meteor: bool = True
@@ -85,10 +85,10 @@ class TaskScores:
             self.texts.append((prediction.text, sample.reference))
             row |= texts.rouge_scores(*self.texts[-1])
         if sample.output is not None and prediction.image is not None:
-            row |= self._picture(family, sample, prediction.image, settings)
+            row |= self._image(family, sample, prediction.image, settings)
         self.rows.append(row)
 
-    def _picture(self, family: str, sample: Sample, made: Image.Image, settings: Settings) -> dict[str, Value]:
+    def _image(self, family: str, sample: Sample, made: Image.Image, settings: Settings) -> dict[str, Value]:
         assert sample.output is not None
         real = open_(sample.output)
         if family == "segmentation":
@@ -116,7 +116,7 @@ class TaskScores:
         """The scores of the task.
 
         Args:
-            training: thumbnails of training pictures, for the search for copies.
+            training: thumbnails of training images, for the search for copies.
             intervals: whether to resample; baselines are shown without.
 
         Returns:
@@ -144,7 +144,7 @@ class TaskScores:
             metrics |= names_
             result |= details
         if family == "generation" and training is not None and len(training) and self.made_small:
-            result["memorisation"] = self._memorisation(training)
+            result["memorization"] = self._memorization(training)
         if family == "counterfactual":
             judged = [
                 (value, group)
@@ -176,7 +176,7 @@ class TaskScores:
         groups = [group for group, row in zip(self.groups, self.rows, strict=True) if "rouge_l" in row]
         return statistic_intervals(rows, groups, texts.bleu_from_statistics, **few)
 
-    def _memorisation(self, training: numpy.ndarray) -> dict[str, Any]:
+    def _memorization(self, training: numpy.ndarray) -> dict[str, Any]:
         made = nearest(numpy.array(self.made_small), training)[0]
         held_out = nearest(numpy.array(self.real_small), training)[0]
         scores = memorization_scores(made, held_out)

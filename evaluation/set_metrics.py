@@ -1,4 +1,4 @@
-"""Scores of whole sets of pictures, with intervals from resampling whole groups: FID, KID, diversity, AUROC."""
+"""Scores of whole sets of images, with intervals from resampling whole groups: FID, KID, diversity, AUROC."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy
 
 from .metrics.distributions import diversity_scores, frechet_distance, kernel_distance
-from .metrics.intervals import recentred_interval, resampled_places, rounded
+from .metrics.intervals import recentered_interval, resampled_places, rounded
 from .metrics.ranking import auroc, f1_score
 
 RESAMPLES = 50
@@ -35,7 +35,7 @@ def distribution_set(
         every modality has more images than features.
     """
     modalities, groups = numpy.array(modalities), numpy.array(groups)
-    assert len(made) == len(real) == len(modalities), "every sample of a task that draws has a picture"
+    assert len(made) == len(real) == len(modalities), "every sample of a task that draws has an image"
     usable = [name for name in sorted(set(modalities.tolist())) if (modalities == name).sum() >= 2]
     details: dict[str, Any] = {"extractor": extractor, "distribution_by_modality": {}}
     if not usable:
@@ -50,7 +50,7 @@ def distribution_set(
             details["distribution_by_modality"][modality][name] = rounded(value)
         value = float(numpy.mean(list(values.values())))
         drawn = _resampled_means(sets, distance, resamples)
-        metrics[name] = {"value": rounded(value), "count": len(made)} | recentred_interval(value, drawn)
+        metrics[name] = {"value": rounded(value), "count": len(made)} | recentered_interval(value, drawn)
     least = min(int((modalities == modality).sum()) for modality in usable)
     details["fid_reliable"] = least > made.shape[1]
     spread = diversity_scores(made, real, modalities)
@@ -97,5 +97,5 @@ def counterfactual_set(
         for chosen in resampled_places(groups, RESAMPLES):
             other = auroc(values[chosen].tolist(), truth[chosen].tolist())
             drawn += [] if other is None else [other]
-        found["auroc"] = {"value": rounded(area)} | recentred_interval(area, drawn)
+        found["auroc"] = {"value": rounded(area)} | recentered_interval(area, drawn)
     return {name: entry | {"count": count} for name, entry in found.items()}

@@ -1,8 +1,8 @@
-"""Plots of a run's scores, and sheets of its pictures.
+"""Plots of a run's scores, and sheets of its images.
 
 OUT/NAME/plots/*.png    scores only: may be published
-OUT/NAME/made/*.png     generated pictures only: may be published where none is a copy of a training picture
-OUT/NAME/sheets/*.png   pictures of the data set beside generated ones: stay where the data may be
+OUT/NAME/made/*.png     generated images only: may be published where none is a copy of a training image
+OUT/NAME/sheets/*.png   images of the data set beside generated ones: stay where the data may be
 """
 
 import heapq
@@ -164,8 +164,8 @@ def plot_confusion(task: str, answers: list[tuple[str, str, float | None, float]
     shares = counts / counts.sum(axis=1, keepdims=True)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for row, column in numpy.argwhere(counts):
-        colour = "white" if shares[row, column] > 0.5 else INK
-        axis.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=colour)
+        color = "white" if shares[row, column] > 0.5 else INK
+        axis.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=color)
     names = [label[:24] for label in common]
     axis.set_xticks(range(len(common) + 1), [*names, "another answer"], rotation=60, ha="right", fontsize=7)
     axis.set_yticks(range(len(common)), names, fontsize=7)
@@ -200,11 +200,11 @@ def plot_reliability(task: str, answers: list[tuple[str, str, float | None, floa
 
 
 def sheet(rows: list[tuple[Sample, Any]], store: PredictionStore, predictions: dict[str, Any], path: Path) -> Path:
-    """A row per sample: inputs, the true picture, the generated one, with scores."""
+    """A row per sample: inputs, the true image, the generated one, with scores."""
     lines = []
     for sample, score in rows:
         made = store.load(predictions[sample.id]).image
-        cells = [("input", open_(picture)) for picture in sample.inputs]
+        cells = [("input", open_(source_image)) for source_image in sample.inputs]
         cells += [("true", open_(sample.output))] if sample.output is not None else []
         cells += [("generated", made)] if made is not None else []
         values = ", ".join(f"{name} {value:.3g}" for name, value in score.items() if value is not None)
@@ -223,12 +223,12 @@ def sheet(rows: list[tuple[Sample, Any]], store: PredictionStore, predictions: d
     return path
 
 
-def grid(pictures: list[Image.Image | None], path: Path) -> Path:
-    """Pictures side by side."""
-    shown = [picture for picture in pictures if picture is not None]
+def grid(images: list[Image.Image | None], path: Path) -> Path:
+    """Images side by side."""
+    shown = [image for image in images if image is not None]
     page = Image.new("RGB", (max(len(shown), 1) * CELL, CELL), "white")
-    for column, picture in enumerate(shown):
-        page.paste(_fitted(picture), (column * CELL, 0))
+    for column, image in enumerate(shown):
+        page.paste(_fitted(image), (column * CELL, 0))
     page.save(path)
     return path
 

@@ -39,7 +39,7 @@ def check_folder(directory: str | os.PathLike) -> list[str]:
     Raises:
         ValueError: if the folder is not a whole checkpoint, holds pickles, links to anything but this package's
             model and processor code, access tokens or unknown files, or
-            has no card with a licence.
+            has no card with a license.
     """
     folder = Path(directory)
     if not folder.is_dir():
@@ -69,7 +69,7 @@ def check_folder(directory: str | os.PathLike) -> list[str]:
 
 def _check_card(folder: Path) -> None:
     if not (folder / "README.md").is_file():
-        raise ValueError(f"{str(folder)!r} has no README.md: write a model card with licence and intended use.")
+        raise ValueError(f"{str(folder)!r} has no README.md: write a model card with license and intended use.")
     card = ModelCard.load(folder / "README.md")
     if not card.data.license:
         raise ValueError("the model card names no license: add `license:` to the front matter of README.md.")

@@ -248,7 +248,7 @@ class UniMedVLOutput(ModelOutput):
 
     Attributes:
         loss: `ce_loss_weight * ce_loss + mse_loss_weight * mse_loss` over the parts that are present.
-        ce_loss: mean cross entropy of the labelled tokens.
+        ce_loss: mean cross entropy of the labeled tokens.
         mse_loss: mean squared velocity error of the noised tokens.
         logits: (B, S, V), or (number of labels, V) for a pack with labels.
         velocity, flow_target, past_key_values, hidden_states, attentions: see `UniMedVLModelOutput`.
@@ -1089,7 +1089,7 @@ class UniMedVLForConditionalGeneration(UniMedVLPreTrainedModel, UniMedVLGenerati
             generator: for the posterior draws.
             block_ids: int64 (B, S), block of each token, -1 for text; only needed for multi-frame blocks.
             sample_ids: int64 (B, S), sample of each token in a pack, -1 for padding. With `labels`, `logits` then
-                holds the labelled rows only.
+                holds the labeled rows only.
             labels: int64 (B, S), the ids to predict (shifted here), -100 to ignore.
             label_weights: float (B, S); the cross entropy becomes the mean weighted by them.
             flow_noise: float (N, L), noise of the noised tokens; drawn when missing.
@@ -1162,13 +1162,13 @@ class UniMedVLForConditionalGeneration(UniMedVLPreTrainedModel, UniMedVLGenerati
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             return self.lm_head(hidden_BSD[:, kept]), None
         targets_BS = F.pad(labels[:, 1:], (0, 1), value=-100).to(hidden_BSD.device)
-        labelled_BS = targets_BS != -100
+        labeled_BS = targets_BS != -100
         # A pack is long and the vocabulary is wide: only the rows that carry a label are projected.
-        logits = self.lm_head(hidden_BSD[labelled_BS] if packed else hidden_BSD)
-        rows = logits if packed else logits[labelled_BS]
-        losses = F.cross_entropy(rows.float(), targets_BS[labelled_BS], reduction="none")
+        logits = self.lm_head(hidden_BSD[labeled_BS] if packed else hidden_BSD)
+        rows = logits if packed else logits[labeled_BS]
+        losses = F.cross_entropy(rows.float(), targets_BS[labeled_BS], reduction="none")
         if label_weights is not None:
-            weights = F.pad(label_weights[:, 1:], (0, 1)).to(losses.device)[labelled_BS]
+            weights = F.pad(label_weights[:, 1:], (0, 1)).to(losses.device)[labeled_BS]
             return logits, (losses * weights).sum() / weights.sum().clamp(min=torch.finfo(losses.dtype).tiny)
         count = losses.shape[0] if num_items_in_batch is None else num_items_in_batch
         return logits, losses.sum() / max(count, 1)

@@ -1,4 +1,4 @@
-"""Conversations as callers write them: checked, made plain for the chat template, and their pictures loaded."""
+"""Conversations as callers write them: checked, made plain for the chat template, and their images loaded."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def plain_conversations(
 ) -> tuple[list[list[dict[str, Any]]], bool]:
     """Conversations the template can render, and whether a batch was given.
 
-    Pictures are left out of the image items, and with `mark` every text stands between the two marks (which are
+    Images are left out of the image items, and with `mark` every text stands between the two marks (which are
     removed from the texts themselves). Raises ValueError for everything malformed.
     """
     conversations, is_batch = _as_batch(conversation)
@@ -49,7 +49,7 @@ def plain_conversations(
 def conversations_with_images(
     conversation: Any, images: list, allow_url: bool, max_pixels: int
 ) -> list[list[Image.Image]]:
-    """The loaded pictures of each conversation; image items without one take the next of `images`."""
+    """The loaded images of each conversation; image items without one take the next of `images`."""
     remaining = list(images)
     loaded = []
     for messages in _as_batch(conversation)[0]:
@@ -61,7 +61,7 @@ def conversations_with_images(
                 source = _image_source(item)
                 if source is None:
                     if not remaining:
-                        raise ValueError('An image item has no picture: write {"type": "image", "image": picture}.')
+                        raise ValueError('An image item has no image: write {"type": "image", "image": image}.')
                     source = remaining.pop(0)
                 options = {name: item[name] for name in VIEW_OPTIONS if item.get(name) is not None}
                 view = View.from_dict(options, max_pixels=max_pixels, allow_url=allow_url)
@@ -118,7 +118,7 @@ def _image_source(item: dict[str, Any]) -> Any:
     """What an image item holds, or None."""
     sources = [item[key] for key in IMAGE_KEYS if item.get(key) is not None]
     if len(sources) > 1:
-        raise ValueError(f"An image item holds {len(sources)} pictures: keep one of {', '.join(IMAGE_KEYS)}.")
+        raise ValueError(f"An image item holds {len(sources)} images: keep one of {', '.join(IMAGE_KEYS)}.")
     if sources and item.get("base64") is not None:
         data = item["base64"]
         return data if data.startswith("data:") else f"data:image/png;base64,{data}"

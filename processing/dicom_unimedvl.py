@@ -15,7 +15,7 @@ from .pixel_windows_unimedvl import (
     check_image_size,
     check_volume_size,
     checked_index,
-    picture_from_uint8,
+    image_from_uint8,
     square_pixels,
     usable_spacing,
     values_to_uint8,
@@ -100,7 +100,7 @@ class DicomFile:
         stream: a binary file object, read to its end.
 
     Raises:
-        ValueError: one sentence that quotes no tag, for a file that is damaged or holds no readable picture.
+        ValueError: one sentence that quotes no tag, for a file that is damaged or holds no readable image.
     """
 
     def __init__(self, stream: Any):
@@ -123,7 +123,7 @@ class DicomFile:
             raise ValueError(DEFLATED)
         if not described or not any(f"{kind}PixelData" in dataset for kind in ("", "Float", "DoubleFloat")):
             raise ValueError(
-                "The DICOM file holds no picture: pass an image object, not a report, a plan or a directory."
+                "The DICOM file holds no image: pass an image object, not a report, a plan or a directory."
             )
         try:
             with no_patient_text():
@@ -147,7 +147,7 @@ class DicomFile:
     def image(self, view: View, series_range: Callable[[View], tuple[float, float]] | None = None) -> Image.Image:
         """One frame as an 8-bit "L" or "RGB" image with square pixels, the middle one by default.
 
-        Grey levels: modality LUT or rescale, then the view's window (in those units, LINEAR_EXACT), else the file's
+        Gray levels: modality LUT or rescale, then the view's window (in those units, LINEAR_EXACT), else the file's
         VOI LUT, else the first of its windows by its VOI LUT function, else 8-bit levels as they are, else percentiles
         outside the pixel padding value, of all frames (or whatever `series_range` makes black and white in the series
         that the file belongs to) or of this one. A window holds for each channel of a color image. MONOCHROME1 is
@@ -188,7 +188,7 @@ class DicomFile:
             levels = values_to_uint8(values, black_white)
         if kind == "MONOCHROME1":
             levels = 255 - levels
-        return square_pixels(picture_from_uint8(levels), column_spacing, row_spacing, view.max_pixels)
+        return square_pixels(image_from_uint8(levels), column_spacing, row_spacing, view.max_pixels)
 
     def black_white(self, view: View) -> tuple[float, float]:
         """The values that the percentiles of all frames make black and white."""

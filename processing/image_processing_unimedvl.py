@@ -74,7 +74,7 @@ def reference_size(
 
 
 def convert_to_rgb(image: Image.Image) -> Image.Image:
-    """RGB copy of an 8-bit picture as the reference makes it: RGBA or a transparent colour goes on white, the rest is
+    """RGB copy of an 8-bit image as the reference makes it: RGBA or a transparent color goes on white, the rest is
     PIL's conversion (which drops the alpha of "LA")."""
     if image.mode == "RGBA" or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
@@ -82,12 +82,12 @@ def convert_to_rgb(image: Image.Image) -> Image.Image:
         white.paste(image, mask=image.split()[3])
         return white
     if image.mode == "LAB":
-        raise ValueError("LAB pictures can not be converted to RGB: save the picture as an RGB PNG first.")
+        raise ValueError("LAB images can not be converted to RGB: save the image as an RGB PNG first.")
     return image.convert("RGB")
 
 
 def pixels_from_image(image: Image.Image) -> np.ndarray:
-    """(3, H, W) float32 in [-1, 1] of an RGB picture."""
+    """(3, H, W) float32 in [-1, 1] of an RGB image."""
     return _PIXEL_VALUE_OF_LEVEL[np.asarray(image)].transpose(2, 0, 1)
 
 
@@ -112,15 +112,15 @@ def flatten_images(images: Any) -> list:
 
 
 class UniMedVLImageProcessor(PilBackend):
-    """Pictures to the tensors of UniMedVL, bit-equal to the reference for plain 8-bit pictures.
+    """Images to the tensors of UniMedVL, bit-equal to the reference for plain 8-bit images.
 
     Settings (constructor arguments, saved in `processor_config.json`, each overridable per call); a transform is a
     dict of `max_image_size`, `min_image_size`, `image_stride` and optionally `max_pixels`:
       understanding_transform: for the ViT in text mode (the reference's question answering and training).
-      vae_transform: for the pictures the VAE encodes in image and interleaved mode; its stride is VAE stride times
+      vae_transform: for the images the VAE encodes in image and interleaved mode; its stride is VAE stride times
         latent patch, the pixels one latent token covers.
-      vit_transform: for the ViT where the picture also goes through the VAE. (387 is the published value.)
-      pipeline: "chain" resizes with `vae_transform` first and feeds that picture to VAE and ViT, as the reference's
+      vit_transform: for the ViT where the image also goes through the VAE. (387 is the published value.)
+      pipeline: "chain" resizes with `vae_transform` first and feeds that image to VAE and ViT, as the reference's
         InterleaveInferencer does; "direct" gives the ViT the original. None: "direct" with `understanding_transform`
         in text mode, "chain" otherwise. "chain" in text mode uses `vit_transform`.
       patch_size: side in pixels of a ViT patch; divides the strides of both ViT transforms.
@@ -134,7 +134,7 @@ class UniMedVLImageProcessor(PilBackend):
       latent_pixel_values (N, 3, Hmax, Wmax) float32 in [-1, 1], zero padded at the bottom and the right,
       latent_image_sizes (N, 2) int64, rows (height, width) in pixels without the padding.
     Without images it returns nothing. `return_tensors` is "pt", "np" or None (as "np"). Raises ValueError for
-    unreadable pictures and impossible settings.
+    unreadable images and impossible settings.
     """
 
     model_input_names = ["pixel_values", "image_grid_thw", "latent_pixel_values", "latent_image_sizes"]
@@ -234,7 +234,7 @@ class UniMedVLImageProcessor(PilBackend):
     def _resized(
         self, image: Image.Image, generation_mode: str, num_images: int, settings: dict[str, Any]
     ) -> tuple[Image.Image, Image.Image | None]:
-        """The RGB pictures the ViT and the VAE see."""
+        """The RGB images the ViT and the VAE see."""
         pipeline = settings["pipeline"] or ("direct" if generation_mode == "text" else "chain")
         vit_transform = settings["vit_transform"]
         vae_image = None

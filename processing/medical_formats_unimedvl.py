@@ -24,15 +24,15 @@ from .pixel_windows_unimedvl import (
     check_image_size,
     check_volume_size,
     checked_index,
-    picture_from_uint8,
+    image_from_uint8,
     values_to_uint8,
 )
 from .view_unimedvl import View
 
-# Formats PIL decodes by itself; others (EPS, FPX, ...) start programs or carry no medical pictures.
-PICTURE_FORMATS = ("PNG", "JPEG", "JPEG2000", "TIFF", "BMP", "GIF", "WEBP", "PPM", "AVIF")
+# Formats PIL decodes by itself; others (EPS, FPX, ...) start programs or carry no medical images.
+IMAGE_FORMATS = ("PNG", "JPEG", "JPEG2000", "TIFF", "BMP", "GIF", "WEBP", "PPM", "AVIF")
 READABLE = "a PNG, JPEG, JPEG 2000, TIFF, BMP, GIF, WebP, PNM, DICOM, NIfTI or .npy file"
-GREY_BEYOND_8_BITS = ("I", "F")
+GRAY_BEYOND_8_BITS = ("I", "F")
 EXIF_ORIENTATION = 0x0112
 MAX_DOWNLOAD_BYTES = 2**28
 DOWNLOAD_TIMEOUT_SECONDS = 30
@@ -94,7 +94,7 @@ def load_medical_image(
         frame: of a multi-frame DICOM (middle by default), a 4-D NIfTI (required), a TIFF or GIF (first by default).
         plane: of a NIfTI volume: "axial" (default), "coronal" or "sagittal".
         slice_index: of a NIfTI volume or DICOM series, from 0; the middle one by default.
-        percentiles: the grey levels that become black and white where neither a window nor 8-bit levels are given.
+        percentiles: the gray levels that become black and white where neither a window nor 8-bit levels are given.
         percentiles_of: "volume" or "slice": what the percentiles are taken of.
         max_pixels: larger images are refused.
         allow_url: also fetch http(s) URLs, at most 256 MiB each, and read them like files. Off by default.
@@ -229,7 +229,7 @@ def _from_stream(stream: Any, name: str) -> Opened:
     if is_dicom(start, name):
         return DicomFile(stream)
     Image.init()
-    known = [kind for kind in PICTURE_FORMATS if kind in Image.OPEN]
+    known = [kind for kind in IMAGE_FORMATS if kind in Image.OPEN]
     with _decoding(what):
         return _Pages(Image.open(stream, formats=known), what)
 
@@ -254,75 +254,75 @@ def _read_npy(stream: Any, what: str) -> np.ndarray:
 class _Pages:
     """A PIL image with its pages. One that was opened here, from a file called `what`, is not handed out itself."""
 
-    def __init__(self, picture: Image.Image, what: str = ""):
-        self._picture, self._what = picture, what
+    def __init__(self, image: Image.Image, what: str = ""):
+        self._image, self._what = image, what
 
     def close(self) -> None:
-        self._picture.close()
+        self._image.close()
 
     def image(self, view: View) -> Image.Image:
         """A page decoded, upright and in 8 bits."""
         view.refuse_slice()
-        shown = self._page(self._picture, view, self._what or "The image")
+        shown = self._page(self._image, view, self._what or "The image")
         # A copy, because an opened image needs its file again whenever its frames are counted.
         return shown.copy() if self._what else shown
 
-    def _page(self, picture: Image.Image, view: View, what: str) -> Image.Image:
-        check_image_size(*picture.size, view.max_pixels)
+    def _page(self, image: Image.Image, view: View, what: str) -> Image.Image:
+        check_image_size(*image.size, view.max_pixels)
         with _decoding(what):
-            frames = 1 if view.frame is None else getattr(picture, "n_frames", 1)
+            frames = 1 if view.frame is None else getattr(image, "n_frames", 1)
         if chosen := checked_index(view.frame, frames, "frame", default=0):
             with _decoding(what):
-                picture.seek(chosen)
-            check_image_size(*picture.size, view.max_pixels)
+                image.seek(chosen)
+            check_image_size(*image.size, view.max_pixels)
         with _decoding(what):
-            picture.load()
-        is_deep = picture.mode in GREY_BEYOND_8_BITS or picture.mode.startswith("I;16")
-        black_white = view.black_white(_deep_pages(picture, view, what)) if is_deep or view.window else None
+            image.load()
+        is_deep = image.mode in GRAY_BEYOND_8_BITS or image.mode.startswith("I;16")
+        black_white = view.black_white(_deep_pages(image, view, what)) if is_deep or view.window else None
         with _decoding(what):
-            if picture.getexif().get(EXIF_ORIENTATION, 1) != 1:
-                picture = ImageOps.exif_transpose(picture)
+            if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
+                image = ImageOps.exif_transpose(image)
         if black_white is None:
-            return picture
-        if picture.mode[0] not in "LIF" and picture.mode not in ("RGB", "RGBA"):
-            picture = picture.convert("RGB")
-        array = np.asarray(picture)
-        if picture.mode in ("RGBA", "LA"):
+            return image
+        if image.mode[0] not in "LIF" and image.mode not in ("RGB", "RGBA"):
+            image = image.convert("RGB")
+        array = np.asarray(image)
+        if image.mode in ("RGBA", "LA"):
             levels = values_to_uint8(array[..., :-1], black_white)
-            return picture_from_uint8(np.concatenate([levels, array[..., -1:]], axis=-1))
-        return picture_from_uint8(values_to_uint8(array, black_white))
+            return image_from_uint8(np.concatenate([levels, array[..., -1:]], axis=-1))
+        return image_from_uint8(values_to_uint8(array, black_white))
 
 
-def _deep_pages(picture: Image.Image, view: View, what: str) -> Iterator[np.ndarray]:
+def _deep_pages(image: Image.Image, view: View, what: str) -> Iterator[np.ndarray]:
     """The pages whose values count for the percentiles of the present one, which is the present one afterwards."""
-    shown, size, mode = picture.tell(), picture.size, picture.mode
+    shown, size, mode = image.tell(), image.size, image.mode
     with _decoding(what):
-        pages = _page_count(picture) if view.percentiles_of == "volume" else 1
-        picture.load()
+        pages = _page_count(image) if view.percentiles_of == "volume" else 1
+        image.load()
     if pages == 1:
-        yield np.asarray(picture)
+        yield np.asarray(image)
         return
     check_volume_size(pages * size[0] * size[1])
     for page in range(pages):
         with _decoding(what):
-            picture.seek(page)
-            is_alike = (picture.size, picture.mode) == (size, mode)
-            values = np.array(picture) if is_alike else None
+            image.seek(page)
+            is_alike = (image.size, image.mode) == (size, mode)
+            values = np.array(image) if is_alike else None
         if values is not None:
             yield values
     with _decoding(what):
-        picture.seek(shown)
-        picture.load()
+        image.seek(shown)
+        image.load()
 
 
-def _page_count(picture: Image.Image) -> int:
+def _page_count(image: Image.Image) -> int:
     """The pages that can be read of an image somebody opened: one, if its file is closed again."""
-    shown = picture.tell()
+    shown = image.tell()
     try:
-        pages = getattr(picture, "n_frames", 1)
+        pages = getattr(image, "n_frames", 1)
         if pages > 1:
-            picture.seek((shown + 1) % pages)
-            picture.seek(shown)
+            image.seek((shown + 1) % pages)
+            image.seek(shown)
         return pages
     # What PIL raises for each operation that needs the file.
     except ValueError:
@@ -356,4 +356,4 @@ class _Array:
             array = array.astype(np.uint8) * 255
         if view.window is not None or array.dtype != np.uint8:
             array = values_to_uint8(array, view.black_white([array]))
-        return picture_from_uint8(array)
+        return image_from_uint8(array)

@@ -1,4 +1,4 @@
-"""Slices of NIfTI volumes as 8-bit pictures."""
+"""Slices of NIfTI volumes as 8-bit images."""
 
 import gzip
 import importlib
@@ -14,7 +14,7 @@ from PIL import Image
 from .pixel_windows_unimedvl import (
     check_image_size,
     checked_index,
-    picture_from_uint8,
+    image_from_uint8,
     square_pixels,
     usable_spacing,
     values_to_uint8,
@@ -145,7 +145,7 @@ class NiftiVolume:
             levels = values_to_uint8(array, view.black_white([array]))
         else:
             levels = values_to_uint8(array, self.black_white(view, frame))
-        return square_pixels(picture_from_uint8(levels), self._zooms[columns], self._zooms[rows], view.max_pixels)
+        return square_pixels(image_from_uint8(levels), self._zooms[columns], self._zooms[rows], view.max_pixels)
 
     def black_white(self, view: View, frame: int = 0) -> tuple[float, float]:
         """The values that become black and white in every slice of a frame."""
@@ -162,7 +162,7 @@ class NiftiVolume:
         return self._voxels[frame]
 
     def slices(self, plane: str) -> np.ndarray:
-        """All slices of a 3-D volume as `image` shows them, before grey levels: (slices, rows, columns)."""
+        """All slices of a 3-D volume as `image` shows them, before gray levels: (slices, rows, columns)."""
         return self._displayed(self.voxels(), plane)
 
     def spacing(self, plane: str) -> tuple[float, float]:

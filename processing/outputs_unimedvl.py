@@ -1,4 +1,4 @@
-"""Model outputs as pictures and class maps."""
+"""Model outputs as images and class maps."""
 
 from typing import Any
 
@@ -14,15 +14,15 @@ def generated(output: Any, name: str) -> Any:
     return output if isinstance(output, torch.Tensor) else getattr(output, name, output)
 
 
-def are_pictures(images: Any) -> bool:
-    """Whether this is a PIL picture or a non-empty list of them."""
+def are_images(images: Any) -> bool:
+    """Whether this is a PIL image or a non-empty list of them."""
     return isinstance(images, Image.Image) or (
         isinstance(images, list | tuple) and bool(images) and all(isinstance(image, Image.Image) for image in images)
     )
 
 
-def pictures_from_pixels(pixels: Any) -> list[Image.Image]:
-    """PIL RGB pictures of float pixels in [-1, 1]: (N, 3, H, W), (3, H, W) or a list of (3, H, W).
+def images_from_pixels(pixels: Any) -> list[Image.Image]:
+    """PIL RGB images of float pixels in [-1, 1]: (N, 3, H, W), (3, H, W) or a list of (3, H, W).
 
     The level is truncated, not rounded, as in the BAGEL reference. Raises ValueError for other shapes and for
     non-finite values.
@@ -31,7 +31,7 @@ def pictures_from_pixels(pixels: Any) -> list[Image.Image]:
         pixels = [pixels]
     if not isinstance(pixels, torch.Tensor | list | tuple):
         raise ValueError(f"Images can not be a {type(pixels).__name__}: pass what generate returned in image mode.")
-    pictures = []
+    images = []
     for image in pixels:
         is_float = isinstance(image, torch.Tensor) and image.is_floating_point()
         if not is_float or image.ndim != 3 or image.shape[0] != 3:
@@ -39,12 +39,12 @@ def pictures_from_pixels(pixels: Any) -> list[Image.Image]:
         if not image.isfinite().all():
             raise ValueError("The image holds NaN or infinite values: generate it in float32 or bfloat16.")
         levels = (image.detach().float().cpu() * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0) * 255
-        pictures.append(Image.fromarray(levels.to(torch.uint8).numpy()))
-    return pictures
+        images.append(Image.fromarray(levels.to(torch.uint8).numpy()))
+    return images
 
 
-def class_maps_from_pictures(
-    pictures: Image.Image | list[Image.Image],
+def class_maps_from_images(
+    images: Image.Image | list[Image.Image],
     num_classes: int,
     palette: list | None,
     size: Any,
@@ -53,34 +53,29 @@ def class_maps_from_pictures(
     if palette is None:
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or not 1 <= num_classes <= 255:
             raise ValueError(f"num_classes={num_classes!r}: pass the number of classes besides background, 1 to 255.")
-        colours = np.array([[round(255 * index / num_classes)] for index in range(num_classes + 1)])
+        colors = np.array([[round(255 * index / num_classes)] for index in range(num_classes + 1)])
     else:
-        colours = np.array(palette)
-        if (
-            colours.ndim != 2
-            or colours.shape[1] != 3
-            or not 2 <= len(colours) <= 256
-            or colours.dtype.kind not in "iu"
-        ):
-            raise ValueError("palette must list 2 to 256 (R, G, B) colours of whole numbers, the background first.")
-    pictures = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
+        colors = np.array(palette)
+        if colors.ndim != 2 or colors.shape[1] != 3 or not 2 <= len(colors) <= 256 or colors.dtype.kind not in "iu":
+            raise ValueError("palette must list 2 to 256 (R, G, B) colors of whole numbers, the background first.")
+    images = [images] if isinstance(images, Image.Image) else list(images)
     is_one_size = size is None or all(isinstance(side, int | np.integer) for side in size)
-    sizes = [size] * len(pictures) if is_one_size else list(size)
-    if len(sizes) != len(pictures):
-        raise ValueError(f"{len(sizes)} sizes for {len(pictures)} images: pass one (height, width), or one per image.")
+    sizes = [size] * len(images) if is_one_size else list(size)
+    if len(sizes) != len(images):
+        raise ValueError(f"{len(sizes)} sizes for {len(images)} images: pass one (height, width), or one per image.")
     for target in sizes:
         if target is not None and (len(target) != 2 or not all(side >= 1 for side in target)):
             raise ValueError(f"size={target!r}: pass (height, width) in pixels, both at least 1.")
     masks = []
-    for picture, target in zip(pictures, sizes, strict=True):
-        pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
+    for image, target in zip(images, sizes, strict=True):
+        pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
         if palette is None:
             pixels = pixels.mean(axis=-1, keepdims=True)
-        # One class at a time keeps the memory at one picture. Strictly nearer, so that the earlier class wins a tie.
+        # One class at a time keeps the memory at one image. Strictly nearer, so that the earlier class wins a tie.
         nearest = np.zeros(pixels.shape[:2], dtype=np.uint8)
         distance = np.full(pixels.shape[:2], np.inf, dtype=np.float32)
-        for index, colour in enumerate(colours):
-            other = np.square(pixels - colour.astype(np.float32)).sum(axis=-1)
+        for index, color in enumerate(colors):
+            other = np.square(pixels - color.astype(np.float32)).sum(axis=-1)
             nearest[other < distance] = index
             distance = np.minimum(distance, other)
         if target is not None:

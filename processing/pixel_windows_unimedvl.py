@@ -1,4 +1,4 @@
-"""Checks and grey-level windows shared by the readers of medical formats."""
+"""Checks and gray-level windows shared by the readers of medical formats."""
 
 import math
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-# The reference refuses larger pictures (UniMedVL data_utils: 20 megapixels).
+# The reference refuses larger images (UniMedVL data_utils: 20 megapixels).
 MAX_IMAGE_PIXELS = 20_000_000
 # Beyond this the resize leaves a strip one patch high, in which nothing can be seen.
 MAX_ASPECT_RATIO = 200
@@ -109,7 +109,7 @@ def values_to_uint8(values: np.ndarray, black_white: tuple[float, float]) -> np.
 
 
 def square_pixels(
-    picture: Image.Image,
+    image: Image.Image,
     column_spacing: float,
     row_spacing: float,
     max_pixels: int = MAX_IMAGE_PIXELS,
@@ -121,10 +121,10 @@ def square_pixels(
     """
     finer = min(column_spacing, row_spacing)
     if max(column_spacing, row_spacing) / finer < 1.01:
-        return picture
-    width, height = round(picture.width * column_spacing / finer), round(picture.height * row_spacing / finer)
+        return image
+    width, height = round(image.width * column_spacing / finer), round(image.height * row_spacing / finer)
     check_image_size(width, height, max_pixels)
-    return picture.resize((width, height), resample)
+    return image.resize((width, height), resample)
 
 
 def usable_spacing(value: Any) -> float:
@@ -133,8 +133,8 @@ def usable_spacing(value: Any) -> float:
     return spacing if math.isfinite(spacing) and spacing > 0 else 1.0
 
 
-def picture_from_uint8(array: np.ndarray) -> Image.Image:
-    """PIL picture of an (H, W) or (H, W, 1|2|3|4) uint8 array."""
+def image_from_uint8(array: np.ndarray) -> Image.Image:
+    """PIL image of an (H, W) or (H, W, 1|2|3|4) uint8 array."""
     assert array.dtype == np.uint8
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]

@@ -1,4 +1,4 @@
-"""Processor: conversations and pictures to model inputs, and model outputs back to text, pictures and masks."""
+"""Processor: conversations and images to model inputs, and model outputs back to text, images and masks."""
 
 import re
 from typing import Any
@@ -16,7 +16,7 @@ from .call_arguments_unimedvl import IGNORED_SETTINGS, IMAGE_SETTINGS, SETTING_G
 from .chat_template_unimedvl import CHAT_TEMPLATE
 from .conversations_unimedvl import conversations_with_images, plain_conversations
 from .image_processing_unimedvl import GENERATION_MODES, UniMedVLImageProcessor, flatten_images
-from .outputs_unimedvl import are_pictures, class_maps_from_pictures, generated, pictures_from_pixels
+from .outputs_unimedvl import are_images, class_maps_from_images, generated, images_from_pixels
 from .token_rows_unimedvl import control_token_id, marked_parts, padded, truncated
 
 # Unicode non-characters, which stand around the texts of a conversation in safe mode. They never reach the tokenizer.
@@ -31,8 +31,8 @@ class UniMedVLProcessor(ProcessorMixin):
     the left, as generation needs; set `processor.tokenizer.padding_side` or pass `padding_side` to change it.
     chat_template: the template without role words the model was trained with, unless another is given.
 
-    Token kinds in `mm_token_type_ids`: 0 text and markers, 1 ViT patch of a picture (`image_token`), 2 VAE latent of a
-    picture (`latent_token`). A picture is `<|vision_start|>`, its tokens, `<|vision_end|>`; in image and interleaved
+    Token kinds in `mm_token_type_ids`: 0 text and markers, 1 ViT patch of an image (`image_token`), 2 VAE latent of a
+    image (`latent_token`). An image is `<|vision_start|>`, its tokens, `<|vision_end|>`; in image and interleaved
     mode it enters twice, as latents, then as patches.
     """
 
@@ -93,13 +93,13 @@ class UniMedVLProcessor(ProcessorMixin):
         verbatim_marks: bool = False,
         **kwargs,
     ) -> BatchFeature:
-        """Model inputs of rendered prompts (B texts) and their pictures.
+        """Model inputs of rendered prompts (B texts) and their images.
 
-        text: prompts as `apply_chat_template(..., tokenize=False)` renders them, one `<|image_pad|>` per picture, and
+        text: prompts as `apply_chat_template(..., tokenize=False)` renders them, one `<|image_pad|>` per image, and
           in image and interleaved mode one `<|vision_pad|>` before it. Other text is tokenized as it stands.
         images: flat, or one list per text; anything `open_image` reads.
         generation_mode: "text", "image" or "interleaved"; by default read off the placeholders.
-        allow_url: fetch pictures given as http(s) URLs. Refused by default.
+        allow_url: fetch images given as http(s) URLs. Refused by default.
         split_special_tokens: tokenize control tokens in `text` as plain characters, so nothing in it is parsed.
           (`apply_chat_template` has the same argument for conversations.)
         padding (default True where tensors are returned), padding_side, truncation, max_length, pad_to_multiple_of,
@@ -109,11 +109,11 @@ class UniMedVLProcessor(ProcessorMixin):
         verbatim_marks: set by `apply_chat_template`, whose safe mode marks the parts of `text` not to parse.
 
         Returns a BatchFeature of input_ids, attention_mask and mm_token_type_ids (B, S) int64 and, if there are
-        pictures, what the image processor returns (tensors also where return_tensors is None). Raises ValueError if
-        placeholders and pictures do not match or an argument is wrong.
+        images, what the image processor returns (tensors also where return_tensors is None). Raises ValueError if
+        placeholders and images do not match or an argument is wrong.
         """
         if videos is not None or audio is not None:
-            raise ValueError("UniMedVL reads text and pictures only: leave videos and audio out.")
+            raise ValueError("UniMedVL reads text and images only: leave videos and audio out.")
         options = flat_options(kwargs)
         texts = [text] if isinstance(text, str) else list(text or [])
         if not texts or not all(isinstance(entry, str) and entry for entry in texts):
@@ -168,11 +168,11 @@ class UniMedVLProcessor(ProcessorMixin):
         """Render a conversation (or a batch of them) and, with `tokenize=True, return_dict=True`, make model inputs.
 
         conversation: messages `{"role": "system" | "user" | "assistant", "content": str or list of items}`; an item is
-          `{"type": "text", "text": str}` or `{"type": "image", "image": picture}` where the picture is anything
+          `{"type": "text", "text": str}` or `{"type": "image", "image": image}` where the image is anything
           `open_image` reads (keys "path", "base64" and, with `allow_url`, "url" work too). An image item may also
           hold the fields of a `View`: window, frame, plane, slice_index, percentiles, percentiles_of. Image items
-          without a picture take theirs from `images` in `processor_kwargs`, in order.
-        generation_mode: "text" (default), "image" or "interleaved": decides how pictures enter and that a text answer
+          without an image take theirs from `images` in `processor_kwargs`, in order.
+        generation_mode: "text" (default), "image" or "interleaved": decides how images enter and that a text answer
           is prompted for with `add_generation_prompt`. think: begin with the reference's thinking instruction (to
           reason in text mode, to plan in the others).
         split_special_tokens: control tokens written in the texts of the conversation stay plain characters. Off by
@@ -277,7 +277,7 @@ class UniMedVLProcessor(ProcessorMixin):
         return {self.vision_start_token_id, self.vision_end_token_id, self.image_token_id, self.latent_token_id}
 
     def _images_per_text(self, images: Any, rows: list[list[int]]) -> list[list]:
-        """The pictures of each row, checked against its placeholders."""
+        """The images of each row, checked against its placeholders."""
         counts = [row.count(self.image_token_id) for row in rows]
         flat = flatten_images(images)
         nested = isinstance(images, list | tuple) and any(isinstance(entry, list | tuple) for entry in images)
@@ -295,19 +295,19 @@ class UniMedVLProcessor(ProcessorMixin):
             order = [token for token in row if token in (self.latent_token_id, self.image_token_id)]
             if generation_mode == "text" and self.latent_token_id in order:
                 raise ValueError(
-                    f"The text holds {self.latent_token}, which stands for a VAE picture: remove it, or pass "
+                    f"The text holds {self.latent_token}, which stands for a VAE image: remove it, or pass "
                     "generation_mode='image'."
                 )
             if generation_mode != "text" and order != [self.latent_token_id, self.image_token_id] * (len(order) // 2):
                 raise ValueError(
-                    f"In {generation_mode} mode each picture needs {self.latent_token} and then {self.image_token}: "
+                    f"In {generation_mode} mode each image needs {self.latent_token} and then {self.image_token}: "
                     f"render the text with apply_chat_template(generation_mode={generation_mode!r})."
                 )
 
     def _expanded_rows(
         self, encoded: list[tuple[list[int], list[tuple]]], pixel_inputs: BatchFeature, options: dict[str, Any]
     ) -> list[dict[str, list]]:
-        """Rows with every placeholder repeated for the tokens of its picture, and truncated if asked to."""
+        """Rows with every placeholder repeated for the tokens of its image, and truncated if asked to."""
         grids = pixel_inputs.get("image_grid_thw", [])
         patch_counts = iter([int(rows) * int(columns) for _, rows, columns in grids])
         stride = (options.get("vae_transform") or self.image_processor.vae_transform)["image_stride"]
@@ -342,15 +342,15 @@ class UniMedVLProcessor(ProcessorMixin):
 
         "text" (or None): ids (B, S), (S,) or a list of them -> list of str.
         "image": float pixels (N, 3, H, W), (3, H, W) or a list of (3, H, W) in [-1, 1], or generate's output object
-          -> list of PIL pictures. Levels are `(x * 0.5 + 0.5).clamp(0, 1) * 255` truncated, as in the reference.
+          -> list of PIL images. Levels are `(x * 0.5 + 0.5).clamp(0, 1) * 255` truncated, as in the reference.
         "interleaved": segments in order (str, id tensors, pixel tensors), a list of such lists for a batch, or
-          generate's output object -> the same with str and PIL pictures.
+          generate's output object -> the same with str and PIL images.
         Other arguments go to the tokenizer's decoding. Raises ValueError for other inputs.
         """
         if generation_mode in (None, "text"):
             return self._decoded(generated(generated_outputs, "sequences"), skip_special_tokens, **kwargs)
         if generation_mode == "image":
-            return pictures_from_pixels(generated(generated_outputs, "images"))
+            return images_from_pixels(generated(generated_outputs, "images"))
         if generation_mode != "interleaved":
             raise ValueError(f"generation_mode={generation_mode!r}: choose one of {', '.join(GENERATION_MODES)}.")
         results: list = []
@@ -362,7 +362,7 @@ class UniMedVLProcessor(ProcessorMixin):
             elif isinstance(segment, str | Image.Image):
                 results.append(segment)
             elif isinstance(segment, torch.Tensor) and segment.is_floating_point():
-                results += pictures_from_pixels(segment)
+                results += images_from_pixels(segment)
             else:
                 results += self._decoded(segment, skip_special_tokens, **kwargs)
         return results
@@ -384,14 +384,14 @@ class UniMedVLProcessor(ProcessorMixin):
     ) -> list[torch.Tensor]:
         """Class maps (H, W) int64 of generated masks: 0 is background, 1..K the classes.
 
-        The rule. The picture is taken to uint8 as in `post_process_multimodal_output`. Without a palette the level of
+        The rule. The image is taken to uint8 as in `post_process_multimodal_output`. Without a palette the level of
         a pixel is the mean of its channels, class k of K = `num_classes` owns the level round(255 * k / K), and a
         pixel belongs to the class with the nearest level, the lower one in a tie. For one class that is a threshold at
         one half. With a `palette`, a list of (R, G, B) in 0..255 whose first entry is the background, a pixel belongs
-        to the nearest colour (Euclidean), the earlier one in a tie.
+        to the nearest color (Euclidean), the earlier one in a tie.
 
-        images: what that method takes in image mode, or PIL pictures. size: (height, width) of the result, or one
-        per image; resized by nearest neighbour. Raises ValueError for wrong arguments.
+        images: what that method takes in image mode, or PIL images. size: (height, width) of the result, or one
+        per image; resized by nearest neighbor. Raises ValueError for wrong arguments.
         """
-        pictures = images if are_pictures(images) else pictures_from_pixels(generated(images, "images"))
-        return class_maps_from_pictures(pictures, num_classes, palette, size)
+        source_images = images if are_images(images) else images_from_pixels(generated(images, "images"))
+        return class_maps_from_images(source_images, num_classes, palette, size)

@@ -35,7 +35,7 @@ def marked_parts(text: str, start_mark: str, end_mark: str) -> Iterator[tuple[st
 def truncated(row: dict[str, list], image_ids: set[int], max_length: int | None, tokenizer: Any) -> dict[str, list]:
     """The row cut to `max_length` (or the tokenizer's own limit) on the tokenizer's truncation side.
 
-    Raises ValueError if that would remove any part of a picture.
+    Raises ValueError if that would remove any part of an image.
     """
     limit = max_length or tokenizer.model_max_length
     excess = len(row["input_ids"]) - limit
@@ -44,7 +44,7 @@ def truncated(row: dict[str, list], image_ids: set[int], max_length: int | None,
     from_left = tokenizer.truncation_side == "left"
     if image_ids & set(row["input_ids"][:excess] if from_left else row["input_ids"][-excess:]):
         raise ValueError(
-            f"Truncation from {len(row['input_ids'])} to {limit} tokens would cut a picture: raise max_length, or "
+            f"Truncation from {len(row['input_ids'])} to {limit} tokens would cut an image: raise max_length, or "
             "lower max_image_size of the transforms."
         )
     return {key: values[excess:] if from_left else values[:-excess] for key, values in row.items()}

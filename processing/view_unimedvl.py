@@ -18,7 +18,7 @@ LIMITS = ("max_pixels", "allow_url")
 
 @dataclass(frozen=True)
 class View:
-    """Which slice of which file is shown, and how its numbers become grey levels.
+    """Which slice of which file is shown, and how its numbers become gray levels.
 
     Args:
         window: (center, width) in the image's own units, for example (40, 400) HU for soft tissue in a CT.

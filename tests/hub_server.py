@@ -152,9 +152,9 @@ class HubServer:
             "NO_PROXY": "127.0.0.1",
         }
 
-    def repository(self, kind: str, repo_id: str, authorised: bool) -> Repository:
+    def repository(self, kind: str, repo_id: str, authorized: bool) -> Repository:
         found = self.repositories.get((kind, repo_id))
-        if found is None or (found.private and not authorised):
+        if found is None or (found.private and not authorized):
             raise HubError(404, "Repository not found", "RepoNotFound")
         return found
 
@@ -214,11 +214,11 @@ class HubRequestHandler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     @property
-    def authorised(self) -> bool:
+    def authorized(self) -> bool:
         return self.headers.get("Authorization") == f"Bearer {self.hub.token}"
 
     def require_token(self) -> None:
-        if not self.authorised:
+        if not self.authorized:
             raise HubError(401, "Invalid username or password.")
 
     @staticmethod
@@ -257,7 +257,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
                 self.hub.repositories.pop((f"{request.get('type', 'model')}s", repo_id), None)
                 return {}
             case (_, ["api", ("models" | "datasets" | "spaces") as kind, owner, name, *rest]):
-                repository = self.hub.repository(kind, f"{owner}/{name}", self.authorised)
+                repository = self.hub.repository(kind, f"{owner}/{name}", self.authorized)
                 return self.repository_api(repository, rest, query, body)
         raise HubError(404, f"no such endpoint: {self.command} {self.path}")
 
@@ -345,7 +345,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         """`HEAD` and `GET [datasets/]{owner}/{name}/resolve/{revision}/{path}`, with byte ranges."""
         kind = parts.pop(0) if parts[0] in ("datasets", "spaces") else "models"
         owner, name, _, revision, *path_parts = parts
-        repository = self.hub.repository(kind, f"{owner}/{name}", self.authorised)
+        repository = self.hub.repository(kind, f"{owner}/{name}", self.authorized)
         commit_hash = repository.resolve(revision)
         stored = repository.commits[commit_hash].get("/".join(path_parts))
         if stored is None:

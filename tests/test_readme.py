@@ -25,14 +25,14 @@ COMMANDS = [
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """A folder with the files that the README names: pictures from scikit-image, and synthetic scans."""
+    """A folder with the files that the README names: images from scikit-image, and synthetic scans."""
     from PIL import Image
 
     monkeypatch.chdir(tmp_path)
-    for name, picture in {"retina": data.retina, "section": data.immunohistochemistry}.items():
-        Image.fromarray(picture()).save(f"{name}.png")
+    for name, image in {"retina": data.retina, "section": data.immunohistochemistry}.items():
+        Image.fromarray(image()).save(f"{name}.png")
     for name in ("a", "b"):
-        bad_files.picture(64).save(f"{name}.png")
+        bad_files.image(64).save(f"{name}.png")
     bad_files.dicom(tmp_path)
     (tmp_path / "series").mkdir()
     for index in range(13):
@@ -59,9 +59,9 @@ def test_commands(workplace, capsys):
 
 
 def test_demonstration(workplace, capsys):
-    demo.main("pictures")
+    demo.main("images")
     printed = capsys.readouterr().out
-    assert all(f"{name}: {demo.QUESTION} -> " in printed for name in demo.PICTURES)
+    assert all(f"{name}: {demo.QUESTION} -> " in printed for name in demo.IMAGES)
     for number, prompt in enumerate(demo.PROMPTS, start=1):
-        record = read_provenance(workplace / "pictures" / f"generated-{number}.png")
+        record = read_provenance(workplace / "images" / f"generated-{number}.png")
         assert record["prompt"] == prompt and record["synthetic"] is True

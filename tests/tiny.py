@@ -1,4 +1,4 @@
-"""Tiny stand-ins for published artefacts, built in a moment and shared by the tests of several folders."""
+"""Tiny stand-ins for published artifacts, built in a moment and shared by the tests of several folders."""
 
 from pathlib import Path
 

@@ -9,7 +9,7 @@ from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 
 
 def tiny_processor() -> UniMedVLProcessor:
-    """The processor that fits `tiny_config`: patches of 6 pixels, latent tokens of 8, pictures of at most 48."""
+    """The processor that fits `tiny_config`: patches of 6 pixels, latent tokens of 8, images of at most 48."""
     config = tiny_config()
     patch, token = config.vision_config.patch_size, config.pixels_per_latent_token
     vit = {"max_image_size": 8 * patch, "min_image_size": 2 * patch, "image_stride": patch}

@@ -240,7 +240,7 @@ def load_optimizer(
     steps: Mapping[str, float],
     strict: bool = True,
 ) -> None:
-    """Go on with an optimiser's moments.
+    """Go on with an optimizer's moments.
 
     Args:
         names: name of every parameter by its `id`.
@@ -254,7 +254,7 @@ def load_optimizer(
     others = sorted(steps.keys() - parameters.keys())
     if strict and others:
         raise ValueError(
-            f"{checkpoint} holds the optimiser's state of {others[0]}, which this run does not train: check `freeze`."
+            f"{checkpoint} holds the optimizer's state of {others[0]}, which this run does not train: check `freeze`."
         )
     tensors = {}
     for name in parameters.keys() & steps.keys():

@@ -59,16 +59,16 @@ class ConditionDropout:
 
 @dataclass
 class AugmentationRecipe:
-    """Random changes of the pictures of a group, drawn for each record and epoch; none by default.
+    """Random changes of the images of a group, drawn for each record and epoch; none by default.
 
     Attributes:
-        crop: smallest share of each side that a crop keeps; 1 keeps the whole picture.
+        crop: smallest share of each side that a crop keeps; 1 keeps the whole image.
         flip_horizontal, flip_vertical: mirror half of the samples.
-        quarter_turns: turn square pictures by 0 to 3 quarters.
-        brightness, contrast, colour: largest relative change of all pixels, of their differences from the mean, and of
-            each colour channel on its own.
-        outputs: change the brightness, contrast and colour of pictures that are made as well; false where they are
-            masks. Crops, flips and turns always concern all pictures of a record alike.
+        quarter_turns: turn square images by 0 to 3 quarters.
+        brightness, contrast, color: largest relative change of all pixels, of their differences from the mean, and of
+            each color channel on its own.
+        outputs: change the brightness, contrast and color of images that are made as well; false where they are
+            masks. Crops, flips and turns always concern all images of a record alike.
     """
 
     crop: float = 1.0
@@ -77,20 +77,20 @@ class AugmentationRecipe:
     quarter_turns: bool = False
     brightness: float = 0.0
     contrast: float = 0.0
-    colour: float = 0.0
+    color: float = 0.0
     outputs: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.crop <= 1:
             raise ValueError(f"augmentation.crop must lie in (0, 1], not {self.crop}.")
-        for name in ("brightness", "contrast", "colour"):
+        for name in ("brightness", "contrast", "color"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"augmentation.{name} must lie in [0, 1), not {getattr(self, name)}.")
 
     @property
     def changes(self) -> bool:
         """Whether anything is changed at all."""
-        strengths = (1.0 - self.crop, self.brightness, self.contrast, self.colour)
+        strengths = (1.0 - self.crop, self.brightness, self.contrast, self.color)
         return any(strengths) or self.flip_horizontal or self.flip_vertical or self.quarter_turns
 
 
@@ -179,7 +179,7 @@ class DataRecipe:
         changing = [group.name for group in self.groups if group.augmentation.changes]
         if self.latent_cache and changing:
             raise ValueError(
-                f"data.latent_cache cannot hold the changing pictures of group {changing[0]!r}: leave out "
+                f"data.latent_cache cannot hold the changing images of group {changing[0]!r}: leave out "
                 "latent_cache or the group's augmentation."
             )
         if self.sample_tokens is None:

@@ -80,13 +80,13 @@ class ValidationRecipe:
 
 @dataclass
 class SamplesRecipe:
-    """Pictures made along the way, one file for each time: a row for every prompt.
+    """Images made along the way, one file for each time: a row for every prompt.
 
     Attributes:
         every: steps between them; none if 0.
-        prompts: texts to make pictures of.
-        count: pictures of each prompt, with seeds 0, 1, ...
-        height, width: of the pictures, in pixels.
+        prompts: texts to make images of.
+        count: images of each prompt, with seeds 0, 1, ...
+        height, width: of the images, in pixels.
         steps: of the sampler.
     """
 
@@ -103,7 +103,7 @@ class SamplesRecipe:
             if getattr(self, name) < 1:
                 raise ValueError(f"samples.{name} must be 1 or more, not {getattr(self, name)}.")
         if self.every and not self.prompts:
-            raise ValueError("samples.prompts is empty: name texts to make pictures of, or set samples.every to 0.")
+            raise ValueError("samples.prompts is empty: name texts to make images of, or set samples.every to 0.")
 
 
 @dataclass
@@ -114,11 +114,11 @@ class TrainingRecipe:
         model: checkpoint to start from, a folder or a name on the Hub.
         output_dir: checkpoints, logs, and the finished model.
         data: what is read.
-        steps: optimiser steps.
+        steps: optimizer steps.
         adapter: train this adapter on a frozen base instead of the weights themselves; none if absent.
         accumulation: micro-batches per step and process.
         freeze: parts that do not learn: "llm", "vit", "vae", or "und", the understanding expert, whose weights stay in
-            the optimiser without gradients as in the reference.
+            the optimizer without gradients as in the reference.
         ce_weight, mse_weight: of the two losses.
         timestep_shift: of the training times of groups that name none, above 0, above 1 for more noise.
         ema_decay: of the average of the weights, after each step; no average if 0.

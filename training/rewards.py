@@ -36,7 +36,7 @@ def final_answer(text: str) -> str:
 
 
 def answer_match(completions: Sequence[Any], answer: Sequence[str], **columns: Any) -> list[float]:
-    """1 where the answer is right by the rule `normalised` of `metrics.answers`, and one is expected.
+    """1 where the answer is right by the rule `normalized` of `metrics.answers`, and one is expected.
 
     So a question answered by "yes" or "no" may be answered by a sentence that holds exactly one of the two.
     """
@@ -73,24 +73,24 @@ TEXT_REWARDS: dict[str, Callable[..., list[float]]] = {
 }
 
 
-def dice(pictures: Sequence[Image.Image], examples: Sequence[Mapping[str, Any]]) -> list[float]:
+def dice(images: Sequence[Image.Image], examples: Sequence[Mapping[str, Any]]) -> list[float]:
     """Dice overlap of the generated mask with `reference`'s (`metrics.masks.dice`)."""
-    return [masks.dice(picture, example["reference"]) for picture, example in zip(pictures, examples, strict=True)]
+    return [masks.dice(image, example["reference"]) for image, example in zip(images, examples, strict=True)]
 
 
-def psnr(pictures: Sequence[Image.Image], examples: Sequence[Mapping[str, Any]]) -> list[float]:
+def psnr(source_images: Sequence[Image.Image], examples: Sequence[Mapping[str, Any]]) -> list[float]:
     """PSNR to `reference` in dB (`metrics.images.psnr`), at most `MOST_PSNR`, which equal images get."""
-    ratios = [images.psnr(picture, example["reference"]) for picture, example in zip(pictures, examples, strict=True)]
+    ratios = [images.psnr(image, example["reference"]) for image, example in zip(source_images, examples, strict=True)]
     return [MOST_PSNR if ratio is None else min(MOST_PSNR, ratio) for ratio in ratios]
 
 
-def ssim(pictures: Sequence[Image.Image], examples: Sequence[Mapping[str, Any]]) -> list[float]:
+def ssim(source_images: Sequence[Image.Image], examples: Sequence[Mapping[str, Any]]) -> list[float]:
     """Structural similarity to `reference`, in [-1, 1] (`metrics.images.ssim`)."""
-    return [images.ssim(picture, example["reference"]) for picture, example in zip(pictures, examples, strict=True)]
+    return [images.ssim(image, example["reference"]) for image, example in zip(source_images, examples, strict=True)]
 
 
 class AnswerReward:
-    """How probable the model finds the expected answer to a question about the generated picture.
+    """How probable the model finds the expected answer to a question about the generated image.
 
     The understanding half judges the generating half, without the adapter that is being trained: the judge never
     changes. Examples give `question` and `answer`. The reward is the geometric mean of the probabilities of the
@@ -101,12 +101,12 @@ class AnswerReward:
         self.model, self.processor = model, processor
 
     @torch.no_grad()
-    def __call__(self, pictures: Sequence[Image.Image], examples: Sequence[Mapping[str, Any]]) -> list[float]:
+    def __call__(self, images: Sequence[Image.Image], examples: Sequence[Mapping[str, Any]]) -> list[float]:
         conversations = []
-        for picture, example in zip(pictures, examples, strict=True):
+        for image, example in zip(images, examples, strict=True):
             if not {"question", "answer"} <= example.keys():
                 raise ValueError("The reward 'answer' needs examples with `question` and `answer`: name another one.")
-            content = [{"type": "image", "image": picture}, {"type": "text", "text": example["question"]}]
+            content = [{"type": "image", "image": image}, {"type": "text", "text": example["question"]}]
             answer = [{"type": "text", "text": example["answer"]}]
             conversations.append([{"role": "user", "content": content}, {"role": "assistant", "content": answer}])
         encode = {
@@ -137,25 +137,25 @@ class ClassifierReward:
     def __init__(self, checkpoint: str):
         self.classifier = ImageClassifier(checkpoint, local_only=False)
 
-    def __call__(self, pictures: Sequence[Image.Image], examples: Sequence[Mapping[str, Any]]) -> list[float]:
+    def __call__(self, images: Sequence[Image.Image], examples: Sequence[Mapping[str, Any]]) -> list[float]:
         known = self.classifier.labels
         unknown = sorted({example["label"] for example in examples} - known.keys())
         if unknown:
             raise ValueError(f"The classifier knows the labels {', '.join(sorted(known))}, not {', '.join(unknown)}.")
-        probabilities = self.classifier(pictures)
+        probabilities = self.classifier(images)
         return [float(probabilities[row, known[example["label"]]]) for row, example in enumerate(examples)]
 
 
-PICTURE_REWARDS: dict[str, Callable[..., list[float]]] = {"dice": dice, "psnr": psnr, "ssim": ssim}
+IMAGE_REWARDS: dict[str, Callable[..., list[float]]] = {"dice": dice, "psnr": psnr, "ssim": ssim}
 
 
-def picture_rewards(
+def image_rewards(
     weights: Mapping[str, float], model: torch.nn.Module, processor: Any
 ) -> dict[str, tuple[Callable[..., list[float]], float]]:
-    """Functions and weights of picture rewards by name, as `FlowGRPOTrainer` reads them.
+    """Functions and weights of image rewards by name, as `FlowGRPOTrainer` reads them.
 
     Args:
-        weights: by name: of `PICTURE_REWARDS`, "answer" (`AnswerReward` with `model`), or "classifier:CHECKPOINT"
+        weights: by name: of `IMAGE_REWARDS`, "answer" (`AnswerReward` with `model`), or "classifier:CHECKPOINT"
             (`ClassifierReward`).
 
     Raises:
@@ -164,14 +164,14 @@ def picture_rewards(
     found: dict[str, tuple[Callable[..., list[float]], float]] = {}
     for name, weight in weights.items():
         function: Callable[..., list[float]]
-        if name in PICTURE_REWARDS:
-            function = PICTURE_REWARDS[name]
+        if name in IMAGE_REWARDS:
+            function = IMAGE_REWARDS[name]
         elif name == "answer":
             function = AnswerReward(model, processor)
         elif name.startswith("classifier:"):
             function = ClassifierReward(name.partition(":")[2])
         else:
-            known = ", ".join([*PICTURE_REWARDS, "answer", "classifier:CHECKPOINT"])
+            known = ", ".join([*IMAGE_REWARDS, "answer", "classifier:CHECKPOINT"])
             raise ValueError(f"rewards must name some of {known}, not {name!r}.")
         found[name] = function, weight
     return found

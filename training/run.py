@@ -113,7 +113,7 @@ def _check_samples(recipe: TrainingRecipe, config: UniMedVLConfig) -> None:
     largest = config.max_latent_size * config.pixels_per_latent_token
     side = max(recipe.samples.height, recipe.samples.width)
     if recipe.samples.every and side > largest:
-        raise ValueError(f"samples: this model makes pictures of at most {largest} pixels a side, not {side}.")
+        raise ValueError(f"samples: this model makes images of at most {largest} pixels a side, not {side}.")
 
 
 def run_curriculum(recipe: CurriculumRecipe, folder: Path, overrides: list[str]) -> Path:

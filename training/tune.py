@@ -16,7 +16,7 @@ from .flow_grpo.trainer import FlowGRPOArguments, FlowGRPOTrainer
 from .language.trainers import language_arguments, language_trainer
 from .language.trl_datasets import conversation_data, generation_examples, read_records
 from .recipe import from_mapping
-from .rewards import picture_rewards
+from .rewards import image_rewards
 from .tuning_recipe import RecordChoice, TuningRecipe
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def _tune_text(recipe: TuningRecipe, model: PeftModel, processor: UniMedVLProces
 def _tune_images(recipe: TuningRecipe, model: PeftModel, processor: UniMedVLProcessor) -> None:
     settings = {**recipe.arguments, "output_dir": recipe.output_dir, "seed": recipe.seed}
     arguments = from_mapping(FlowGRPOArguments, settings, "arguments")
-    rewards = picture_rewards(recipe.rewards, model, processor)
+    rewards = image_rewards(recipe.rewards, model, processor)
     train = generation_examples(_records(recipe.train))
     held_out = [] if recipe.evaluation is None else generation_examples(_records(recipe.evaluation))
     FlowGRPOTrainer(model, processor, arguments, train, rewards, held_out).train()

@@ -64,7 +64,7 @@ def find_source(name: str, tiers: tuple[str, ...] | None = None) -> RecordSource
 
     Args:
         name: "unimed-mini" or a named builder.
-        tiers: licence tiers to keep, for `unimed-mini`.
+        tiers: license tiers to keep, for `unimed-mini`.
 
     Raises:
         ValueError: if there is none, or if tiers are chosen for another source.
@@ -74,7 +74,7 @@ def find_source(name: str, tiers: tuple[str, ...] | None = None) -> RecordSource
     if name == NAME:
         return MiniSource() if tiers is None else MiniSource(tiers)
     if tiers is not None:
-        raise ValueError(f"licence tiers can be chosen for {NAME} only, not for {name}.")
+        raise ValueError(f"license tiers can be chosen for {NAME} only, not for {name}.")
     from .builders import get_source
 
     return get_source(name)

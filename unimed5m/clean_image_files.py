@@ -3,7 +3,7 @@
 import re
 import struct
 
-# JFIF (APP0), colour profiles (APP2) and Adobe's colour transform (APP14) decide pixels; EXIF, XMP, IPTC, comments and
+# JFIF (APP0), color profiles (APP2) and Adobe's color transform (APP14) decide pixels; EXIF, XMP, IPTC, comments and
 # what else applications wrote do not.
 JPEG_NOTES = frozenset({*range(0xE0, 0xF0), 0xFE}) - {0xE0, 0xE2, 0xEE}
 PNG_NOTES = frozenset({b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"tIME"})
@@ -19,7 +19,7 @@ AFTER_SCAN = re.compile(rb"\xff+[\xc4\xd9-\xdd\xe0-\xef\xfe]")
 def plain_jpeg(data: bytes) -> bytes:
     """The file without EXIF, XMP, IPTC, comments and anything behind its first image.
 
-    A file that ends before its picture begins, which nobody can decode, comes back as it is.
+    A file that ends before its image begins, which nobody can decode, comes back as it is.
     """
     parts, place, scanned = [data[:2]], 2, False
     while place + 2 <= len(data):

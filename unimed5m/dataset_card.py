@@ -1,4 +1,4 @@
-"""The texts and plots of a published folder: card, licences, acknowledgments, relinking recipe."""
+"""The texts and plots of a published folder: card, licenses, acknowledgments, relinking recipe."""
 
 import hashlib
 import re
@@ -16,7 +16,7 @@ from .schema import SPLITS
 
 GATING = (
     "This data set gathers medical images and texts under the terms of their sources. By asking for access you agree "
-    "to use it for research only, not to try to identify any person, not to pass it on, and to keep to the licence of "
+    "to use it for research only, not to try to identify any person, not to pass it on, and to keep to the license of "
     "every source you use (folder LICENSES)."
 )
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -97,7 +97,7 @@ def _body(name: str, statistics: Mapping[str, Any], plots: list[str]) -> str:
         f"# {name}",
         "",
         f"{statistics['records']:,} records: {statistics['with_images']:,} with images, "
-        f"{statistics['metadata_only']:,} as metadata, whose images and texts their licence keeps with the source "
+        f"{statistics['metadata_only']:,} as metadata, whose images and texts their license keeps with the source "
         f"(`RELINKING.md`). {synthetic:,} records are marked `synthetic`: an image or a text in them was made up.",
         "",
         "```python",
@@ -107,7 +107,7 @@ def _body(name: str, statistics: Mapping[str, Any], plots: list[str]) -> str:
         "```",
         "",
         "One record holds a conversation (`message`) with `<image>` placeholders for `input_img` and `output_img`, "
-        "the task (`main_task_type`, `sub_task_type`), the modality, source, licence, provenance, split, `group_id` "
+        "the task (`main_task_type`, `sub_task_type`), the modality, source, license, provenance, split, `group_id` "
         "(patient, slide: what must not be on two sides of a split), content hash and alignment scores (`quality`).",
         "",
         "## Balance",
@@ -119,7 +119,7 @@ def _body(name: str, statistics: Mapping[str, Any], plots: list[str]) -> str:
         text += [f"| {column} | records |", "|---|---|"]
         text += [f"| {key or 'unknown'} | {count:,} |" for key, count in counts[column].items()]
         text.append("")
-    text += ["## Sources and licences", "", "| source | records | terms as the source states them |", "|---|---|---|"]
+    text += ["## Sources and licenses", "", "| source | records | terms as the source states them |", "|---|---|---|"]
     for source, facts in statistics["sources"].items():
         terms = "; ".join(sorted(facts["licenses"])).replace("|", "/")
         text.append(f"| {source} | {facts['records']:,} | {terms} |")
@@ -162,10 +162,10 @@ def _acknowledgments(sources: Mapping[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-LICENSE = """# Licences
+LICENSE = """# Licenses
 
-Every record keeps the licence of its source: the columns `license`, `license_tier` and `redistributable` say which,
-and `LICENSES/` has one file per source. There is no licence for the collection as a whole.
+Every record keeps the license of its source: the columns `license`, `license_tier` and `redistributable` say which,
+and `LICENSES/` has one file per source. There is no license for the collection as a whole.
 """
 
 RELINKING = """# Relinking

@@ -1,6 +1,6 @@
 """`unimed-mini`: records of every task from a folder of compact real images.
 
-The folder holds one Parquet file per licence tier, source and split (`tier_A/SOURCE/train.parquet`), with an image
+The folder holds one Parquet file per license tier, source and split (`tier_A/SOURCE/train.parquet`), with an image
 per row and, where the source has them, a mask, a paired image, labels, questions, a clinical note. Nothing about an
 image is made up here: texts come from the source or restate its entries. The exception are counterfactuals, for which
 no real pairs exist: a lesion is drawn, and the record says so.
@@ -17,9 +17,9 @@ import pyarrow.parquet as parquet
 
 from . import tasks
 from .planning import plan_from_facts
-from .schema import Picture, Record
+from .schema import Record, RecordImage
 from .sentences import facts_phrase, facts_sentence
-from .task_images import index_mask, pixels_of, stored_picture
+from .task_images import index_mask, pixels_of, stored_image
 
 NAME = "unimed-mini"
 SPLITS = ("train", "validation")
@@ -37,7 +37,7 @@ NEGATIVE_LABELS = frozenset(
         "benign lung tissue",
     }
 )
-# Sources with labelled normals in which a drawn lesion is visible, and whether the lesion is brighter than tissue.
+# Sources with labeled normals in which a drawn lesion is visible, and whether the lesion is brighter than tissue.
 LESION_SOURCES = {
     "nih-chestxray14-subset": True,
     "head-ct-hemorrhage": True,
@@ -91,7 +91,7 @@ class MiniSource:
     """Reads the folder.
 
     Args:
-        tiers: licence tiers to use ("A", "B", "C").
+        tiers: license tiers to use ("A", "B", "C").
     """
 
     name = NAME
@@ -147,7 +147,7 @@ class MiniSource:
             raise ValueError(f"{root}: expected tier_A/SOURCE/train.parquet and the like, found {entries}.")
         missing = sorted(set(self.tiers) - {path.parents[1].name.removeprefix("tier_") for path in found})
         if not files and missing:
-            raise ValueError(f"{root}: expected licence tiers {', '.join(self.tiers)}, found none of {missing}.")
+            raise ValueError(f"{root}: expected license tiers {', '.join(self.tiers)}, found none of {missing}.")
         return files
 
 
@@ -183,24 +183,24 @@ def _one_in(share: int, row: dict[str, Any], purpose: str) -> bool:
 
 def _row_records(row: dict[str, Any], context: _Context) -> Iterator[Record]:
     origin = _origin(row)
-    picture = _picture(row, "image")
+    image = _image(row, "image")
     if row["qa"]:
         for number, pair in enumerate(row["qa"]):
             extra = {"answer_type": pair["answer_type"], "official_split": pair["official_split"]}
             answered = _with_extra(origin, extra)
-            yield tasks.vqa(answered, [picture], pair["question"], pair["answer"], str(number))
+            yield tasks.vqa(answered, [image], pair["question"], pair["answer"], str(number))
     if row["label"]:
-        yield from _label_records(row, context, origin, picture)
+        yield from _label_records(row, context, origin, image)
     if row["report"]:
-        yield tasks.report(origin, [picture], row["report"], note=True)
+        yield tasks.report(origin, [image], row["report"], note=True)
         if row["label"]:
             yield tasks.note_dialogue(origin, row["report"], " and ".join(row["labels"]))
     if row["mask"] is not None:
-        yield from _segmentations(row, origin, picture)
+        yield from _segmentations(row, origin, image)
     if row["target_image"] is not None:
-        yield from _pairs(row, context, origin, picture)
+        yield from _pairs(row, context, origin, image)
     if row["modality"] in tasks.MODALITY_NAMES and row["id"] not in context.repeated:
-        yield from _descriptions(row, origin, picture)
+        yield from _descriptions(row, origin, image)
 
 
 def _origin(row: dict[str, Any]) -> tasks.Origin:
@@ -232,39 +232,41 @@ def _with_extra(origin: tasks.Origin, extra: dict[str, Any]) -> tasks.Origin:
     return tasks.Origin(**{**vars(origin), "extra": origin.extra | extra})
 
 
-def _picture(row: dict[str, Any], column: str) -> Picture:
+def _image(row: dict[str, Any], column: str) -> RecordImage:
     data = row[column]["bytes"]
     suffix = "png" if data.startswith(b"\x89PNG") else "jpg"
     role = "" if column == "image" else f".{column.removesuffix('_image')}"
-    return stored_picture(data, f"{row['source']}/{row['id']}{role}.{suffix}")
+    return stored_image(data, f"{row['source']}/{row['id']}{role}.{suffix}")
 
 
-def _label_records(row: dict[str, Any], context: _Context, origin: tasks.Origin, picture: Picture) -> Iterator[Record]:
+def _label_records(
+    row: dict[str, Any], context: _Context, origin: tasks.Origin, image: RecordImage
+) -> Iterator[Record]:
     kind = _kind(row)
     if kind == "annotated cell count":
         for entry in row["labels"]:
             name, _, number = entry.partition(": ")
-            yield tasks.count(origin, picture, CELLS[name], int(number))
+            yield tasks.count(origin, image, CELLS[name], int(number))
         return
     if kind in ACQUISITION_KINDS:
         if row["id"] not in context.repeated:
-            yield tasks.acquisition(origin, picture, ACQUISITION_KINDS[kind], row["label"])
+            yield tasks.acquisition(origin, image, ACQUISITION_KINDS[kind], row["label"])
         return
     truth = " and ".join(row["labels"])
-    yield tasks.diagnosis(origin, picture, truth, kind)
+    yield tasks.diagnosis(origin, image, truth, kind)
     positive = sorted(label for label in context.labels if label.lower() not in NEGATIVE_LABELS)
     stated = [label for label in positive if label in row["labels"]]
     absent = [label for label in positive if label not in ACCOMPANYING_LABELS and _excluded(label, row["labels"])]
     # Without a label that this one excludes the answer would always be yes.
     if stated and any(_excluded(label, stated) for label in context.labels) and not (absent and _one_in(2, row, "no")):
         shown = LABEL_NOUNS.get(stated[0], "")
-        yield tasks.presence(origin, picture, stated[0], truth, True, kind, shown)
+        yield tasks.presence(origin, image, stated[0], truth, True, kind, shown)
     elif absent:
         asked = absent[int(origin.record_id("vqa", "presence")[:8], 16) % len(absent)]
-        yield tasks.presence(origin, picture, asked, truth, False, kind, LABEL_NOUNS.get(asked, ""))
+        yield tasks.presence(origin, image, asked, truth, False, kind, LABEL_NOUNS.get(asked, ""))
     if row["source"] in LESION_SOURCES and row["label"].lower() in NEGATIVE_LABELS:
         removed = _one_in(2, row, "removed")
-        yield tasks.synthetic_counterfactual(origin, picture, removed=removed, bright=LESION_SOURCES[row["source"]])
+        yield tasks.synthetic_counterfactual(origin, image, removed=removed, bright=LESION_SOURCES[row["source"]])
 
 
 def _kind(row: dict[str, Any]) -> str:
@@ -283,45 +285,45 @@ def _excluded(label: str, stated: Collection[str]) -> bool:
     return True
 
 
-def _segmentations(row: dict[str, Any], origin: tasks.Origin, picture: Picture) -> Iterator[Record]:
-    classes = index_mask(_picture(row, "mask"))
+def _segmentations(row: dict[str, Any], origin: tasks.Origin, image: RecordImage) -> Iterator[Record]:
+    classes = index_mask(_image(row, "mask"))
     sampled = _one_in(SAMPLED_SEGMENTATION_SHARE, row, "sampled")
     origin = _with_extra(origin, {"mask_origin": row["mask_origin"]})
     for value, target in sorted(json.loads(row["mask_classes"]).items()):
         if (classes == int(value)).any():
             name = "nuclei region" if target == "nucleus" else target
-            yield tasks.segmentation(origin, picture, classes, [int(value)], name, sampled=sampled)
+            yield tasks.segmentation(origin, image, classes, [int(value)], name, sampled=sampled)
 
 
 def _pair_name(target_kind: str) -> str:
     return target_kind.removesuffix(" MRI")
 
 
-def _pairs(row: dict[str, Any], context: _Context, origin: tasks.Origin, picture: Picture) -> Iterator[Record]:
-    other = _picture(row, "target_image")
+def _pairs(row: dict[str, Any], context: _Context, origin: tasks.Origin, image: RecordImage) -> Iterator[Record]:
+    other = _image(row, "target_image")
     kinds = Counter(row["tasks"])
     if kinds["virtual_staining"]:
-        yield tasks.virtual_staining(origin, picture, other, row["target_kind"])
+        yield tasks.virtual_staining(origin, image, other, row["target_kind"])
     if kinds["paired_restoration"]:
-        yield tasks.restoration(origin, picture, other, f"a {row['target_kind']}".replace("a averaged", "an averaged"))
+        yield tasks.restoration(origin, image, other, f"a {row['target_kind']}".replace("a averaged", "an averaged"))
     if kinds["paired_translation"]:
         names = (row["label"], _pair_name(row["target_kind"]))
-        yield tasks.cross_modal(origin, picture, other, *names)
+        yield tasks.cross_modal(origin, image, other, *names)
         if names[::-1] not in context.directions:
-            yield tasks.cross_modal(origin, other, picture, *names[::-1])
+            yield tasks.cross_modal(origin, other, image, *names[::-1])
     if kinds["segmentation_map"]:
-        yield from _nuclei(origin, picture, other)
+        yield from _nuclei(origin, image, other)
 
 
-def _nuclei(origin: tasks.Origin, picture: Picture, colours: Picture) -> Iterator[Record]:
+def _nuclei(origin: tasks.Origin, image: RecordImage, colors: RecordImage) -> Iterator[Record]:
     """Masks from a map that shows positive nuclei in red and negative ones in blue."""
-    red, _, blue = pixels_of(colours).astype(int).transpose(2, 0, 1)
+    red, _, blue = pixels_of(colors).astype(int).transpose(2, 0, 1)
     for target, classes in (("positive nuclei region", red - blue > 64), ("negative nuclei region", blue - red > 64)):
         if classes.any():
-            yield tasks.segmentation(origin, picture, classes.astype("uint8"), [1], target)
+            yield tasks.segmentation(origin, image, classes.astype("uint8"), [1], target)
 
 
-def _descriptions(row: dict[str, Any], origin: tasks.Origin, picture: Picture) -> Iterator[Record]:
+def _descriptions(row: dict[str, Any], origin: tasks.Origin, image: RecordImage) -> Iterator[Record]:
     """Records that need an image and its stated facts only."""
     view = VIEWS.get(row["plane"].lower(), "")
     acquired = row["label_kind"] in (*ACQUISITION_KINDS, "annotated cell count")
@@ -340,15 +342,15 @@ def _descriptions(row: dict[str, Any], origin: tasks.Origin, picture: Picture) -
         return facts_sentence(origin.record_id(task), modality, origin.description, where, finding)
 
     if _one_in(MODALITY_QUESTION_SHARE, row, "modality"):
-        yield tasks.acquisition(origin, picture, "imaging modality", tasks.MODALITY_NAMES[row["modality"]])
+        yield tasks.acquisition(origin, image, "imaging modality", tasks.MODALITY_NAMES[row["modality"]])
     if view and _one_in(MODALITY_QUESTION_SHARE, row, "view"):
-        yield tasks.acquisition(origin, picture, side, view)
-    yield tasks.caption(origin, [picture], sentence("caption"))
-    yield tasks.text_to_image(origin, picture, phrase)
+        yield tasks.acquisition(origin, image, side, view)
+    yield tasks.caption(origin, [image], sentence("caption"))
+    yield tasks.text_to_image(origin, image, phrase)
     if _one_in(PLANNED_SHARE, row, "planned"):
         key = origin.record_id("planned_text_to_image")
         plan = plan_from_facts(key, phrase, tasks.SHORT_NAMES[row["modality"]], facts)
-        yield tasks.planned_text_to_image(origin, picture, plan)
+        yield tasks.planned_text_to_image(origin, image, plan)
     if _one_in(WRITING_SHARE, row, "writing"):
         yield tasks.writing_dialogue(origin, facts, sentence("dialogue"))
     # What was enlarged before has no detail that a model could learn to restore.
@@ -356,4 +358,4 @@ def _descriptions(row: dict[str, Any], origin: tasks.Origin, picture: Picture) -
     if not enlarged and (row["modality"] == "MRI" or _one_in(SUPER_RESOLUTION_SHARE, row, "super_resolution")):
         scale = 2 if _one_in(2, row, "scale") else 4
         method = "k-space" if row["modality"] == "MRI" and _one_in(2, row, "k-space") else "bicubic"
-        yield tasks.super_resolution(origin, picture, scale, method)
+        yield tasks.super_resolution(origin, image, scale, method)

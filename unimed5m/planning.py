@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from unimedvl.processing.medical_formats_unimedvl import open_image
 
-from .schema import IMAGE_PLACEHOLDER, Picture, Record, Turn
+from .schema import IMAGE_PLACEHOLDER, Record, RecordImage, Turn
 from .sentences import cased
 from .templates import article, choose
 
@@ -75,15 +75,15 @@ class CaptionAugmenter:
     def __init__(self, writer: Writer):
         self.writer = writer
 
-    def plan(self, picture: Picture, caption: str, modality: str) -> Plan:
+    def plan(self, image: RecordImage, caption: str, modality: str) -> Plan:
         """Write the plan of one image.
 
         Raises:
-            ValueError: if the writer does not keep to the form that a step asks for, or the picture has no bytes.
+            ValueError: if the writer does not keep to the form that a step asks for, or the image has no bytes.
         """
-        if picture.data is None:
-            raise ValueError(f"{picture.path}: expected image bytes to plan from, found a path only.")
-        images = [picture.data]
+        if image.data is None:
+            raise ValueError(f"{image.path}: expected image bytes to plan from, found a path only.")
+        images = [image.data]
         description = self.writer.write(DESCRIBE_PROMPT.format(modality=modality), images).strip()
         opening, closing = OPENING.format(modality=modality), CLOSING.format(modality=modality)
         fused = self.writer.write(

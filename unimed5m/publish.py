@@ -1,8 +1,8 @@
 """From checked records to a data set repository that `load_dataset` reads and `push_to_hub` takes.
 
-    OUT/README.md                    card: YAML configs, balance, licences, intended use, access
-    OUT/data/CONFIG/SPLIT-SHARD.parquet      records with their images, where the licence lets them be passed on
-    OUT/metadata/CONFIG/SPLIT-SHARD.parquet  the other records without images and texts: hashes, paths, licence
+    OUT/README.md                    card: YAML configs, balance, licenses, intended use, access
+    OUT/data/CONFIG/SPLIT-SHARD.parquet      records with their images, where the license lets them be passed on
+    OUT/metadata/CONFIG/SPLIT-SHARD.parquet  the other records without images and texts: hashes, paths, license
     OUT/LICENSES/SOURCE.txt, OUT/ACKNOWLEDGMENTS.md, OUT/RELINKING.md, OUT/statistics.json, OUT/plots/
 
 Configs are the task types. `relink.relink` gives the metadata records back to someone who has the sources.
@@ -24,7 +24,7 @@ from unimedvl.utils.whole_files import replacing
 
 from .builders import public_datasets
 from .builders.base import PUBLIC_PLACES
-from .builders.record_images import PICTURE_SUFFIXES
+from .builders.record_images import IMAGE_SUFFIXES
 from .dataset_card import write_card
 from .pipeline import Executor, Job, ShardTask, check_apart, run_job
 from .schema import ARROW_SCHEMA, SPLITS
@@ -44,7 +44,7 @@ from .shards import (
 GROUP_BYTES = 16 * 2**20
 # The first words of `redistributable` that let images be embedded; everything else is published as metadata.
 EMBED = ("yes",)
-FORMAT_SUFFIXES = frozenset({*PICTURE_SUFFIXES, ".dcm", ".nii", ".gz"})
+FORMAT_SUFFIXES = frozenset({*IMAGE_SUFFIXES, ".dcm", ".nii", ".gz"})
 # What records say in `extra` about the task; other names there are a source's own columns.
 TASK_FACTS = frozenset(
     ("answer", "area", "change", "kind", "label", "method", "options", "place", "scale", "synthetic", "target")
@@ -67,7 +67,7 @@ COUNTED = ("main_task_type", "sub_task_type", "modality", "dataset", "license_ti
 def may_embed(redistributable: str | None, license_tier: str | None, allowed: Sequence[str] = EMBED) -> bool:
     """Whether a record's own statement of what may be passed on starts with one of the allowed words.
 
-    A bare "yes" is enough; a qualified one ("yes (author statement, no formal licence)") only in licence tier A,
+    A bare "yes" is enough; a qualified one ("yes (author statement, no formal license)") only in license tier A,
     unless its words are among those allowed.
     """
     statement = (redistributable or "").lower()
@@ -177,10 +177,10 @@ def config_name(sub_task_type: str) -> str:
 def without_content(table: pa.Table) -> pa.Table:
     """The records with every image's bytes, the conversation and the source's own columns removed.
 
-    A report is as little ours to pass on as its image. Ids, hashes, paths, sizes, licence, split and scores stay.
+    A report is as little ours to pass on as its image. Ids, hashes, paths, sizes, license, split and scores stay.
     """
     for name in ("input_img", "output_img"):
-        values = [[{**picture, "image": None} for picture in row or []] for row in table[name].to_pylist()]
+        values = [[{**image, "image": None} for image in row or []] for row in table[name].to_pylist()]
         table = _with_column(table, name, values)
     table = _with_column(table, "message", [[]] * table.num_rows)
     return _with_column(table, "extra", ["{}"] * table.num_rows)
@@ -190,12 +190,12 @@ def without_names(table: pa.Table, public: Collection[str], key: str) -> pa.Tabl
     """The records with names of files and groups that nobody has published yet exchanged for keyed digests.
 
     Folder names, file names and tables of a user's own data may name patients. Records of the data sets in `public`,
-    and those whose provenance names a public copy, are left as they are. For the others `group_id` and the pictures'
+    and those whose provenance names a public copy, are left as they are. For the others `group_id` and the images'
     paths become digests, provenance the address of the source alone, and `extra` keeps `TASK_FACTS` only. Ids are
     digests already; texts are left to whoever publishes them.
     """
     columns = {name: table[name].to_pylist() for name in ("dataset", "provenance", "group_id", "extra")}
-    pictures = {name: table[name].to_pylist() for name in ("input_img", "output_img")}
+    images = {name: table[name].to_pylist() for name in ("input_img", "output_img")}
     touched = False
     for row in range(table.num_rows):
         dataset, provenance = columns["dataset"][row], columns["provenance"][row]
@@ -207,16 +207,16 @@ def without_names(table: pa.Table, public: Collection[str], key: str) -> pa.Tabl
         columns["provenance"][row] = address if "://" in address else dataset
         facts = {name: value for name, value in json.loads(columns["extra"][row]).items() if name in TASK_FACTS}
         columns["extra"][row] = json.dumps(facts, ensure_ascii=False, sort_keys=True)
-        for name in pictures:
-            pictures[name][row] = [
-                {**picture, "path": _keyed(key, picture["path"]) + _format_suffix(picture["path"])}
-                if picture["path"]
-                else picture
-                for picture in pictures[name][row] or []
+        for name in images:
+            images[name][row] = [
+                {**image, "path": _keyed(key, image["path"]) + _format_suffix(image["path"])}
+                if image["path"]
+                else image
+                for image in images[name][row] or []
             ]
     if not touched:
         return table
-    for name, values in [*columns.items(), *pictures.items()]:
+    for name, values in [*columns.items(), *images.items()]:
         table = _with_column(table, name, values)
     return table
 

@@ -54,4 +54,4 @@ class RecordIndex:
 
 
 def _is_whole(row: Mapping[str, Any]) -> bool:
-    return all(picture["image"] is not None for picture in [*(row["input_img"] or []), *(row["output_img"] or [])])
+    return all(image["image"] is not None for image in [*(row["input_img"] or []), *(row["output_img"] or [])])

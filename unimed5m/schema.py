@@ -56,13 +56,13 @@ def features(*, decode: bool = True) -> "datasets.Features":
     """The columns of a record for `datasets`.
 
     Args:
-        decode: True gives images as PIL pictures; False gives the stored bytes, which `Record.from_row` needs.
+        decode: True gives images as PIL images; False gives the stored bytes, which `Record.from_row` needs.
     """
     # It takes seconds to import, and whoever only holds records does not need it.
     import datasets
 
     text = datasets.Value("string")
-    picture = {
+    image = {
         "image": datasets.Image(decode=decode),
         "path": text,
         "height": datasets.Value("int32"),
@@ -76,8 +76,8 @@ def features(*, decode: bool = True) -> "datasets.Features":
             "sub_task_type": text,
             "modality": text,
             "dataset": text,
-            "input_img": datasets.List(picture),
-            "output_img": datasets.List(picture),
+            "input_img": datasets.List(image),
+            "output_img": datasets.List(image),
             "message": datasets.List({"from": text, "value": text}),
             "license": text,
             "license_tier": text,
@@ -103,7 +103,7 @@ ARROW_SCHEMA: pyarrow.Schema = FEATURES.arrow_schema
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
+class RecordImage:
     """One image of a record.
 
     Attributes:
@@ -125,7 +125,7 @@ class Picture:
             object.__setattr__(self, "sha256", hashlib.sha256(self.data).hexdigest())
 
     def to_row(self) -> dict[str, Any]:
-        """The picture as an entry of the columns `input_img` and `output_img`."""
+        """The image as an entry of the columns `input_img` and `output_img`."""
         return {
             "image": None if self.data is None else {"bytes": self.data, "path": None},
             "path": self.path,
@@ -135,16 +135,16 @@ class Picture:
         }
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> "Picture":
+    def from_row(cls, row: Mapping[str, Any]) -> "RecordImage":
         """Read an entry of `input_img` or `output_img` whose image is undecoded.
 
         Raises:
-            ValueError: if the image is a decoded picture: its original bytes are lost.
+            ValueError: if the image is a decoded image: its original bytes are lost.
         """
         image = row["image"]
         if image is not None and not isinstance(image, Mapping):
             raise ValueError(
-                "image: expected undecoded bytes, found a decoded picture: cast the data set with "
+                "image: expected undecoded bytes, found a decoded image: cast the data set with "
                 "features(decode=False)."
             )
         data = None if image is None else image["bytes"]
@@ -193,8 +193,8 @@ class Record:
         input_img: images that the model sees.
         output_img: images that the model makes.
         message: the conversation; humans ask, gpt answers.
-        license: licence of the source, in words.
-        license_tier: the reader's class of that licence ("A" permissive, "B" with conditions, "C" unclear), or "".
+        license: license of the source, in words.
+        license_tier: the reader's class of that license ("A" permissive, "B" with conditions, "C" unclear), or "".
         redistributable: what may be passed on, in words ("yes", "no", "non-commercial", "unclear", ...).
         provenance: where exactly the sample was taken from (repository@commit:path, package, file).
         split: "train", "validation" or "test".
@@ -210,8 +210,8 @@ class Record:
     sub_task_type: str
     modality: str
     dataset: str
-    input_img: tuple[Picture, ...]
-    output_img: tuple[Picture, ...]
+    input_img: tuple[RecordImage, ...]
+    output_img: tuple[RecordImage, ...]
     message: tuple[Turn, ...]
     license: str
     license_tier: str
@@ -247,8 +247,8 @@ class Record:
         if self.split not in SPLITS:
             raise self._wrong("split", f"one of {', '.join(SPLITS)}", self.split)
         for name in ("input_img", "output_img"):
-            for index, picture in enumerate(getattr(self, name)):
-                self._check_picture(f"{name}[{index}]", picture)
+            for index, image in enumerate(getattr(self, name)):
+                self._check_image(f"{name}[{index}]", image)
         self._check_message()
         if self.content_hash != content_hash(self):
             raise self._wrong("content_hash", content_hash(self), self.content_hash)
@@ -262,14 +262,14 @@ class Record:
             around = text[max(0, error.start - 20) : error.end + 20]
             raise self._wrong(name, "text that UTF-8 can hold", around) from error
 
-    def _check_picture(self, name: str, picture: Picture) -> None:
-        self._check_encodable(f"{name}.path", picture.path)
-        if picture.data is None and not picture.path:
+    def _check_image(self, name: str, image: RecordImage) -> None:
+        self._check_encodable(f"{name}.path", image.path)
+        if image.data is None and not image.path:
             raise self._wrong(name, "image bytes or a path", "neither")
-        if picture.data is not None and picture.sha256 != hashlib.sha256(picture.data).hexdigest():
-            raise self._wrong(f"{name}.sha256", "the digest of the bytes", picture.sha256)
-        if picture.data is not None and (picture.height < 1 or picture.width < 1):
-            raise self._wrong(name, "a size of at least 1x1", f"{picture.height}x{picture.width}")
+        if image.data is not None and image.sha256 != hashlib.sha256(image.data).hexdigest():
+            raise self._wrong(f"{name}.sha256", "the digest of the bytes", image.sha256)
+        if image.data is not None and (image.height < 1 or image.width < 1):
+            raise self._wrong(name, "a size of at least 1x1", f"{image.height}x{image.width}")
 
     def _check_message(self) -> None:
         if not self.message:
@@ -285,11 +285,11 @@ class Record:
         if self.main_task_type == "text_only" and (self.input_img or self.output_img):
             raise self._wrong("input_img", "no image in a text_only record", "images")
         for role, name in (("human", "input_img"), ("gpt", "output_img")):
-            pictures = len(getattr(self, name))
+            images = len(getattr(self, name))
             places = sum(turn.value.count(IMAGE_PLACEHOLDER) for turn in self.message if turn.role == role)
-            if places not in (0, pictures):
+            if places not in (0, images):
                 raise self._wrong(
-                    "message", f"no or {pictures} {IMAGE_PLACEHOLDER} in {role} turns, as in {name}", places
+                    "message", f"no or {images} {IMAGE_PLACEHOLDER} in {role} turns, as in {name}", places
                 )
 
     def _check_extra(self) -> None:
@@ -307,8 +307,8 @@ class Record:
     def to_row(self) -> dict[str, Any]:
         """The record as a dict with the columns of `FEATURES`."""
         row: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        row["input_img"] = [picture.to_row() for picture in self.input_img]
-        row["output_img"] = [picture.to_row() for picture in self.output_img]
+        row["input_img"] = [image.to_row() for image in self.input_img]
+        row["output_img"] = [image.to_row() for image in self.output_img]
         row["message"] = [{"from": turn.role, "value": turn.value} for turn in self.message]
         row["quality"] = None if self.quality is None else dataclasses.asdict(self.quality)
         return row
@@ -325,8 +325,8 @@ class Record:
             missing, unknown = sorted(names - set(row)), sorted(set(row) - names)
             raise ValueError(f"row: expected the columns of a record, found missing {missing} and unknown {unknown}.")
         values = dict(row)
-        values["input_img"] = tuple(Picture.from_row(entry) for entry in row["input_img"])
-        values["output_img"] = tuple(Picture.from_row(entry) for entry in row["output_img"])
+        values["input_img"] = tuple(RecordImage.from_row(entry) for entry in row["input_img"])
+        values["output_img"] = tuple(RecordImage.from_row(entry) for entry in row["output_img"])
         values["message"] = tuple(Turn(entry["from"], entry["value"]) for entry in row["message"])
         values["quality"] = None if row["quality"] is None else Quality(**row["quality"])
         return cls(**values)
@@ -369,15 +369,15 @@ def record_id(dataset: str, original_id: str, task: str, variant: str = "") -> s
 def content_hash(record: Record) -> str:
     """Digest of what the model sees and makes: task, images in order, conversation. 64 hex digits.
 
-    Where a record comes from, its split, scores and licence do not enter: two sources with the same sample agree.
+    Where a record comes from, its split, scores and license do not enter: two sources with the same sample agree.
     Images count by their bytes' digest, or by their path where that is unknown.
     """
     return _digest(
         [
             record.main_task_type,
             record.sub_task_type,
-            [picture.sha256 or picture.path for picture in record.input_img],
-            [picture.sha256 or picture.path for picture in record.output_img],
+            [image.sha256 or image.path for image in record.input_img],
+            [image.sha256 or image.path for image in record.output_img],
             [[turn.role, turn.value] for turn in record.message],
         ]
     )

@@ -41,10 +41,10 @@ COLUMNS = (
     "output_img.list.element.width",
 )
 PAGE_NAME = "samples.html"
-# Validated colours of the plots, light to dark by split; grey text and thin grid lines carry the rest.
-SPLIT_COLOURS = {"train": "#2b6cb0", "validation": "#dd8452", "test": "#55a868"}
-# From permissive to unclear; sources whose cards state no tier are grey.
-TIER_COLOURS = {"A": "#2b6cb0", "B": "#e0a030", "C": "#7b4173", "": "#8c8c8c"}
+# Validated colors of the plots, light to dark by split; gray text and thin grid lines carry the rest.
+SPLIT_COLORS = {"train": "#2b6cb0", "validation": "#dd8452", "test": "#55a868"}
+# From permissive to unclear; sources whose cards state no tier are gray.
+TIER_COLORS = {"A": "#2b6cb0", "B": "#e0a030", "C": "#7b4173", "": "#8c8c8c"}
 
 
 def describe(
@@ -99,8 +99,8 @@ def count(paths: Sequence[Path], samples: int = 0, seed: int = 0) -> tuple[dict[
         counters["source and tier"][f"{row['dataset']}/{row['license_tier']}"] += 1
         text = "\n".join(turn["value"].replace(IMAGE_PLACEHOLDER, "").strip() for turn in row["message"])
         characters[task][len(text)] += 1
-        for picture in (*row["input_img"], *row["output_img"]):
-            sides[min(picture["height"], picture["width"])] += 1
+        for image in (*row["input_img"], *row["output_img"]):
+            sides[min(image["height"], image["width"])] += 1
         groups[row["split"]].append(_digest(row["group_id"]))
         key = -_digest(f"{seed}/{row['id']}")
         heapq.heappush(chosen[task], (key, row["id"]))
@@ -161,7 +161,7 @@ def draw(numbers: Mapping[str, Any], target: Path) -> list[Path]:
     tasks = sorted(numbers["sub_task_type"], key=lambda task: numbers["sub_task_type"][task])
     splits = [split for split in SPLITS if split in numbers["split"]]
     parts = {split: [numbers["task and split"].get(f"{task}/{split}", 0) for task in tasks] for split in splits}
-    figure = _bars(tasks, parts, SPLIT_COLOURS, "Records per task and split")
+    figure = _bars(tasks, parts, SPLIT_COLORS, "Records per task and split")
     files = [_save(figure, target / "tasks.png")]
 
     modalities = list(numbers["modality"])
@@ -170,7 +170,7 @@ def draw(numbers: Mapping[str, Any], target: Path) -> list[Path]:
     axes = figure.subplots()
     logs = [[math.log10(number) if number else math.nan for number in row] for row in cells]
     largest = max(max(row) for row in cells)
-    # Light enough for black figures at the top end too: the figures are the data, the colour only guides the eye.
+    # Light enough for black figures at the top end too: the figures are the data, the color only guides the eye.
     axes.imshow(logs, cmap="Blues", aspect="auto", origin="lower", vmin=-0.5, vmax=2 * math.log10(max(largest, 2)))
     for row_index, row in enumerate(cells):
         for column, number in enumerate(row):
@@ -185,14 +185,12 @@ def draw(numbers: Mapping[str, Any], target: Path) -> list[Path]:
     tiers = sorted({name.rpartition("/")[2] for name in numbers["source and tier"]}, key=lambda tier: (not tier, tier))
     parts = {tier: [numbers["source and tier"].get(f"{name}/{tier}", 0) for name in sources] for tier in tiers}
     named = {f"tier {tier}" if tier else "no tier stated": values for tier, values in parts.items()}
-    colours = dict(zip(named, (TIER_COLOURS.get(tier, TIER_COLOURS[""]) for tier in tiers), strict=True))
-    files.append(_save(_bars(sources, named, colours, "Records per source and licence tier"), target / "sources.png"))
+    colors = dict(zip(named, (TIER_COLORS.get(tier, TIER_COLORS[""]) for tier in tiers), strict=True))
+    files.append(_save(_bars(sources, named, colors, "Records per source and license tier"), target / "sources.png"))
     return files
 
 
-def _bars(
-    names: Sequence[str], parts: Mapping[str, Sequence[int]], colours: Mapping[str, str], title: str
-) -> "Figure":
+def _bars(names: Sequence[str], parts: Mapping[str, Sequence[int]], colors: Mapping[str, str], title: str) -> "Figure":
     """Horizontal stacked bars, each with its numbers: bars of a few records are too thin to be seen."""
     from matplotlib.figure import Figure
 
@@ -200,7 +198,7 @@ def _bars(
     axes = figure.subplots()
     left = [0] * len(names)
     for part, widths in parts.items():
-        axes.barh(names, widths, left=left, color=colours[part], label=part)
+        axes.barh(names, widths, left=left, color=colors[part], label=part)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     for index, total in enumerate(left):
         shares = [f"{widths[index]:,}" for widths in parts.values() if widths[index]]
@@ -245,7 +243,7 @@ def _page(paths: Sequence[Path], chosen: Mapping[str, Sequence[str]], total: int
 
 
 def shown(record: Record) -> dict[str, Any]:
-    """A record for the page: its turns cut at the placeholders, pictures as data addresses."""
+    """A record for the page: its turns cut at the placeholders, images as data addresses."""
     waiting = {"human": list(record.input_img), "gpt": list(record.output_img)}
     turns = []
     for turn in record.message:
@@ -256,14 +254,14 @@ def shown(record: Record) -> dict[str, Any]:
             parts.append({"text": text.strip("\n") + ("\n" if text.strip("\n") else "")})
         turns.append({"role": turn.role, "parts": parts})
     # Without placeholders input images come first and output images last.
-    turns[0]["parts"] = [{"image": _address(picture)} for picture in waiting["human"]] + turns[0]["parts"]
-    turns[-1]["parts"] = turns[-1]["parts"] + [{"image": _address(picture)} for picture in waiting["gpt"]]
+    turns[0]["parts"] = [{"image": _address(image)} for image in waiting["human"]] + turns[0]["parts"]
+    turns[-1]["parts"] = turns[-1]["parts"] + [{"image": _address(image)} for image in waiting["gpt"]]
     names = ("id", "modality", "dataset", "split", "license", "group_id", "synthetic")
     return {name: getattr(record, name) for name in names} | {"turns": turns}
 
 
-def _address(picture: Any) -> str:
-    return "" if picture.data is None else data_address(picture.data)
+def _address(image: Any) -> str:
+    return "" if image.data is None else data_address(image.data)
 
 
 def _quantiles(counter: Counter[int]) -> dict[str, int]:

@@ -16,14 +16,14 @@ from unimedvl.processing.medical_formats_unimedvl import open_image
 from unimedvl.processing.view_unimedvl import View
 
 from .clean_image_files import plain_jpeg, plain_png
-from .schema import Picture, Record
+from .schema import Record, RecordImage
 
 RESAMPLING = ("bicubic", "k-space")
-# Grey levels between a drawn lesion and its surroundings.
+# Gray levels between a drawn lesion and its surroundings.
 LEAST_DIFFERENCE = 80.0
 
 
-def stored_picture(data: bytes, path: str) -> Picture:
+def stored_image(data: bytes, path: str) -> RecordImage:
     """A source's encoded image as it is.
 
     Raises:
@@ -39,10 +39,10 @@ def stored_picture(data: bytes, path: str) -> Picture:
         raise ValueError(
             f"{path}: expected an image, found {len(data)} bytes that cannot be read ({error})."
         ) from error
-    return Picture(data, path, height, width)
+    return RecordImage(data, path, height, width)
 
 
-def upright_picture(data: bytes, path: str) -> Picture:
+def upright_image(data: bytes, path: str) -> RecordImage:
     """A PNG or JPEG file without comments and EXIF, which may name a patient; pixels are not encoded again.
 
     A file whose EXIF says that it lies on a side or is mirrored becomes an upright PNG instead.
@@ -50,24 +50,24 @@ def upright_picture(data: bytes, path: str) -> Picture:
     Raises:
         ValueError: if the bytes are no image that PIL knows.
     """
-    picture = stored_picture(data, path)
+    source_image = stored_image(data, path)
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-                # It turns the picture, and windows more than 8 bits.
-                return image_picture(open_image(data), path)
+                # It turns the image, and windows more than 8 bits.
+                return encoded_image(open_image(data), path)
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{path}: the image cannot be decoded ({error}).") from error
     plain = plain_jpeg(data) if data.startswith(b"\xff\xd8") else plain_png(data)
-    return Picture(plain, path, picture.height, picture.width)
+    return RecordImage(plain, path, source_image.height, source_image.width)
 
 
-def image_picture(image: Image.Image, path: str) -> Picture:
-    """A PIL image as PNG, in grey or colour."""
-    return drawn_picture(_grey_or_colour(image), path)
+def encoded_image(image: Image.Image, path: str) -> RecordImage:
+    """A PIL image as PNG, in gray or color."""
+    return drawn_image(_gray_or_color(image), path)
 
 
-def _grey_or_colour(image: Image.Image) -> numpy.ndarray:
+def _gray_or_color(image: Image.Image) -> numpy.ndarray:
     return numpy.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
 
 
@@ -82,9 +82,9 @@ def view_entry(source: str, view: View) -> dict[str, Any]:
 
 
 def stored_views(record: Record) -> dict[str, tuple[str, View]]:
-    """Where the images of a record were seen: its pictures' paths -> (file below the source's folder, view).
+    """Where the images of a record were seen: its images' paths -> (file below the source's folder, view).
 
-    `open_image` of that file with that view gives the picture's pixels anew. Pictures without an entry are stored as
+    `open_image` of that file with that view gives the image's pixels anew. Images without an entry are stored as
     their files were, or made from others.
     """
     entries = json.loads(record.extra).get("views", {})
@@ -94,41 +94,41 @@ def stored_views(record: Record) -> dict[str, tuple[str, View]]:
     }
 
 
-def drawn_picture(pixels: numpy.ndarray, path: str) -> Picture:
+def drawn_image(pixels: numpy.ndarray, path: str) -> RecordImage:
     """Pixels as a PNG."""
     buffer = io.BytesIO()
-    # Level and optimisation are fixed here because the bytes of a build must not depend on a library's defaults.
+    # Level and optimization are fixed here because the bytes of a build must not depend on a library's defaults.
     Image.fromarray(pixels).save(buffer, format="PNG", compress_level=6, optimize=False)
-    return Picture(buffer.getvalue(), path, pixels.shape[0], pixels.shape[1])
+    return RecordImage(buffer.getvalue(), path, pixels.shape[0], pixels.shape[1])
 
 
-def pixels_of(picture: Picture) -> numpy.ndarray:
-    """The decoded pixels, grey images as (height, width), others as (height, width, 3) RGB.
+def pixels_of(source_image: RecordImage) -> numpy.ndarray:
+    """The decoded pixels, gray images as (height, width), others as (height, width, 3) RGB.
 
-    Grey levels beyond 8 bits are windowed as `open_image` windows them.
+    Gray levels beyond 8 bits are windowed as `open_image` windows them.
 
     Raises:
-        ValueError: if the picture has no bytes or cannot be decoded.
+        ValueError: if the image has no bytes or cannot be decoded.
     """
-    if picture.data is None:
-        raise ValueError(f"{picture.path}: expected image bytes, found a path only.")
+    if source_image.data is None:
+        raise ValueError(f"{source_image.path}: expected image bytes, found a path only.")
     try:
-        with Image.open(io.BytesIO(picture.data)) as image:
+        with Image.open(io.BytesIO(source_image.data)) as image:
             if image.mode.startswith(("I", "F")):
                 # PIL's own conversion would make everything above 255 white.
-                return numpy.asarray(open_image(picture.data))
-            return _grey_or_colour(image)
+                return numpy.asarray(open_image(source_image.data))
+            return _gray_or_color(image)
     except UnidentifiedImageError as error:
-        raise ValueError(f"{picture.path}: the image cannot be decoded (no known format).") from error
+        raise ValueError(f"{source_image.path}: the image cannot be decoded (no known format).") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{picture.path}: the image cannot be decoded ({error}).") from error
+        raise ValueError(f"{source_image.path}: the image cannot be decoded ({error}).") from error
 
 
-def index_mask(picture: Picture) -> numpy.ndarray:
-    """The class numbers of a mask image (grey or palette), (height, width) uint8."""
-    if picture.data is None:
-        raise ValueError(f"{picture.path}: expected a mask's bytes, found a path only.")
-    with Image.open(io.BytesIO(picture.data)) as image:
+def index_mask(source_image: RecordImage) -> numpy.ndarray:
+    """The class numbers of a mask image (gray or palette), (height, width) uint8."""
+    if source_image.data is None:
+        raise ValueError(f"{source_image.path}: expected a mask's bytes, found a path only.")
+    with Image.open(io.BytesIO(source_image.data)) as image:
         return numpy.asarray(image if image.mode in ("L", "P") else image.convert("L"))
 
 
@@ -186,9 +186,9 @@ def draw_lesion(pixels: numpy.ndarray, seed: int, *, bright: bool) -> tuple[nump
     if min(height, width) < 32:
         raise ValueError(f"expected an image of at least 32x32 to draw a lesion in, found {height}x{width}.")
     generator = numpy.random.default_rng(seed)
-    grey = pixels if pixels.ndim == 2 else pixels.mean(axis=2)
-    colour = 225.0 if bright else 20.0
-    row, column = _inner_place(grey, colour, generator)
+    gray = pixels if pixels.ndim == 2 else pixels.mean(axis=2)
+    color = 225.0 if bright else 20.0
+    row, column = _inner_place(gray, color, generator)
     short = min(height, width)
     radii = generator.uniform(0.05, 0.1, size=2) * short
     angle = generator.uniform(0, numpy.pi)
@@ -199,23 +199,23 @@ def draw_lesion(pixels: numpy.ndarray, seed: int, *, bright: bool) -> tuple[nump
     opacity = generator.uniform(0.5, 0.75) / (1 + numpy.exp((distance - 1) / 0.12))
     if pixels.ndim == 3:
         opacity = opacity[..., None]
-    altered = numpy.rint(pixels * (1 - opacity) + colour * opacity).astype(numpy.uint8)
+    altered = numpy.rint(pixels * (1 - opacity) + color * opacity).astype(numpy.uint8)
     vertical = ("upper", "middle", "lower")[min(int(3 * row / height), 2)]
     horizontal = ("left", "centre", "right")[min(int(3 * column / width), 2)]
     place = "centre" if (vertical, horizontal) == ("middle", "centre") else f"{vertical} {horizontal}"
     return altered, place
 
 
-def _inner_place(grey: numpy.ndarray, colour: float, generator: numpy.random.Generator) -> tuple[float, float]:
-    """A point in the inner half of the image, not on empty background, where a spot of that colour can be seen."""
-    height, width = grey.shape
+def _inner_place(gray: numpy.ndarray, color: float, generator: numpy.random.Generator) -> tuple[float, float]:
+    """A point in the inner half of the image, not on empty background, where a spot of that color can be seen."""
+    height, width = gray.shape
     places = []
     for row in numpy.linspace(0.25, 0.75, 9) * height:
         for column in numpy.linspace(0.25, 0.75, 9) * width:
             size = max(min(height, width) // 16, 2)
-            patch = grey[int(row) - size : int(row) + size, int(column) - size : int(column) + size]
+            patch = gray[int(row) - size : int(row) + size, int(column) - size : int(column) + size]
             if patch.mean() > 12:
-                places.append((abs(colour - float(patch.mean())), float(row), float(column)))
+                places.append((abs(color - float(patch.mean())), float(row), float(column)))
     places = places or [(0.0, height / 2, width / 2)]
     # Half of the difference is the least that is drawn; where no place has enough, the best one is taken.
     candidates = [place for place in places if place[0] >= LEAST_DIFFERENCE] or [max(places)]

@@ -13,9 +13,9 @@ from typing import Any
 import numpy
 
 from .planning import Plan
-from .schema import IMAGE_PLACEHOLDER, Picture, Record, Turn, record_id
+from .schema import IMAGE_PLACEHOLDER, Record, RecordImage, Turn, record_id
 from .sentences import cased, clean
-from .task_images import class_mask, draw_lesion, drawn_picture, lower_resolution, pixels_of
+from .task_images import class_mask, draw_lesion, drawn_image, lower_resolution, pixels_of
 from .templates import choose
 
 # Sources whose loaders put the image before the text, whatever the task, and the tasks that do so in any source.
@@ -24,7 +24,7 @@ TEXT_FIRST_DATASETS = frozenset({"vl-health"})
 IMAGE_FIRST_TASKS = frozenset({"cross_modal", "counterfactual"})
 
 MODALITY_NAMES = {
-    "CFP": "colour fundus photography",
+    "CFP": "color fundus photography",
     "CXR": "chest X-ray",
     "CT": "computed tomography",
     "HIS": "microscopy",
@@ -35,7 +35,7 @@ MODALITY_NAMES = {
     "DERM": "dermoscopy",
 }
 SHORT_NAMES = MODALITY_NAMES | {
-    "CFP": "colour fundus",
+    "CFP": "color fundus",
     "CT": "CT",
     "MRI": "MRI",
     "OCT": "OCT",
@@ -81,15 +81,20 @@ def image_first(dataset: str, task: str, *, sampled: bool = False) -> bool:
     return sampled or task in IMAGE_FIRST_TASKS or dataset in IMAGE_FIRST_DATASETS
 
 
-def vqa(origin: Origin, pictures: Sequence[Picture], question: str, answer: str, variant: str = "") -> Record:
+def vqa(origin: Origin, images: Sequence[RecordImage], question: str, answer: str, variant: str = "") -> Record:
     """A question about one or more images, with people's own answer."""
     key = origin.record_id("vqa", variant)
-    human = choose("vqa" if len(pictures) == 1 else "vqa_images", "human", key, question=clean(question))
-    return _understanding(origin, key, "vqa", pictures, human, clean(answer))
+    human = choose("vqa" if len(images) == 1 else "vqa_images", "human", key, question=clean(question))
+    return _understanding(origin, key, "vqa", images, human, clean(answer))
 
 
 def multiple_choice(
-    origin: Origin, pictures: Sequence[Picture], question: str, options: Sequence[str], answer: int, variant: str = ""
+    origin: Origin,
+    images: Sequence[RecordImage],
+    question: str,
+    options: Sequence[str],
+    answer: int,
+    variant: str = "",
 ) -> Record:
     """A question with lettered options; `answer` is the index of the right one.
 
@@ -105,19 +110,19 @@ def multiple_choice(
     lines = "\n".join(f"{letter}. {clean(option)}" for letter, option in zip(letters, options, strict=True))
     human = choose("multiple_choice", "human", key, question=clean(question), options=lines)
     extra = {"options": list(options), "answer": answer}
-    return _understanding(origin, key, "vqa", pictures, human, letters[answer], extra)
+    return _understanding(origin, key, "vqa", images, human, letters[answer], extra)
 
 
-def diagnosis(origin: Origin, picture: Picture, label: str, kind: str = "diagnosis", variant: str = "") -> Record:
+def diagnosis(origin: Origin, image: RecordImage, label: str, kind: str = "diagnosis", variant: str = "") -> Record:
     """What a label of the source says; `kind` is what the source calls it ("diagnosis", "finding", "disease")."""
     key = origin.record_id("diagnosis", variant)
     values = {"description": origin.description, **cased(label=clean(label), kind=kind)}
     human, gpt = (choose("diagnosis", side, key, **values) for side in ("human", "gpt"))
-    return _understanding(origin, key, "diagnosis", [picture], human, gpt, {"label": label, "kind": kind})
+    return _understanding(origin, key, "diagnosis", [image], human, gpt, {"label": label, "kind": kind})
 
 
 def presence(
-    origin: Origin, picture: Picture, label: str, truth: str, present: bool, kind: str = "finding", shown: str = ""
+    origin: Origin, image: RecordImage, label: str, truth: str, present: bool, kind: str = "finding", shown: str = ""
 ) -> Record:
     """A yes-or-no question: is `label` there?
 
@@ -130,64 +135,66 @@ def presence(
     words = shown or label
     values = {"description": origin.description, "label": words, "truth": truth, "kind": kind, "verdict": verdict}
     human, gpt = (choose("presence", side, key, **values) for side in ("human", "gpt"))
-    return _understanding(origin, key, "vqa", [picture], human, gpt, {"answer": verdict.lower()})
+    return _understanding(origin, key, "vqa", [image], human, gpt, {"answer": verdict.lower()})
 
 
-def count(origin: Origin, picture: Picture, things: str, number: int) -> Record:
+def count(origin: Origin, image: RecordImage, things: str, number: int) -> Record:
     """How many of the annotated `things` (a plural) the image has."""
     key = origin.record_id("vqa", f"count/{things}")
     values = {"description": origin.description, "count": str(number), **cased(things=things)}
     human, gpt = (choose("count", side, key, **values) for side in ("human", "gpt"))
-    return _understanding(origin, key, "vqa", [picture], human, gpt, {"answer": str(number)})
+    return _understanding(origin, key, "vqa", [image], human, gpt, {"answer": str(number)})
 
 
-def acquisition(origin: Origin, picture: Picture, attribute: str, value: str) -> Record:
+def acquisition(origin: Origin, image: RecordImage, attribute: str, value: str) -> Record:
     """How the image was made: `attribute` is "imaging modality", "plane", "sequence", ..."""
     key = origin.record_id("vqa", f"acquisition/{attribute}")
     values = cased(attribute=attribute, value=value)
     human, gpt = (choose("acquisition", side, key, **values) for side in ("human", "gpt"))
-    return _understanding(origin, key, "vqa", [picture], human, gpt, {"answer": value})
+    return _understanding(origin, key, "vqa", [image], human, gpt, {"answer": value})
 
 
 def reasoning(
-    origin: Origin, pictures: Sequence[Picture], question: str, thought: str, answer: str, variant: str = ""
+    origin: Origin, images: Sequence[RecordImage], question: str, thought: str, answer: str, variant: str = ""
 ) -> Record:
-    """Distilled chain of thought (DCOT); without pictures a text-only record."""
+    """Distilled chain of thought (DCOT); without images a text-only record."""
     key = origin.record_id("reasoning", variant)
     human = choose("reasoning", "human", key, question=clean(question))
     gpt = f"<think>{clean(thought)}</think>\n{clean(answer)}"
-    if pictures:
-        return _understanding(origin, key, "reasoning", pictures, human, gpt)
+    if images:
+        return _understanding(origin, key, "reasoning", images, human, gpt)
     return _record(origin, key, "text_only", "reasoning", (), (), human, gpt)
 
 
-def caption(origin: Origin, pictures: Sequence[Picture], text: str, variant: str = "") -> Record:
+def caption(origin: Origin, images: Sequence[RecordImage], text: str, variant: str = "") -> Record:
     """The source's caption of one image, or of the panels of a figure."""
     key = origin.record_id("caption", variant)
-    human = choose("caption" if len(pictures) == 1 else "caption_images", "human", key)
-    return _understanding(origin, key, "caption", pictures, human, clean(text))
+    human = choose("caption" if len(images) == 1 else "caption_images", "human", key)
+    return _understanding(origin, key, "caption", images, human, clean(text))
 
 
-def report(origin: Origin, pictures: Sequence[Picture], text: str, variant: str = "", *, note: bool = False) -> Record:
+def report(
+    origin: Origin, images: Sequence[RecordImage], text: str, variant: str = "", *, note: bool = False
+) -> Record:
     """The source's report of a study, or (`note`) its clinical note, which also tells about the patient."""
     key = origin.record_id("report", variant)
     human = choose("clinical_note" if note else "report", "human", key, description=origin.description)
-    return _understanding(origin, key, "report", pictures, human, clean(text))
+    return _understanding(origin, key, "report", images, human, clean(text))
 
 
-def text_to_image(origin: Origin, picture: Picture, text: str, variant: str = "") -> Record:
+def text_to_image(origin: Origin, image: RecordImage, text: str, variant: str = "") -> Record:
     """An image from its caption."""
     key = origin.record_id("text_to_image", variant)
     human = choose("text_to_image", "human", key, **cased(caption=clean(text).rstrip(".")))
     gpt = choose("text_to_image", "gpt", key, modality=SHORT_NAMES.get(origin.modality, "medical"))
-    return _record(origin, key, "image_generation", "text_to_image", (), [picture], human, gpt)
+    return _record(origin, key, "image_generation", "text_to_image", (), [image], human, gpt)
 
 
-def planned_text_to_image(origin: Origin, picture: Picture, plan: Plan, variant: str = "") -> Record:
+def planned_text_to_image(origin: Origin, image: RecordImage, plan: Plan, variant: str = "") -> Record:
     """An image from its caption, with a plan in words before it (caption augmented generation)."""
     key = origin.record_id("planned_text_to_image", variant)
     return _record(
-        origin, key, "image_generation", "planned_text_to_image", (), [picture], clean(plan.prompt), plan.answer()
+        origin, key, "image_generation", "planned_text_to_image", (), [image], clean(plan.prompt), plan.answer()
     )
 
 
@@ -216,7 +223,7 @@ def writing_dialogue(origin: Origin, facts: Sequence[tuple[str, str]], sentence:
 
 def segmentation(
     origin: Origin,
-    picture: Picture,
+    image: RecordImage,
     classes: numpy.ndarray,
     values: Sequence[int],
     target: str,
@@ -227,52 +234,52 @@ def segmentation(
     """The mask of one class as a black-and-white image.
 
     Args:
-        classes: class numbers, (height, width), in the size of the picture.
+        classes: class numbers, (height, width), in the size of the image.
         values: numbers that belong to the class.
         target: name of the class, as it reads after "the".
         sampled: put the image before the text.
 
     Raises:
-        ValueError: if mask and picture differ in size.
+        ValueError: if mask and image differ in size.
     """
-    if classes.shape != (picture.height, picture.width):
+    if classes.shape != (image.height, image.width):
         found = "x".join(map(str, classes.shape))
         raise ValueError(
-            f"{origin.original_id}: expected a mask of {picture.height}x{picture.width} like its image, found {found}."
+            f"{origin.original_id}: expected a mask of {image.height}x{image.width} like its image, found {found}."
         )
     key = origin.record_id("segmentation", variant or target)
-    mask = drawn_picture(class_mask(classes, values), f"{origin.original_id}.{target.replace(' ', '_')}.mask.png")
+    mask = drawn_image(class_mask(classes, values), f"{origin.original_id}.{target.replace(' ', '_')}.mask.png")
     texts = {"description": origin.description, "target": target}
     extra = {"target": target, "area": round(float(numpy.mean(numpy.isin(classes, list(values)))), 6)}
-    return _editing(origin, key, "segmentation", [picture], mask, "segmentation", texts, extra, sampled=sampled)
+    return _editing(origin, key, "segmentation", [image], mask, "segmentation", texts, extra, sampled=sampled)
 
 
-def super_resolution(origin: Origin, picture: Picture, scale: int, method: str) -> Record:
-    """The picture from a copy of lower resolution on the same grid (`pictures.lower_resolution`)."""
+def super_resolution(origin: Origin, image: RecordImage, scale: int, method: str) -> Record:
+    """The image from a copy of lower resolution on the same grid (`images.lower_resolution`)."""
     key = origin.record_id("super_resolution", f"{scale}/{method}")
-    coarse = drawn_picture(
-        lower_resolution(pixels_of(picture), scale, method), f"{origin.original_id}.{method}{scale}.png"
+    coarse = drawn_image(
+        lower_resolution(pixels_of(image), scale, method), f"{origin.original_id}.{method}{scale}.png"
     )
     texts = {"description": origin.description, "scale": str(scale)}
     extra = {"scale": scale, "method": method}
-    return _editing(origin, key, "super_resolution", [coarse], picture, "super_resolution", texts, extra)
+    return _editing(origin, key, "super_resolution", [coarse], image, "super_resolution", texts, extra)
 
 
-def restoration(origin: Origin, noisy: Picture, restored: Picture, target: str) -> Record:
+def restoration(origin: Origin, noisy: RecordImage, restored: RecordImage, target: str) -> Record:
     """A clean image from a noisy one of the same place; `target` names the clean one ("an averaged B-scan")."""
     key = origin.record_id("restoration")
     texts = {"description": origin.description, "target": target}
     return _editing(origin, key, "restoration", [noisy], restored, "restoration", texts, {"target": target})
 
 
-def virtual_staining(origin: Origin, source: Picture, stained: Picture, target: str) -> Record:
+def virtual_staining(origin: Origin, source: RecordImage, stained: RecordImage, target: str) -> Record:
     """Another stain of the same tissue; `target` names it ("HER2 IHC, expression level 3+")."""
     key = origin.record_id("virtual_staining", target)
     texts = {"description": origin.description, "target": target}
     return _editing(origin, key, "virtual_staining", [source], stained, "virtual_staining", texts, {"target": target})
 
 
-def cross_modal(origin: Origin, source: Picture, other: Picture, source_name: str, target_name: str) -> Record:
+def cross_modal(origin: Origin, source: RecordImage, other: RecordImage, source_name: str, target_name: str) -> Record:
     """The same anatomy in another modality or sequence. For the way back call it with both swapped."""
     key = origin.record_id("cross_modal", f"{source_name}/{target_name}")
     texts = {"origin": source_name, "target": target_name}
@@ -280,7 +287,7 @@ def cross_modal(origin: Origin, source: Picture, other: Picture, source_name: st
 
 
 def counterfactual(
-    origin: Origin, prior: Picture, prompt: str, follow_up: Picture, explanation: str, variant: str = ""
+    origin: Origin, prior: RecordImage, prompt: str, follow_up: RecordImage, explanation: str, variant: str = ""
 ) -> Record:
     """A real prior image, the request, the real follow-up and the source's explanation of the difference."""
     key = origin.record_id("counterfactual", variant)
@@ -290,18 +297,18 @@ def counterfactual(
     )
 
 
-def synthetic_counterfactual(origin: Origin, picture: Picture, *, removed: bool, bright: bool = True) -> Record:
-    """A pair with a drawn lesion: added to the picture, or (`removed`) present before and gone after.
+def synthetic_counterfactual(origin: Origin, image: RecordImage, *, removed: bool, bright: bool = True) -> Record:
+    """A pair with a drawn lesion: added to the image, or (`removed`) present before and gone after.
 
     The record says that it is synthetic in `synthetic`, `provenance` and `extra`, and in the words of both turns:
     "artificial" stands before the lesion.
     """
     key = origin.record_id("counterfactual", "removed" if removed else "added")
-    altered, place = draw_lesion(pixels_of(picture), int(key[:16], 16), bright=bright)
-    drawn = drawn_picture(altered, f"{origin.original_id}.lesion.png")
+    altered, place = draw_lesion(pixels_of(image), int(key[:16], 16), bright=bright)
+    drawn = drawn_image(altered, f"{origin.original_id}.lesion.png")
     article = "the" if removed else "an"
     change = f"{article} artificial {'bright' if bright else 'dark'} round lesion in the {place} of the image"
-    prior, follow_up = (drawn, picture) if removed else (picture, drawn)
+    prior, follow_up = (drawn, image) if removed else (image, drawn)
     library = "counterfactual_remove" if removed else "counterfactual_add"
     texts = {"description": origin.description, "change": change}
     human, gpt = (choose(library, side, key, **texts) for side in ("human", "gpt"))
@@ -317,20 +324,20 @@ def _understanding(
     origin: Origin,
     key: str,
     task: str,
-    pictures: Sequence[Picture],
+    images: Sequence[RecordImage],
     human: str,
     gpt: str,
     extra: dict[str, Any] | None = None,
 ) -> Record:
-    return _record(origin, key, "image_understanding", task, pictures, (), human, gpt, extra)
+    return _record(origin, key, "image_understanding", task, images, (), human, gpt, extra)
 
 
 def _editing(
     origin: Origin,
     key: str,
     task: str,
-    inputs: Sequence[Picture],
-    output: Picture,
+    inputs: Sequence[RecordImage],
+    output: RecordImage,
     library: str,
     texts: dict[str, str],
     extra: dict[str, Any],
@@ -350,8 +357,8 @@ def _record(
     key: str,
     main: str,
     task: str,
-    inputs: Sequence[Picture],
-    outputs: Sequence[Picture],
+    inputs: Sequence[RecordImage],
+    outputs: Sequence[RecordImage],
     human: str,
     gpt: str,
     extra: dict[str, Any] | None = None,

@@ -43,7 +43,7 @@ class Clock:
             self.marks.append(time.perf_counter())
 
     def intervals(self, warmup: int = 0) -> list[float]:
-        """Milliseconds between neighbouring marks, without the first `warmup` ones."""
+        """Milliseconds between neighboring marks, without the first `warmup` ones."""
         synchronize(self.device)
         pairs = list(zip(self.marks, self.marks[1:], strict=False))[warmup:]
         if self.device.type == "cuda":

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 KINDS = ("yes_no", "multiple_choice", "closed", "open")
-RULES = ("normalised", "contains", "medevalkit", "vlmevalkit")
+RULES = ("normalized", "contains", "medevalkit", "vlmevalkit")
 YES_NO_WORDS = {"yes": frozenset({"yes", "是", "是的", "有"}), "no": frozenset({"no", "不", "不是", "没有", "否"})}
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _TOKENS = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+")
@@ -84,7 +84,7 @@ def _holds(text: str, phrase: str) -> bool:
 
 
 def is_right(
-    answer: str, reference: str, kind: str, options: Sequence[str] | None = None, rule: str = "normalised"
+    answer: str, reference: str, kind: str, options: Sequence[str] | None = None, rule: str = "normalized"
 ) -> bool:
     """Whether an answer counts as right by a rule.
 
@@ -123,7 +123,7 @@ def token_overlap(answer: str, reference: str) -> tuple[float, float]:
 
 
 def score_answer(
-    answer: str, reference: str, kind: str, options: Sequence[str] | None = None, rule: str = "normalised"
+    answer: str, reference: str, kind: str, options: Sequence[str] | None = None, rule: str = "normalized"
 ) -> dict[str, float]:
     """The scores of one answer: `accuracy`, `accuracy_KIND`, and for open questions exact match, recall and F1."""
     right = float(is_right(answer, reference, kind, options, rule))
@@ -140,13 +140,13 @@ def vqa_accuracy(
     references: Sequence[str],
     kinds: Sequence[str] | None = None,
     options: Sequence[Sequence[str] | None] | None = None,
-    rule: str = "normalised",
+    rule: str = "normalized",
 ) -> dict[str, Any]:
     """Accuracy of answers to questions about medical images, by stated and named rules.
 
     Every answer has a kind (yes_no, multiple_choice, closed, open), and a rule decides what counts as right:
 
-    * normalised: equal after Unicode folding, lower case, without punctuation and articles; yes_no and
+    * normalized: equal after Unicode folding, lower case, without punctuation and articles; yes_no and
       multiple_choice as under medevalkit.
     * contains: the normalized reference occurs in the normalized answer as whole words; yes_no and multiple_choice as
       above.
@@ -164,7 +164,7 @@ def vqa_accuracy(
         kinds: kind of each question; by default multiple_choice with options, yes_no for a reference that says so,
             else open.
         options: texts of the options, for multiple_choice.
-        rule: one of normalised, contains, medevalkit, vlmevalkit.
+        rule: one of normalized, contains, medevalkit, vlmevalkit.
 
     Returns:
         `accuracy` and its parts by kind, `open_exact`, `open_recall`, `open_f1`, in [0, 1]; `count`.

@@ -1,4 +1,4 @@
-"""Features of pictures, by named extractors: what FID, KID, memorisation and diversity compare.
+"""Features of images, by named extractors: what FID, KID, memorization and diversity compare.
 
 A figure of these metrics means nothing without its extractor and resize rule, so both are part of the name. Weights
 are always local; nothing here needs torchvision.
@@ -19,17 +19,17 @@ INCEPTION_SIDE = 299
 
 
 class FeatureExtractor(Protocol):
-    """Pictures to features; `name` says how, with the resize rule."""
+    """Images to features; `name` says how, with the resize rule."""
 
     name: str
 
     def __call__(self, images: Sequence[Image.Image]) -> numpy.ndarray:
-        """Float64 (pictures, features)."""
+        """Float64 (images, features)."""
         ...
 
 
 class PixelFeatures:
-    """Levels of the picture averaged over a grid of `side` x `side`, RGB in [0, 1]: layout and colour, no anatomy."""
+    """Levels of the image averaged over a grid of `side` x `side`, RGB in [0, 1]: layout and color, no anatomy."""
 
     def __init__(self, side: int):
         if side < 1:
@@ -101,7 +101,7 @@ def image_output(model: nn.Module, pixels: torch.Tensor) -> Any:
 
 
 def vectors_of(output: Any) -> torch.Tensor:
-    """One vector per picture out of a network's output, (N, D)."""
+    """One vector per image out of a network's output, (N, D)."""
     if not isinstance(output, torch.Tensor):
         pooled = getattr(output, "pooler_output", None)
         output = output.last_hidden_state if pooled is None else pooled

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
 
-Picture = Image.Image | numpy.ndarray
+ImageLike = Image.Image | numpy.ndarray
 PerceptualDistance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 # The window of SSIM is 11 pixels wide; the coarsest of MS-SSIM's five scales has to hold it.
 LEAST_SIDE = 11
@@ -23,7 +23,7 @@ RESIZE_RULES = ("prediction", "reference", "none")
 COPY_LEVELS = 2.0
 
 
-def rgb_pixels(image: Picture) -> numpy.ndarray:
+def rgb_pixels(image: ImageLike) -> numpy.ndarray:
     """Pixels of an image, uint8 (height, width, 3).
 
     Raises:
@@ -44,7 +44,7 @@ def rgb_pixels(image: Picture) -> numpy.ndarray:
 
 
 def same_size(
-    prediction: Picture, reference: Picture, resize: str = "prediction"
+    prediction: ImageLike, reference: ImageLike, resize: str = "prediction"
 ) -> tuple[numpy.ndarray, numpy.ndarray]:
     """Both images as pixels of one size, uint8 (height, width, 3), by a rule of `RESIZE_RULES`.
 
@@ -68,7 +68,7 @@ def _resized(pixels: numpy.ndarray, like: numpy.ndarray) -> numpy.ndarray:
     return numpy.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
 
 
-def psnr(prediction: Picture, reference: Picture, resize: str = "prediction") -> float | None:
+def psnr(prediction: ImageLike, reference: ImageLike, resize: str = "prediction") -> float | None:
     """Peak signal-to-noise ratio in dB, from the mean squared error over all channels (skimage).
 
     None for equal images, whose ratio is infinite: means are taken over the others.
@@ -77,7 +77,7 @@ def psnr(prediction: Picture, reference: Picture, resize: str = "prediction") ->
     return None if (given == wanted).all() else float(peak_signal_noise_ratio(wanted, given, data_range=255))
 
 
-def ssim(prediction: Picture, reference: Picture, resize: str = "prediction") -> float:
+def ssim(prediction: ImageLike, reference: ImageLike, resize: str = "prediction") -> float:
     """Structural similarity in [-1, 1], as Wang et al. 2004 (IEEE TIP 13(4), section III.C) set it.
 
     Gaussian window of 11 x 11 pixels with sigma 1.5, covariance by N, mean over channels and over the pixels that the
@@ -93,7 +93,7 @@ def ssim(prediction: Picture, reference: Picture, resize: str = "prediction") ->
     return float(structural_similarity(wanted, given, data_range=255, **options))
 
 
-def ms_ssim(prediction: Picture, reference: Picture, resize: str = "prediction") -> float:
+def ms_ssim(prediction: ImageLike, reference: ImageLike, resize: str = "prediction") -> float:
     """Multi-scale SSIM over five scales (Wang, Simoncelli and Bovik 2003; torchmetrics); 1 for equal images.
 
     Raises:
@@ -108,18 +108,20 @@ def ms_ssim(prediction: Picture, reference: Picture, resize: str = "prediction")
     return float(multiscale_structural_similarity_index_measure(given, wanted, data_range=255.0))
 
 
-def mae(prediction: Picture, reference: Picture, resize: str = "prediction") -> float:
+def mae(prediction: ImageLike, reference: ImageLike, resize: str = "prediction") -> float:
     """Mean absolute difference in levels, in [0, 255]."""
     given, wanted = same_size(prediction, reference, resize)
     return float(numpy.abs(given.astype(numpy.float64) - wanted).mean())
 
 
-def rmse(prediction: Picture, reference: Picture, resize: str = "prediction") -> float:
+def rmse(prediction: ImageLike, reference: ImageLike, resize: str = "prediction") -> float:
     """Root mean squared difference in levels, in [0, 255]."""
     return float(numpy.sqrt(mean_squared_error(*same_size(prediction, reference, resize))))
 
 
-def lpips(prediction: Picture, reference: Picture, network: PerceptualDistance, resize: str = "prediction") -> float:
+def lpips(
+    prediction: ImageLike, reference: ImageLike, network: PerceptualDistance, resize: str = "prediction"
+) -> float:
     """Perceptual distance (Zhang et al. 2018, LPIPS) by a network of two inputs (1, 3, H, W) in [-1, 1]."""
     pair = same_size(prediction, reference, resize)
     tensors = [torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1 for pixels in pair]
@@ -142,8 +144,8 @@ def load_lpips(path: str) -> PerceptualDistance:
 
 
 def image_scores(
-    prediction: Picture,
-    reference: Picture,
+    prediction: ImageLike,
+    reference: ImageLike,
     resize: str = "prediction",
     network: PerceptualDistance | None = None,
 ) -> dict[str, float | None]:
@@ -177,7 +179,10 @@ def image_scores(
 
 
 def image_quality(
-    predictions: Sequence[Picture], references: Sequence[Picture], resize: str = "prediction", lpips: str | None = None
+    predictions: Sequence[ImageLike],
+    references: Sequence[ImageLike],
+    resize: str = "prediction",
+    lpips: str | None = None,
 ) -> dict[str, Any]:
     """Likeness of generated images to the true ones: PSNR, SSIM, MS-SSIM, and LPIPS through a local network.
 

@@ -124,7 +124,7 @@ def _ends(
     return {"low": low, "high": high}
 
 
-def recentred_interval(value: float, drawn: Sequence[float]) -> dict[str, float | None]:
+def recentered_interval(value: float, drawn: Sequence[float]) -> dict[str, float | None]:
     """Interval of a statistic that resampling biases (FID): the spread of the resamples around the value itself.
 
     Args:

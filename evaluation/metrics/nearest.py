@@ -69,7 +69,7 @@ def memorization_scores(generated: numpy.ndarray, held_out: numpy.ndarray) -> di
         "held_out_median_distance": float(numpy.median(held_out)),
         "nearer_than_held_out": float((generated < numpy.quantile(held_out, 0.05)).mean()),
         "p_value": float(test.pvalue),
-        "memorised": bool(test.pvalue < SIGNIFICANCE and share >= 0.01),
+        "memorized": bool(test.pvalue < SIGNIFICANCE and share >= 0.01),
         "count": len(generated),
     }
 
@@ -93,7 +93,7 @@ def memorization(
     Returns:
         `copies`, `copy_share`, `held_out_copy_share`, `median_distance`, `held_out_median_distance`,
         `nearer_than_held_out` (share of generated images nearer to training images than 95 % of the held-out are),
-        `p_value`, `memorised` (bool) and `count`.
+        `p_value`, `memorized` (bool) and `count`.
 
     Raises:
         ValueError: for an empty set.

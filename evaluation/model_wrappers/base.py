@@ -13,7 +13,7 @@ class Model(Protocol):
 
     Attributes:
         name: for people.
-        abilities: among "text" (text from text), "text_from_image", "image" (a picture from text) and
+        abilities: among "text" (text from text), "text_from_image", "image" (an image from text) and
             "image_from_image".
         settings: what a manifest should say about it, values that JSON can hold.
     """
@@ -27,7 +27,7 @@ class Model(Protocol):
         ...
 
     def draw(self, conversations: Sequence[Conversation], preset: str, seeds: Sequence[int]) -> list[Image.Image]:
-        """A picture for each conversation, from the noise of its own seed."""
+        """An image for each conversation, from the noise of its own seed."""
         ...
 
 
@@ -37,6 +37,6 @@ def last_text(conversation: Conversation) -> str:
     return "\n".join(item["text"] for item in users[-1]["content"] if item["type"] == "text")
 
 
-def pictures_of(conversation: Conversation) -> list[Image.Image]:
-    """The pictures of a conversation in their order."""
+def images_of(conversation: Conversation) -> list[Image.Image]:
+    """The images of a conversation in their order."""
     return [item["image"] for message in conversation for item in message["content"] if item["type"] == "image"]

@@ -1,4 +1,4 @@
-"""Any diffusers pipeline that makes pictures from a text, or from a text and a picture."""
+"""Any diffusers pipeline that makes images from a text, or from a text and an image."""
 
 import inspect
 from collections.abc import Sequence
@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .base import Conversation, last_text, pictures_of
+from .base import Conversation, images_of, last_text
 
 
 def abilities_of(pipeline: type) -> frozenset[str]:
     """What a class of pipelines can do by the parameters of its call.
 
     That `image` has a default does not say that it may be left out, since image-to-image pipelines have one as well:
-    its type has to allow None too, and pipelines named as editors or with a mask need a picture all the same.
+    its type has to allow None too, and pipelines named as editors or with a mask need an image all the same.
     """
     parameters = inspect.signature(pipeline.__call__).parameters
     if "prompt" not in parameters:
@@ -65,14 +65,14 @@ class DiffusersModel:
 
     def draw(self, conversations: Sequence[Conversation], preset: str, seeds: Sequence[int]) -> list[Image.Image]:
         options: dict[str, Any] = {} if self.steps is None else {"num_inference_steps": self.steps}
-        given = [pictures_of(conversation) for conversation in conversations]
-        # What shares a batch has the same number of pictures.
+        given = [images_of(conversation) for conversation in conversations]
+        # What shares a batch has the same number of images.
         if "image_from_image" in self.abilities and given[0]:
-            options["image"] = [pictures[-1] for pictures in given]
-        pictures: list[Image.Image] = self.pipeline(
+            options["image"] = [images[-1] for images in given]
+        images: list[Image.Image] = self.pipeline(
             prompt=[last_text(conversation) for conversation in conversations],
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             output_type="pil",
             **options,
         ).images
-        return pictures
+        return images

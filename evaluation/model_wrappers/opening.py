@@ -28,7 +28,7 @@ def open_model(
     Args:
         path: folder or Hub id.
         device: "auto" (this process's CUDA device, else the CPU) or a torch device name.
-        steps: sampler steps of generated pictures; the checkpoint's own by default.
+        steps: sampler steps of generated images; the checkpoint's own by default.
         trust_remote_code: let code of the repository run.
 
     Raises:

@@ -45,10 +45,10 @@ def _lengths(ids: torch.Tensor, ends: list[int | None]) -> list[int]:
 
 
 class TransformersModel:
-    """A model that reads pictures and writes text and, where its `output_modalities` say so, draws.
+    """A model that reads images and writes text and, where its `output_modalities` say so, draws.
 
-    A generation configuration with `task_presets` marks the interface of this package (one generator per picture,
-    presets by name); other models that draw are asked one picture at a time, with the global generator seeded.
+    A generation configuration with `task_presets` marks the interface of this package (one generator per image,
+    presets by name); other models that draw are asked one image at a time, with the global generator seeded.
     """
 
     def __init__(
@@ -120,8 +120,8 @@ class TransformersModel:
         inputs = self._inputs(conversations, generation_mode="image")
         with torch.inference_mode():
             pixels = self.model.generate(**inputs, generation_mode="image", generator=generators, **options)
-        pictures: list[Image.Image] = self.processor.post_process_multimodal_output(pixels, generation_mode="image")
-        return pictures
+        images: list[Image.Image] = self.processor.post_process_multimodal_output(pixels, generation_mode="image")
+        return images
 
     def _draw_one(self, conversation: Conversation, seed: int) -> Image.Image:
         inputs = self._inputs([conversation], generation_mode="image", add_generation_prompt=True)

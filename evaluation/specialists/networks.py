@@ -1,6 +1,6 @@
-"""The networks: a convolutional one that reads a picture and a question, and a U-Net.
+"""The networks: a convolutional one that reads an image and a question, and a U-Net.
 
-Shape legend: N pictures, C channels, H and W pixels, K answers or masks, B buckets of words.
+Shape legend: N images, C channels, H and W pixels, K answers or masks, B buckets of words.
 """
 
 import zlib
@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from ..text_neighbours import pieces
+from ..text_neighbors import pieces
 
 BUCKETS = 2048
 
@@ -34,7 +34,7 @@ def _block(before: int, after: int) -> nn.Sequential:
 
 
 class AnswerNetwork(nn.Module):
-    """Picture and question to one of the training answers."""
+    """Image and question to one of the training answers."""
 
     def __init__(self, num_answers: int, widths: Sequence[int] = (16, 32, 64, 128)):
         super().__init__()

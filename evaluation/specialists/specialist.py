@@ -28,8 +28,8 @@ class Specialist:
     """Networks of single tasks.
 
     Args:
-        design: side of the pictures in pixels; answers (texts, most frequent first); targets of masks; tasks of
-            picture to picture; training_samples of each network.
+        design: side of the images in pixels; answers (texts, most frequent first); targets of masks; tasks of
+            image to image; training_samples of each network.
         networks: by "answers", "segmentation" or the task's name.
 
     Attributes:
@@ -109,9 +109,9 @@ class Specialist:
             ]
         else:
             made = list(self.networks[task](batch))
-        return [Prediction(image=_picture(image, size)) for image, size in zip(made, sizes, strict=True)]
+        return [Prediction(image=_image(image, size)) for image, size in zip(made, sizes, strict=True)]
 
 
-def _picture(image: torch.Tensor, size: tuple[int, int]) -> Image.Image:
+def _image(image: torch.Tensor, size: tuple[int, int]) -> Image.Image:
     levels = ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
     return Image.fromarray(levels).resize(size, Image.Resampling.BICUBIC)

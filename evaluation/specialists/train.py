@@ -24,7 +24,7 @@ from .specialist import ANSWERS, SEGMENTATION, Specialist, pixels
 MOST_ANSWERS = 300
 BATCH = 32
 logger = logging.getLogger(__name__)
-# Pictures are kept as bytes: a quarter of the room of floats.
+# Images are kept as bytes: a quarter of the room of floats.
 Rows = dict[str, list[Any]]
 
 
@@ -35,21 +35,21 @@ def collect(samples: Iterable[Sample], side: int) -> tuple[dict[str, Rows], dict
         task = TASKS[sample.task]
         if not sample.inputs or (task.family == "answer" and sample.kind == "multiple_choice"):
             continue
-        picture = _bytes(open_(sample.inputs[-1]), side)
+        image = _bytes(open_(sample.inputs[-1]), side)
         if task.family == "answer":
-            _add(rows, ANSWERS, picture=picture, text=sample.text, answer=sample.reference)
+            _add(rows, ANSWERS, image=image, text=sample.text, answer=sample.reference)
         elif sample.output is not None and task.family == "segmentation":
             target = str(sample.extra.get("target", ""))
-            _add(rows, SEGMENTATION, picture=picture, truth=_bytes(open_(sample.output), side), target=target)
+            _add(rows, SEGMENTATION, image=image, truth=_bytes(open_(sample.output), side), target=target)
         elif sample.output is not None and task.family == "translation":
-            _add(rows, sample.task, picture=picture, truth=_bytes(open_(sample.output), side))
+            _add(rows, sample.task, image=image, truth=_bytes(open_(sample.output), side))
     counts = Counter(rows.get(ANSWERS, {}).get("answer", []))
     design = {
         "side": side,
         "answers": [answer for answer, _ in counts.most_common(MOST_ANSWERS)],
         "targets": sorted(set(rows.get(SEGMENTATION, {}).get("target", []))),
         "tasks": sorted(name for name in rows if name not in (ANSWERS, SEGMENTATION)),
-        "training_samples": {name: len(found["picture"]) for name, found in sorted(rows.items())},
+        "training_samples": {name: len(found["image"]) for name, found in sorted(rows.items())},
     }
     return rows, design
 
@@ -89,14 +89,14 @@ def train(samples: Iterable[Sample], steps: int, side: int = 64, seed: int = 0) 
 
     Args:
         steps: of each network.
-        side: pixels of a side of the pictures, divisible by 4.
+        side: pixels of a side of the images, divisible by 4.
     """
     torch.manual_seed(seed)
     rows, design = collect(samples, side)
     specialist = Specialist.build(design)
     for name, network in specialist.networks.items():
-        loss = fit(network, len(rows[name]["picture"]), _loss(name, network, rows[name], design), steps, seed)
-        logger.info("%s: %d samples, loss %.4f", name, len(rows[name]["picture"]), loss)
+        loss = fit(network, len(rows[name]["image"]), _loss(name, network, rows[name], design), steps, seed)
+        logger.info("%s: %d samples, loss %.4f", name, len(rows[name]["image"]), loss)
     return specialist
 
 
@@ -104,25 +104,25 @@ def _loss(name: str, network: nn.Module, rows: Rows, design: dict[str, Any]) -> 
     answers = {answer: place for place, answer in enumerate(design["answers"])}
     targets = {target: place for place, target in enumerate(design["targets"])}
 
-    def pictures(column: str, chosen: Collection[int]) -> torch.Tensor:
+    def images(column: str, chosen: Collection[int]) -> torch.Tensor:
         return torch.stack([rows[column][place] for place in chosen]).float() / 127.5 - 1
 
     def of_answers(chosen: list[int]) -> torch.Tensor:
         classes = torch.tensor([answers.get(rows["answer"][place], -100) for place in chosen])
-        logits = network(pictures("picture", chosen), [rows["text"][place] for place in chosen])
+        logits = network(images("image", chosen), [rows["text"][place] for place in chosen])
         return nn.functional.cross_entropy(logits, classes)
 
     def of_masks(chosen: list[int]) -> torch.Tensor:
         places = torch.tensor([targets[rows["target"][place]] for place in chosen])
-        logits = network(pictures("picture", chosen))[torch.arange(len(chosen)), places]
-        truth = (pictures("truth", chosen).mean(dim=1) > 0).float()
+        logits = network(images("image", chosen))[torch.arange(len(chosen)), places]
+        truth = (images("truth", chosen).mean(dim=1) > 0).float()
         overlap = (2 * (logits.sigmoid() * truth).sum() + 1) / (logits.sigmoid().sum() + truth.sum() + 1)
         return nn.functional.binary_cross_entropy_with_logits(logits, truth) + 1 - overlap
 
-    def of_pictures(chosen: list[int]) -> torch.Tensor:
-        return nn.functional.l1_loss(network(pictures("picture", chosen)), pictures("truth", chosen))
+    def of_images(chosen: list[int]) -> torch.Tensor:
+        return nn.functional.l1_loss(network(images("image", chosen)), images("truth", chosen))
 
-    return {ANSWERS: of_answers, SEGMENTATION: of_masks}.get(name, of_pictures)
+    return {ANSWERS: of_answers, SEGMENTATION: of_masks}.get(name, of_images)
 
 
 def main(

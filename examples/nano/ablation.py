@@ -6,7 +6,7 @@ Arms (`recipes/ablation`): understanding only, generation only, both in one stag
 draws as many samples of each of its groups as every other arm, within a micro-batch of a stage; the number of
 steps follows, so that an arm of both sides makes as many as the two of one side together. Arms of a seed start from
 the same weights: those of `WORK/start` (autoencoder, and ViT pre-trained on captions and masks) with a language model
-of the seed. They see pictures of 32 pixels and are scored on the held-out part of the training split, which no arm
+of the seed. They see images of 32 pixels and are scored on the held-out part of the training split, which no arm
 learns from. A stopped run goes on where it was; finished parts are kept.
 
 What a claim stands or falls with was chosen before any run: the held-out loss of its side. The other scores are shown
@@ -45,13 +45,13 @@ from unimedvl.utils.json_files import write_json
 
 from .asking import Nano
 from .evaluate import DIAGNOSES, question_of, rgb, score_diagnosis, score_modality
-from .model import EDITING, RECIPES, UNIT, image_transform, initialise_attention
+from .model import EDITING, RECIPES, UNIT, image_transform, initialize_attention
 from .prepare import keep_start, work_records
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 
-SIDE = 32  # longer side in pixels of every picture
+SIDE = 32  # longer side in pixels of every image
 ARMS = ("understanding", "generation", "joint", "three-stages")
 MASKS = ("hc18", "msd-hippocampus")
 SCORED_BATCHES = 40  # of the held-out losses
@@ -79,13 +79,13 @@ logger = logging.getLogger(__name__)
 
 
 def make_start(work: Path, out: Path, seed: int) -> Path:
-    """`WORK/start` with a new language model and a processor for pictures of `SIDE` pixels."""
+    """`WORK/start` with a new language model and a processor for images of `SIDE` pixels."""
     folder = out / f"start-{seed}"
     if not (folder / "ready").is_file():
         loaded = load(work / "start", dtype="float32", device="cpu")
         torch.manual_seed(seed)
         model = UniMedVLForConditionalGeneration(loaded.model.config)
-        initialise_attention(model.model.language_model)
+        initialize_attention(model.model.language_model)
         for part in ("vae", "vit_model"):
             getattr(model.model, part).load_state_dict(getattr(loaded.model.model, part).state_dict())
         model.generation_config = loaded.model.generation_config
@@ -214,7 +214,7 @@ def run_arm(arm: str, seed: int, share: float, start: Path, work: Path, out: Pat
 
 
 def compare(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Differences between arms, paired by seed, in favour of the claim; 95 % t intervals over the seeds."""
+    """Differences between arms, paired by seed, in favor of the claim; 95 % t intervals over the seeds."""
     by = {(result["arm"], result["seed"]): result["scores"] for result in results}
     seeds = sorted({result["seed"] for result in results})
     rows = []
@@ -267,9 +267,9 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(9, 0.42 * len(rows) + 1.2), layout="constrained")
     for place, row in enumerate(reversed(rows)):
         low, high = (100 * bound / (row["reference"] or 1.0) for bound in row["interval"])
-        colour = {"shown": "tab:green", "opposite": "tab:red", "not shown": "tab:grey"}[row["verdict"]]
-        axes.plot([low, high], [place, place], color=colour, linewidth=3)
-        axes.plot(100 * row["gain"] / (row["reference"] or 1.0), place, "o", color=colour)
+        color = {"shown": "tab:green", "opposite": "tab:red", "not shown": "tab:gray"}[row["verdict"]]
+        axes.plot([low, high], [place, place], color=color, linewidth=3)
+        axes.plot(100 * row["gain"] / (row["reference"] or 1.0), place, "o", color=color)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(rows)), [f"{row['claim']}: {row['score']}" for row in reversed(rows)], fontsize=8)
     axes.set_xlabel("gain in % of the compared score\n(95 % interval over seeds; right is better)")

@@ -1,4 +1,4 @@
-"""A small image autoencoder (diffusers `AutoencoderKL`) trained from scratch on the pictures of the records.
+"""A small image autoencoder (diffusers `AutoencoderKL`) trained from scratch on the images of the records.
 
     python -m examples.nano.autoencoder --work WORK --out FOLDER [--steps 4000]
 
@@ -21,7 +21,7 @@ from typer import Option
 from unimedvl.evaluation.metrics.images import psnr
 from unimedvl.utils.command_line import run_module
 
-from .prepare import is_picture_request, picture_of, record_digests, work_records
+from .prepare import image_of, is_image_request, record_digests, work_records
 from .resumable_loop import EVERY, ResumableSteps
 
 AUTOENCODER_CONFIG = {
@@ -40,7 +40,7 @@ AUTOENCODER_CONFIG = {
 }
 KL_WEIGHT = 1e-4  # of the mean over latent values, against the mean squared error over pixel values in [-1, 1]
 SHAPES = ((64, 64), (64, 64), (64, 64), (64, 48), (48, 64), (64, 40))  # training crops (height, width) in pixels
-MASK_SHARE = 0.1  # share of rendered segmentation masks among the training pictures
+MASK_SHARE = 0.1  # share of rendered segmentation masks among the training images
 
 
 def pixels(image: Image.Image) -> torch.Tensor:
@@ -48,7 +48,7 @@ def pixels(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1.0
 
 
-def centre_square(image: Image.Image, side: int) -> Image.Image:
+def center_square(image: Image.Image, side: int) -> Image.Image:
     """The central square, resized to `side` x `side` pixels (bicubic)."""
     short = min(image.size)
     left, top = (image.width - short) // 2, (image.height - short) // 2
@@ -82,26 +82,26 @@ def initialize(autoencoder: AutoencoderKL) -> None:
             torch.nn.init.zeros_(module.bias)
 
 
-def read_pictures(work: Path, split: str) -> tuple[list[Image.Image], list[Image.Image]]:
-    """The pictures of the records and the masks among them.
+def read_images(work: Path, split: str) -> tuple[list[Image.Image], list[Image.Image]]:
+    """The images of the records and the masks among them.
 
     Raises:
-        ValueError: where there is no picture.
+        ValueError: where there is no image.
     """
-    pictures, masks = [], []
+    images, masks = [], []
     for record in work_records(work, split):
         if record.sub_task_type == "segmentation":
-            masks.append(picture_of(record))
-        elif record.sub_task_type in ("cross_modal", "virtual_staining") or is_picture_request(record):
-            pictures.append(picture_of(record))
-    if not pictures:
-        raise ValueError(f"{work} holds no picture of its {split} part: build more records.")
-    return pictures, masks
+            masks.append(image_of(record))
+        elif record.sub_task_type in ("cross_modal", "virtual_staining") or is_image_request(record):
+            images.append(image_of(record))
+    if not images:
+        raise ValueError(f"{work} holds no image of its {split} part: build more records.")
+    return images, masks
 
 
-def reconstruction_psnr(autoencoder: AutoencoderKL, pictures: Sequence[Image.Image], side: int = 64) -> float:
-    """Mean PSNR in dB over the central squares of the pictures as 8-bit images, latents at their mode."""
-    squares = [centre_square(picture, side) for picture in pictures]
+def reconstruction_psnr(autoencoder: AutoencoderKL, images: Sequence[Image.Image], side: int = 64) -> float:
+    """Mean PSNR in dB over the central squares of the images as 8-bit images, latents at their mode."""
+    squares = [center_square(source_image, side) for source_image in images]
     made: list[np.ndarray] = []
     for start in range(0, len(squares), 32):
         batch = torch.stack([pixels(square) for square in squares[start : start + 32]])
@@ -128,8 +128,8 @@ def train_autoencoder(
     afterwards `scaling_factor` and `shift_factor` are set so that the training latents have mean 0 and variance 1
     (one number each for all channels, as in FLUX).
     """
-    pictures, masks = read_pictures(work, "train")
-    held_out, _ = read_pictures(work, "validation")
+    images, masks = read_images(work, "train")
+    held_out, _ = read_images(work, "validation")
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
     config = config or AUTOENCODER_CONFIG
@@ -143,7 +143,7 @@ def train_autoencoder(
         shape = SHAPES[random.integers(len(SHAPES))]
         batch = []
         for _ in range(batch_size):
-            pool = masks if masks and random.random() < MASK_SHARE else pictures
+            pool = masks if masks and random.random() < MASK_SHARE else images
             batch.append(pixels(random_crop(pool[int(random.integers(len(pool)))], shape, random)))
         batch = torch.stack(batch).contiguous(memory_format=torch.channels_last)
         posterior = autoencoder.encode(batch).latent_dist
@@ -163,19 +163,19 @@ def train_autoencoder(
             )
     seconds = course.seconds
     autoencoder.eval()
-    scale_latents(autoencoder, pictures)
+    scale_latents(autoencoder, images)
     record = {"steps": steps, "seconds": seconds, "psnr": reconstruction_psnr(autoencoder, held_out)}
-    print(f"autoencoder: {record['psnr']:.2f} dB on {len(held_out)} held-out pictures", flush=True)
+    print(f"autoencoder: {record['psnr']:.2f} dB on {len(held_out)} held-out images", flush=True)
     autoencoder.to(memory_format=torch.contiguous_format).save_pretrained(folder)
     return autoencoder, record
 
 
-def scale_latents(autoencoder: AutoencoderKL, pictures: Sequence[Image.Image], side: int = 64) -> None:
-    """Set `scaling_factor` and `shift_factor` from the latents of about 1024 pictures spread over the data."""
-    chosen = pictures[:: max(1, len(pictures) // 1024)]
+def scale_latents(autoencoder: AutoencoderKL, images: Sequence[Image.Image], side: int = 64) -> None:
+    """Set `scaling_factor` and `shift_factor` from the latents of about 1024 images spread over the data."""
+    chosen = images[:: max(1, len(images) // 1024)]
     latents = []
     for start in range(0, len(chosen), 32):
-        batch = torch.stack([pixels(centre_square(picture, side)) for picture in chosen[start : start + 32]])
+        batch = torch.stack([pixels(center_square(image, side)) for image in chosen[start : start + 32]])
         with torch.no_grad():
             latents.append(autoencoder.encode(batch).latent_dist.sample())
     values = torch.cat(latents)

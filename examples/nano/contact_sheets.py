@@ -1,10 +1,10 @@
-"""Sheets of pictures that a nano makes: from words (`--kind words`) or from pictures (`--kind edits`).
+"""Sheets of images that a nano makes: from words (`--kind words`) or from images (`--kind edits`).
 
     python -m examples.nano.contact_sheets --model CHECKPOINT --out FILE.png
     python -m examples.nano.contact_sheets --model CHECKPOINT --out FILE.png --kind edits --work WORK [--with-inputs]
 
 A sheet holds generated images only, one row for each prompt or kind of edit; edits follow their inputs closely. With
-`--with-inputs` what was edited and what was to be made stand above each row; such a sheet shows pictures of the data
+`--with-inputs` what was edited and what was to be made stand above each row; such a sheet shows images of the data
 sets and is not for publishing.
 """
 
@@ -26,16 +26,16 @@ from .prepare import work_records
 
 PROMPTS = (
     "A chest X-ray",
-    "A frontal chest radiograph, labelled pneumonia",
+    "A frontal chest radiograph, labeled pneumonia",
     "A CT image of chest",
-    "A brain MRI, labelled glioma tumor",
-    "A brain MRI, labelled no tumor",
+    "A brain MRI, labeled glioma tumor",
+    "A brain MRI, labeled no tumor",
     "A T2 brain MRI",
     "An MRI image of hippocampus",
     "An ultrasound image of fetal head",
-    "A colonoscopy image, labelled polyp",
-    "An H&E histopathology image, lung, labelled lung adenocarcinoma",
-    "An H&E histopathology image, lung, labelled benign lung tissue",
+    "A colonoscopy image, labeled polyp",
+    "An H&E histopathology image, lung, labeled lung adenocarcinoma",
+    "An H&E histopathology image, lung, labeled benign lung tissue",
     "A blood smear light microscopy image",
 )
 # Caption, task, part of the training split ("validation": held out from training), and what `extra` must hold.
@@ -61,22 +61,22 @@ COLUMNS, SCALE, CAPTION, MARGIN = 8, 2, 18, 4
 
 
 def draw_rows(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
-    """A sheet with a caption above each row of pictures."""
-    side = max(max(picture.size) for _, pictures in rows for picture in pictures) * SCALE
+    """A sheet with a caption above each row of images."""
+    side = max(max(image.size) for _, images in rows for image in images) * SCALE
     height = CAPTION + side + MARGIN
     sheet = Image.new("RGB", (MARGIN + COLUMNS * (side + MARGIN), len(rows) * height), "white")
     pen = ImageDraw.Draw(sheet)
-    for number, (caption, pictures) in enumerate(rows):
+    for number, (caption, images) in enumerate(rows):
         pen.text((MARGIN, number * height + 3), caption, fill="black")
-        for column, picture in enumerate(pictures):
+        for column, image in enumerate(images):
             place = (MARGIN + column * (side + MARGIN), number * height + CAPTION)
-            size = (picture.width * SCALE, picture.height * SCALE)
-            sheet.paste(picture.resize(size, Image.Resampling.NEAREST), place)
+            size = (image.width * SCALE, image.height * SCALE)
+            sheet.paste(image.resize(size, Image.Resampling.NEAREST), place)
     return sheet
 
 
 def contact_sheet(nano: Nano, seed: int = 0) -> Image.Image:
-    """One row of generated pictures for each of `PROMPTS`."""
+    """One row of generated images for each of `PROMPTS`."""
     made = nano.draw([prompt for prompt in PROMPTS for _ in range(COLUMNS)], "t2i", seed=seed)
     return draw_rows([(prompt, made[n * COLUMNS : (n + 1) * COLUMNS]) for n, prompt in enumerate(PROMPTS)])
 
@@ -89,7 +89,7 @@ def _fits(record: Record, task: str, wanted: dict[str, str]) -> bool:
 
 
 def edit_sheet(nano: Nano, work: Path, with_inputs: bool = False, seed: int = 0) -> Image.Image:
-    """One row of generated pictures for each of `EDITS` that the records of `work` hold.
+    """One row of generated images for each of `EDITS` that the records of `work` hold.
 
     Args:
         work: folder that `prepare` has filled.
@@ -119,7 +119,7 @@ def main(
     kind: Annotated[Literal["words", "edits"], Option(help="What is drawn.")] = "words",
     work: Annotated[Path | None, Option(help="Work folder of `prepare`, for edits.")] = None,
     with_inputs: Annotated[
-        bool, Option("--with-inputs", help="Show the data sets' pictures too; not for publishing.")
+        bool, Option("--with-inputs", help="Show the data sets' images too; not for publishing.")
     ] = False,
     seed: int = 0,
 ) -> None:

@@ -28,14 +28,14 @@ from unimedvl.evaluation.metrics.masks import dice
 from unimedvl.evaluation.statistics import paired_difference
 from unimedvl.processing.image_processing_unimedvl import resize_image
 from unimedvl.unimed5m import tasks
-from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Picture, Record
+from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Record, RecordImage
 from unimedvl.unimed5m.task_images import lower_resolution, pixels_of
 from unimedvl.utils.command_line import run_module
 
 from .asking import Nano
-from .generated_images import made_pictures
+from .generated_images import made_images
 from .model import UNIT, image_transform
-from .prepare import SUPER_RESOLUTION, is_picture_request, read_records, work_records
+from .prepare import SUPER_RESOLUTION, is_image_request, read_records, work_records
 
 MODALITY_QUESTION = "What imaging modality is this?"
 DIAGNOSES = {
@@ -51,13 +51,13 @@ SEGMENTATIONS = {
 }
 
 
-def rgb(picture: Picture) -> Image.Image:
-    return Image.fromarray(pixels_of(picture)).convert("RGB")
+def rgb(image: RecordImage) -> Image.Image:
+    return Image.fromarray(pixels_of(image)).convert("RGB")
 
 
-def seen(picture: Picture) -> Image.Image:
-    """The picture in the size in which the nano reads it."""
-    return resize_image(rgb(picture), image_transform(UNIT))
+def seen(image: RecordImage) -> Image.Image:
+    """The image in the size in which the nano reads it."""
+    return resize_image(rgb(image), image_transform(UNIT))
 
 
 def question_of(record: Record) -> str:
@@ -65,7 +65,7 @@ def question_of(record: Record) -> str:
 
 
 def accuracy(records: Sequence[Record], answers: Sequence[str], truths: Sequence[str]) -> dict[str, Any]:
-    """Share of right answers by the rule `normalised`, as the benchmarks count them."""
+    """Share of right answers by the rule `normalized`, as the benchmarks count them."""
     hits = [is_right(answer, truth, kind_of(truth)) for answer, truth in zip(answers, truths, strict=True)]
     return mean_interval([float(hit) for hit in hits], patients(records))
 
@@ -79,13 +79,13 @@ def _of(records: Sequence[Record], task: str, source: str = "") -> list[Record]:
     return [record for record in records if record.sub_task_type == task and source in ("", record.dataset)]
 
 
-def _pictured(records: Sequence[Record]) -> list[Record]:
-    """One record for each picture with a stated modality."""
-    return [record for record in records if is_picture_request(record)]
+def _shown(records: Sequence[Record]) -> list[Record]:
+    """One record for each image with a stated modality."""
+    return [record for record in records if is_image_request(record)]
 
 
 def score_modality(nano: Nano, records: Sequence[Record]) -> dict[str, Any]:
-    chosen = _pictured(records)
+    chosen = _shown(records)
     answers = nano.ask([rgb(record.output_img[0]) for record in chosen], [MODALITY_QUESTION] * len(chosen))
     names = [tasks.MODALITY_NAMES[record.modality] for record in chosen]
     wrong = Counter(
@@ -105,7 +105,7 @@ def score_diagnosis(nano: Nano, records: Sequence[Record], source: str) -> dict[
 
 
 def score_closed(nano: Nano, records: Sequence[Record], seed: int = 0) -> dict[str, Any]:
-    """VQA-RAD's yes-or-no questions, and the gain over the same questions about another picture."""
+    """VQA-RAD's yes-or-no questions, and the gain over the same questions about another image."""
     chosen = [record for record in _of(records, "vqa", "vqa-rad") if record.message[-1].value.lower() in ("yes", "no")]
     images = [rgb(record.input_img[0]) for record in chosen]
     generator = numpy.random.default_rng(seed)
@@ -127,9 +127,9 @@ def score_closed(nano: Nano, records: Sequence[Record], seed: int = 0) -> dict[s
 
 
 def score_autoencoder(nano: Nano, records: Sequence[Record]) -> dict[str, Any]:
-    chosen = _pictured(records)
-    pictures = [seen(record.output_img[0]) for record in chosen]
-    return mean_interval([psnr(nano.reconstruct(picture), picture) for picture in pictures], patients(chosen))
+    chosen = _shown(records)
+    images = [seen(record.output_img[0]) for record in chosen]
+    return mean_interval([psnr(nano.reconstruct(image), image) for image in images], patients(chosen))
 
 
 def score_segmentation(nano: Nano, records: Sequence[Record], source: str) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def score_segmentation(nano: Nano, records: Sequence[Record], source: str) -> di
 
 def score_super_resolution(nano: Nano, records: Sequence[Record], most: int) -> dict[str, Any]:
     """From a quarter of the nano's own resolution, against bicubic interpolation and the autoencoder alone."""
-    chosen = _pictured(records)
+    chosen = _shown(records)
     chosen = chosen[:: max(1, len(chosen) // most)]
     truths = [seen(record.output_img[0]) for record in chosen]
     coarse = [Image.fromarray(lower_resolution(numpy.asarray(truth), SUPER_RESOLUTION, "bicubic")) for truth in truths]
@@ -178,7 +178,7 @@ def evaluate(nano: Nano, records: Sequence[Record], work: Path, most: int = 160)
         if _of(records, "segmentation", source):
             note(f"segmentation, Dice: {name}", score_segmentation(nano, records, source))
     note("4x super-resolution", score_super_resolution(nano, records, most))
-    for name, value in made_pictures(nano, records, work).items():
+    for name, value in made_images(nano, records, work).items():
         note(name, value)
     return results
 

@@ -1,6 +1,6 @@
-"""Pictures that the nano makes from text alone: are they recognised, and are they new?
+"""Images that the nano makes from text alone: are they recognized, and are they new?
 
-The judge is a small convolutional network of its own, trained on the real pictures of the training split to name their
+The judge is a small convolutional network of its own, trained on the real images of the training split to name their
 captions; it shares nothing with the nano.
 """
 
@@ -23,22 +23,22 @@ from unimedvl.unimed5m.schema import Record
 
 from .asking import Nano
 from .model import SIDE
-from .prepare import ARTICLES, is_picture_request, small
-from .vision import CANVAS, Pictures, pictures_of, read_pictures, views
+from .prepare import ARTICLES, is_image_request, small
+from .vision import CANVAS, RecordImages, images_of, read_images, views
 
 MODALITIES = ("CXR", "CT", "MRI", "US", "HIS", "ENDO")
 CLASS_PROMPTS = {
-    "nih-chestxray14-subset": "a frontal chest radiograph, labelled {label}",
-    "lc25000-lung": "an H&E histopathology image, lung, labelled {label}",
-    "brain-tumor-classification": "a brain MRI, labelled {label}",
+    "nih-chestxray14-subset": "a frontal chest radiograph, labeled {label}",
+    "lc25000-lung": "an H&E histopathology image, lung, labeled {label}",
+    "brain-tumor-classification": "a brain MRI, labeled {label}",
 }
 PER_MODALITY, PER_CLASS = 24, 16
 JUDGE_STEPS = 1500
-CLOSE = 5.0  # percentile of real validation pictures' distances to training pictures
+CLOSE = 5.0  # percentile of real validation images' distances to training images
 
 
 def make_judge(captions: int) -> nn.Module:
-    """Scores (N, captions) of pictures (N, 3, SIDE, SIDE) in [-1, 1]."""
+    """Scores (N, captions) of images (N, 3, SIDE, SIDE) in [-1, 1]."""
     layers: list[nn.Module] = []
     widths = (3, 24, 48, 96, 128)
     for number, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
@@ -48,8 +48,8 @@ def make_judge(captions: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, captions))
 
 
-def train_judge(train: Pictures, captions: int, steps: int, batch: int = 32, seed: int = 1) -> nn.Module:
-    """Train on random views of the training pictures."""
+def train_judge(train: RecordImages, captions: int, steps: int, batch: int = 32, seed: int = 1) -> nn.Module:
+    """Train on random views of the training images."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     judge = make_judge(captions).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -66,10 +66,10 @@ def train_judge(train: Pictures, captions: int, steps: int, batch: int = 32, see
     return judge.eval()
 
 
-def load_judge(work: Path) -> tuple[nn.Module, Pictures, list[str]]:
-    """The judge, the training pictures, and their captions; a judge is trained once for each work folder."""
+def load_judge(work: Path) -> tuple[nn.Module, RecordImages, list[str]]:
+    """The judge, the training images, and their captions; a judge is trained once for each work folder."""
     names: list[str] = []
-    train = read_pictures(work, "train", names)
+    train = read_images(work, "train", names)
     path = work / "judge.safetensors"
     if not path.is_file():
         save_model(train_judge(train, len(names), JUDGE_STEPS), str(path))
@@ -80,12 +80,12 @@ def load_judge(work: Path) -> tuple[nn.Module, Pictures, list[str]]:
 
 @torch.no_grad()
 def judged(judge: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Number of the caption that each picture gets."""
+    """Number of the caption that each image gets."""
     return torch.cat([judge(part).argmax(dim=1) for part in images.split(64)])
 
 
 def as_views(images: Sequence[Image.Image]) -> torch.Tensor:
-    """Generated pictures (N, 3, SIDE, SIDE) in [-1, 1]."""
+    """Generated images (N, 3, SIDE, SIDE) in [-1, 1]."""
     assert all(image.size == (SIDE, SIDE) for image in images)
     return torch.stack([torch.from_numpy(pixels_from_image(image.convert("RGB")).copy()) for image in images])
 
@@ -102,12 +102,12 @@ def caption_label(name: str, labels: Sequence[str]) -> str:
     return max(fitting, key=len, default="")
 
 
-def made_pictures(nano: Nano, records: Sequence[Record], work: Path, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Recognition by modality and by class, and how close generated pictures come to training pictures."""
+def made_images(nano: Nano, records: Sequence[Record], work: Path, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """Recognition by modality and by class, and how close generated images come to training images."""
     judge, train, names = load_judge(work)
-    chosen = [record for record in records if is_picture_request(record)]
+    chosen = [record for record in records if is_image_request(record)]
     fits = [max(p.width, p.height) <= CANVAS for p in (record.output_img[0] for record in chosen)]
-    reals = pictures_of([r if fit else small(r) for r, fit in zip(chosen, fits, strict=True)], names)
+    reals = images_of([r if fit else small(r) for r, fit in zip(chosen, fits, strict=True)], names)
     known = len(judge[-1].bias)  # type: ignore[index, arg-type]
     shown = torch.cat([views(reals, index, None) for index in torch.arange(len(chosen)).split(64)])
     verdicts = judged(judge, shown)
@@ -128,11 +128,11 @@ def made_pictures(nano: Nano, records: Sequence[Record], work: Path, seed: int =
         for kind in MODALITIES
     }
     patients = [record.group_id for record in chosen]
-    results["text to image: modality recognised"] = proportion_interval(hits) | {
-        "real pictures": mean_interval([float(hit) for hit in real_hits], patients),
+    results["text to image: modality recognized"] = proportion_interval(hits) | {
+        "real images": mean_interval([float(hit) for hit in real_hits], patients),
         "by modality": by_modality,
     }
-    images, asked = _class_pictures(nano, chosen, seed + 1000)
+    images, asked = _class_images(nano, chosen, seed + 1000)
     labels = sorted({label for _, label in asked})
     verdict_labels = [caption_label(names[verdict], labels) for verdict in judged(judge, images).tolist()]
     class_hits = [verdict == label for verdict, (_, label) in zip(verdict_labels, asked, strict=True)]
@@ -141,15 +141,15 @@ def made_pictures(nano: Nano, records: Sequence[Record], work: Path, seed: int =
     class_patients = [patients[place] for place in of_class]
     # Each generated image comes from noise of its own.
     generated = [float(hit) for hit in class_hits], range(len(class_hits))
-    results["text to image: class recognised"] = proportion_interval(class_hits) | {
-        "real pictures": mean_interval(real_class, class_patients),
+    results["text to image: class recognized"] = proportion_interval(class_hits) | {
+        "real images": mean_interval(real_class, class_patients),
         "ratio to real": ratio_interval(generated, (real_class, class_patients)),
         "by class": {
             label: sum(hit for hit, (_, other) in zip(class_hits, asked, strict=True) if other == label) / PER_CLASS
             for label in labels
         },
     }
-    results["text to image: closer to training pictures than 5 % of real ones"] = _closeness(
+    results["text to image: closer to training images than 5 % of real ones"] = _closeness(
         torch.cat([made, images]),
         [*wanted, *("HIS" if source == "lc25000-lung" else _modality_of(source) for source, _ in asked)],
         (shown, reals.modalities),
@@ -163,7 +163,7 @@ def _modality_of(source: str) -> str:
     return {"nih-chestxray14-subset": "CXR", "brain-tumor-classification": "MRI", "lc25000-lung": "HIS"}[source]
 
 
-def _class_pictures(nano: Nano, records: Sequence[Record], seed: int) -> tuple[torch.Tensor, list[tuple[str, str]]]:
+def _class_images(nano: Nano, records: Sequence[Record], seed: int) -> tuple[torch.Tensor, list[tuple[str, str]]]:
     prompts, asked = [], []
     for source, template in CLASS_PROMPTS.items():
         found = {json.loads(record.extra).get("label", "") for record in records if record.dataset == source}
@@ -179,7 +179,7 @@ def _closeness(
     real: tuple[torch.Tensor, Sequence[str]],
     train: tuple[torch.Tensor, Sequence[str]],
 ) -> dict[str, Any]:
-    """Share of generated pictures nearer to a training picture of their modality than the nearest 5 % of real ones."""
+    """Share of generated images nearer to a training image of their modality than the nearest 5 % of real ones."""
     close: list[bool] = []
     means: dict[str, list[float]] = {}
     for kind in sorted(set(kinds)):

@@ -4,7 +4,7 @@
 
 WORK is what `examples.nano.prepare` and `examples.nano.vision` have made. A common run learns super-resolution from
 other sources; then each patient's run learns translation from the other patient (`recipes/left-out-patient`).
-Compared with the best map from grey level to grey level, fitted on the same slices that the run learnt from. A stopped
+Compared with the best map from gray level to gray level, fitted on the same slices that the run learnt from. A stopped
 run goes on where it was. The autoencoder was trained on single slices of both patients, the ViT on their captions and
 on masks of other sources; no pair of the left-out patient was seen by any part.
 """
@@ -42,16 +42,16 @@ def of_kind(records: Iterable[Record], origin: str, target: str) -> list[Record]
     return [record for record, extra in stated if extra["origin"].startswith(origin) and extra["target"] == target]
 
 
-def grey(image: Image.Image) -> numpy.ndarray:
+def gray(image: Image.Image) -> numpy.ndarray:
     return numpy.asarray(image.convert("L"))
 
 
-def grey_level_map(records: Sequence[Record]) -> numpy.ndarray:
-    """For each of 256 grey levels the mean grey level at the same places of the results, float64 (256,); levels that
+def gray_level_map(records: Sequence[Record]) -> numpy.ndarray:
+    """For each of 256 gray levels the mean gray level at the same places of the results, float64 (256,); levels that
     do not occur are interpolated."""
     total, count = numpy.zeros(256), numpy.zeros(256)
     for record in records:
-        source, result = (grey(seen(pictures[0])).ravel() for pictures in (record.input_img, record.output_img))
+        source, result = (gray(seen(images[0])).ravel() for images in (record.input_img, record.output_img))
         total += numpy.bincount(source, weights=result, minlength=256)
         count += numpy.bincount(source, minlength=256)
     levels = numpy.flatnonzero(count)
@@ -59,24 +59,24 @@ def grey_level_map(records: Sequence[Record]) -> numpy.ndarray:
 
 
 def score(model: Path, learnt: Sequence[Record], left_out: Sequence[Record]) -> dict[str, dict]:
-    """Mean PSNR of the model and of the grey-level map for each translation, over the left-out patient's slices.
+    """Mean PSNR of the model and of the gray-level map for each translation, over the left-out patient's slices.
 
     Without intervals: the slices are of one patient, and one patient does not say how others differ.
     """
     nano, results = Nano(str(model), EDITING), {}
     for origin, target in TRANSLATIONS:
-        chosen, table = of_kind(left_out, origin, target), grey_level_map(of_kind(learnt, origin, target))
+        chosen, table = of_kind(left_out, origin, target), gray_level_map(of_kind(learnt, origin, target))
         truths = [seen(record.output_img[0]) for record in chosen]
         made = nano.draw([question_of(r) for r in chosen], "cross_modal", [rgb(r.input_img[0]) for r in chosen])
         mapped = [
-            Image.fromarray(table[grey(seen(record.input_img[0]))].round().astype(numpy.uint8)).convert("RGB")
+            Image.fromarray(table[gray(seen(record.input_img[0]))].round().astype(numpy.uint8)).convert("RGB")
             for record in chosen
         ]
         own, other = (image_quality(images, truths)["psnr"] for images in (made, mapped))
         results[f"{origin} -> {target}"] = {
             "slices": len(truths),
             "nano": own,
-            "grey-level map": other,
+            "gray-level map": other,
             "gain": own - other,
         }
     return results

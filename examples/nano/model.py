@@ -13,7 +13,7 @@ from unimedvl.processing.image_processing_unimedvl import UniMedVLImageProcessor
 from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 
 RECIPES = Path(__file__).with_name("recipes")
-SIDE = 64  # longer side in pixels of every picture the nano reads and writes
+SIDE = 64  # longer side in pixels of every image the nano reads and writes
 UNIT = 8  # pixels of a ViT patch and of a latent token
 LATENT_PATCH = 2
 VIT_PATCH = 8
@@ -67,7 +67,7 @@ def build_config(tokenizer: PreTrainedTokenizerBase, vae_config: dict) -> UniMed
 
 
 def build_processor(tokenizer: PreTrainedTokenizerBase, config: UniMedVLConfig) -> UniMedVLProcessor:
-    """Processor whose pictures have the sizes of training: longer side `SIDE` in every mode."""
+    """Processor whose images have the sizes of training: longer side `SIDE` in every mode."""
     image_processor = UniMedVLImageProcessor(
         patch_size=VIT_PATCH,
         understanding_transform=image_transform(VIT_PATCH),
@@ -78,7 +78,7 @@ def build_processor(tokenizer: PreTrainedTokenizerBase, config: UniMedVLConfig) 
 
 
 @torch.no_grad()
-def initialise_vision(vit: UniMedVLVisionModel) -> None:
+def initialize_vision(vit: UniMedVLVisionModel) -> None:
     """Random weights from which a small ViT learns faster than from `initializer_range`.
 
     Positions start as sines and cosines, and queries as keys, so that a patch attends to patches like itself and near
@@ -97,7 +97,7 @@ def initialise_vision(vit: UniMedVLVisionModel) -> None:
 
 
 @torch.no_grad()
-def initialise_attention(language_model: UniMedVLTextModel) -> None:
+def initialize_attention(language_model: UniMedVLTextModel) -> None:
     """Let both experts start with one random attention whose queries are its keys.
 
     From the first step a noised token then attends more to the tokens of an input image near its own place, since
@@ -116,7 +116,7 @@ def nano_presets(presets: dict) -> dict:
     """The task presets with the nano's sampling settings, chosen on the held-out part of the training split.
 
     What an input image decides is sampled without guidance; steps of super-resolution and of masks are those with the
-    closest pictures, for masks by the mean over the four kinds.
+    closest images, for masks by the mean over the four kinds.
     """
     changed = {name: {**values, **EDITING} for name, values in presets.items()}
     changed["super_resolution"] |= {"num_inference_steps": 1}

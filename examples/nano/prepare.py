@@ -2,7 +2,7 @@
 
     python -m examples.nano.prepare --records BUILT --out WORK --autoencoder FOLDER [--vision FOLDER]
 
-BUILT holds the records of `unimedvl data build --source unimed-mini`. WORK receives `records` (small pictures, short
+BUILT holds the records of `unimedvl data build --source unimed-mini`. WORK receives `records` (small images, short
 answers; `train` and, as its `validation` split, the part of BUILT's training split that is held out by group for
 choices), `tokenizer`, and `start`, the first stage's checkpoint. BUILT's validation split is never read.
 """
@@ -30,9 +30,9 @@ from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalG
 from unimedvl.modeling_unimedvl.upstream_layout_unimedvl import default_generation_config
 from unimedvl.processing.image_processing_unimedvl import reference_size
 from unimedvl.unimed5m import tasks
-from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Picture, Record, Turn, from_table, to_table
+from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Record, RecordImage, Turn, from_table, to_table
 from unimedvl.unimed5m.shards import batches, shard_paths, write_table
-from unimedvl.unimed5m.task_images import drawn_picture, pixels_of
+from unimedvl.unimed5m.task_images import drawn_image, pixels_of
 from unimedvl.utils.claims import claim_folder
 from unimedvl.utils.command_line import run_module
 from unimedvl.utils.digests import hash_file
@@ -45,21 +45,21 @@ from .model import (
     build_config,
     build_processor,
     image_transform,
-    initialise_attention,
-    initialise_vision,
+    initialize_attention,
+    initialize_vision,
     nano_presets,
 )
 from .tokenizer import train_tokenizer
 
-# The demonstrations show pictures from these, so no nano checkpoint may have seen them.
+# The demonstrations show images from these, so no nano checkpoint may have seen them.
 EXCLUDED_SOURCES = ("skimage", "mni152-2009a")
 TIERS = ("A", "B")
-# Room for crops: pictures are kept larger than the model reads them by this factor.
+# Room for crops: images are kept larger than the model reads them by this factor.
 MARGIN = 1.375
 # One in so many groups of a source is held out for choices; sources of few groups are needed whole.
 HELD_OUT_SHARE = 16
 FEWEST_GROUPS = 25
-# All questions about one picture are also asked in a row, in so many orders, at most so many in each.
+# All questions about one image are also asked in a row, in so many orders, at most so many in each.
 CONVERSATION_ORDERS = 3
 LONGEST_CONVERSATION = 8
 ASKED_TASKS = ("modality", "diagnosis", "vqa", "caption")
@@ -75,7 +75,7 @@ MODALITY_QUESTIONS = (
 )
 ARTICLES = {"CXR": "a chest X-ray", "CT": "a CT image", "MRI": "an MRI image", "US": "an ultrasound image"}
 ARTICLES |= {"HIS": "a microscopy image", "ENDO": "an endoscopy image", "OCT": "an OCT image"}
-# Labels that describe an acquisition or count cells; a request for a picture does not name them.
+# Labels that describe an acquisition or count cells; a request for an image does not name them.
 UNNAMED_LABELS = ("bccd", "tcga-lung-ct")
 
 
@@ -83,19 +83,19 @@ def _number(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
 
 
-def small_picture(picture: Picture, factor: float) -> Picture:
-    """The picture with `factor` times the sides that the model reads, as PNG."""
-    if not picture.width:
-        raise ValueError(f"{picture.path} has no size: build the records again.")
-    width, height = reference_size(picture.width, picture.height, **image_transform(UNIT))
-    image = Image.fromarray(pixels_of(picture))
+def small_image(source_image: RecordImage, factor: float) -> RecordImage:
+    """The image with `factor` times the sides that the model reads, as PNG."""
+    if not source_image.width:
+        raise ValueError(f"{source_image.path} has no size: build the records again.")
+    width, height = reference_size(source_image.width, source_image.height, **image_transform(UNIT))
+    image = Image.fromarray(pixels_of(source_image))
     image = image.resize((round(width * factor), round(height * factor)), Image.Resampling.BICUBIC)
-    return drawn_picture(numpy.asarray(image), f"{picture.path}.{factor:g}.png")
+    return drawn_image(numpy.asarray(image), f"{source_image.path}.{factor:g}.png")
 
 
 def small(record: Record, factor: float = MARGIN) -> Record:
-    """The record with small pictures."""
-    shrunk = {name: tuple(small_picture(item, factor) for item in getattr(record, name)) for name in IMAGES}
+    """The record with small images."""
+    shrunk = {name: tuple(small_image(item, factor) for item in getattr(record, name)) for name in IMAGES}
     return record.replace(**shrunk)
 
 
@@ -138,10 +138,10 @@ def plain_prompt(record: Record, extra: dict) -> str:
 
 
 def nano_records(record: Record) -> Iterator[Record]:
-    """What the nano learns from one built record: small pictures and answers of few words.
+    """What the nano learns from one built record: small images and answers of few words.
 
     Answers of labels and of yes-or-no questions are the label and the word alone, images are made without a sentence
-    beside them. Every picture with a stated modality also becomes a question for it, a request in plain words, and a
+    beside them. Every image with a stated modality also becomes a question for it, a request in plain words, and a
     pair for super-resolution at the nano's own size (the built pairs are sharper than the nano can see).
     """
     extra = json.loads(record.extra)
@@ -157,17 +157,17 @@ def nano_records(record: Record) -> Iterator[Record]:
         yield _answered(shrunk, IMAGE_PLACEHOLDER)
     elif task == "text_to_image":
         yield _answered(shrunk, IMAGE_PLACEHOLDER)
-        yield from _pictured(record, shrunk, extra)
+        yield from _shown(record, shrunk, extra)
     else:
         yield shrunk
 
 
-def _pictured(record: Record, shrunk: Record, extra: dict) -> Iterator[Record]:
+def _shown(record: Record, shrunk: Record, extra: dict) -> Iterator[Record]:
     plain = (Turn("human", plain_prompt(record, extra)), Turn("gpt", IMAGE_PLACEHOLDER))
     yield shrunk.replace(id=f"{record.id}-plain", message=plain)
     origin = _origin(record, extra)
-    (picture,) = shrunk.output_img
-    asked = tasks.acquisition(origin, picture, "imaging modality", tasks.MODALITY_NAMES[record.modality])
+    (image,) = shrunk.output_img
+    asked = tasks.acquisition(origin, image, "imaging modality", tasks.MODALITY_NAMES[record.modality])
     question = asked.message[0].value
     number = _number(f"modality/{record.id}")
     if number % 2:
@@ -182,10 +182,10 @@ def _pictured(record: Record, shrunk: Record, extra: dict) -> Iterator[Record]:
 
 
 def conversations(records: list[Record], orders: int = CONVERSATION_ORDERS) -> Iterator[Record]:
-    """All questions about one picture in one record, in several orders: most tokens of a question are its picture's.
+    """All questions about one image in one record, in several orders: most tokens of a question are its image's.
 
     Args:
-        records: those of one picture, each of one question and its answer.
+        records: those of one image, each of one question and its answer.
         orders: records to make; one for a single question would repeat it.
     """
     if len(records) < 2:
@@ -241,8 +241,8 @@ def record_digests(work: Path) -> dict[str, str]:
     return {split: hash_file(shard_of(work / "records", split)) for split in ("train", "validation")}
 
 
-def is_picture_request(record: Record) -> bool:
-    """Whether this is the one record of a picture that states what it shows: its built request."""
+def is_image_request(record: Record) -> bool:
+    """Whether this is the one record of an image that states what it shows: its built request."""
     return record.sub_task_type == "text_to_image" and not record.id.endswith("-plain")
 
 
@@ -303,10 +303,10 @@ def prepare_start(work: Path, autoencoder: str, vision: Path | None, seed: int) 
     config = build_config(tokenizer, arguments)
     torch.manual_seed(seed)
     model = UniMedVLForConditionalGeneration(config)
-    initialise_attention(model.model.language_model)
+    initialize_attention(model.model.language_model)
     model.model.vae.load_state_dict(trained)
     if vision is None:
-        initialise_vision(model.model.vit_model)
+        initialize_vision(model.model.vit_model)
     else:
         load_model(model.model.vit_model, vision / VISION_FILE)
     model.generation_config = default_generation_config(config)
@@ -325,11 +325,11 @@ def load_autoencoder(folder: str) -> tuple[dict[str, torch.Tensor], dict]:
     return autoencoder.state_dict(), dict(autoencoder.config)
 
 
-def picture_of(record: Record) -> Image.Image:
-    """The first picture that the record makes or shows, in RGB."""
-    picture = (*record.output_img, *record.input_img)[0]
-    assert picture.data is not None
-    return Image.open(io.BytesIO(picture.data)).convert("RGB")
+def image_of(record: Record) -> Image.Image:
+    """The first image that the record makes or shows, in RGB."""
+    image = (*record.output_img, *record.input_img)[0]
+    assert image.data is not None
+    return Image.open(io.BytesIO(image.data)).convert("RGB")
 
 
 def main(

@@ -2,7 +2,7 @@
 
     python -m examples.nano.release --model STAGE/final-ema --out hub_cards/unimedvl-nano
 
-Card, licence, sheets and Git's own files that lie in the folder stay; the weights before go, and their report of
+Card, license, sheets and Git's own files that lie in the folder stay; the weights before go, and their report of
 `unimedvl eval` with them.
 """
 

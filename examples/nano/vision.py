@@ -1,11 +1,11 @@
-"""Pre-training of the nano's ViT: which caption belongs to a picture, and where in it a structure lies.
+"""Pre-training of the nano's ViT: which caption belongs to an image, and where in it a structure lies.
 
     python -m examples.nano.vision --work WORK --out FOLDER [--steps 3600]
 
 The paper's ViT comes pre-trained on image-text pairs (SigLIP 2); the nano's learns from its own records. They hold a
 few dozen different captions, so the contrast of images and texts is a choice among all captions, and a mean of
 the features with one vector for each caption decides. The feature of a patch also tells which of its pixels belong
-to a structure, by a linear map for each kind of mask, where SigLIP 2 learns to localise. Vectors and maps are thrown
+to a structure, by a linear map for each kind of mask, where SigLIP 2 learns to localize. Vectors and maps are thrown
 away.
 """
 
@@ -34,20 +34,20 @@ from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLModel
 from unimedvl.unimed5m.schema import Record
 from unimedvl.utils.command_line import run_module
 
-from .model import SIDE, TABLE_SIDE, VISION_FILE, VIT_PATCH, build_config, initialise_vision
-from .prepare import UNNAMED_LABELS, is_picture_request, picture_of, record_digests, work_records
+from .model import SIDE, TABLE_SIDE, VISION_FILE, VIT_PATCH, build_config, initialize_vision
+from .prepare import UNNAMED_LABELS, image_of, is_image_request, record_digests, work_records
 from .resumable_loop import EVERY, ResumableSteps
 
-CANVAS = 88  # longer side in pixels of the records' pictures
+CANVAS = 88  # longer side in pixels of the records' images
 MIRRORED = ("CT", "MRI", "US", "HIS", "ENDO", "OCT")  # left is left in a chest film
 TURNED = ("HIS", "ENDO")
-# Sources whose captions are told apart by what the picture shows, not by what kind of picture it is.
+# Sources whose captions are told apart by what the image shows, not by what kind of image it is.
 FOCUS = ("brain-tumor-classification", "nih-chestxray14-subset", "lc25000-lung")
 
 
 @dataclass
-class Pictures:
-    """`pixels` uint8 (N, 3, CANVAS, CANVAS) with the picture in the upper left, its `sizes` (N, 2) as (height, width),
+class RecordImages:
+    """`pixels` uint8 (N, 3, CANVAS, CANVAS) with the image in the upper left, its `sizes` (N, 2) as (height, width),
     the number of its caption among all, its modality and its source."""
 
     pixels: torch.Tensor
@@ -58,12 +58,12 @@ class Pictures:
 
     @cached_property
     def rarity(self) -> torch.Tensor:
-        """How often to draw each picture (N,): by one over the square root of how often its caption occurs."""
+        """How often to draw each image (N,): by one over the square root of how often its caption occurs."""
         return torch.bincount(self.captions)[self.captions].float() ** -0.5
 
 
 def caption_of(record: Record) -> str:
-    """What the source states about the picture, in the words of its caption."""
+    """What the source states about the image, in the words of its caption."""
     extra = json.loads(record.extra)
     label = "" if record.dataset in UNNAMED_LABELS else extra.get("label", "")
     return f"{extra.get('submodality', '')} {extra.get('anatomy', '')} {label}".strip()
@@ -74,72 +74,74 @@ def structure_of(record: Record) -> str:
     return f"{record.dataset}: {json.loads(record.extra)['target']}"
 
 
-def read_pictures(work: Path, split: str, names: list[str]) -> Pictures:
-    """One picture for each built request for a picture; `names` collects the captions.
+def read_images(work: Path, split: str, names: list[str]) -> RecordImages:
+    """One image for each built request for an image; `names` collects the captions.
 
     Raises:
         ValueError: where there is none.
     """
-    records = list(filter(is_picture_request, work_records(work, split)))
+    records = list(filter(is_image_request, work_records(work, split)))
     if not records:
-        raise ValueError(f"{work} holds no picture of its {split} part: build more records.")
-    return pictures_of(records, names)
+        raise ValueError(f"{work} holds no image of its {split} part: build more records.")
+    return images_of(records, names)
 
 
-def read_masked_pictures(work: Path, split: str, names: list[str]) -> tuple[Pictures, torch.Tensor]:
-    """The pictures of the segmentation records with their masks (see `masked_views`); `names` collects what is
+def read_masked_images(work: Path, split: str, names: list[str]) -> tuple[RecordImages, torch.Tensor]:
+    """The images of the segmentation records with their masks (see `masked_views`); `names` collects what is
     masked in the place of captions."""
     records = [record for record in work_records(work, split) if record.sub_task_type == "segmentation"]
     if not records:
         raise ValueError(f"{work} holds no segmentation record of its {split} part: build records that have masks.")
     shown = [record.replace(output_img=record.input_img) for record in records]
-    masks = torch.stack([torch.from_numpy(_on_canvas(picture_of(record))).amax(dim=0) for record in records])
-    return pictures_of(shown, names, structure_of), (masks > 127).to(torch.uint8) * 255
+    masks = torch.stack([torch.from_numpy(_on_canvas(image_of(record))).amax(dim=0) for record in records])
+    return images_of(shown, names, structure_of), (masks > 127).to(torch.uint8) * 255
 
 
-def _on_canvas(picture: Image.Image) -> numpy.ndarray:
-    array = numpy.asarray(picture)
+def _on_canvas(image: Image.Image) -> numpy.ndarray:
+    array = numpy.asarray(image)
     canvas = numpy.zeros((3, CANVAS, CANVAS), dtype=numpy.uint8)
     canvas[:, : array.shape[0], : array.shape[1]] = array.transpose(2, 0, 1)
     return canvas
 
 
-def pictures_of(records: Iterable[Record], names: list[str], naming: Callable[[Record], str] = caption_of) -> Pictures:
-    """The pictures of small records; `names` collects their captions, or what `naming` puts in their place."""
+def images_of(
+    records: Iterable[Record], names: list[str], naming: Callable[[Record], str] = caption_of
+) -> RecordImages:
+    """The images of small records; `names` collects their captions, or what `naming` puts in their place."""
     pixels, sizes, captions, modalities, sources = [], [], [], [], []
     for record in records:
         caption = naming(record)
         if caption not in names:
             names.append(caption)
-        picture = picture_of(record)
-        pixels.append(torch.from_numpy(_on_canvas(picture)))
-        sizes.append((picture.height, picture.width))
+        image = image_of(record)
+        pixels.append(torch.from_numpy(_on_canvas(image)))
+        sizes.append((image.height, image.width))
         captions.append(names.index(caption))
         modalities.append(record.modality)
         sources.append(record.dataset)
-    return Pictures(torch.stack(pixels), torch.tensor(sizes).float(), torch.tensor(captions), modalities, sources)
+    return RecordImages(torch.stack(pixels), torch.tensor(sizes).float(), torch.tensor(captions), modalities, sources)
 
 
-def views(pictures: Pictures, index: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+def views(source_images: RecordImages, index: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
     """Square views (N, 3, SIDE, SIDE) in [-1, 1]: random ones, or with no generator the central squares."""
-    pixels = pictures.pixels[index].float() / 127.5 - 1.0
-    shorter = pictures.sizes[index].min(dim=1).values
-    grid = _grid(pictures, index, shorter, generator)
+    pixels = source_images.pixels[index].float() / 127.5 - 1.0
+    shorter = source_images.sizes[index].min(dim=1).values
+    grid = _grid(source_images, index, shorter, generator)
     images = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
     return images if generator is None else _lit(images, generator)
 
 
 def masked_views(
-    pictures: Pictures, masks: torch.Tensor, index: torch.Tensor, generator: torch.Generator | None
+    source_images: RecordImages, masks: torch.Tensor, index: torch.Tensor, generator: torch.Generator | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Views of whole pictures, black beside them, and of their masks (N, SIDE, SIDE) in [0, 1].
+    """Views of whole images, black beside them, and of their masks (N, SIDE, SIDE) in [0, 1].
 
     Args:
         masks: uint8 (N, CANVAS, CANVAS), 0 or 255.
     """
-    pixels = pictures.pixels[index].float() / 127.5
-    longer = pictures.sizes[index].max(dim=1).values
-    grid = _grid(pictures, index, longer, generator)
+    pixels = source_images.pixels[index].float() / 127.5
+    longer = source_images.sizes[index].max(dim=1).values
+    grid = _grid(source_images, index, longer, generator)
     both = torch.cat([pixels, masks[index].float()[:, None] / 255], dim=1)
     sampled = F.grid_sample(both, grid, padding_mode="zeros", align_corners=False)
     images = sampled[:, :3] - 1.0
@@ -153,25 +155,25 @@ def _uniform(count: int, generator: torch.Generator | None, low: float, high: fl
 
 
 def _grid(
-    pictures: Pictures, index: torch.Tensor, side: torch.Tensor, generator: torch.Generator | None
+    images: RecordImages, index: torch.Tensor, side: torch.Tensor, generator: torch.Generator | None
 ) -> torch.Tensor:
     """Where to sample squares of at most `side` canvas pixels, for `grid_sample`."""
-    sizes, count = pictures.sizes[index], len(index)
+    sizes, count = images.sizes[index], len(index)
 
     def uniform(low: float, high: float) -> torch.Tensor:
         return _uniform(count, generator, low, high)
 
     side = side * (uniform(0.7, 1.0) if generator else 1.0)
-    centre = sizes / 2 + (sizes - side[:, None]) * torch.stack([uniform(-0.5, 0.5), uniform(-0.5, 0.5)], dim=1)
+    center = sizes / 2 + (sizes - side[:, None]) * torch.stack([uniform(-0.5, 0.5), uniform(-0.5, 0.5)], dim=1)
     angle = uniform(-0.2, 0.2)
     mirror = torch.ones(count)
     if generator is not None:
-        free = torch.tensor([pictures.modalities[i] in MIRRORED for i in index.tolist()])
+        free = torch.tensor([images.modalities[i] in MIRRORED for i in index.tolist()])
         mirror = torch.where(free & (uniform(0, 1) < 0.5), -1.0, 1.0)
-        turned = torch.tensor([pictures.modalities[i] in TURNED for i in index.tolist()])
+        turned = torch.tensor([images.modalities[i] in TURNED for i in index.tolist()])
         angle = angle + turned * (uniform(0, 4).floor() * math.pi / 2)
     cosine, sine = angle.cos() * side / CANVAS, angle.sin() * side / CANVAS
-    offset = centre * 2 / CANVAS - 1
+    offset = center * 2 / CANVAS - 1
     theta = torch.stack(
         [
             torch.stack([cosine * mirror, -sine, offset[:, 1]], 1),
@@ -183,7 +185,7 @@ def _grid(
 
 
 def _lit(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Pictures in [-1, 1] in other light."""
+    """Images in [-1, 1] in other light."""
 
     def uniform(low: float, high: float) -> torch.Tensor:
         return _uniform(len(images), generator, low, high)
@@ -231,38 +233,38 @@ class CaptionChoice(nn.Module):
 
 
 def mask_loss(scores: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the pixels plus one minus the soft overlap of each picture, means over pictures (N, H, W)."""
+    """Cross-entropy of the pixels plus one minus the soft overlap of each image, means over images (N, H, W)."""
     shares = scores.sigmoid()
     overlap = 2 * (shares * masks).sum(dim=(1, 2)) / (shares.sum(dim=(1, 2)) + masks.sum(dim=(1, 2)) + 1.0)
     return F.binary_cross_entropy_with_logits(scores, masks) + (1 - overlap).mean()
 
 
 @torch.no_grad()
-def overlaps(model: CaptionChoice, pictures: Pictures, masks: torch.Tensor) -> dict[str, float]:
-    """Mean Dice over the pictures of each source."""
+def overlaps(model: CaptionChoice, source_images: RecordImages, masks: torch.Tensor) -> dict[str, float]:
+    """Mean Dice over the images of each source."""
     model.eval()
     found: dict[str, list[float]] = {}
-    for index in torch.arange(len(pictures.captions)).split(64):
-        images, real = masked_views(pictures, masks, index, None)
-        drawn = model.masks(model.features(images), pictures.captions[index]) > 0
+    for index in torch.arange(len(source_images.captions)).split(64):
+        images, real = masked_views(source_images, masks, index, None)
+        drawn = model.masks(model.features(images), source_images.captions[index]) > 0
         for place, mask, truth in zip(index.tolist(), drawn.numpy(), (real > 0.5).numpy(), strict=True):
-            found.setdefault(pictures.sources[place], []).append(dice(mask, truth))
+            found.setdefault(source_images.sources[place], []).append(dice(mask, truth))
     model.train()
     return {f"Dice {source}": round(sum(values) / len(values), 3) for source, values in sorted(found.items())}
 
 
 @torch.no_grad()
-def accuracy(model: CaptionChoice, pictures: Pictures) -> dict[str, float]:
-    """Share of pictures whose caption scores highest, over all and for each source."""
+def accuracy(model: CaptionChoice, images: RecordImages) -> dict[str, float]:
+    """Share of images whose caption scores highest, over all and for each source."""
     model.eval()
     right: Counter[str] = Counter()
-    for index in torch.arange(len(pictures.captions)).split(64):
-        chosen = model(views(pictures, index, None)).argmax(dim=1)
-        for place, hit in zip(index.tolist(), (chosen == pictures.captions[index]).tolist(), strict=True):
-            right[pictures.sources[place]] += hit
+    for index in torch.arange(len(images.captions)).split(64):
+        chosen = model(views(images, index, None)).argmax(dim=1)
+        for place, hit in zip(index.tolist(), (chosen == images.captions[index]).tolist(), strict=True):
+            right[images.sources[place]] += hit
             right["all"] += hit
     model.train()
-    totals = Counter(pictures.sources) + Counter({"all": len(pictures.captions)})
+    totals = Counter(images.sources) + Counter({"all": len(images.captions)})
     return {name: round(right[name] / totals[name], 3) for name in sorted(totals)}
 
 
@@ -279,15 +281,15 @@ def pretrain(
     held-out part.
 
     Args:
-        batch: pictures of a step, and as many with masks.
-        focus: how much more often than by `Pictures.rarity` the pictures of `FOCUS` are drawn.
+        batch: images of a step, and as many with masks.
+        focus: how much more often than by `Images.rarity` the images of `FOCUS` are drawn.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     names: list[str] = []
-    train, held_out = (read_pictures(work, split, names) for split in ("train", "validation"))
+    train, held_out = (read_images(work, split, names) for split in ("train", "validation"))
     kinds: list[str] = []
-    masked, masked_held_out = (read_masked_pictures(work, split, kinds) for split in ("train", "validation"))
+    masked, masked_held_out = (read_masked_images(work, split, kinds) for split in ("train", "validation"))
     model = CaptionChoice(untrained(work), len(names), len(kinds)).train()
     rarity = train.rarity * torch.tensor([focus if source in FOCUS else 1.0 for source in train.sources])
     decayed = [parameter for parameter in model.parameters() if parameter.ndim == 2]
@@ -326,10 +328,10 @@ def pretrain(
 
 
 def untrained(work: Path) -> nn.Module:
-    """A ViT of random weights (see `initialise_vision`)."""
+    """A ViT of random weights (see `initialize_vision`)."""
     config = build_config(AutoTokenizer.from_pretrained(work / "tokenizer"), UniMedVLVAEConfig().to_dict())
     vit = UniMedVLModel(config).vit_model
-    initialise_vision(vit)
+    initialize_vision(vit)
     return vit
 
 
@@ -337,7 +339,7 @@ def main(
     work: Annotated[Path, Option(help="Folder that `prepare` has filled.")],
     out: Annotated[Path, Option(help="Folder of the weights.")],
     steps: int = 3600,
-    batch: Annotated[int, Option(help="Pictures, and as many with masks.")] = 24,
+    batch: Annotated[int, Option(help="Images, and as many with masks.")] = 24,
     rate: float = 1e-3,
     focus: Annotated[float, Option(help="Weight of the sources of `FOCUS`.")] = 4.0,
     seed: int = 0,

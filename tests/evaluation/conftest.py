@@ -12,7 +12,7 @@ from unimedvl.unimed5m.mini import MiniSource
 
 @pytest.fixture(scope="session")
 def mini_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder with drawn pictures: 12 training and 4 validation rows of each source."""
+    """A data folder with drawn images: 12 training and 4 validation rows of each source."""
     return write_folder(tmp_path_factory.mktemp("compact"))
 
 

@@ -35,8 +35,8 @@ def test_a_limit_counts_what_belongs_to_the_benchmark(tmp_path):
     assert {sample.extra["q_lang"] for sample in data.training()} == {"en"}
 
 
-def test_training_pictures_are_a_choice_by_hash(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmarks, "TRAINING_PICTURES", 3)
+def test_training_images_are_a_choice_by_hash(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmarks, "TRAINING_IMAGES", 3)
     folder = write_folder(tmp_path / "records", {"text_to_image": 12})
     write_folder(folder, {"text_to_image": 4}, "validation")
     data = BenchmarkData(get_benchmark("unimed-mini"), folder, tasks=["text_to_image"])
@@ -44,15 +44,15 @@ def test_training_pictures_are_a_choice_by_hash(tmp_path, monkeypatch):
     assert {sample.id for sample in data.training()} == wanted
     assert data.training_counts == {"text_to_image": 12}
     results = evaluate(Run("m", tmp_path / "out"), Painter(), [data], settings(), print)
-    memory = results["benchmarks"]["unimed-mini"]["tasks"]["text_to_image"]["memorisation"]
-    assert (memory["searched"], memory["training_pictures"]) == (3, 12)
+    memory = results["benchmarks"]["unimed-mini"]["tasks"]["text_to_image"]["memorization"]
+    assert (memory["searched"], memory["training_images"]) == (3, 12)
     assert "(searched 3 of 12;" in markdown(results)
 
 
 def test_of_a_publishers_folder_the_choice_is_among_what_is_read(mini_data, monkeypatch):
     data = BenchmarkData(get_benchmark("unimed-mini"), mini_data, tasks=["text_to_image"])
     everything = [sample.id for sample in data.training()]
-    monkeypatch.setattr(benchmarks, "TRAINING_PICTURES", 4)
+    monkeypatch.setattr(benchmarks, "TRAINING_IMAGES", 4)
     read = [sample.id for sample in data.training()]
     assert first_by_hash(everything, 4) <= set(read) and len(read) < len(everything)
     assert data.training_counts == {"text_to_image": len(everything)}

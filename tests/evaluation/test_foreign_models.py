@@ -179,7 +179,7 @@ def test_an_image_to_image_pipeline_edits(stable_diffusion, records, tmp_path):
         (diffusers.DDPMPipeline, set()),
     ],
 )
-def test_a_pipeline_whose_picture_may_be_left_out_also_draws_from_text(pipeline, abilities):
+def test_a_pipeline_whose_image_may_be_left_out_also_draws_from_text(pipeline, abilities):
     assert abilities_of(pipeline) == abilities
 
 

@@ -16,8 +16,8 @@ from unimedvl.evaluation.samples import Sample, sample_of
 from unimedvl.evaluation.scoring import Settings, TaskScores
 from unimedvl.training import rewards
 from unimedvl.unimed5m import tasks
-from unimedvl.unimed5m.schema import Picture, Record
-from unimedvl.unimed5m.task_images import drawn_picture
+from unimedvl.unimed5m.schema import Record, RecordImage
+from unimedvl.unimed5m.task_images import drawn_image
 
 COUNT = 3
 
@@ -47,13 +47,13 @@ def origin(number: int) -> tasks.Origin:
 
 def records() -> tuple[list[Record], list[Record]]:
     """Requests for images, and segmentations."""
-    pictures = [drawn_picture(blobs(number), f"{number}.png") for number in range(COUNT)]
-    requests = [tasks.text_to_image(origin(n), picture, "an ultrasound") for n, picture in enumerate(pictures)]
+    images = [drawn_image(blobs(number), f"{number}.png") for number in range(COUNT)]
+    requests = [tasks.text_to_image(origin(n), image, "an ultrasound") for n, image in enumerate(images)]
     masked = []
-    for number, picture in enumerate(pictures):
+    for number, image in enumerate(images):
         classes = numpy.zeros((64, 64), numpy.uint8)
         classes[10:40, 20 : 40 + 5 * number] = 1
-        masked.append(tasks.segmentation(origin(number), picture, classes, [1], "fetal head"))
+        masked.append(tasks.segmentation(origin(number), image, classes, [1], "fetal head"))
     return requests, masked
 
 
@@ -119,8 +119,8 @@ def test_overlap_of_masks():
 
 
 def question(number: int, answer: str) -> Record:
-    picture = drawn_picture(blobs(number), f"{number}.png")
-    return tasks.vqa(origin(number), [picture], "is there a mass?", answer, str(number))
+    image = drawn_image(blobs(number), f"{number}.png")
+    return tasks.vqa(origin(number), [image], "is there a mass?", answer, str(number))
 
 
 def test_accuracy_of_answers():
@@ -151,6 +151,6 @@ def test_areas_of_readers_classifiers_and_alignment_scores():
 def test_a_mask_is_stored_without_loss():
     """What the comparison of masks above rests on."""
     _, masked = records()
-    picture: Picture = masked[0].output_img[0]
-    with Image.open(io.BytesIO(picture.data)) as stored:
+    image: RecordImage = masked[0].output_img[0]
+    with Image.open(io.BytesIO(image.data)) as stored:
         assert sorted(set(numpy.asarray(stored).ravel().tolist())) == [0, 255]

@@ -74,10 +74,10 @@ def test_every_task_is_scored(finished):
         assert entry["count"] and TASKS[task].primary in entry["metrics"], task
         found = entry["metrics"][TASKS[task].primary]
         assert found["low"] is None or found["low"] <= found["value"] <= found["high"], task
-    assert "memorisation" in tasks["text_to_image"] and tasks["segmentation"]["baselines"]
+    assert "memorization" in tasks["text_to_image"] and tasks["segmentation"]["baselines"]
 
 
-def test_pictures_stay_out_of_git_and_plots_are_there(finished, records):
+def test_images_stay_out_of_git_and_plots_are_there(finished, records):
     out, results = finished
     draw_all(results, [BenchmarkData(get_benchmark("unimed-mini"), records)], out)
     assert (out / ".gitignore").read_text() == "*\n"
@@ -92,7 +92,7 @@ def test_a_stopped_run_ends_with_the_same_bytes_and_repeats_no_work(finished, re
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         run(first, records, out)
-    # What a killed process leaves: half a line, a batch of which some lines are missing, a half-written picture.
+    # What a killed process leaves: half a line, a batch of which some lines are missing, a half-written image.
     part = out / "unimed-mini" / "parts" / "00000.jsonl"
     last = part.read_text().splitlines()[-1]
     with open(part, "a") as file:
@@ -105,7 +105,7 @@ def test_a_stopped_run_ends_with_the_same_bytes_and_repeats_no_work(finished, re
     assert json.loads((out / "manifest.json").read_text())["timings"]["unimed-mini"]["kept"] == len(first.asked)
 
 
-def test_a_lost_picture_is_made_again(finished, records, tmp_path):
+def test_a_lost_image_is_made_again(finished, records, tmp_path):
     whole, _ = finished
     out = tmp_path / "out"
     shutil.copytree(whole, out)
@@ -179,9 +179,9 @@ def training(records):
         ("majority", "vqa", "not above majority"),
         ("question-only", "vqa", "not above question-only"),
         ("majority", "segmentation", "not above majority"),
-        ("copy-input", "super_resolution", "returns the input picture"),
-        ("copy-input", "counterfactual", "returns the input picture"),
-        ("training-image", "text_to_image", "memorisation"),
+        ("copy-input", "super_resolution", "returns the input image"),
+        ("copy-input", "counterfactual", "returns the input image"),
+        ("training-image", "text_to_image", "memorization"),
     ],
 )
 def test_models_that_need_no_model_are_caught(name, task, flag, records, training, tmp_path):
@@ -196,7 +196,7 @@ def test_baselines_are_of_these_names(training, finished):
     _, results = finished
     tasks = results["benchmarks"]["unimed-mini"]["tasks"]
     caught = tasks["text_to_image"]["baselines"]["training-image"]
-    assert caught["memorised"] and any("memorisation" in flag for flag in caught["flags"])
+    assert caught["memorized"] and any("memorization" in flag for flag in caught["flags"])
 
 
 def test_compare_finds_the_better_run(finished, records, training, tmp_path):
@@ -236,7 +236,7 @@ def test_compare_takes_means_over_shared_samples_and_says_what_differs(finished,
     assert "**scored differently, features: x and y**" in markdown(found)
 
 
-def test_a_card_gets_scores_and_no_picture_of_the_data(finished, tmp_path):
+def test_a_card_gets_scores_and_no_image_of_the_data(finished, tmp_path):
     out, _ = finished
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# Card\n")
     with pytest.raises(ValueError, match=r"neither config\.json nor model_index\.json"):
@@ -253,7 +253,7 @@ def test_a_card_gets_scores_and_no_picture_of_the_data(finished, tmp_path):
 
 @pytest.fixture
 def published(finished, tmp_path):
-    """A copy of the run with a picture of generated ones and a plot, and the folder of a checkpoint."""
+    """A copy of the run with an image of generated ones and a plot, and the folder of a checkpoint."""
     out = tmp_path / "out"
     shutil.copytree(finished[0], out)
     for name in ("made/text_to_image", "plots/scores", "plots/vqa_confusion"):
@@ -286,23 +286,23 @@ def test_a_card_replaces_its_own_files_only(published):
     assert (folder / "evaluation" / "unimed-mini" / "plots" / "mine.png").is_file()
 
 
-def test_a_card_shows_generated_pictures_only_where_none_is_a_copy(published):
+def test_a_card_shows_generated_images_only_where_none_is_a_copy(published):
     out, folder = published
     shown = "evaluation/unimed-mini/made/text_to_image.png"
     assert shown in fill_card_folder(out, folder)
 
     def change(results, **memory):
-        results["benchmarks"]["unimed-mini"]["tasks"]["text_to_image"]["memorisation"] |= memory
+        results["benchmarks"]["unimed-mini"]["tasks"]["text_to_image"]["memorization"] |= memory
 
-    for memory in ({"memorised": True, "copies": 4}, {"memorised": False, "copies": 1}):
+    for memory in ({"memorized": True, "copies": 4}, {"memorized": False, "copies": 1}):
         rewrite(out / "results.json", lambda results, memory=memory: change(results, **memory))
         assert shown not in fill_card_folder(out, folder) and not (folder / shown).exists()
-    rewrite(out / "results.json", lambda results: change(results, memorised=False, copies=0))
+    rewrite(out / "results.json", lambda results: change(results, memorized=False, copies=0))
     rewrite(out / "results.json", lambda results: results.update(model="baseline:training-image"))
     assert shown not in fill_card_folder(out, folder)
 
     def not_searched(results):
-        del results["benchmarks"]["unimed-mini"]["tasks"]["text_to_image"]["memorisation"]
+        del results["benchmarks"]["unimed-mini"]["tasks"]["text_to_image"]["memorization"]
 
     rewrite(out / "results.json", lambda results: results.update(model="m"))
     rewrite(out / "results.json", not_searched)
@@ -320,12 +320,12 @@ def test_reader_study_is_blind_and_scored(finished, tmp_path):
     out, _ = finished
     study = tmp_path / "study"
     found = make_study(out, study, count=4)
-    assert found["pictures"] == 8
+    assert found["images"] == 8
     key = json.loads((study / "key.json").read_text())
     order = [entry["generated"] for entry in key.values()]
     assert sum(order) == 4 and order != sorted(order) and order != sorted(order, reverse=True)
     sizes = set()
-    for path in (study / "pictures").iterdir():
+    for path in (study / "images").iterdir():
         with Image.open(path) as image:
             sizes.add(image.size)
             assert not image.info
@@ -340,11 +340,11 @@ def test_reader_study_is_blind_and_scored(finished, tmp_path):
         saved = "\r\n".join(line.replace(",", divider) for line in lines).encode("utf-8-sig") + b"unscharf \xe4"
         (study / "anna.csv").write_bytes(saved)
         assert score_study(study)["anna"]["balanced_accuracy"] == 1
-    (study / "anna.csv").write_text("\n".join(["picture,rating", *lines[1:]]))
+    (study / "anna.csv").write_text("\n".join(["image,rating", *lines[1:]]))
     with pytest.raises(ValueError, match="anna.csv: the first line must name the columns"):
         score_study(study)
     (study / "anna.csv").write_text("\n".join([*lines[:-1], f"{len(key)},9,"]))
-    with pytest.raises(ValueError, match="anna.csv: picture 8 needs a rating"):
+    with pytest.raises(ValueError, match="anna.csv: image 8 needs a rating"):
         score_study(study)
 
 
@@ -402,7 +402,7 @@ def test_a_card_forgets_the_benchmarks_of_the_run_before(published):
     assert [path.name for path in (folder / ".eval_results").iterdir()] == ["unimed-mini.yaml"]
 
 
-def test_a_reader_study_holds_no_colour_profile(finished, tmp_path):
+def test_a_reader_study_holds_no_color_profile(finished, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(finished[0], out)
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -411,6 +411,6 @@ def test_a_reader_study_holds_no_colour_profile(finished, tmp_path):
             image.load()
         image.save(path, icc_profile=profile)
     make_study(out, tmp_path / "study", 2)
-    pictures = sorted((tmp_path / "study" / "pictures").iterdir())
-    assert pictures and not any(b"iCCP" in path.read_bytes() for path in pictures)
+    images = sorted((tmp_path / "study" / "images").iterdir())
+    assert images and not any(b"iCCP" in path.read_bytes() for path in images)
     assert main(["eval", "sheet", str(out), str(tmp_path / "none"), "--count", "0"]) == 2

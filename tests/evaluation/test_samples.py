@@ -17,7 +17,7 @@ def test_every_task_of_the_records_is_scored():
     assert set(TASKS) == set(SUB_TASK_TYPES)
 
 
-def test_pictures_stand_where_the_record_puts_them():
+def test_images_stand_where_the_record_puts_them():
     found = sample_of(record("vqa", 1, turns=[("human", "look <image> what is it?"), ("gpt", "a scan")]))
     content = found.conversation()[0]["content"]
     assert [item["type"] for item in content] == ["text", "image", "text"]

@@ -16,8 +16,8 @@ from unimedvl.utils.command_line import run_module
 
 
 def test_an_untrained_residual_network_returns_its_input():
-    pictures = torch.rand(2, 3, 16, 20) * 2 - 1
-    assert torch.equal(UNet(3, residual=True)(pictures), pictures)
+    images = torch.rand(2, 3, 16, 20) * 2 - 1
+    assert torch.equal(UNet(3, residual=True)(images), images)
 
 
 def test_trains_saves_loads_and_is_scored(records, tmp_path):
@@ -51,7 +51,7 @@ def test_a_wrong_call_of_the_training_gets_one_line(benchmark, tmp_path, capsys)
 
 @pytest.mark.slow
 def test_learns_to_find_the_mask(records):
-    """On drawn pictures, whose masks lie in one place, a short training beats an empty mask by far."""
+    """On drawn images, whose masks lie in one place, a short training beats an empty mask by far."""
     data = BenchmarkData(get_benchmark("unimed-mini"), records, tasks=["segmentation"])
     made = train(data.training(), steps=150, side=32)
     from unimedvl.evaluation.metrics.masks import mask_scores

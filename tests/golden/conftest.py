@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from .records import Golden
-from .reference import Pictures, load_model
+from .reference import RecordImages, load_model
 
 GOLDEN = pytest.StashKey[Golden]()
 
@@ -92,6 +92,6 @@ def model(golden: Golden):
 
 
 @pytest.fixture(scope="session")
-def pictures(golden: Golden) -> Pictures:
+def images(golden: Golden) -> RecordImages:
     """The folder's images through the package's image processor."""
-    return Pictures(golden)
+    return RecordImages(golden)

@@ -147,7 +147,7 @@ class Golden:
         return exclusion is not None and not exclusion.given
 
     def compare(self, file: str, name: str, ours: torch.Tensor, relative: float = TENSOR, absolute: float = ABSOLUTE):
-        """Compare a recorded tensor: integers exactly, floats by tolerance, uint8 pictures by level.
+        """Compare a recorded tensor: integers exactly, floats by tolerance, uint8 images by level.
 
         With both tolerances 0 everything has to be equal.
         """

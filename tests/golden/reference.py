@@ -1,4 +1,4 @@
-"""From the reference's way of speaking to the package's: contexts, answers, caches, pictures."""
+"""From the reference's way of speaking to the package's: contexts, answers, caches, images."""
 
 import re
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
 from unimedvl.modeling_unimedvl.flow_unimedvl import grid_position_ids
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
 from unimedvl.processing.image_processing_unimedvl import UniMedVLImageProcessor
-from unimedvl.processing.outputs_unimedvl import pictures_from_pixels
+from unimedvl.processing.outputs_unimedvl import images_from_pixels
 
 from .on_device import put_on_device
 from .records import Golden
@@ -26,8 +26,8 @@ MARKER_NAMES = {
 }
 
 
-class Pictures:
-    """The folder's pictures through the package's image processor, numbered as in infer.json.
+class RecordImages:
+    """The folder's images through the package's image processor, numbered as in infer.json.
 
     Attributes:
         files: where they lie.
@@ -47,12 +47,12 @@ class Pictures:
         self._tensors: dict[tuple, dict[str, torch.Tensor]] = {}
 
     def index_of(self, name: str) -> int | None:
-        """Number of the picture that an input like "image1" means, None for the name of a prompt."""
+        """Number of the image that an input like "image1" means, None for the name of a prompt."""
         match = re.fullmatch(r"image(\d+)", name)
         return int(match[1]) if match else None
 
     def tensors(self, index: int, **settings) -> dict[str, torch.Tensor]:
-        """Output of the image processor for one picture."""
+        """Output of the image processor for one image."""
         key = (index, *sorted(settings.items()))
         if key not in self._tensors:
             self._tensors[key] = self.processor(self.files[index], return_tensors="pt", **settings)
@@ -65,7 +65,7 @@ class Pictures:
     def vit_patches(
         self, index: int, after_vae: bool = False, num_images: int = 1
     ) -> tuple[torch.Tensor, tuple[int, int]]:
-        """Patches and their (rows, columns) for the ViT, from the original or from the picture resized for the VAE."""
+        """Patches and their (rows, columns) for the ViT, from the original or from the image resized for the VAE."""
         pipeline = "chain" if after_vae else "direct"
         tensors = self.tensors(index, generation_mode="text", pipeline=pipeline, num_images=num_images)
         _, rows, columns = tensors["image_grid_thw"][0].tolist()
@@ -73,8 +73,8 @@ class Pictures:
 
 
 def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
-    """The picture of float pixels (3, H, W) as the processor makes it, (H, W, 3)."""
-    return torch.tensor(np.asarray(pictures_from_pixels([pixels])[0]))
+    """The image of float pixels (3, H, W) as the processor makes it, (H, W, 3)."""
+    return torch.tensor(np.asarray(images_from_pixels([pixels])[0]))
 
 
 def draw(seed: int, shapes: list[list[int]]) -> list[torch.Tensor]:
@@ -184,11 +184,9 @@ class Context:
 
 
 def pad_pixels(pixels: list[torch.Tensor]) -> torch.Tensor:
-    """Stack pictures (3, H, W), zero padded at the bottom and right."""
-    height, width = (max(picture.shape[axis] for picture in pixels) for axis in (1, 2))
-    return torch.stack(
-        [F.pad(picture, (0, width - picture.shape[2], 0, height - picture.shape[1])) for picture in pixels]
-    )
+    """Stack images (3, H, W), zero padded at the bottom and right."""
+    height, width = (max(image.shape[axis] for image in pixels) for axis in (1, 2))
+    return torch.stack([F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in pixels])
 
 
 def left_pad(batch: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

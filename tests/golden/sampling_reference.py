@@ -110,13 +110,12 @@ def flow_tensors(
 
 
 def noise_calls(model, pixels: list[torch.Tensor], sizes: list[tuple[int, int]]) -> list[list]:
-    """The reference's draws of an image run: posterior noise of each picture, initial latents of each image."""
+    """The reference's draws of an image run: posterior noise of each image, initial latents of each image."""
     config = model.config
     cell, downsample = config.pixels_per_latent_token, config.vae_config.downsample
     channels = config.vae_config.latent_channels
     posterior = [
-        ["randn_like", [1, channels, picture.shape[1] // downsample, picture.shape[2] // downsample]]
-        for picture in pixels
+        ["randn_like", [1, channels, image.shape[1] // downsample, image.shape[2] // downsample]] for image in pixels
     ]
     initial = [["randn", [(height // cell) * (width // cell), config.latent_dim]] for height, width in sizes]
     return posterior + initial

@@ -15,21 +15,21 @@ from .sampling_reference import (
 FILE = "gen_edit.safetensors"
 
 
-def edit_context(golden, model, pictures, pointer: str) -> Context:
+def edit_context(golden, model, source_images, pointer: str) -> Context:
     """All input images, each as VAE and ViT blocks, then the instruction."""
     images = golden.argument(JSON, f"{pointer}/images")
     if images is None:
         images = [golden.argument(JSON, f"{pointer}/image")]
     context = Context(model.config)
     for index in images:
-        context.vae(pictures.vae_pixels(index)).vit(*pictures.vit_patches(index, after_vae=True))
+        context.vae(source_images.vae_pixels(index)).vit(*source_images.vit_patches(index, after_vae=True))
     return context.text(golden.argument(JSON, f"/prompts/{golden.argument(JSON, f'{pointer}/prompt')}"))
 
 
 @torch.no_grad()
-def test_run(golden, model, pictures, edit_run):
+def test_run(golden, model, images, edit_run):
     pointer = f"/edit/{edit_run}"
-    context = edit_context(golden, model, pictures, pointer)
+    context = edit_context(golden, model, images, pointer)
     size = tuple(golden.argument(JSON, f"{pointer}/image_hw"))
     arguments = sampling_arguments(golden, pointer)
     compare_noise(golden, FILE, "edit", edit_run, noise_calls(model, context.latent_pixels, [size]))
@@ -46,13 +46,13 @@ def test_run(golden, model, pictures, edit_run):
 
 
 @torch.no_grad()
-def test_contexts(golden, model, pictures):
+def test_contexts(golden, model, images):
     """Hidden states of the main and of the image-free context, recorded for the runs with one input image."""
     if not golden.tensor_names(FILE, "context."):
         return
     run = golden.runs(JSON, "/edit", having="image")[0]
     posterior = [noise[0] for noise in recorded_noise(golden, FILE, "edit", run)[:-1]]
-    context = edit_context(golden, model, pictures, f"/edit/{run}")
+    context = edit_context(golden, model, images, f"/edit/{run}")
     output = model(**context.inputs(), vae_noise=posterior, output_hidden_states=True)
     positions = context.position_ids()
     ours = {}

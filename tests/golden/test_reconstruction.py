@@ -10,10 +10,10 @@ FILE = "think.safetensors"
 
 
 @torch.no_grad()
-def test_all_images_in_turn(golden, model, pictures, reconstruction_ver1):
+def test_all_images_in_turn(golden, model, images, reconstruction_ver1):
     """Answer, then every input image; each generated image joins the context before the next one is drawn."""
     pointer = f"/think/{reconstruction_ver1}"
-    context, _ = question_context(golden, model, pictures, pointer)
+    context, _ = question_context(golden, model, images, pointer)
     max_length = golden.argument(JSON, f"{pointer}/max_think_token_n")
     arguments = sampling_arguments(golden, pointer)
     count = len(context.latent_pixels)
@@ -56,10 +56,10 @@ def test_all_images_in_turn(golden, model, pictures, reconstruction_ver1):
 
 
 @torch.no_grad()
-def test_first_image_after_the_answer(golden, model, pictures, reconstruction_ver0):
+def test_first_image_after_the_answer(golden, model, source_images, reconstruction_ver0):
     """Answer in one context; then a fresh context of the first image and the answer, without the question."""
     pointer = f"/think/{reconstruction_ver0}"
-    context, images = question_context(golden, model, pictures, pointer)
+    context, images = question_context(golden, model, source_images, pointer)
     max_length = golden.argument(JSON, f"{pointer}/max_think_token_n")
     arguments = sampling_arguments(golden, pointer)
     first = context.latent_pixels[:1]
@@ -72,22 +72,24 @@ def test_first_image_after_the_answer(golden, model, pictures, reconstruction_ve
     count = len(context.latent_pixels)
     reply = compare_margin(golden, model, pointer, context, max_length, posterior[:count])
     compare_answer(golden, model, reconstruction_ver0, reply)
-    fresh = Context(model.config).vae(first[0]).vit(*pictures.vit_patches(images[0], after_vae=True)).text(reply[1:])
+    fresh = (
+        Context(model.config).vae(first[0]).vit(*source_images.vit_patches(images[0], after_vae=True)).text(reply[1:])
+    )
     flow = sample(
         model, fresh, size, latents=noise[-1:], vae_noise=posterior[count:], preset="reconstruction", **arguments
     )
     compare_image(golden, reconstruction_ver0, 0, flow.tensors, TENSOR)
 
 
-def question_context(golden, model, pictures, pointer: str) -> tuple[Context, list[int]]:
+def question_context(golden, model, source_images, pointer: str) -> tuple[Context, list[int]]:
     """The inputs in order, images as VAE and ViT blocks; and which images they are."""
     context, images = Context(model.config), []
     for name in golden.argument(JSON, f"{pointer}/inputs"):
-        index = pictures.index_of(name)
+        index = source_images.index_of(name)
         if index is None:
             context.text(golden.argument(JSON, f"/prompts/{name}"))
         else:
-            context.vae(pictures.vae_pixels(index)).vit(*pictures.vit_patches(index, after_vae=True))
+            context.vae(source_images.vae_pixels(index)).vit(*source_images.vit_patches(index, after_vae=True))
             images.append(index)
     return context, images
 

@@ -17,7 +17,7 @@ FILE = "think.safetensors"
 
 
 @torch.no_grad()
-def test_run(golden, model, pictures, think_run):
+def test_run(golden, model, images, think_run):
     pointer = f"/think/{think_run}"
     understanding = bool(golden.argument(JSON, f"{pointer}/understanding_output"))
     for name in ("think", "do_sample"):
@@ -25,13 +25,13 @@ def test_run(golden, model, pictures, think_run):
     system = "sys_vlm_think" if understanding else "sys_gen_think"
     context = Context(model.config).text(golden.argument(JSON, f"/prompts/{system}"))
     for name in golden.argument(JSON, f"{pointer}/inputs"):
-        index = pictures.index_of(name)
+        index = images.index_of(name)
         if index is None:
             context.text(golden.argument(JSON, f"/prompts/{name}"))
             continue
         if not understanding:
-            context.vae(pictures.vae_pixels(index))
-        context.vit(*pictures.vit_patches(index, after_vae=True))
+            context.vae(images.vae_pixels(index))
+        context.vit(*images.vit_patches(index, after_vae=True))
     max_length = golden.argument(JSON, f"{pointer}/max_think_token_n")
 
     if understanding:

@@ -1,4 +1,4 @@
-"""The records hold through the trainer: its accumulation, clipping, optimiser, schedule, averages and data path."""
+"""The records hold through the trainer: its accumulation, clipping, optimizer, schedule, averages and data path."""
 
 import copy
 
@@ -14,10 +14,10 @@ from unimedvl.training.data.collate import BatchInfo, Collator, SampleInfo
 from unimedvl.training.data.sequences import SampleImage, TrainingSample
 from unimedvl.training.data_recipe import DataRecipe, GroupRecipe
 from unimedvl.training.recipe import OptimizerRecipe, TrainingRecipe
-from unimedvl.unimed5m.schema import Picture, Record, Turn
+from unimedvl.unimed5m.schema import Record, RecordImage, Turn
 
 from .records import GRADIENT_NORM, LOSS, OPTIMIZER
-from .reference import Pictures, load_model, our_name
+from .reference import RecordImages, load_model, our_name
 from .test_training import (
     compare_gradient_norms,
     compare_outcome,
@@ -59,7 +59,7 @@ class RecordedBatches(IterableDataset):
 
 
 class GradientNorms(TrainerCallback):
-    """Compares gradients before the optimiser uses them."""
+    """Compares gradients before the optimizer uses them."""
 
     def __init__(self, golden, pointer: str):
         self.golden, self.pointer, self.total = golden, pointer, None
@@ -69,13 +69,13 @@ class GradientNorms(TrainerCallback):
 
 
 @pytest.fixture(scope="module")
-def train_pictures(golden) -> Pictures:
-    return Pictures(golden, TRAIN)
+def train_images(golden) -> RecordImages:
+    return RecordImages(golden, TRAIN)
 
 
 @pytest.fixture(scope="module")
-def batch(golden, model, train_pictures) -> Pack:
-    return read_pack(golden, model.config, train_pictures, "batch")
+def batch(golden, model, train_images) -> Pack:
+    return read_pack(golden, model.config, train_images, "batch")
 
 
 @pytest.fixture
@@ -106,37 +106,37 @@ def train(tmp_path):
     return train
 
 
-def test_losses_and_gradient_norms(golden, model, batch, train_pictures, train):
-    inputs, _ = forward_inputs(golden, model, batch, train_pictures, "batch", forward_seed(golden))
+def test_losses_and_gradient_norms(golden, model, batch, train_images, train):
+    inputs, _ = forward_inputs(golden, model, batch, train_images, "batch", forward_seed(golden))
     norms = GradientNorms(golden, "/forward/grad_norms")
     _, (entry,) = train(copy.deepcopy(model), batch, [inputs], [norms])
     golden.equal_all(TRAIN, "/forward", {"ce_loss": entry["ce"], "mse_loss": entry["mse"]}, relative=LOSS)
     golden.equal_all(TRAIN, "/forward", {"grad_total_norm": entry["grad_norm"]}, relative=GRADIENT_NORM)
 
 
-def test_the_same_batch_twice_in_one_step_changes_nothing(golden, model, batch, train_pictures, train):
+def test_the_same_batch_twice_in_one_step_changes_nothing(golden, model, batch, train_images, train):
     """True means over the accumulation window: the reference's sum of two means would double the gradients."""
-    inputs, _ = forward_inputs(golden, model, batch, train_pictures, "batch", forward_seed(golden))
+    inputs, _ = forward_inputs(golden, model, batch, train_images, "batch", forward_seed(golden))
     _, (entry,) = train(copy.deepcopy(model), batch, [inputs, inputs], accumulation=2)
     golden.equal_all(TRAIN, "/forward", {"grad_total_norm": entry["grad_norm"]}, relative=GRADIENT_NORM)
 
 
-def test_frozen_understanding(golden, batch, train_pictures, train):
+def test_frozen_understanding(golden, batch, train_images, train):
     learner = load_model(golden)
-    inputs, _ = forward_inputs(golden, learner, batch, train_pictures, "batch", forward_seed(golden))
+    inputs, _ = forward_inputs(golden, learner, batch, train_images, "batch", forward_seed(golden))
     train(learner, batch, [inputs], [GradientNorms(golden, "/freeze_und/grad_norms")], freeze=("vae", "und"))
 
 
-def test_condition_dropout(golden, model, train_pictures, train, dropout_pack):
-    pack = read_pack(golden, model.config, train_pictures, dropout_pack)
+def test_condition_dropout(golden, model, train_images, train, dropout_pack):
+    pack = read_pack(golden, model.config, train_images, dropout_pack)
     seed = golden.argument(TRAIN, f"/{dropout_pack}/forward/seed")
-    inputs, _ = forward_inputs(golden, model, pack, train_pictures, dropout_pack, seed)
+    inputs, _ = forward_inputs(golden, model, pack, train_images, dropout_pack, seed)
     _, (entry,) = train(copy.deepcopy(model), pack, [inputs])
     facts = {"ce_loss": entry["ce"], "mse_loss": entry["mse"]}
     golden.equal_all(TRAIN, f"/{dropout_pack}/forward", facts, relative=LOSS)
 
 
-def test_optimizer_steps_and_averages(golden, model, batch, train_pictures, train):
+def test_optimizer_steps_and_averages(golden, model, batch, train_images, train):
     pointer = "/optimizer"
     names = ("betas", "eps", "weight_decay")
     settings = {name: golden.argument(TRAIN, f"{pointer}/{name}") for name in names}
@@ -146,7 +146,7 @@ def test_optimizer_steps_and_averages(golden, model, batch, train_pictures, trai
     }
     count = len(golden.value(TRAIN, f"{pointer}/steps"))
     seeds = [golden.argument(TRAIN, f"{pointer}/steps/{number}/seed") for number in range(count)]
-    inputs = [forward_inputs(golden, model, batch, train_pictures, "batch", seed)[0] for seed in seeds]
+    inputs = [forward_inputs(golden, model, batch, train_images, "batch", seed)[0] for seed in seeds]
     learner = copy.deepcopy(model)
     decay = golden.argument(TRAIN, f"{pointer}/ema_decay")
     trainer, entries = train(learner, batch, inputs, optimizer=settings, ema_decay=decay)
@@ -157,43 +157,43 @@ def test_optimizer_steps_and_averages(golden, model, batch, train_pictures, trai
         name: trainer.average.averages.get(our_name(name), learner.get_parameter(our_name(name)))
         for name in golden.value(TRAIN, f"{pointer}/param_norm_after")
     }
-    final = forward_inputs(golden, model, batch, train_pictures, "batch", forward_seed(golden))
+    final = forward_inputs(golden, model, batch, train_images, "batch", forward_seed(golden))
     compare_outcome(golden, learner, average, final)
 
 
 @pytest.mark.parametrize("dropped", [False, True])
-def test_the_collator_makes_the_recorded_packs(golden, model, train_pictures, dropped):
-    """Blocks and pictures of the recorded samples through the training's own collator."""
+def test_the_collator_makes_the_recorded_packs(golden, model, train_images, dropped):
+    """Blocks and images of the recorded samples through the training's own collator."""
     name = "batch_dropout" if dropped else "batch"
-    pack = read_pack(golden, model.config, train_pictures, name)
-    row = [recorded_sample(golden, sample, train_pictures, number) for number, sample in enumerate(pack.samples)]
+    pack = read_pack(golden, model.config, train_images, name)
+    row = [recorded_sample(golden, sample, train_images, number) for number, sample in enumerate(pack.samples)]
     ours = Collator(model.config, seed=0)([row], 4096, {})
     for field in ("input_ids", "mm_token_type_ids", "position_ids", "block_ids", "sample_ids", "labels"):
         assert torch.equal(ours[field], pack.tensors[field]), field
-    patches, grids = pack.patches(train_pictures)
+    patches, grids = pack.patches(train_images)
     assert torch.equal(ours["image_grid_thw"], grids)
     torch.testing.assert_close(ours["pixel_values"], patches, rtol=0, atol=0)
-    pixels = pack.latent_pixels(train_pictures)
-    assert ours["latent_image_sizes"].tolist() == [list(picture.shape[1:]) for picture in pixels]
-    for padded, picture in zip(ours["latent_pixel_values"], pixels, strict=True):
-        assert torch.equal(padded[:, : picture.shape[1], : picture.shape[2]], picture)
+    pixels = pack.latent_pixels(train_images)
+    assert ours["latent_image_sizes"].tolist() == [list(image.shape[1:]) for image in pixels]
+    for padded, image in zip(ours["latent_pixel_values"], pixels, strict=True):
+        assert torch.equal(padded[:, : image.shape[1], : image.shape[2]], image)
     noised = [block.kind == BlockKind.NOISED for block in pack.latent_blocks()]
     assert [bool(time > 0) for time in ours["flow_timesteps"]] == noised
 
 
-def recorded_sample(golden, sample, pictures: Pictures, number: int) -> tuple[TrainingSample, Record]:
+def recorded_sample(golden, sample, source_images: RecordImages, number: int) -> tuple[TrainingSample, Record]:
     """A recorded sample as the training's own layouts would hand it on."""
     images, held = [], []
-    for block, index in zip(sample.blocks, sample.pictures, strict=True):
+    for block, index in zip(sample.blocks, sample.images, strict=True):
         if block.grid is None or block.dropped:
             continue
         latent = block.kind != BlockKind.VIT
-        cell = pictures.processor.vae_transform["image_stride"] if latent else pictures.processor.patch_size
+        cell = source_images.processor.vae_transform["image_stride"] if latent else source_images.processor.patch_size
         size = (block.grid[1] * cell, block.grid[0] * cell)
         images.append(SampleImage(False, len(held), (size,), latent))
-        data = pictures.files[index].read_bytes()
-        width, height = read_size(pictures, index)
-        held.append(Picture(data, f"{len(held)}.png", height, width))
+        data = source_images.files[index].read_bytes()
+        width, height = read_size(source_images, index)
+        held.append(RecordImage(data, f"{len(held)}.png", height, width))
     record = Record(
         id=f"sample-{number}",
         main_task_type="image_understanding",
@@ -214,8 +214,8 @@ def recorded_sample(golden, sample, pictures: Pictures, number: int) -> tuple[Tr
     return blocks, record
 
 
-def read_size(pictures: Pictures, index: int) -> tuple[int, int]:
+def read_size(images: RecordImages, index: int) -> tuple[int, int]:
     from PIL import Image
 
-    with Image.open(pictures.files[index]) as opened:
+    with Image.open(images.files[index]) as opened:
         return opened.size

@@ -1,4 +1,4 @@
-"""Packs, losses, gradients, freezing, condition dropout and a short optimiser run."""
+"""Packs, losses, gradients, freezing, condition dropout and a short optimizer run."""
 
 import copy
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from .records import GRADIENT_NORM, LOSS, OPTIMIZER, escape
-from .reference import JSON, Pictures, load_model, our_name, pad_pixels
+from .reference import JSON, RecordImages, load_model, our_name, pad_pixels
 from .training_reference import (
     FILE,
     ROWS,
@@ -17,15 +17,15 @@ from .training_reference import (
     entry_size,
     find_dropout,
     forward_arguments,
-    picture_numbers,
+    image_numbers,
     plan_blocks,
     read_sample,
 )
 
 
 @pytest.fixture(scope="module")
-def train_pictures(golden) -> Pictures:
-    return Pictures(golden, TRAIN)
+def train_images(golden) -> RecordImages:
+    return RecordImages(golden, TRAIN)
 
 
 @pytest.fixture
@@ -34,48 +34,48 @@ def learner(model):
     return copy.deepcopy(model).train()
 
 
-def read_pack(golden, config, pictures: Pictures, name: str) -> Pack:
+def read_pack(golden, config, images: RecordImages, name: str) -> Pack:
     """A recorded pack with its dropped conditions, if it has any."""
     count = len(golden.value(TRAIN, f"/{name}/samples"))
-    samples = [read_sample(golden, f"/{name}/samples/{number}", pictures, config) for number in range(count)]
+    samples = [read_sample(golden, f"/{name}/samples/{number}", images, config) for number in range(count)]
     if golden.value(TRAIN, f"/{name}/dropped_text_vit_vae") is None:
         return Pack(config, samples)
     return find_dropout(golden, name, config, samples)
 
 
 @pytest.fixture(scope="module")
-def batch(golden, model, train_pictures) -> Pack:
-    return read_pack(golden, model.config, train_pictures, "batch")
+def batch(golden, model, train_images) -> Pack:
+    return read_pack(golden, model.config, train_images, "batch")
 
 
-def forward_inputs(golden, model, pack: Pack, pictures: Pictures, name: str, seed: int):
+def forward_inputs(golden, model, pack: Pack, images: RecordImages, name: str, seed: int):
     raw = pack.raw_timesteps(golden.argument(TRAIN, f"/{name}/python_random_and_numpy_seed"))
-    return forward_arguments(model, pack, pictures, raw, seed, golden.argument(TRAIN, "/forward/timestep_shift"))
+    return forward_arguments(model, pack, images, raw, seed, golden.argument(TRAIN, "/forward/timestep_shift"))
 
 
 @pytest.fixture(scope="module")
-def batch_arguments(golden, model, batch, train_pictures) -> dict:
+def batch_arguments(golden, model, batch, train_images) -> dict:
     seed = golden.argument(TRAIN, "/forward/seed")
-    return forward_inputs(golden, model, batch, train_pictures, "batch", seed)[0]
+    return forward_inputs(golden, model, batch, train_images, "batch", seed)[0]
 
 
 # Packs
 
 
-def compare_samples(golden, pack: Pack, pictures: Pictures, pointer: str):
+def compare_samples(golden, pack: Pack, images: RecordImages, pointer: str):
     for number, sample in enumerate(pack.samples):
-        compare_sample(golden, sample, pictures, f"{pointer}/{number}")
+        compare_sample(golden, sample, images, f"{pointer}/{number}")
 
 
-def compare_sample(golden, sample: Sample, pictures: Pictures, pointer: str):
+def compare_sample(golden, sample: Sample, images: RecordImages, pointer: str):
     texts = [block.token_ids for block in sample.blocks if block.grid is None]
     cells = [rows * columns for block in sample.blocks if block.grid is not None for rows, columns in [block.grid]]
     facts = {"text_ids_list": texts, "num_tokens": sum(map(len, texts)) + sum(cells)}
     golden.equal_all(TRAIN, pointer, facts)
-    for step, (entry, index) in enumerate(zip(sample.plan, sample.pictures, strict=True)):
+    for step, (entry, index) in enumerate(zip(sample.plan, sample.images, strict=True)):
         if index is not None:
             place = f"{pointer}/sequence_plan/{step}"
-            golden.equal_all(TRAIN, place, {"image_chw": entry_size(entry, index, pictures)})
+            golden.equal_all(TRAIN, place, {"image_chw": entry_size(entry, index, images)})
 
 
 def compare_pack(golden, pack: Pack, name: str, seed: int):
@@ -101,13 +101,13 @@ def test_prompts_and_special_tokens(golden, model):
     golden.equal_all(TRAIN, "", {"vae_image_downsample": config.pixels_per_latent_token})
 
 
-def test_pack(golden, model, train_pictures, train_pack):
+def test_pack(golden, model, train_images, train_pack):
     name = train_pack
-    pack = read_pack(golden, model.config, train_pictures, name)
+    pack = read_pack(golden, model.config, train_images, name)
     compare_pack(golden, pack, name, golden.argument(TRAIN, f"/{name}/python_random_and_numpy_seed"))
-    compare_samples(golden, pack, train_pictures, f"/{name}/samples")
-    padded = pad_pixels(pack.latent_pixels(train_pictures))
-    patches, _ = pack.patches(train_pictures)
+    compare_samples(golden, pack, train_images, f"/{name}/samples")
+    padded = pad_pixels(pack.latent_pixels(train_images))
+    patches, _ = pack.patches(train_images)
     golden.compare_all(FILE, f"{name}.", {"padded_images": padded, "packed_vit_tokens": patches})
     dropped = [block.kind for sample in pack.samples for block in sample.blocks if block.dropped]
     counts = {"dropped_text_vit_vae": [dropped.count(kind) for kind in (0, 1, 2)]}
@@ -139,14 +139,14 @@ def test_pack_with_video_and_labels_of_markers(golden, model, plain_pack):
     compare_pack(golden, pack, plain_pack, golden.argument(TRAIN, f"{pointer}/numpy_seed"))
 
 
-def test_merged_instructions(golden, model, train_pictures):
-    """Two instructions as one text: which pictures of the row the plan's first and last image can be."""
+def test_merged_instructions(golden, model, train_images):
+    """Two instructions as one text: which images of the row the plan's first and last image can be."""
     config = model.config
     for number in range(len(golden.value(TRAIN, "/concat_instruction", []))):
         pointer = f"/concat_instruction/{number}"
         kind, key = ROWS[golden.argument(TRAIN, f"{pointer}/sample/dataset")]
         rows = [
-            picture_numbers(golden.argument(TRAIN, f"/rows/{kind}/{row}/{key}"), train_pictures)
+            image_numbers(golden.argument(TRAIN, f"/rows/{kind}/{row}/{key}"), train_images)
             for row in range(len(golden.value(TRAIN, f"/rows/{kind}")))
         ]
         plan = golden.argument(TRAIN, f"{pointer}/sample/sequence_plan")
@@ -160,13 +160,13 @@ def test_merged_instructions(golden, model, train_pictures):
                 (place, index)
                 for row in rows
                 for place, index in enumerate(row)
-                if all(entry_size(plan[step], index, train_pictures) == plan[step]["image_chw"] for step in steps)
+                if all(entry_size(plan[step], index, train_images) == plan[step]["image_chw"] for step in steps)
             ]
             facts[f"image_list_index_candidates_of_{name}"] = [place for place, _ in fitting]
             for step in steps:
-                sample.pictures[step] = fitting[0][1]
+                sample.images[step] = fitting[0][1]
         golden.equal_all(TRAIN, pointer, facts)
-        compare_sample(golden, sample, train_pictures, f"{pointer}/sample")
+        compare_sample(golden, sample, train_images, f"{pointer}/sample")
 
 
 # Losses and gradients
@@ -207,9 +207,9 @@ def compare_gradient_norms(golden, learner, pointer: str) -> float:
     return sum(norm**2 for norm in norms.values() if norm is not None) ** 0.5
 
 
-def test_losses_and_gradients(golden, model, learner, batch, train_pictures):
+def test_losses_and_gradients(golden, model, learner, batch, train_images):
     seed = golden.argument(TRAIN, "/forward/seed")
-    arguments, draws = forward_inputs(golden, model, batch, train_pictures, "batch", seed)
+    arguments, draws = forward_inputs(golden, model, batch, train_images, "batch", seed)
     golden.compare_all(FILE, "fwd.", draws)
     output = run_losses(golden, learner, arguments, "fwd.")
     golden.equal_all(TRAIN, "/forward", losses(output), relative=LOSS)
@@ -245,17 +245,17 @@ def test_frozen_understanding(golden, batch_arguments):
     compare_gradient_norms(golden, learner, "/freeze_und/grad_norms")
 
 
-def test_condition_dropout(golden, model, learner, train_pictures, dropout_pack):
+def test_condition_dropout(golden, model, learner, train_images, dropout_pack):
     name = dropout_pack
-    pack = read_pack(golden, model.config, train_pictures, name)
+    pack = read_pack(golden, model.config, train_images, name)
     seed = golden.argument(TRAIN, f"/{name}/forward/seed")
-    arguments, draws = forward_inputs(golden, model, pack, train_pictures, name, seed)
+    arguments, draws = forward_inputs(golden, model, pack, train_images, name, seed)
     golden.compare_all(FILE, f"{name}.fwd.", draws)
     output = run_losses(golden, learner, arguments, f"{name}.fwd.")
     golden.equal_all(TRAIN, f"/{name}/forward", losses(output), relative=LOSS)
 
 
-def test_optimizer_run(golden, model, learner, batch, train_pictures):
+def test_optimizer_run(golden, model, learner, batch, train_images):
     """AdamW with clipping, and an average of the weights after every step."""
     pointer = "/optimizer"
     if golden.value(TRAIN, pointer) is None:
@@ -273,7 +273,7 @@ def test_optimizer_run(golden, model, learner, batch, train_pictures):
     for number in range(len(golden.value(TRAIN, f"{pointer}/steps"))):
         place = f"{pointer}/steps/{number}"
         seed = golden.argument(TRAIN, f"{place}/seed")
-        arguments, _ = forward_inputs(golden, model, batch, train_pictures, "batch", seed)
+        arguments, _ = forward_inputs(golden, model, batch, train_images, "batch", seed)
         output = learner(**arguments)
         optimizer.zero_grad()
         output.loss.backward()
@@ -286,7 +286,7 @@ def test_optimizer_run(golden, model, learner, batch, train_pictures):
         golden.equal_all(TRAIN, place, facts | {"grad_norm_before_clip": norm.item()}, relative=OPTIMIZER)
 
     compare_outcome(
-        golden, learner, average, forward_inputs(golden, model, batch, train_pictures, "batch", forward_seed(golden))
+        golden, learner, average, forward_inputs(golden, model, batch, train_images, "batch", forward_seed(golden))
     )
 
 
@@ -295,7 +295,7 @@ def forward_seed(golden) -> int:
 
 
 def compare_outcome(golden, learner, average: dict[str, torch.Tensor], inputs: tuple[dict, dict]):
-    """Weights and averages after the optimiser run, and the losses of the recorded forward pass with them."""
+    """Weights and averages after the optimizer run, and the losses of the recorded forward pass with them."""
     pointer = "/optimizer"
     with torch.no_grad():
         output = learner(**inputs[0])

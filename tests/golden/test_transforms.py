@@ -1,4 +1,4 @@
-"""From picture files to pixels: colour conversion, resize arithmetic, patches, position ids."""
+"""From image files to pixels: color conversion, resize arithmetic, patches, position ids."""
 
 import hashlib
 
@@ -14,22 +14,22 @@ from unimedvl.processing.image_processing_unimedvl import (
     resize_image,
 )
 
-from .reference import JSON, Pictures, position_ids_of
+from .reference import JSON, RecordImages, position_ids_of
 
 FILE = "transforms.safetensors"
 
 
-def test_pictures(golden, model, pictures: Pictures):
-    config, processor = model.config, pictures.processor
-    for index, path in enumerate(pictures.files):
-        picture = Image.open(path)
-        rgb = convert_to_rgb(picture)
+def test_images(golden, model, images: RecordImages):
+    config, processor = model.config, images.processor
+    for index, path in enumerate(images.files):
+        image = Image.open(path)
+        rgb = convert_to_rgb(image)
         vae = resize_image(rgb, processor.vae_transform)
         vit = resize_image(rgb, processor.understanding_transform)
         vit_after_vae = resize_image(vae, processor.vit_transform)
-        pixels = pictures.vae_pixels(index)
-        patches, grid = pictures.vit_patches(index)
-        chained, chained_grid = pictures.vit_patches(index, after_vae=True)
+        pixels = images.vae_pixels(index)
+        patches, grid = images.vit_patches(index)
+        chained, chained_grid = images.vit_patches(index, after_vae=True)
         cell = config.pixels_per_latent_token
         latent_grid = (pixels.shape[1] // cell, pixels.shape[2] // cell)
         stages = {
@@ -50,11 +50,11 @@ def test_pictures(golden, model, pictures: Pictures):
                 golden, FILE, name, [one_grid], side, config.interpolate_pos
             )
         golden.compare_all(FILE, f"img{index}.", ours)
-        sizes = pictures.tensors(index, generation_mode="image")["latent_image_sizes"][0].tolist()
+        sizes = images.tensors(index, generation_mode="image")["latent_image_sizes"][0].tolist()
         patch = processor.patch_size
         facts = {
-            "mode": picture.mode,
-            "size_wh": list(picture.size),
+            "mode": image.mode,
+            "size_wh": list(image.size),
             "target_hw_from_inferencer": sizes,
             "vae_chw": list(pixels.shape),
             "vae_resize_idempotent": resize_image(vae, processor.vae_transform).tobytes() == vae.tobytes(),
@@ -62,7 +62,7 @@ def test_pictures(golden, model, pictures: Pictures):
             "vit_after_vae_chw": [3, *(side * patch for side in chained_grid)],
         }
         golden.equal_all(JSON, f"/images/{index}", facts)
-        in_image_mode = pictures.tensors(index, generation_mode="image")["pixel_values"]
+        in_image_mode = images.tensors(index, generation_mode="image")["pixel_values"]
         assert torch.equal(chained, in_image_mode)
 
 

@@ -1,4 +1,4 @@
-"""Questions about pictures: one turn, several turns, packed pictures, sampling and stopping."""
+"""Questions about images: one turn, several turns, packed images, sampling and stopping."""
 
 import torch
 from transformers import DynamicCache
@@ -17,14 +17,14 @@ def margin_tolerance(*answers: Answer) -> float:
     return 2 * (TENSOR * max(one.logits.abs().max().item() for one in answers) + ABSOLUTE)
 
 
-def chat_context(golden, model, pictures) -> Context:
-    context = Context(model.config).vit(*pictures.vit_patches(golden.argument(JSON, "/und/chat/image")))
+def chat_context(golden, model, images) -> Context:
+    context = Context(model.config).vit(*images.vit_patches(golden.argument(JSON, "/und/chat/image")))
     return context.text(question(golden, "/und/chat/prompt"))
 
 
-def interleave_context(golden, model, pictures) -> Context:
+def interleave_context(golden, model, images) -> Context:
     """The reference's inferencer resizes for the VAE before the ViT, even where no VAE is used."""
-    patches, grid = pictures.vit_patches(golden.argument(JSON, "/und/interleave/image"), after_vae=True)
+    patches, grid = images.vit_patches(golden.argument(JSON, "/und/interleave/image"), after_vae=True)
     return Context(model.config).vit(patches, grid).text(question(golden, "/und/interleave/prompt"))
 
 
@@ -33,10 +33,10 @@ def question(golden, pointer: str) -> list[int]:
 
 
 @torch.no_grad()
-def test_one_image(golden, model, pictures):
+def test_one_image(golden, model, images):
     if golden.value(JSON, "/und/chat") is None:
         return
-    context = chat_context(golden, model, pictures)
+    context = chat_context(golden, model, images)
     image, text = context.segments()
     output = model(**context.inputs(), use_cache=True, output_hidden_states=True)
     reply = answer(model, context, golden.argument(JSON, "/und/chat/max_length"))
@@ -65,10 +65,10 @@ def test_one_image(golden, model, pictures):
 
 
 @torch.no_grad()
-def test_image_resized_for_the_autoencoder_first(golden, model, pictures):
+def test_image_resized_for_the_autoencoder_first(golden, model, images):
     if golden.value(JSON, "/und/interleave") is None:
         return
-    context = interleave_context(golden, model, pictures)
+    context = interleave_context(golden, model, images)
     image, text = context.segments()
     output = model(**context.inputs(), output_hidden_states=True)
     hidden = output.hidden_states[-1][0]
@@ -86,7 +86,7 @@ def test_image_resized_for_the_autoencoder_first(golden, model, pictures):
 
 
 @torch.no_grad()
-def test_several_turns_with_two_images(golden, model, pictures):
+def test_several_turns_with_two_images(golden, model, source_images):
     """Operations of the record one by one on a growing cache; answers by `generate` from the start."""
     record = golden.value(JSON, "/und/multiturn")
     if record is None:
@@ -107,7 +107,7 @@ def test_several_turns_with_two_images(golden, model, pictures):
         name = operation.split()[0]
         segment = Context(model.config)
         if name == "image":
-            segment.vit(*pictures.vit_patches(next(images), after_vae=True))
+            segment.vit(*source_images.vit_patches(next(images), after_vae=True))
         elif f"{name}_ids" in record:
             segment.text(reply_to_context(name).ids[1:])
         else:
@@ -146,11 +146,11 @@ def test_several_turns_with_two_images(golden, model, pictures):
 
 
 @torch.no_grad()
-def test_two_images_as_two_samples(golden, model, pictures):
+def test_two_images_as_two_samples(golden, model, images):
     if not golden.tensor_names(FILE, "batch_vit."):
         return
     side, interpolate = model.config.vit_max_num_patch_per_side, model.config.interpolate_pos
-    contexts = [Context(model.config).vit(*pictures.vit_patches(index)) for index in (0, 1)]
+    contexts = [Context(model.config).vit(*images.vit_patches(index)) for index in (0, 1)]
     batch = left_pad([context.inputs() for context in contexts])
     valid = batch["attention_mask"].bool()
     output = model(**batch, output_hidden_states=True)
@@ -177,11 +177,11 @@ def test_two_images_as_two_samples(golden, model, pictures):
 
 
 @torch.no_grad()
-def test_sampling(golden, model, pictures):
+def test_sampling(golden, model, images):
     """The same multinomial draws as the reference, from the global generator."""
     if golden.value(JSON, "/und/sampled") is None:
         return
-    context = interleave_context(golden, model, pictures)
+    context = interleave_context(golden, model, images)
     length = golden.argument(JSON, "/und/interleave/max_think_token_n")
     temperature = golden.argument(JSON, "/und/sampled/temperature")
     torch.manual_seed(golden.argument(JSON, "/und/sampled/seed"))
@@ -191,10 +191,10 @@ def test_sampling(golden, model, pictures):
 
 
 @torch.no_grad()
-def test_stopping(golden, model, pictures):
+def test_stopping(golden, model, images):
     if golden.value(JSON, "/und/stop") is None:
         return
-    context = chat_context(golden, model, pictures)
+    context = chat_context(golden, model, images)
     length = golden.argument(JSON, "/und/chat/max_length")
     reply = answer(model, context, length, eos_token_id=golden.argument(JSON, "/und/stop/end_token_id"))
     golden.equal_all(JSON, "/und/stop", {"ids": reply.ids, "answer": decode(reply.ids, model.config)})

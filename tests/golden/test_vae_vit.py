@@ -7,22 +7,22 @@ import torch
 from unimedvl.modeling_unimedvl.flow_unimedvl import grid_position_ids, patchify_latents
 
 from .records import TENSOR
-from .reference import Pictures, draw, position_ids_of, to_uint8
+from .reference import RecordImages, draw, position_ids_of, to_uint8
 
 VAE = "vae.safetensors"
 VIT = "vit.safetensors"
 
 
-def recorded_pictures(golden, file: str) -> list[int]:
+def recorded_images(golden, file: str) -> list[int]:
     found = {re.match(r"img(\d+)\.", name) for name in golden.tensor_names(file)}
     return sorted({int(match[1]) for match in found if match})
 
 
 @torch.no_grad()
-def test_autoencoder(golden, model, pictures: Pictures):
+def test_autoencoder(golden, model, images: RecordImages):
     config = model.config
-    for index in recorded_pictures(golden, VAE):
-        pixels = pictures.vae_pixels(index)
+    for index in recorded_images(golden, VAE):
+        pixels = images.vae_pixels(index)
         posterior = model.model.vae.encode(pixels[None]).latent_dist
         seed = golden.argument("infer.json", f"/vae/seeds/{index}")
         noise = draw(seed, [list(posterior.mean.shape)])[0]
@@ -54,10 +54,10 @@ def test_decoding_a_random_latent(golden, model):
     golden.equal_all("infer.json", "/vae", clipped, absolute=1.5 / decoded.numel())
 
 
-def vision_records(golden, model, pictures: Pictures, prefix: str, indices: list[int]) -> dict[str, torch.Tensor]:
-    """Everything about some pictures in one call of the vision transformer."""
+def vision_records(golden, model, images: RecordImages, prefix: str, indices: list[int]) -> dict[str, torch.Tensor]:
+    """Everything about some images in one call of the vision transformer."""
     config = model.config
-    patches, grids = zip(*(pictures.vit_patches(index) for index in indices), strict=True)
+    patches, grids = zip(*(images.vit_patches(index) for index in indices), strict=True)
     lengths = [part.shape[0] for part in patches]
     side, interpolate = config.vit_max_num_patch_per_side, config.interpolate_pos
     position_ids = position_ids_of(golden, VIT, f"{prefix}.position_ids", list(grids), side, interpolate)
@@ -79,15 +79,15 @@ def vision_records(golden, model, pictures: Pictures, prefix: str, indices: list
 
 
 @torch.no_grad()
-def test_vision_transformer(golden, model, pictures: Pictures):
-    for index in recorded_pictures(golden, VIT):
+def test_vision_transformer(golden, model, images: RecordImages):
+    for index in recorded_images(golden, VIT):
         prefix = f"img{index}"
-        golden.compare_all(VIT, f"{prefix}.", vision_records(golden, model, pictures, prefix, [index]))
+        golden.compare_all(VIT, f"{prefix}.", vision_records(golden, model, images, prefix, [index]))
 
 
 @torch.no_grad()
-def test_several_images_in_one_call(golden, model, pictures: Pictures):
+def test_several_images_in_one_call(golden, model, images: RecordImages):
     prefixes = {name.split(".")[0] for name in golden.tensor_names(VIT, "packed_")}
     for prefix in sorted(prefixes):
         indices = [int(index) for index in prefix.removeprefix("packed_").split("_")]
-        golden.compare_all(VIT, f"{prefix}.", vision_records(golden, model, pictures, prefix, indices))
+        golden.compare_all(VIT, f"{prefix}.", vision_records(golden, model, images, prefix, indices))

@@ -11,29 +11,29 @@ from unimedvl.modeling_unimedvl.blocks_unimedvl import Block, BlockKind, block_l
 from unimedvl.modeling_unimedvl.flow_unimedvl import grid_position_ids, shift_timesteps
 
 from .records import Golden, escape
-from .reference import Pictures, draw, pad_pixels, special_ids
+from .reference import RecordImages, draw, pad_pixels, special_ids
 
 FILE = "train.safetensors"
 TRAIN = "train.json"
 
-# Which list of train.json's rows a data set reads, and where its pictures are named.
+# Which list of train.json's rows a data set reads, and where its images are named.
 ROWS = {"vlm_sft": ("vlm", "image"), "t2i_pretrain": ("t2i", "image"), "unified_edit": ("edit", "image_list")}
 
 
 @dataclass
 class Sample:
-    """One training sample: its plan, its blocks and the picture of each image block (None for text).
+    """One training sample: its plan, its blocks and the image of each image block (None for text).
 
     Attributes:
         plan: the recorded sequence plan.
         blocks: one per plan entry, but one for all frames of a video.
-        pictures: number of the picture of each plan entry.
-        image_count: pictures that share the ViT's pixel budget.
+        images: number of the image of each plan entry.
+        image_count: images that share the ViT's pixel budget.
     """
 
     plan: list[dict[str, Any]]
     blocks: list[Block]
-    pictures: list[int | None] = field(default_factory=list)
+    images: list[int | None] = field(default_factory=list)
     image_count: int = 1
 
 
@@ -63,30 +63,32 @@ def plan_blocks(plan: list[dict], texts: list[list[int]], config) -> list[Block]
     return blocks
 
 
-def read_sample(golden: Golden, pointer: str, pictures: Pictures, config) -> Sample:
-    """A recorded sample as blocks, with its texts by name and its pictures found among the rows of its data set."""
+def read_sample(golden: Golden, pointer: str, images: RecordImages, config) -> Sample:
+    """A recorded sample as blocks, with its texts by name and its images found among the rows of its data set."""
     plan = golden.argument(TRAIN, f"{pointer}/sequence_plan")
     texts = [golden.argument(TRAIN, f"/prompts/{escape(entry['text'])}") for entry in plan if entry["type"] == "text"]
     kind, key = ROWS[golden.argument(TRAIN, f"{pointer}/dataset")]
     sample = Sample(plan, plan_blocks(plan, texts, config))
     candidates = []
     for number in range(len(golden.value(TRAIN, f"/rows/{kind}"))):
-        row = picture_numbers(golden.argument(TRAIN, f"/rows/{kind}/{number}/{key}"), pictures)
+        row = image_numbers(golden.argument(TRAIN, f"/rows/{kind}/{number}/{key}"), images)
         instructions = golden.argument(TRAIN, f"/rows/{kind}/{number}/instruction_list")
         captions = golden.argument(TRAIN, f"/rows/{kind}/{number}/captions")
         if captions is None or {entry["text"] for entry in plan if entry["type"] == "text"} <= set(captions.values()):
-            candidates += _assignments(plan, row, instructions, pictures, row_in_order=kind == "vlm")
+            candidates += _assignments(plan, row, instructions, images, row_in_order=kind == "vlm")
     different = {tuple(candidate) for candidate in candidates}
-    assert len(different) == 1, f"{pointer}: pictures of the plan are ambiguous: {different}"
-    sample.pictures = candidates[0]
+    assert len(different) == 1, f"{pointer}: images of the plan are ambiguous: {different}"
+    sample.images = candidates[0]
     sample.image_count = len([entry for entry in plan if entry["type"] == "vit_image"]) if kind == "vlm" else 1
     return sample
 
 
-def _assignments(plan, row: list[int], instructions, pictures: Pictures, row_in_order: bool) -> list[list[int | None]]:
-    """Pictures of the plan's entries for every run of the row's pictures that has the plan's sizes and texts.
+def _assignments(
+    plan, row: list[int], instructions, images: RecordImages, row_in_order: bool
+) -> list[list[int | None]]:
+    """Images of the plan's entries for every run of the row's images that has the plan's sizes and texts.
 
-    A target, its clean copy and its ViT copy follow one another and are one picture; a text or a repeated kind starts
+    A target, its clean copy and its ViT copy follow one another and are one image; a text or a repeated kind starts
     the next one.
     """
     steps, seen, count, text_numbers = [], set(), -1, []
@@ -110,25 +112,25 @@ def _assignments(plan, row: list[int], instructions, pictures: Pictures, row_in_
             continue
         chosen = [None if step is None else window[step] for step in steps]
         if all(
-            index is None or entry_size(entry, index, pictures) == entry["image_chw"]
+            index is None or entry_size(entry, index, images) == entry["image_chw"]
             for entry, index in zip(plan, chosen, strict=True)
         ):
             found.append(chosen)
     return found
 
 
-def picture_numbers(names: str | list[str], pictures: Pictures) -> list[int]:
-    """Numbers of the pictures that a row names by file."""
-    files = [path.name for path in pictures.files]
+def image_numbers(names: str | list[str], images: RecordImages) -> list[int]:
+    """Numbers of the images that a row names by file."""
+    files = [path.name for path in images.files]
     return [files.index(name) for name in ([names] if isinstance(names, str) else names)]
 
 
-def entry_size(entry: dict, index: int, pictures: Pictures) -> list[int]:
-    """(channels, height, width) of a picture after the transform of a plan entry."""
+def entry_size(entry: dict, index: int, images: RecordImages) -> list[int]:
+    """(channels, height, width) of an image after the transform of a plan entry."""
     if entry["type"] == "vae_image":
-        return list(pictures.vae_pixels(index).shape)
-    _, grid = pictures.vit_patches(index)
-    return [3, *(side * pictures.processor.patch_size for side in grid)]
+        return list(images.vae_pixels(index).shape)
+    _, grid = images.vit_patches(index)
+    return [3, *(side * images.processor.patch_size for side in grid)]
 
 
 @dataclass
@@ -158,7 +160,7 @@ class Pack:
         """The reference's packed fields that follow from the layout."""
         config, pack = self.config, self.tensors
         targets = pack["labels"][0, 1:]
-        labelled = (targets != -100).nonzero()[:, 0]
+        labeled = (targets != -100).nonzero()[:, 0]
         vit_grids = self._grids(BlockKind.VIT)
         latent_grids = self._grids(BlockKind.CLEAN, BlockKind.NOISED)
         latent_side, vit_side = config.max_latent_size, config.vit_max_num_patch_per_side
@@ -168,9 +170,9 @@ class Pack:
             "packed_vit_token_indexes": (self.kinds == BlockKind.VIT).nonzero()[:, 0],
             "packed_vae_token_indexes": (self.kinds >= BlockKind.CLEAN).nonzero()[:, 0],
             "mse_loss_indexes": (self.kinds == BlockKind.NOISED).nonzero()[:, 0],
-            "ce_loss_indexes": labelled,
-            "packed_label_ids": targets[labelled],
-            "ce_loss_weights": pack["label_weights"][0, 1:][labelled],
+            "ce_loss_indexes": labeled,
+            "packed_label_ids": targets[labeled],
+            "ce_loss_weights": pack["label_weights"][0, 1:][labeled],
             "packed_position_ids": pack["position_ids"][0],
             "packed_latent_position_ids": _all_ids(latent_grids, latent_side, config.interpolate_pos),
             "packed_vit_position_ids": _all_ids(vit_grids, vit_side, config.interpolate_pos),
@@ -221,23 +223,23 @@ class Pack:
         grids = self._grids(BlockKind.CLEAN, BlockKind.NOISED)
         return values.repeat_interleave(torch.tensor([rows * columns for rows, columns in grids]))
 
-    def patches(self, pictures: Pictures) -> tuple[torch.Tensor, torch.Tensor]:
+    def patches(self, images: RecordImages) -> tuple[torch.Tensor, torch.Tensor]:
         """`pixel_values` and `image_grid_thw` of the ViT blocks that were not dropped."""
         parts, grids = [], []
         for sample in self.samples:
-            for block, index in zip(sample.blocks, sample.pictures, strict=True):
+            for block, index in zip(sample.blocks, sample.images, strict=True):
                 if block.kind == BlockKind.VIT and not block.dropped:
-                    patches, grid = pictures.vit_patches(index, num_images=sample.image_count)
+                    patches, grid = images.vit_patches(index, num_images=sample.image_count)
                     parts.append(patches)
                     grids.append([1, *grid])
         return torch.cat(parts), torch.tensor(grids)
 
-    def latent_pixels(self, pictures: Pictures) -> list[torch.Tensor]:
-        """Pictures of the latent blocks that were not dropped."""
+    def latent_pixels(self, images: RecordImages) -> list[torch.Tensor]:
+        """Images of the latent blocks that were not dropped."""
         return [
-            pictures.vae_pixels(index)
+            images.vae_pixels(index)
             for sample in self.samples
-            for block, index in zip(sample.blocks, sample.pictures, strict=True)
+            for block, index in zip(sample.blocks, sample.images, strict=True)
             if block.kind in (BlockKind.CLEAN, BlockKind.NOISED) and not block.dropped
         ]
 
@@ -277,15 +279,15 @@ def find_dropout(golden: Golden, prefix: str, config, samples: list[Sample]) -> 
 
 
 def forward_arguments(
-    model, pack: Pack, pictures: Pictures, raw_timesteps: list[float], seed: int, shift: float
+    model, pack: Pack, images: RecordImages, raw_timesteps: list[float], seed: int, shift: float
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Arguments of a training forward that repeats the reference's, and its draws under their recorded names.
 
-    The reference encodes all pictures of a pack as one zero-padded batch, which changes the latents of the smaller
+    The reference encodes all images of a pack as one zero-padded batch, which changes the latents of the smaller
     ones; so `latent_values` are cut out of such a batch instead of leaving the encoding to `forward`.
     """
     config = model.config
-    pixels = pack.latent_pixels(pictures)
+    pixels = pack.latent_pixels(images)
     padded = pad_pixels(pixels)
     downsample = config.vae_config.downsample
     height, width = padded.shape[2] // downsample, padded.shape[3] // downsample
@@ -294,7 +296,7 @@ def forward_arguments(
     noise_vae, noise_flow = draw(seed, shapes)
     latents = model.model.encode_latents(list(padded), noise=list(noise_vae))
     timesteps = shift_timesteps(torch.tensor(raw_timesteps).sigmoid(), shift)
-    patches, grids = pack.patches(pictures)
+    patches, grids = pack.patches(images)
     noised = pack.kinds[pack.kinds >= BlockKind.CLEAN] == BlockKind.NOISED
     names = ("input_ids", "mm_token_type_ids", "position_ids", "block_ids", "sample_ids", "labels")
     arguments = {name: pack.tensors[name] for name in names}
@@ -302,8 +304,8 @@ def forward_arguments(
         "pixel_values": patches,
         "image_grid_thw": grids,
         "latent_values": [
-            latent[:, : picture.shape[1] // downsample, : picture.shape[2] // downsample]
-            for latent, picture in zip(latents, pixels, strict=True)
+            latent[:, : image.shape[1] // downsample, : image.shape[2] // downsample]
+            for latent, image in zip(latents, pixels, strict=True)
         ],
         "flow_noise": noise_flow[noised],
         "flow_timesteps": timesteps,

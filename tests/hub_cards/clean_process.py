@@ -35,12 +35,12 @@ def refuse_network() -> list[str]:
 
 
 def use(model, processor) -> dict:
-    """Ask about a picture, make one from text and one from a picture."""
+    """Ask about an image, make one from text and one from an image."""
     import torch
     from PIL import Image
 
-    picture = Image.linear_gradient("L").resize((40, 28)).convert("RGB")
-    question = [{"type": "image", "image": picture}, {"type": "text", "text": "What is this?"}]
+    image = Image.linear_gradient("L").resize((40, 28)).convert("RGB")
+    question = [{"type": "image", "image": image}, {"type": "text", "text": "What is this?"}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": question}],
         add_generation_prompt=True,

@@ -19,7 +19,7 @@ def test_it_is_small_and_fit_to_be_published():
     assert sum(path.stat().st_size for path in NANO_DIRECTORY.rglob("*") if path.is_file()) <= 40_000_000
 
 
-def test_its_card_names_licence_and_limits():
+def test_its_card_names_license_and_limits():
     card = (NANO_DIRECTORY / "README.md").read_text(encoding="utf-8")
     assert "cc-by-nc-sa-4.0" in card
     assert "teaching" in card and "Not for diagnosis" in card

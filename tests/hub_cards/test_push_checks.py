@@ -98,7 +98,7 @@ def spoil_card(directory):
     (directory / "README.md").unlink()
 
 
-def spoil_licence(directory):
+def spoil_license(directory):
     (directory / "README.md").write_text("# tiny\n\nnot for diagnosis\n")
 
 
@@ -118,7 +118,7 @@ SPOILS = {
     spoil_token: "access token",
     spoil_stranger: "no part of a checkpoint",
     spoil_card: "no README.md",
-    spoil_licence: "names no license",
+    spoil_license: "names no license",
     spoil_use: "not for diagnosis",
     spoil_weights: "not a whole safetensors file",
 }

@@ -1,4 +1,4 @@
-"""A processor with transforms small enough for tests, and pictures to feed it."""
+"""A processor with transforms small enough for tests, and images to feed it."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ SMALL_TRANSFORMS = {
 }
 
 
-def random_picture(width: int, height: int, seed: int = 0) -> Image.Image:
+def random_image(width: int, height: int, seed: int = 0) -> Image.Image:
     levels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(levels)
 

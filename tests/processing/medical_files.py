@@ -20,10 +20,10 @@ def make_dicom(array: np.ndarray, frames: int = 0, **tags) -> bytes:
     data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = CTImageStorage
     data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = "1.2.3"
     data.PatientName, data.PatientID, data.PatientBirthDate = PATIENT, "4711", "19700101"
-    colour = array.ndim == 3 and not frames
-    data.SamplesPerPixel = 3 if colour else 1
-    data.PhotometricInterpretation = "RGB" if colour else "MONOCHROME2"
-    if colour:
+    color = array.ndim == 3 and not frames
+    data.SamplesPerPixel = 3 if color else 1
+    data.PhotometricInterpretation = "RGB" if color else "MONOCHROME2"
+    if color:
         data.PlanarConfiguration = 0
     if frames:
         data.NumberOfFrames = frames

@@ -19,14 +19,14 @@ from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGLossless
 
-from tests.processing.conftest import random_picture
+from tests.processing.conftest import random_image
 from tests.processing.medical_files import make_dicom, make_nifti, read_dicom_file, write_dicom
 from tests.processing.test_medical_formats import RAMP, VOLUME, file_of
 from unimedvl.processing.image_processing_unimedvl import UniMedVLImageProcessor
 from unimedvl.processing.medical_formats_unimedvl import load_medical_image
 from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 
-PNG = file_of(random_picture(60, 50), "PNG")
+PNG = file_of(random_image(60, 50), "PNG")
 
 
 def png_of_declared_size(width: int, height: int) -> bytes:
@@ -40,7 +40,7 @@ def png_of_declared_size(width: int, height: int) -> bytes:
 def zip_of(content: bytes) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("picture.png", content)
+        archive.writestr("image.png", content)
     return file.getvalue()
 
 
@@ -88,8 +88,8 @@ FILES = {
     "random bytes": bytes(np.random.default_rng(0).integers(0, 256, 5000, dtype=np.uint8)),
     "truncated PNG": PNG[: len(PNG) // 2],
     "PNG header only": PNG[:40],
-    "truncated JPEG": file_of(random_picture(60, 50), "JPEG")[:400],
-    "truncated TIFF": file_of(random_picture(60, 50), "TIFF")[:400],
+    "truncated JPEG": file_of(random_image(60, 50), "JPEG")[:400],
+    "truncated TIFF": file_of(random_image(60, 50), "TIFF")[:400],
     "damaged PNG": PNG[:200] + b"\0" * 50 + PNG[250:],
     "decompression bomb of 2.5 gigapixels": png_of_declared_size(50000, 50000),
     "more pixels than the reference takes": png_of_declared_size(5000, 5000),
@@ -161,7 +161,7 @@ SOURCES = {
     "object array": np.array([[None, {}]]),
     "complex array": np.zeros((4, 4), dtype=np.complex64),
     "empty array": np.zeros((0, 5), dtype=np.uint8),
-    "empty picture": Image.new("RGB", (0, 0)),
+    "empty image": Image.new("RGB", (0, 0)),
     "five channels": np.zeros((9, 9, 5), dtype=np.uint8),
     "all NaN": torch.full((5, 5), float("nan")),
     "five axes": torch.zeros(1, 1, 3, 5, 5),
@@ -250,8 +250,8 @@ def test_a_url_that_can_not_be_fetched():
         {"max_pixels": 100},
     ],
 )
-def test_options_of_pictures(options):
-    for source in (PNG, random_picture(60, 50), np.asarray(random_picture(60, 50))):
+def test_options_of_images(options):
+    for source in (PNG, random_image(60, 50), np.asarray(random_image(60, 50))):
         with pytest.raises(ValueError) as error:
             load_medical_image(source, **options)
         one_line(error)
@@ -293,11 +293,11 @@ CONVERSATIONS = {
     "item as text": [{"role": "user", "content": ["hello"]}],
     "video": item(type="video", video="x.mp4"),
     "audio": item(type="audio", audio="x.wav"),
-    "image without picture": item(type="image"),
-    "two pictures in one item": item(type="image", image=random_picture(9, 9), path="x.png"),
+    "image without image": item(type="image"),
+    "two images in one item": item(type="image", image=random_image(9, 9), path="x.png"),
     "missing image file": item(type="image", path="/nowhere/x.png"),
     "image number": item(type="image", image=3),
-    "wrong window": item(type="image", image=random_picture(40, 40), window=(1, -1)),
+    "wrong window": item(type="image", image=random_image(40, 40), window=(1, -1)),
     "literal placeholder": item(type="text", text="show <|image_pad|>"),
     "literal latent placeholder": item(type="text", text="show <|vision_pad|>"),
 }
@@ -315,7 +315,7 @@ CHAT_OPTIONS = [
     {"generation_mode": "video"},
     {"continue_final_message": True, "add_generation_prompt": True},
     {"return_assistant_tokens_mask": True, "return_dict": False},
-    {"processor_kwargs": {"images": [random_picture(30, 30)]}},
+    {"processor_kwargs": {"images": [random_image(30, 30)]}},
     {"processor_kwargs": {"no_such_setting": 1}},
     {"generation_mod": "image"},
     {"padding": "sometimes"},
@@ -334,7 +334,7 @@ def test_chat_options(options, processor):
 
 
 VIT = "<|vision_start|><|image_pad|><|vision_end|>"
-PICTURE = random_picture(40, 50)
+IMAGE = random_image(40, 50)
 CALLS = [
     {"text": None},
     {"text": ""},
@@ -342,13 +342,13 @@ CALLS = [
     {"text": ["fine", ""]},
     {"text": ["fine", 3]},
     {"text": VIT},
-    {"text": "no placeholder", "images": PICTURE},
-    {"text": VIT, "images": [PICTURE, PICTURE]},
-    {"text": [VIT, "none"], "images": [[], [PICTURE]]},
-    {"text": VIT, "images": PICTURE, "generation_mode": "image"},
-    {"text": VIT, "images": PICTURE, "generation_mode": "sound"},
-    {"text": "<|vision_pad|>" + VIT, "images": PICTURE, "generation_mode": "text"},
-    {"text": VIT + "<|vision_pad|>", "images": PICTURE},
+    {"text": "no placeholder", "images": IMAGE},
+    {"text": VIT, "images": [IMAGE, IMAGE]},
+    {"text": [VIT, "none"], "images": [[], [IMAGE]]},
+    {"text": VIT, "images": IMAGE, "generation_mode": "image"},
+    {"text": VIT, "images": IMAGE, "generation_mode": "sound"},
+    {"text": "<|vision_pad|>" + VIT, "images": IMAGE, "generation_mode": "text"},
+    {"text": VIT + "<|vision_pad|>", "images": IMAGE},
     {"text": "fine", "videos": ["x.mp4"]},
     {"text": "fine", "audio": ["x.wav"]},
     {"text": ["one", "two three four"], "padding": False, "return_tensors": "pt"},
@@ -367,7 +367,7 @@ def test_calls(arguments, processor):
     [
         {"vae_transform": {"max_image_size": 64, "min_image_size": 32}},
         {"vae_transform": {"max_image_size": 64, "min_image_size": 32, "image_stride": 0}},
-        {"vae_transform": {"max_image_size": 64, "min_image_size": 32, "image_stride": 16, "colour": 1}},
+        {"vae_transform": {"max_image_size": 64, "min_image_size": 32, "image_stride": 16, "color": 1}},
         {"vit_transform": {"max_image_size": 64, "min_image_size": 32, "image_stride": 16}},
         {"understanding_transform": "large"},
         {"pipeline": "both"},

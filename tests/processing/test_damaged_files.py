@@ -1,4 +1,4 @@
-"""Damaged copies of every readable format: a picture or one sentence, never another exception."""
+"""Damaged copies of every readable format: an image or one sentence, never another exception."""
 
 import random
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from tests.processing.conftest import random_picture
+from tests.processing.conftest import random_image
 from tests.processing.medical_files import make_dicom, make_nifti
 from tests.processing.test_bad_inputs import npy_of
 from tests.processing.test_medical_formats import RAMP, VOLUME, file_of
@@ -15,7 +15,7 @@ from unimedvl.processing.medical_formats_unimedvl import load_medical_image
 ENCODED = ["PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM"]
 ENCODED += ["AVIF"] * features.check("avif") + ["JPEG2000"] * features.check("jpg_2000")
 FILES = {
-    **{name: file_of(random_picture(60, 50), name) for name in ENCODED},
+    **{name: file_of(random_image(60, 50), name) for name in ENCODED},
     "npy": npy_of(np.arange(600, dtype=np.float32).reshape(20, 30)),
     "DICOM": make_dicom(RAMP),
     "NIfTI": make_nifti(VOLUME),
@@ -37,7 +37,7 @@ def damaged_copies(content: bytes, count: int, seed: int):
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.filterwarnings("ignore:The DICOM file declares burned-in")
-def test_a_damaged_file_gives_a_picture_or_one_sentence(name, capfd):
+def test_a_damaged_file_gives_an_image_or_one_sentence(name, capfd):
     refused = 0
     for content in damaged_copies(FILES[name], 120, seed=len(name)):
         try:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.processing.conftest import SMALL_TRANSFORMS, random_picture
+from tests.processing.conftest import SMALL_TRANSFORMS, random_image
 from unimedvl.processing.image_processing_unimedvl import (
     UniMedVLImageProcessor,
     convert_to_rgb,
@@ -44,14 +44,14 @@ def test_recorded_tensors_are_equal_to_the_bit(records):
     )
     patch = processor.patch_size
     for index, entry in enumerate(facts["images"]):
-        picture = Image.open(records / entry["file"])
-        assert torch.equal(torch.from_numpy(np.array(convert_to_rgb(picture))), tensors[f"img{index}.rgb"])
+        image = Image.open(records / entry["file"])
+        assert torch.equal(torch.from_numpy(np.array(convert_to_rgb(image))), tensors[f"img{index}.rgb"])
 
-        direct = processor(picture, return_tensors="pt")
+        direct = processor(image, return_tensors="pt")
         assert torch.equal(direct["pixel_values"], tensors[f"img{index}.vit_patches"])
         assert set(direct) == {"pixel_values", "image_grid_thw"}
 
-        both = processor(picture, generation_mode="image", return_tensors="pt")
+        both = processor(image, generation_mode="image", return_tensors="pt")
         resized = Image.fromarray(tensors[f"img{index}.vae_resized"].numpy())
         assert torch.equal(both["latent_pixel_values"][0], torch.from_numpy(pixels_from_image(resized).copy()))
         assert both["latent_image_sizes"].tolist() == [entry["vae_chw"][1:]]
@@ -59,7 +59,7 @@ def test_recorded_tensors_are_equal_to_the_bit(records):
         expected = patchify_pixels(pixels_from_image(twice), patch)
         assert torch.equal(both["pixel_values"], torch.from_numpy(expected))
 
-        chained = processor(picture, pipeline="chain", return_tensors="pt")
+        chained = processor(image, pipeline="chain", return_tensors="pt")
         assert torch.equal(chained["pixel_values"], both["pixel_values"])
         assert "latent_pixel_values" not in chained
     recorded = tensors["img0.vae_pixels"]
@@ -96,15 +96,15 @@ def test_sizes_are_multiples_of_the_stride_within_the_limit(width, height):
 @settings(max_examples=100, deadline=None)
 @given(st.integers(20, 3000), st.integers(20, 3000))
 def test_the_vae_resize_is_idempotent(width, height):
-    """Feeding the VAE's picture to its transform again changes nothing, which the chain relies on."""
+    """Feeding the VAE's image to its transform again changes nothing, which the chain relies on."""
     size = reference_size(width, height, **UniMedVLImageProcessor.vae_transform)
     if max(width, height) / min(width, height) < 30:
         assert reference_size(*size, **UniMedVLImageProcessor.vae_transform) == size
 
 
 def test_shapes_and_padding(image_processor):
-    pictures = [random_picture(40, 50), random_picture(90, 40, seed=1)]
-    output = image_processor(pictures, generation_mode="image", return_tensors="pt")
+    images = [random_image(40, 50), random_image(90, 40, seed=1)]
+    output = image_processor(images, generation_mode="image", return_tensors="pt")
     sizes, latents = output["latent_image_sizes"], output["latent_pixel_values"]
     assert latents.shape[2:] == tuple(sizes.max(dim=0).values) and latents.dtype == torch.float32
     for (height, width), image in zip(sizes.tolist(), latents, strict=True):
@@ -117,9 +117,9 @@ def test_shapes_and_padding(image_processor):
 
 @pytest.mark.parametrize("generation_mode", ["text", "image", "interleaved"])
 def test_a_batch_equals_singles(image_processor, generation_mode):
-    pictures = [random_picture(30 + 17 * seed, 90 - 11 * seed, seed) for seed in range(4)]
-    batch = image_processor(pictures, generation_mode=generation_mode)
-    singles = [image_processor(picture, generation_mode=generation_mode) for picture in pictures]
+    images = [random_image(30 + 17 * seed, 90 - 11 * seed, seed) for seed in range(4)]
+    batch = image_processor(images, generation_mode=generation_mode)
+    singles = [image_processor(image, generation_mode=generation_mode) for image in images]
     assert np.array_equal(batch["pixel_values"], np.concatenate([single["pixel_values"] for single in singles]))
     for index, single in enumerate(singles):
         assert np.array_equal(batch["image_grid_thw"][index : index + 1], single["image_grid_thw"])
@@ -129,20 +129,20 @@ def test_a_batch_equals_singles(image_processor, generation_mode):
             assert np.array_equal(padded, single["latent_pixel_values"][0])
 
 
-def test_the_same_picture_in_every_form(image_processor, tmp_path):
-    picture = random_picture(45, 60)
-    picture.save(tmp_path / "picture.png")
-    array = np.asarray(picture)
+def test_the_same_image_in_every_form(image_processor, tmp_path):
+    image = random_image(45, 60)
+    image.save(tmp_path / "image.png")
+    array = np.asarray(image)
     forms = [
-        picture,
-        tmp_path / "picture.png",
-        str(tmp_path / "picture.png"),
-        (tmp_path / "picture.png").read_bytes(),
-        open(tmp_path / "picture.png", "rb"),
+        image,
+        tmp_path / "image.png",
+        str(tmp_path / "image.png"),
+        (tmp_path / "image.png").read_bytes(),
+        open(tmp_path / "image.png", "rb"),
         array,
         torch.from_numpy(array.copy()),
         torch.from_numpy(array.copy()).permute(2, 0, 1),
-        [[picture]],
+        [[image]],
         torch.from_numpy(array.copy())[None],
     ]
     outputs = [image_processor(form)["pixel_values"] for form in forms]
@@ -150,31 +150,31 @@ def test_the_same_picture_in_every_form(image_processor, tmp_path):
 
 
 def test_settings_for_one_call_do_not_stay(image_processor):
-    picture = random_picture(100, 100)
-    before = image_processor(picture)["image_grid_thw"].tolist()
+    image = random_image(100, 100)
+    before = image_processor(image)["image_grid_thw"].tolist()
     transform = {"max_image_size": 28, "min_image_size": 14, "image_stride": 14}
-    assert image_processor(picture, understanding_transform=transform)["image_grid_thw"].tolist() == [[1, 2, 2]]
-    assert image_processor(picture)["image_grid_thw"].tolist() == before
-    in_image_mode = image_processor(picture, generation_mode="image", vit_transform=transform)
+    assert image_processor(image, understanding_transform=transform)["image_grid_thw"].tolist() == [[1, 2, 2]]
+    assert image_processor(image)["image_grid_thw"].tolist() == before
+    in_image_mode = image_processor(image, generation_mode="image", vit_transform=transform)
     assert in_image_mode["image_grid_thw"].tolist() == [[1, 2, 2]]
     assert in_image_mode["latent_image_sizes"].tolist() == [[64, 64]]
 
 
 def test_direct_and_chain_differ_in_image_mode(image_processor):
-    picture = random_picture(200, 150)
-    chain = image_processor(picture, generation_mode="image")
-    direct = image_processor(picture, generation_mode="image", pipeline="direct")
+    image = random_image(200, 150)
+    chain = image_processor(image, generation_mode="image")
+    direct = image_processor(image, generation_mode="image", pipeline="direct")
     assert np.array_equal(chain["latent_pixel_values"], direct["latent_pixel_values"])
     assert not np.array_equal(chain["pixel_values"], direct["pixel_values"])
 
 
 def test_transparency_goes_on_white():
-    picture = Image.new("RGBA", (30, 30), (10, 20, 30, 0))
-    assert convert_to_rgb(picture).getpixel((0, 0)) == (255, 255, 255)
+    image = Image.new("RGBA", (30, 30), (10, 20, 30, 0))
+    assert convert_to_rgb(image).getpixel((0, 0)) == (255, 255, 255)
     palette = Image.new("P", (30, 30), 0)
     palette.info["transparency"] = 0
     assert convert_to_rgb(palette).getpixel((0, 0)) == (255, 255, 255)
-    # As in the reference, the alpha of a grey picture is dropped.
+    # As in the reference, the alpha of a gray image is dropped.
     assert convert_to_rgb(Image.new("LA", (30, 30), (7, 0))).getpixel((0, 0)) == (7, 7, 7)
 
 

@@ -1,4 +1,4 @@
-"""DICOM, NIfTI, 16-bit and float pictures, EXIF: what they become."""
+"""DICOM, NIfTI, 16-bit and float images, EXIF: what they become."""
 
 import base64
 import gzip
@@ -17,7 +17,7 @@ from pydicom.datadict import DicomDictionary
 from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless
 
-from tests.processing.conftest import random_picture
+from tests.processing.conftest import random_image
 from tests.processing.medical_files import PATIENT, make_dicom, make_nifti, read_dicom_file, write_dicom
 from unimedvl.processing.dicom_unimedvl import frame_count
 from unimedvl.processing.medical_formats_unimedvl import load_medical_image
@@ -72,16 +72,16 @@ def test_dicom_monochrome1_is_inverted():
     assert np.array_equal(levels(make_dicom(RAMP, **tags, PhotometricInterpretation="MONOCHROME1")), 255 - straight)
 
 
-def test_dicom_8_bit_and_colour_are_kept():
-    grey, colour = np.asarray(random_picture(20, 10).convert("L")), np.asarray(random_picture(20, 10))
-    assert np.array_equal(levels(make_dicom(grey)), grey)
-    assert np.array_equal(levels(make_dicom(colour)), colour)
+def test_dicom_8_bit_and_color_are_kept():
+    gray, color = np.asarray(random_image(20, 10).convert("L")), np.asarray(random_image(20, 10))
+    assert np.array_equal(levels(make_dicom(gray)), gray)
+    assert np.array_equal(levels(make_dicom(color)), color)
 
 
 def test_dicom_ybr_becomes_rgb():
-    colour = random_picture(20, 10)
-    ybr = np.asarray(colour.convert("YCbCr"))
-    difference = levels(make_dicom(ybr, PhotometricInterpretation="YBR_FULL")).astype(int) - np.asarray(colour)
+    color = random_image(20, 10)
+    ybr = np.asarray(color.convert("YCbCr"))
+    difference = levels(make_dicom(ybr, PhotometricInterpretation="YBR_FULL")).astype(int) - np.asarray(color)
     assert np.abs(difference).max() <= 3
 
 
@@ -260,17 +260,17 @@ def test_nifti_voxels_become_square():
 def test_nifti_2_and_rgb():
     content = nibabel.Nifti2Image(VOLUME, np.eye(4)).to_bytes()
     assert np.array_equal(levels(content), levels(make_nifti(VOLUME)))
-    colours = np.zeros((4, 5, 1), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
-    colours["G"] = 9
-    assert np.unique(levels(make_nifti(colours)).reshape(-1, 3), axis=0).tolist() == [[0, 9, 0]]
+    colors = np.zeros((4, 5, 1), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    colors["G"] = 9
+    assert np.unique(levels(make_nifti(colors)).reshape(-1, 3), axis=0).tolist() == [[0, 9, 0]]
 
 
-# --------------------------------------------------------------------------------------------- pictures and arrays
+# --------------------------------------------------------------------------------------------- images and arrays
 
 
-def file_of(picture: Image.Image, kind: str, **options) -> bytes:
+def file_of(image: Image.Image, kind: str, **options) -> bytes:
     content = io.BytesIO()
-    picture.save(content, kind, **options)
+    image.save(content, kind, **options)
     return content.getvalue()
 
 
@@ -292,10 +292,10 @@ def test_32_bit_files_are_windowed(dtype):
     assert np.array_equal(levels(values), shown) and np.array_equal(levels(torch.from_numpy(values)), shown)
 
 
-def test_big_endian_16_bit_pictures():
+def test_big_endian_16_bit_images():
     values = np.arange(1200, dtype=">u2").reshape(30, 40)
-    picture = Image.frombytes("I;16B", (40, 30), values.tobytes())
-    assert np.array_equal(levels(picture), levels(values.astype(np.uint16)))
+    image = Image.frombytes("I;16B", (40, 30), values.tobytes())
+    assert np.array_equal(levels(image), levels(values.astype(np.uint16)))
 
 
 def test_nan_and_infinity():
@@ -313,13 +313,13 @@ def test_constant_and_sparse_images():
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "CMYK"])
-def test_8_bit_pictures_are_untouched(mode):
-    picture = random_picture(30, 20).convert(mode)
-    loaded = load_medical_image(picture)
-    assert loaded is picture
+def test_8_bit_images_are_untouched(mode):
+    image = random_image(30, 20).convert(mode)
+    loaded = load_medical_image(image)
+    assert loaded is image
     if mode != "CMYK":
-        from_file = load_medical_image(file_of(picture, "PNG"))
-        assert from_file.mode == mode and from_file.convert("RGB").tobytes() == picture.convert("RGB").tobytes()
+        from_file = load_medical_image(file_of(image, "PNG"))
+        assert from_file.mode == mode and from_file.convert("RGB").tobytes() == image.convert("RGB").tobytes()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -347,14 +347,14 @@ def test_exif_orientation(orientation, kind):
 
 
 def test_array_layouts():
-    colour = np.asarray(random_picture(30, 20))
-    assert np.array_equal(levels(colour), colour)
-    assert np.array_equal(levels(colour.transpose(2, 0, 1)), colour)
-    assert np.array_equal(levels(torch.from_numpy(colour.copy()).permute(2, 0, 1)), colour)
-    assert np.array_equal(levels(colour[..., 0]), colour[..., 0])
-    assert np.array_equal(levels(colour[..., :1]), colour[..., 0])
-    assert np.array_equal(levels(colour[::-1, ::-2]), colour[::-1, ::-2])
-    mask = colour[..., 0] > 100
+    color = np.asarray(random_image(30, 20))
+    assert np.array_equal(levels(color), color)
+    assert np.array_equal(levels(color.transpose(2, 0, 1)), color)
+    assert np.array_equal(levels(torch.from_numpy(color.copy()).permute(2, 0, 1)), color)
+    assert np.array_equal(levels(color[..., 0]), color[..., 0])
+    assert np.array_equal(levels(color[..., :1]), color[..., 0])
+    assert np.array_equal(levels(color[::-1, ::-2]), color[::-1, ::-2])
+    mask = color[..., 0] > 100
     assert np.array_equal(levels(mask), mask * np.uint8(255))
     values = torch.linspace(0, 1, 600).reshape(20, 30)
     assert levels(values.bfloat16()).shape == (20, 30)
@@ -368,27 +368,27 @@ def test_npy_files(tmp_path):
 
 
 def test_data_urls_and_frames_of_a_tiff():
-    picture, other = random_picture(30, 20), random_picture(30, 20, seed=1)
-    data = "data:image/png;base64," + base64.b64encode(file_of(picture, "PNG")).decode()
-    assert load_medical_image(data).tobytes() == picture.tobytes()
-    pages = file_of(picture, "TIFF", save_all=True, append_images=[other])
-    assert load_medical_image(pages).tobytes() == picture.tobytes()
+    image, other = random_image(30, 20), random_image(30, 20, seed=1)
+    data = "data:image/png;base64," + base64.b64encode(file_of(image, "PNG")).decode()
+    assert load_medical_image(data).tobytes() == image.tobytes()
+    pages = file_of(image, "TIFF", save_all=True, append_images=[other])
+    assert load_medical_image(pages).tobytes() == image.tobytes()
     assert load_medical_image(pages, frame=1).tobytes() == other.tobytes()
 
 
-def test_a_window_on_8_bit_pictures_keeps_alpha():
-    picture = random_picture(30, 20).convert("RGBA")
-    picture.putalpha(77)
-    shown = levels(picture, window=(128, 64))
+def test_a_window_on_8_bit_images_keeps_alpha():
+    image = random_image(30, 20).convert("RGBA")
+    image.putalpha(77)
+    shown = levels(image, window=(128, 64))
     assert np.unique(shown[..., 3]).tolist() == [77]
-    assert np.array_equal(shown[..., :3], linear(np.asarray(picture)[..., :3].astype(float), 96, 160))
+    assert np.array_equal(shown[..., :3], linear(np.asarray(image)[..., :3].astype(float), 96, 160))
 
 
-def test_a_window_on_a_colour_dicom():
-    colours = np.asarray(random_picture(30, 20))
-    shown = levels(make_dicom(colours), window=(128, 64))
-    assert np.array_equal(shown, linear(colours.astype(float), 96, 160))
-    assert np.array_equal(levels(make_dicom(colours)), colours)
+def test_a_window_on_a_color_dicom():
+    colors = np.asarray(random_image(30, 20))
+    shown = levels(make_dicom(colors), window=(128, 64))
+    assert np.array_equal(shown, linear(colors.astype(float), 96, 160))
+    assert np.array_equal(levels(make_dicom(colors)), colors)
 
 
 def test_the_extra_is_named_where_it_is_missing(monkeypatch):

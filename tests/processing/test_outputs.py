@@ -1,4 +1,4 @@
-"""Model outputs to text, pictures and masks."""
+"""Model outputs to text, images and masks."""
 
 import hashlib
 import json
@@ -11,19 +11,19 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from unimedvl.processing.chat_template_unimedvl import THINK_SYSTEM_PROMPT_IMAGE, THINK_SYSTEM_PROMPT_TEXT
-from unimedvl.processing.outputs_unimedvl import pictures_from_pixels
+from unimedvl.processing.outputs_unimedvl import images_from_pixels
 
 
 def test_pixels_are_truncated_as_in_the_reference(processor, pytestconfig):
     tensors = load_file(pytestconfig.getoption("--golden") / "vae.safetensors")
-    pictures = processor.post_process_multimodal_output(tensors["rand.decoded"], generation_mode="image")
-    assert np.array_equal(np.asarray(pictures[0]), tensors["rand.decoded_uint8"].numpy())
+    images = processor.post_process_multimodal_output(tensors["rand.decoded"], generation_mode="image")
+    assert np.array_equal(np.asarray(images[0]), tensors["rand.decoded_uint8"].numpy())
 
 
 def test_levels():
     # -1, just below 1, 1, beyond the range on both sides
     values = torch.tensor([-1.0, 0.999, 1.0, 7.0, -7.0]).expand(3, 1, 5)
-    assert np.asarray(pictures_from_pixels(values)[0])[0, :, 0].tolist() == [0, 254, 255, 255, 0]
+    assert np.asarray(images_from_pixels(values)[0])[0, :, 0].tolist() == [0, 254, 255, 255, 0]
 
 
 def test_image_forms(processor):
@@ -31,7 +31,7 @@ def test_image_forms(processor):
     from_batch = processor.post_process_multimodal_output(batch, generation_mode="image")
     for form in (list(batch), SimpleNamespace(images=batch), {"images": list(batch)}):
         others = processor.post_process_multimodal_output(form, generation_mode="image")
-        assert [picture.tobytes() for picture in others] == [picture.tobytes() for picture in from_batch]
+        assert [image.tobytes() for image in others] == [image.tobytes() for image in from_batch]
     assert from_batch[0].size == (6, 4) and from_batch[0].mode == "RGB"
     assert len(processor.post_process_multimodal_output(batch[0], generation_mode="image")) == 1
 
@@ -50,8 +50,8 @@ def test_text(processor, tokenizer):
 def test_interleaved(processor, tokenizer):
     ids = torch.tensor(tokenizer("An opacity.<|im_end|>")["input_ids"])
     output = SimpleNamespace(segments=["before", ids, torch.zeros(3, 4, 6)])
-    text, decoded, picture = processor.post_process_multimodal_output(output, generation_mode="interleaved")
-    assert (text, decoded) == ("before", "An opacity.") and picture.size == (6, 4)
+    text, decoded, image = processor.post_process_multimodal_output(output, generation_mode="interleaved")
+    assert (text, decoded) == ("before", "An opacity.") and image.size == (6, 4)
     batch = processor.post_process_multimodal_output([output.segments, ["alone"]], generation_mode="interleaved")
     assert batch[1] == ["alone"] and batch[0][:2] == [text, decoded]
 
@@ -59,11 +59,11 @@ def test_interleaved(processor, tokenizer):
 def test_masks_by_level(processor):
     for classes in (1, 2, 3, 7, 255):
         levels = [round(255 * index / classes) for index in range(classes + 1)]
-        picture = Image.fromarray(np.array([levels], dtype=np.uint8))
-        (mask,) = processor.post_process_masks(picture, num_classes=classes)
+        image = Image.fromarray(np.array([levels], dtype=np.uint8))
+        (mask,) = processor.post_process_masks(image, num_classes=classes)
         assert mask.dtype == torch.int64 and mask.tolist() == [list(range(classes + 1))]
-    grey = Image.fromarray(np.array([[127, 128]], dtype=np.uint8))
-    assert processor.post_process_masks(grey)[0].tolist() == [[0, 1]]
+    gray = Image.fromarray(np.array([[127, 128]], dtype=np.uint8))
+    assert processor.post_process_masks(gray)[0].tolist() == [[0, 1]]
     # The mean of the channels decides: red alone is a third of white.
     assert processor.post_process_masks(Image.new("RGB", (1, 1), (255, 0, 0)))[0].item() == 0
 

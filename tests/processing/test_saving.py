@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tests.processing.conftest import SMALL_TRANSFORMS, random_picture
+from tests.processing.conftest import SMALL_TRANSFORMS, random_image
 from unimedvl.processing.image_processing_unimedvl import UniMedVLImageProcessor
 from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 
@@ -23,11 +23,11 @@ socket.socket.connect = socket.create_connection = refuse
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoProcessor
-folder, picture, out = sys.argv[1:]
+folder, image, out = sys.argv[1:]
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 alone = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
 assert alone.to_dict() == processor.image_processor.to_dict()
-conversation = [{"role": "user", "content": [{"type": "image", "path": picture}, {"type": "text", "text": "Why?"}]}]
+conversation = [{"role": "user", "content": [{"type": "image", "path": image}, {"type": "text", "text": "Why?"}]}]
 inputs = processor.apply_chat_template(
     conversation, generation_mode="image", tokenize=True, return_dict=True, return_tensors="pt", think=True
 )
@@ -39,15 +39,13 @@ processor.save_pretrained(folder + "-again")
 def test_clean_process(processor, tmp_path):
     folder, again = tmp_path / "saved", tmp_path / "saved-again"
     processor.save_pretrained(folder)
-    picture = random_picture(60, 40)
-    picture.save(tmp_path / "picture.png")
+    image = random_image(60, 40)
+    image.save(tmp_path / "image.png")
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    arguments = [folder, tmp_path / "picture.png", tmp_path / "inputs.pt"]
+    arguments = [folder, tmp_path / "image.png", tmp_path / "inputs.pt"]
     subprocess.run([sys.executable, "-c", CLEAN_PROCESS, *arguments], check=True, env=environment, cwd=tmp_path)
     there = torch.load(tmp_path / "inputs.pt")
-    conversation = [
-        {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "Why?"}]}
-    ]
+    conversation = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "Why?"}]}]
     here = processor.apply_chat_template(
         conversation, generation_mode="image", tokenize=True, return_dict=True, return_tensors="pt", think=True
     )

@@ -21,8 +21,8 @@ from unimedvl.processing.conversations_unimedvl import conversations_with_images
 from unimedvl.processing.medical_formats_unimedvl import load_medical_image, open_image, opened
 from unimedvl.processing.view_unimedvl import View
 from unimedvl.unimed5m.builders import get_source
-from unimedvl.unimed5m.builders.record_images import bytes_picture
-from unimedvl.unimed5m.schema import Picture, Record
+from unimedvl.unimed5m.builders.record_images import bytes_image
+from unimedvl.unimed5m.schema import Record, RecordImage
 from unimedvl.unimed5m.task_images import pixels_of, stored_views
 
 VIEWS = (
@@ -143,12 +143,12 @@ def write_series(folder: Path, signed: bool, tags: dict[str, Any]) -> None:
         (folder / f"{name}.dcm").write_bytes(make_dicom(volume[position], **place, **tags))
 
 
-def written_pictures(record: Record) -> Iterator[tuple[Picture, str, View]]:
-    """The pictures of a record that were seen in a file, the file, and how."""
+def written_images(record: Record) -> Iterator[tuple[RecordImage, str, View]]:
+    """The images of a record that were seen in a file, the file, and how."""
     views = stored_views(record)
-    for picture in (*record.input_img, *record.output_img):
-        if picture.path in views:
-            yield picture, *views[picture.path]
+    for image in (*record.input_img, *record.output_img):
+        if image.path in views:
+            yield image, *views[image.path]
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -158,10 +158,10 @@ def test_record_of_a_nifti_slice(tmp_path, name, packed):
     write_scan(path, name)
     seen, changes = set(), []
     for record in get_source("nifti-volumes").records(tmp_path / "set"):
-        ((picture, source, view),) = written_pictures(record)
+        ((image, source, view),) = written_images(record)
         shown = asked("--image", path, "--slice", view.slice_index)
-        assert np.array_equal(pixels_of(picture), np.asarray(shown))
-        assert np.array_equal(pixels_of(picture), np.asarray(open_image(tmp_path / "set" / source, view)))
+        assert np.array_equal(pixels_of(image), np.asarray(shown))
+        assert np.array_equal(pixels_of(image), np.asarray(open_image(tmp_path / "set" / source, view)))
         seen.add(view.slice_index)
         alone = asked("--image", path, "--slice", view.slice_index, "--percentiles-of", "slice")
         changes.append(np.abs(np.asarray(alone, int) - np.asarray(shown, int)).mean())
@@ -178,10 +178,10 @@ def test_record_of_a_slice_along_an_axis_of_the_file(tmp_path):
     records = list(get_source("kits").records(tmp_path))
     assert records
     for record in records:
-        ((picture, source, view),) = written_pictures(record)
-        assert np.array_equal(pixels_of(picture), np.asarray(open_image(tmp_path / source, view)))
+        ((image, source, view),) = written_images(record)
+        assert np.array_equal(pixels_of(image), np.asarray(open_image(tmp_path / source, view)))
         flags = ("--plane", view.plane, "--slice", view.slice_index, "--window", *view.window)
-        assert np.array_equal(pixels_of(picture), np.asarray(asked("--image", tmp_path / source, *flags)))
+        assert np.array_equal(pixels_of(image), np.asarray(asked("--image", tmp_path / source, *flags)))
 
 
 SERIES: dict[str, tuple[bool, dict[str, Any]]] = {
@@ -198,16 +198,16 @@ def test_record_of_a_slice_of_a_dicom_series(tmp_path, name):
     (folder / "notes.txt").write_text("no slice")
     order = {}
     for record in get_source("dicom-series").records(tmp_path / "set"):
-        ((picture, source, view),) = written_pictures(record)
+        ((image, source, view),) = written_images(record)
         shown = asked("--image", folder, "--slice", view.slice_index)
-        assert np.array_equal(pixels_of(picture), np.asarray(shown))
-        assert np.array_equal(pixels_of(picture), np.asarray(open_image(tmp_path / "set" / source, view)))
-        order[view.slice_index] = picture.path
+        assert np.array_equal(pixels_of(image), np.asarray(shown))
+        assert np.array_equal(pixels_of(image), np.asarray(open_image(tmp_path / "set" / source, view)))
+        order[view.slice_index] = image.path
     # From the feet to the head, although written from the head.
     assert [order[index] for index in range(6)] == [f"series/{letter}.dcm" for letter in "ecafbd"]
 
 
-def test_grey_levels_of_a_series_are_those_of_all_its_slices(tmp_path):
+def test_gray_levels_of_a_series_are_those_of_all_its_slices(tmp_path):
     write_series(tmp_path / "series", False, {})
     volume = graded((6, 20, 24), 5, np.uint16)
     low, high = np.percentile(volume, (0.5, 99.5))
@@ -225,9 +225,9 @@ def test_a_folder_that_is_no_single_series_is_read_file_by_file(tmp_path):
     records = list(get_source("dicom-series").records(tmp_path / "set"))
     assert len(records) == 14
     for record in records:
-        ((picture, source, view),) = written_pictures(record)
-        assert source == picture.path
-        assert np.array_equal(pixels_of(picture), np.asarray(asked("--image", tmp_path / "set" / source)))
+        ((image, source, view),) = written_images(record)
+        assert source == image.path
+        assert np.array_equal(pixels_of(image), np.asarray(asked("--image", tmp_path / "set" / source)))
 
 
 def test_frames_of_an_enhanced_dicom(tmp_path):
@@ -245,9 +245,9 @@ def test_frames_of_an_enhanced_dicom(tmp_path):
     low, high = np.percentile(values, (0.5, 99.5))
     frames = set()
     for record in get_source("dicom-series").records(tmp_path / "set"):
-        ((picture, _, view),) = written_pictures(record)
+        ((image, _, view),) = written_images(record)
         expected = np.rint(np.clip((values[view.frame] - low) / (high - low), 0, 1) * 255)
-        assert np.array_equal(pixels_of(picture), expected)
+        assert np.array_equal(pixels_of(image), expected)
         assert np.array_equal(np.asarray(asked("--image", path, "--frame", view.frame)), expected)
         frames.add(view.frame)
     assert frames == set(range(5))
@@ -267,8 +267,8 @@ def test_pages_of_a_tiff(tmp_path, dtype):
     assert np.array_equal(pixels_of(record.input_img[0]), np.asarray(asked("--image", path)))
     for page in range(4):
         expected = np.rint(np.clip((volume[page] - low) / (high - low), 0, 1) * 255)
-        picture = bytes_picture(path.read_bytes(), "pages", View(frame=page))
-        assert np.array_equal(pixels_of(picture), expected)
+        image = bytes_image(path.read_bytes(), "pages", View(frame=page))
+        assert np.array_equal(pixels_of(image), expected)
         assert np.array_equal(np.asarray(asked("--image", path, "--frame", page)), expected)
     with Image.open(path) as kept:
         kept.seek(2)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unimedvl.unimed5m.schema import Picture, Record, Turn, to_table
+from unimedvl.unimed5m.schema import Record, RecordImage, Turn, to_table
 from unimedvl.unimed5m.shards import write_table
 
 MAIN_TASKS = {
@@ -19,11 +19,11 @@ MAIN_TASKS = {
 MODALITIES = ("CXR", "MRI", "HIS")
 
 
-def picture(seed: int, width: int = 40, height: int = 32) -> Picture:
+def image(seed: int, width: int = 40, height: int = 32) -> RecordImage:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
-    return Picture(buffer.getvalue(), f"{seed}.png", height, width)
+    return RecordImage(buffer.getvalue(), f"{seed}.png", height, width)
 
 
 def record(task: str, number: int, split: str = "train", turns: list[tuple[str, str]] | None = None) -> Record:
@@ -31,17 +31,17 @@ def record(task: str, number: int, split: str = "train", turns: list[tuple[str, 
     width, height = 24 + 8 * (number % 3), 24 + 8 * (number % 2)
     words = " ".join(["shadow", "bright", "left", "scan"][: 1 + number % 4])
     made = {
-        "vqa": ([picture(number, width, height)], [], [("human", "<image> what is it?"), ("gpt", words)]),
+        "vqa": ([image(number, width, height)], [], [("human", "<image> what is it?"), ("gpt", words)]),
         "dialogue": ([], [], [("human", f"name {words}"), ("gpt", f"it is {words}")]),
-        "text_to_image": ([], [picture(number, width, height)], [("human", words), ("gpt", "here <image>")]),
+        "text_to_image": ([], [image(number, width, height)], [("human", words), ("gpt", "here <image>")]),
         "segmentation": (
-            [picture(number, width, height)],
-            [picture(number + 1000, width, height)],
+            [image(number, width, height)],
+            [image(number + 1000, width, height)],
             [("human", f"<image> find the {words}"), ("gpt", "the mask: <image>")],
         ),
         "counterfactual": (
-            [picture(number, width, height)],
-            [picture(number + 1000, width, height)],
+            [image(number, width, height)],
+            [image(number + 1000, width, height)],
             [("human", f"<image> add a {words}"), ("gpt", f"<image> there is a {words}")],
         ),
     }[task]

@@ -15,7 +15,7 @@ from tests.training.processes import Run, finish
 from tests.training.record_folders import record, write_folder
 from unimedvl.training.checkpoints import checkpoints
 from unimedvl.training.run import main, run
-from unimedvl.unimed5m.schema import Picture, to_table
+from unimedvl.unimed5m.schema import RecordImage, to_table
 from unimedvl.unimed5m.shards import write_table
 
 
@@ -103,10 +103,10 @@ def test_a_damaged_shard_of_records_is_named(recipe, tmp_path, capsys, how):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_picture_is_named_by_one_line(recipe, tmp_path, capsys, workers):
+def test_a_damaged_image_is_named_by_one_line(recipe, tmp_path, capsys, workers):
     whole = record("vqa", 0)
     (shown,) = whole.input_img
-    cut = whole.replace(input_img=(Picture(shown.data[:60], "cut.png", shown.height, shown.width),))
+    cut = whole.replace(input_img=(RecordImage(shown.data[:60], "cut.png", shown.height, shown.width),))
     write_table(tmp_path / "records" / "data" / "train-00000-of-00001.parquet", to_table([cut, record("vqa", 1)]))
     groups = [{"name": "all", "path": str(tmp_path / "records"), **RANGES}]
     path = recipe("damaged", data={"groups": groups, "workers": workers})
@@ -127,7 +127,7 @@ def test_a_checkpoint_of_another_model_is_refused_and_kept(recipe, tmp_path, cap
     ]
     assert "checkpoint-2 is a checkpoint of another model or recipe" in line
     assert sorted((file, file.stat().st_mtime_ns) for file in last.rglob("*")) == before
-    # Other parts that learn are another optimiser.
+    # Other parts that learn are another optimizer.
     assert main([str(path), "freeze=[vae, vit]"]) == 2
     assert "another model or recipe" in capsys.readouterr().err
     run(path, [])

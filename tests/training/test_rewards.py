@@ -78,26 +78,26 @@ def test_dice_of_shifted_squares():
     assert dice([empty, empty], [{"reference": empty}, {"reference": square(0)}]) == [1.0, 0.0]
 
 
-def test_psnr_and_ssim_know_the_exact_picture():
+def test_psnr_and_ssim_know_the_exact_image():
     random = np.random.default_rng(0)
     exact = random.integers(0, 246, (32, 40, 3), dtype=np.uint8)
     reference = {"reference": Image.fromarray(exact)}
-    pictures = [Image.fromarray(exact), Image.fromarray(exact + 10)]
-    assert psnr(pictures, [reference] * 2) == pytest.approx([60.0, 20 * np.log10(25.5)])
-    first, second = ssim(pictures, [reference] * 2)
+    images = [Image.fromarray(exact), Image.fromarray(exact + 10)]
+    assert psnr(images, [reference] * 2) == pytest.approx([60.0, 20 * np.log10(25.5)])
+    first, second = ssim(images, [reference] * 2)
     assert first == pytest.approx(1.0) and second < first
 
 
 def test_the_models_own_answer_is_its_probability(tmp_path):
     model, processor = tiny_checkpoint(tmp_path / "model")
-    picture = Image.effect_noise((24, 30), 50)
+    image = Image.effect_noise((24, 30), 50)
     examples = [{"question": "what is it?", "answer": "a scan"}, {"question": "is it?", "answer": "yes, of the chest"}]
-    together = AnswerReward(model, processor)([picture] * 2, examples)
+    together = AnswerReward(model, processor)([image] * 2, examples)
     for example, value in zip(examples, together, strict=True):
         prompt = [
             {
                 "role": "user",
-                "content": [{"type": "image", "image": picture}, {"type": "text", "text": example["question"]}],
+                "content": [{"type": "image", "image": image}, {"type": "text", "text": example["question"]}],
             }
         ]
         options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
@@ -128,8 +128,8 @@ def test_a_classifier_from_a_folder_judges(tmp_path):
     ViTForImageClassification(config).save_pretrained(tmp_path)
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
     reward = ClassifierReward(str(tmp_path))
-    picture = Image.effect_noise((30, 20), 70)
-    ct, mri = reward([picture, picture], [{"label": "CT"}, {"label": "MRI"}])
+    image = Image.effect_noise((30, 20), 70)
+    ct, mri = reward([image, image], [{"label": "CT"}, {"label": "MRI"}])
     assert ct + mri == pytest.approx(1.0, abs=1e-5)
     with pytest.raises(ValueError, match="not fundus"):
-        reward([picture], [{"label": "fundus"}])
+        reward([image], [{"label": "fundus"}])

@@ -12,7 +12,7 @@ from unimedvl.unimed5m.schema import Record
 
 @pytest.fixture(scope="session")
 def mini_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in the layout of the compact data, with drawn pictures."""
+    """A folder in the layout of the compact data, with drawn images."""
     return write_folder(tmp_path_factory.mktemp("mini"))
 
 

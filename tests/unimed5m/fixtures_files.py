@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (40, 36), mode: str = "RGB") -> Path:
-    """A random picture of `size` (width, height) in the format of the path's suffix."""
+    """A random image of `size` (width, height) in the format of the path's suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shape = (size[1], size[0]) if mode == "L" else (size[1], size[0], 3)
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)).save(path)

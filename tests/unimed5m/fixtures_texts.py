@@ -59,7 +59,7 @@ def pubmedvision(root: Path) -> Counts:
     for name in ("pmc_1_0.jpg", "pmc_2_0.jpg", "pmc_2_1.jpg"):
         write_image(root / "images" / name, len(name))
     about = {"modality": "Computed Tomography", "body_part": "Chest"}
-    turns = [{"from": "human", "value": "Please describe the picture."}, {"from": "gpt", "value": CAPTION}]
+    turns = [{"from": "human", "value": "Please describe the image."}, {"from": "gpt", "value": CAPTION}]
     rows = [
         {"id": "0", "image": ["images/pmc_1_0.jpg"], "conversations": turns, **about},
         {"id": "1", "image": ["images/pmc_2_0.jpg", "images/pmc_2_1.jpg"], "conversations": turns, **about},
@@ -294,7 +294,7 @@ def omnimedvqa(root: Path) -> Counts:
     row = {
         "dataset": "ACRIMA",
         "question_type": "Modality Recognition",
-        "question": "What imaging technique was employed to obtain this picture?",
+        "question": "What imaging technique was employed to obtain this image?",
         "gt_answer": "Fundus imaging",
         "option_A": "PET scan",
         "option_B": "CT scan",

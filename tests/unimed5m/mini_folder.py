@@ -1,4 +1,4 @@
-"""A folder in the layout of the compact data, with drawn pictures: the tests need no data set."""
+"""A folder in the layout of the compact data, with drawn images: the tests need no data set."""
 
 import io
 import json
@@ -28,10 +28,10 @@ SCHEMA = pyarrow.schema(
 )
 
 
-def drawing(seed: int, colour: bool = False, kind: str = "PNG", size: tuple[int, int] = (48, 64)) -> bytes:
-    """A smooth random picture of height and width `size`, encoded."""
+def drawing(seed: int, color: bool = False, kind: str = "PNG", size: tuple[int, int] = (48, 64)) -> bytes:
+    """A smooth random image of height and width `size`, encoded."""
     generator = numpy.random.default_rng(seed)
-    coarse = generator.integers(40, 180, size=(6, 8, 3) if colour else (6, 8), dtype=numpy.uint8)
+    coarse = generator.integers(40, 180, size=(6, 8, 3) if color else (6, 8), dtype=numpy.uint8)
     image = Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     image.save(buffer, format=kind)
@@ -49,7 +49,7 @@ def _mask(values: tuple[int, ...]) -> bytes:
 
 def _row(source: str, split: str, index: int, **values: Any) -> dict[str, Any]:
     name = f"{source}-{split}-{index}"
-    # A picture of its own for every row.
+    # An image of its own for every row.
     seed = zlib.crc32(name.encode())
     row: dict[str, Any] = dict.fromkeys(_TEXTS, "") | {"mask": None, "target_image": None, "qa": [], "labels": []}
     row |= {"image": drawing(seed), "modality": "CXR", "submodality": "frontal chest radiograph", "tasks": []}
@@ -62,7 +62,7 @@ def _row(source: str, split: str, index: int, **values: Any) -> dict[str, Any]:
     return row
 
 
-def labelled_row(source: str, split: str, index: int, labels: list[str], **values: Any) -> dict[str, Any]:
+def labeled_row(source: str, split: str, index: int, labels: list[str], **values: Any) -> dict[str, Any]:
     """A row with labels; `values` replace its other columns."""
     values = {"label_kind": "finding (text-mined)", "tasks": ["classification"]} | values
     return _row(source, split, index, labels=labels, label="; ".join(labels), **values)
@@ -74,7 +74,7 @@ def rows(split: str, count: int) -> dict[tuple[str, str], list[dict[str, Any]]]:
     numbers = range(count)
     found = {
         ("A", "nih-chestxray14-subset"): [
-            labelled_row("nih-chestxray14-subset", split, i, ["no finding" if i % 2 else "pneumonia"], plane="PA")
+            labeled_row("nih-chestxray14-subset", split, i, ["no finding" if i % 2 else "pneumonia"], plane="PA")
             for i in numbers
         ],
         ("A", "vqa-rad"): [
@@ -92,7 +92,7 @@ def rows(split: str, count: int) -> dict[tuple[str, str], list[dict[str, Any]]]:
             for i in numbers
         ],
         ("B", "covid-chestxray"): [
-            labelled_row(
+            labeled_row(
                 "covid-chestxray",
                 split,
                 i,
@@ -105,7 +105,7 @@ def rows(split: str, count: int) -> dict[tuple[str, str], list[dict[str, Any]]]:
             for i in numbers
         ],
         ("A", "tcia-brain-tumor-progression"): [
-            labelled_row(
+            labeled_row(
                 "tcia-brain-tumor-progression",
                 split,
                 i,
@@ -135,7 +135,7 @@ def rows(split: str, count: int) -> dict[tuple[str, str], list[dict[str, Any]]]:
             for i in numbers
         ],
         ("A", "bccd"): [
-            labelled_row(
+            labeled_row(
                 "bccd",
                 split,
                 i,
@@ -143,7 +143,7 @@ def rows(split: str, count: int) -> dict[tuple[str, str], list[dict[str, Any]]]:
                 label_kind="annotated cell count",
                 modality="HIS",
                 submodality="blood smear light microscopy",
-                image=drawing(zlib.crc32(f"cells {split} {i}".encode()), colour=True, kind="JPEG"),
+                image=drawing(zlib.crc32(f"cells {split} {i}".encode()), color=True, kind="JPEG"),
             )
             for i in numbers
         ],
@@ -158,8 +158,8 @@ def rows(split: str, count: int) -> dict[tuple[str, str], list[dict[str, Any]]]:
             submodality="IHC (hematoxylin + marker)",
             tasks=[task],
             target_kind=kind,
-            image=drawing(zlib.crc32(f"tissue {split} {i}".encode()), colour=True),
-            target_image=drawing(3100 + i, colour=True),
+            image=drawing(zlib.crc32(f"tissue {split} {i}".encode()), color=True),
+            target_image=drawing(3100 + i, color=True),
             license_tier="B",
         )
         for i in numbers

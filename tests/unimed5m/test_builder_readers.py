@@ -11,7 +11,7 @@ from unimedvl.commands.main import main
 from unimedvl.processing.medical_formats_unimedvl import load_medical_image
 from unimedvl.processing.view_unimedvl import View
 from unimedvl.unimed5m.builders import get_source, markdown_table, source_texts, table_of_sources, tables
-from unimedvl.unimed5m.builders.record_images import file_picture, named_picture, read_volume
+from unimedvl.unimed5m.builders.record_images import file_image, named_image, read_volume
 from unimedvl.unimed5m.task_images import pixels_of
 
 from . import fixtures_scans, fixtures_texts
@@ -58,17 +58,17 @@ def test_volume_slices_lie_as_the_image_reader_shows_them(tmp_path):
     path = save_volume(tmp_path / "v.nii.gz", voxels)
     volume = read_volume(path)
     for index in range(5):
-        picture = volume.picture(index, "v", View(window=(500, 1000)))
+        image = volume.image(index, "v", View(window=(500, 1000)))
         shown = np.asarray(load_medical_image(path, window=(500, 1000), slice_index=index))
-        assert (picture.height, picture.width) == (20, 24)
-        assert np.array_equal(pixels_of(picture), shown)
+        assert (image.height, image.width) == (20, 24)
+        assert np.array_equal(pixels_of(image), shown)
 
 
 def test_volume_slices_along_an_axis_of_the_file(tmp_path):
     voxels = np.zeros((3, 8, 6), np.int16)
     voxels[1, 2, 4] = 100
     volume = read_volume(save_volume(tmp_path / "v.nii", voxels), slice_axis=0)
-    assert np.argwhere(pixels_of(volume.picture(1, "v", View(window=(50, 100)))) == 255).tolist() == [[2, 4]]
+    assert np.argwhere(pixels_of(volume.image(1, "v", View(window=(50, 100)))) == 255).tolist() == [[2, 4]]
 
 
 def test_damaged_volume_gets_one_line(tmp_path):
@@ -80,12 +80,12 @@ def test_damaged_volume_gets_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_pictures_keep_their_bytes_or_become_png(tmp_path):
+def test_images_keep_their_bytes_or_become_png(tmp_path):
     for name, kept in (("a.png", True), ("a.jpg", True), ("a.tif", False), ("a.bmp", False)):
         path = write_image(tmp_path / name)
-        picture = file_picture(path, tmp_path)
-        assert (picture.data == path.read_bytes()) is kept and (picture.width, picture.height) == (40, 36)
-        assert kept or picture.data.startswith(b"\x89PNG")
+        image = file_image(path, tmp_path)
+        assert (image.data == path.read_bytes()) is kept and (image.width, image.height) == (40, 36)
+        assert kept or image.data.startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
@@ -202,8 +202,8 @@ def test_fingerprint_follows_the_folder(tmp_path):
 def test_rows_name_images_below_their_folder_only(tmp_path):
     write_image(tmp_path / "in" / "a.png")
     write_image(tmp_path / "b.png")
-    assert named_picture(tmp_path / "in", "/a.png").path == "a.png"
+    assert named_image(tmp_path / "in", "/a.png").path == "a.png"
     with pytest.raises(ValueError, match="found a name that leads out of it"):
-        named_picture(tmp_path / "in", "../b.png")
+        named_image(tmp_path / "in", "../b.png")
     with pytest.raises(ValueError, match="found no such file"):
-        named_picture(tmp_path / "in", str(tmp_path / "b.png"))
+        named_image(tmp_path / "in", str(tmp_path / "b.png"))

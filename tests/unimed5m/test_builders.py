@@ -68,12 +68,12 @@ def test_shards_hold_every_record_once(name, folders):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_wrong_folder_gets_one_line(name, tmp_path):
     (tmp_path / "readme.txt").write_text("nothing of interest")
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     with pytest.raises(ValueError, match="expected .* found ") as caught:
         all_records(name, tmp_path)
     message = str(caught.value)
     assert "\n" not in message and message.startswith(f"{name}: ")
-    assert "pictures/" in message and "readme.txt" in message
+    assert "images/" in message and "readme.txt" in message
 
 
 def test_the_sources_of_the_paper_are_there():
@@ -168,8 +168,8 @@ def test_pickles_that_could_run_code_are_refused(tmp_path):
 
 def test_wrong_columns_get_one_line(tmp_path):
     fixtures_texts.slake(tmp_path)
-    fixtures_texts.write_json(tmp_path / "train.json", [{"picture": "a.png"}])
-    with pytest.raises(ValueError, match="expected the columns img_name, .*, found picture"):
+    fixtures_texts.write_json(tmp_path / "train.json", [{"image": "a.png"}])
+    with pytest.raises(ValueError, match="expected the columns img_name, .*, found image"):
         all_records("slake", tmp_path)
 
 

@@ -14,7 +14,7 @@ from tests.unimed5m.test_schema import VARIANTS
 from unimedvl.unimed5m.formats import bagel, base64_parquet, extra_fields, llava, unimedvl_jsonl
 from unimedvl.unimed5m.schema import Turn
 
-PNG, JPEG = drawing(1), drawing(2, colour=True, kind="JPEG")
+PNG, JPEG = drawing(1), drawing(2, color=True, kind="JPEG")
 
 
 def test_our_records_survive_the_authors_files(tmp_path, mini_records):
@@ -127,9 +127,9 @@ def test_image_paths_stay_below_their_folder(tmp_path, path):
     with pytest.raises(ValueError, match="line 1: expected"):
         list(unimedvl_jsonl.read(folder / "a.jsonl", folder))
     outside = list(unimedvl_jsonl.read(folder / "a.jsonl", folder, images=False))[0]
-    picture = type(outside.input_img[0])(PNG, "../outside.png", 48, 64)
+    image = type(outside.input_img[0])(PNG, "../outside.png", 48, 64)
     with pytest.raises(ValueError, match="expected an image path below"):
-        unimedvl_jsonl.write([outside.replace(input_img=(picture,))], tmp_path / "b.jsonl", folder)
+        unimedvl_jsonl.write([outside.replace(input_img=(image,))], tmp_path / "b.jsonl", folder)
 
 
 ENCODED = base64.b64encode(PNG).decode()

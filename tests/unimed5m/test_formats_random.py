@@ -1,4 +1,4 @@
-"""Round trips of random records and random foreign objects: every task, several images, deep greys, any text."""
+"""Round trips of random records and random foreign objects: every task, several images, deep grays, any text."""
 
 import base64
 import io
@@ -19,9 +19,9 @@ from unimedvl.unimed5m.schema import (
     MODALITIES,
     SPLITS,
     SUB_TASK_TYPES,
-    Picture,
     Quality,
     Record,
+    RecordImage,
     Turn,
     from_table,
     to_table,
@@ -36,7 +36,7 @@ KINDS = {"PNG": 1, "JPEG": 3, "BMP": 3, "GIF": 3, "WEBP": 3, "TIFF": 1}
 
 
 def encoded(rng: random.Random) -> tuple[bytes, int, int]:
-    """A small image file of any kind, grey ones with 8 or 16 bits, and its height and width."""
+    """A small image file of any kind, gray ones with 8 or 16 bits, and its height and width."""
     height, width = rng.randint(1, 9), rng.randint(1, 9)
     kind = rng.choice(list(KINDS))
     noise = numpy.random.default_rng(rng.randrange(2**32))
@@ -50,12 +50,12 @@ def encoded(rng: random.Random) -> tuple[bytes, int, int]:
     return buffer.getvalue(), height, width
 
 
-def picture(rng: random.Random) -> Picture:
+def image(rng: random.Random) -> RecordImage:
     data, height, width = encoded(rng)
     path = rng.choice(["a.png", "dir/ü.png", "/lead/b.jpg", "", "../x.png"])
     if rng.random() < 0.2:
-        return Picture(None, path or "p.png", rng.choice([0, 5]), rng.choice([0, 6]), rng.choice(["", "ab" * 32]))
-    return Picture(data, path, height, width)
+        return RecordImage(None, path or "p.png", rng.choice([0, 5]), rng.choice([0, 6]), rng.choice(["", "ab" * 32]))
+    return RecordImage(data, path, height, width)
 
 
 def turn(rng: random.Random, role: str, places: int) -> Turn:
@@ -78,8 +78,8 @@ def record(rng: random.Random, index: int) -> Record:
         sub_task_type=rng.choice(SUB_TASK_TYPES),
         modality=rng.choice(MODALITIES),
         dataset=rng.choice(["d", "ü x"]),
-        input_img=tuple(picture(rng) for _ in range(inputs)),
-        output_img=tuple(picture(rng) for _ in range(outputs)),
+        input_img=tuple(image(rng) for _ in range(inputs)),
+        output_img=tuple(image(rng) for _ in range(outputs)),
         message=tuple(turns),
         license=rng.choice(["CC0", "ü"]),
         license_tier=rng.choice(["A", ""]),

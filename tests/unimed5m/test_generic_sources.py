@@ -47,7 +47,7 @@ def rewrite(name: str, text: str) -> Callable[[Path], object]:
 REFUSED = {
     "labels": [
         (
-            rewrite("labels.csv", "picture,label\na.png,x\n"),
+            rewrite("labels.csv", "image,label\na.png,x\n"),
             "labels.csv: expected the columns image, label, found label",
         ),
         (rewrite("labels.csv", "image;label\na.png;x\n"), "expected the columns image, label, found image;label."),

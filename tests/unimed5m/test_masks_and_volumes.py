@@ -55,14 +55,14 @@ def test_label_numbers_beyond_a_byte_do_not_wrap(tmp_path, kind):
     assert [mask_of(record).sum() for record in records_of("nifti-volumes", tmp_path)] == [9 + 9 + 16 + 4]
 
 
-def test_labels_keep_to_the_grid_of_the_picture(tmp_path):
+def test_labels_keep_to_the_grid_of_the_image(tmp_path):
     # Rows lie 2 mm apart, columns 1 mm.
     voxels = nibabel.Nifti1Image(np.arange(12, dtype=np.int32).reshape(1, 3, 4) * 1000, np.diag([1.0, 2.0, 1.0, 1.0]))
     nibabel.save(voxels, tmp_path / "v.nii")
     volume = read_volume(tmp_path / "v.nii", slice_axis=0)
     assert volume.marked(0, [5000]).shape == (6, 4) and volume.marked(0, [5000]).sum() == 2
-    picture = volume.picture(0, "v")
-    assert volume.marked(0).shape == (picture.height, picture.width) and volume.marked(0).sum() == 22
+    image = volume.image(0, "v")
+    assert volume.marked(0).shape == (image.height, image.width) and volume.marked(0).sum() == 22
 
 
 def test_an_image_has_the_mask_of_its_whole_name(tmp_path):

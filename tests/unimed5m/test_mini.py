@@ -6,7 +6,7 @@ import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 
-from tests.unimed5m.mini_folder import SCHEMA, labelled_row
+from tests.unimed5m.mini_folder import SCHEMA, labeled_row
 from unimedvl.unimed5m.mini import MiniSource
 
 PER_LABEL = 12
@@ -15,7 +15,7 @@ PER_LABEL = 12
 def questions(folder, source, labels, kind):
     """(labels of the image, question, answer) of the yes-or-no questions about images with these labels."""
     rows = [
-        labelled_row(source, "train", index, list(labels[index % len(labels)]), label_kind=kind)
+        labeled_row(source, "train", index, list(labels[index % len(labels)]), label_kind=kind)
         for index in range(PER_LABEL * len(labels))
     ]
     path = folder / "tier_A" / source / "train.parquet"

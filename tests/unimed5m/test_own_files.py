@@ -17,7 +17,7 @@ from unimedvl.unimed5m.publish import publish, without_names
 from unimedvl.unimed5m.relink import relink
 from unimedvl.unimed5m.schema import from_table, to_table
 from unimedvl.unimed5m.shards import batches, build_sources, parquet_writer, shard_paths
-from unimedvl.unimed5m.task_images import pixels_of, upright_picture
+from unimedvl.unimed5m.task_images import pixels_of, upright_image
 
 from .fixtures_files import write_image, write_json, write_mask, write_table
 
@@ -25,7 +25,7 @@ NAME = "SMITH^JOHN"
 OPEN = {"modality": "CXR", "license": "CC0-1.0", "license_tier": "A", "redistributable": "yes"}
 
 
-def picture(format, orientation=1, seed=0):
+def image(format, orientation=1, seed=0):
     """A file that names a patient wherever its format has room."""
     pixels = np.random.default_rng(seed).integers(0, 256, (16, 24, 3), dtype=np.uint8)
     exif = Image.Exif()
@@ -48,27 +48,27 @@ def records(folder):
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG"])
 def test_notes_leave_a_file_and_its_pixels_stay(format):
-    data = picture(format)
+    data = image(format)
     assert NAME.encode() in data
-    kept = upright_picture(data, "a")
+    kept = upright_image(data, "a")
     assert NAME.encode() not in kept.data and len(kept.data) < len(data)
     with Image.open(io.BytesIO(data)) as before, Image.open(io.BytesIO(kept.data)) as after:
         assert before.format == after.format == format
         assert np.array_equal(np.asarray(before), np.asarray(after))
     # A file without notes keeps every byte.
-    assert upright_picture(kept.data, "a").data == kept.data
+    assert upright_image(kept.data, "a").data == kept.data
 
 
 def test_files_of_another_structure_are_left_as_they_are():
     for cut in (2, 10, 40):
-        assert plain_jpeg(picture("JPEG")[:cut]) == picture("JPEG")[:cut]
-        assert plain_png(picture("PNG")[:cut]) == picture("PNG")[:cut]
+        assert plain_jpeg(image("JPEG")[:cut]) == image("JPEG")[:cut]
+        assert plain_png(image("PNG")[:cut]) == image("PNG")[:cut]
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))
 def test_a_lying_file_becomes_an_upright_one(orientation):
-    data = picture("PNG", orientation)
-    kept = upright_picture(data, "a")
+    data = image("PNG", orientation)
+    kept = upright_image(data, "a")
     with Image.open(io.BytesIO(data)) as stored:
         pixels = np.asarray(stored)
     turned = {
@@ -175,9 +175,9 @@ def test_every_frame_of_a_dicom_file_counts_whatever_the_file_is_called(tmp_path
         path = tmp_path / "set" / "series" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    (tmp_path / "set" / "series" / "notes.txt").write_text("no picture")
+    (tmp_path / "set" / "series" / "notes.txt").write_text("no image")
     summary = build(get_source("dicom-series"), tmp_path / "set", tmp_path / "out", shards=1)
-    # Two records for every picture.
+    # Two records for every image.
     assert (summary["kept"], summary["rejected"]) == (8, 0)
     paths = {entry.output_img[0].path for entry in records(tmp_path / "out")}
     assert paths == {"series/b.dcm", *(f"series/1.2.840.77#{frame}" for frame in range(3))}
@@ -202,7 +202,7 @@ def test_what_a_check_or_a_model_passed_on_is_still_known_by_its_source(tmp_path
 
 
 def jpeg_variants():
-    data = picture("JPEG")
+    data = image("JPEG")
     scan = data.index(b"\xff\xda")
     note = b"\xff\xfe" + (2 + len(NAME)).to_bytes(2, "big") + NAME.encode()
     other = note.replace(b"\xff\xfe", b"\xff\xec")
@@ -222,7 +222,7 @@ def jpeg_variants():
 @pytest.mark.parametrize("name", ["filling", "junk", "behind the end", "another application", "between scans"])
 def test_notes_leave_a_jpeg_wherever_they_stand(name):
     data = jpeg_variants()[name]
-    kept = upright_picture(data, "a")
+    kept = upright_image(data, "a")
     assert NAME.encode() in data and NAME.encode() not in kept.data
     with Image.open(io.BytesIO(data)) as before, Image.open(io.BytesIO(kept.data)) as after:
         assert np.array_equal(np.asarray(before), np.asarray(after))
@@ -230,20 +230,20 @@ def test_notes_leave_a_jpeg_wherever_they_stand(name):
 
 @pytest.mark.parametrize("change", [lambda data: data[:-12], lambda data: data + NAME.encode()])
 def test_notes_leave_a_png_without_its_end_and_behind_it(change):
-    data = change(picture("PNG"))
-    kept = upright_picture(data, "a")
+    data = change(image("PNG"))
+    kept = upright_image(data, "a")
     assert NAME.encode() not in kept.data
-    assert np.array_equal(pixels_of(kept), pixels_of(upright_picture(picture("PNG"), "a")))
+    assert np.array_equal(pixels_of(kept), pixels_of(upright_image(image("PNG"), "a")))
 
 
-def test_a_lying_picture_of_16_bits_is_windowed():
+def test_a_lying_image_of_16_bits_is_windowed():
     levels = np.linspace(0, 4000, 16 * 24).astype(np.uint16).reshape(16, 24)
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     files = [io.BytesIO(), io.BytesIO()]
     Image.fromarray(levels).save(files[0], "PNG", exif=exif)
     Image.fromarray(levels).save(files[1], "PNG")
-    lying, upright = (pixels_of(upright_picture(file.getvalue(), "a")) for file in files)
+    lying, upright = (pixels_of(upright_image(file.getvalue(), "a")) for file in files)
     assert np.array_equal(lying, np.rot90(upright, -1)) and len(np.unique(lying)) > 100
 
 

@@ -11,9 +11,9 @@ from PIL import Image
 from unimedvl.unimed5m.schema import (
     ARROW_SCHEMA,
     FEATURES,
-    Picture,
     Quality,
     Record,
+    RecordImage,
     Turn,
     features,
     from_table,
@@ -35,7 +35,7 @@ def record(**changes) -> Record:
         "sub_task_type": "vqa",
         "modality": "CT",
         "dataset": "source",
-        "input_img": (Picture(png(), "a.png", 4, 6),),
+        "input_img": (RecordImage(png(), "a.png", 4, 6),),
         "output_img": (),
         "message": (Turn("human", "<image>\nWhat is it?"), Turn("gpt", "A scan.")),
         "license": "CC0",
@@ -51,7 +51,7 @@ def record(**changes) -> Record:
 VARIANTS = [
     record(),
     record(quality=Quality(0.25, 0.5, 0.625, "modality")),
-    record(input_img=(Picture(None, "b.png", 0, 0, "ab" * 32),)),
+    record(input_img=(RecordImage(None, "b.png", 0, 0, "ab" * 32),)),
     record(
         main_task_type="text_only",
         input_img=(),
@@ -59,7 +59,9 @@ VARIANTS = [
         synthetic=True,
         extra='{"label": "é"}',
     ),
-    record(output_img=(Picture(png(9), "c.png", 4, 6),), message=(Turn("human", "q"), Turn("gpt", "<image> done"))),
+    record(
+        output_img=(RecordImage(png(9), "c.png", 4, 6),), message=(Turn("human", "q"), Turn("gpt", "<image> done"))
+    ),
 ]
 
 
@@ -103,9 +105,9 @@ def test_datasets_reads_the_columns(tmp_path, streaming):
         ({"message": (Turn("system", "q"), Turn("gpt", "a"))}, "message[0].from"),
         ({"message": (Turn("human", "<image><image>"), Turn("gpt", "a"))}, "message"),
         ({"message": (Turn("human", "<image>"), Turn("gpt", "<image>"))}, "message"),
-        ({"input_img": (Picture(png(), "a.png", 0, 6),)}, "input_img[0]"),
-        ({"input_img": (Picture(png(), "a.png", 4, 6, "00"),)}, "input_img[0].sha256"),
-        ({"input_img": (Picture(None, "", 4, 6),)}, "input_img[0]"),
+        ({"input_img": (RecordImage(png(), "a.png", 0, 6),)}, "input_img[0]"),
+        ({"input_img": (RecordImage(png(), "a.png", 4, 6, "00"),)}, "input_img[0].sha256"),
+        ({"input_img": (RecordImage(None, "", 4, 6),)}, "input_img[0]"),
         ({"main_task_type": "text_only"}, "input_img"),
         ({"content_hash": "0" * 64}, "content_hash"),
         ({"extra": "[]"}, "extra"),
@@ -136,7 +138,7 @@ def test_ids_and_content_hashes_are_stable_and_telling():
     assert same.content_hash == record().content_hash
     for changes in (
         {"message": (Turn("human", "<image>\nWhat is that?"), Turn("gpt", "A scan."))},
-        {"input_img": (Picture(png(8), "a.png", 4, 6),)},
+        {"input_img": (RecordImage(png(8), "a.png", 4, 6),)},
         {"sub_task_type": "diagnosis"},
     ):
         assert record(**changes).content_hash != record().content_hash

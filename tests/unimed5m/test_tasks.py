@@ -1,4 +1,4 @@
-"""Templates and task construction: enough phrasings, stable choices, block order, pictures as they are described."""
+"""Templates and task construction: enough phrasings, stable choices, block order, images as they are described."""
 
 import io
 import json
@@ -14,10 +14,10 @@ from unimedvl.unimed5m.planning import CaptionAugmenter, TransformersWriter, pla
 from unimedvl.unimed5m.sentences import article
 from unimedvl.unimed5m.task_images import (
     draw_lesion,
-    drawn_picture,
+    drawn_image,
     lower_resolution,
     pixels_of,
-    stored_picture,
+    stored_image,
 )
 from unimedvl.unimed5m.templates import LIBRARY, MINIMUM, choose
 
@@ -33,9 +33,9 @@ ORIGIN = tasks.Origin(
     description="brain MRI",
     extra={"site": "head"},
 )
-GREY = numpy.add.outer(numpy.arange(64), 2 * numpy.arange(80)).astype(numpy.uint8)
-PICTURE = drawn_picture(GREY, "case.png")
-OTHER = drawn_picture(GREY[::-1].copy(), "other.png")
+GRAY = numpy.add.outer(numpy.arange(64), 2 * numpy.arange(80)).astype(numpy.uint8)
+IMAGE = drawn_image(GRAY, "case.png")
+OTHER = drawn_image(GRAY[::-1].copy(), "other.png")
 
 
 # Answers that are the source's own text, and phrasings that exist for one side only.
@@ -72,10 +72,10 @@ def test_every_side_has_enough_different_phrasings(name):
 
 
 def test_phrasings_agree_with_one_image_or_several_and_with_any_target():
-    several = re.compile(r"\b(this|the) (image|picture)\b", re.IGNORECASE)
+    several = re.compile(r"\b(this|the) (image|image)\b", re.IGNORECASE)
     for name in ("vqa_images", "caption_images"):
         assert not [phrasing for phrasing in LIBRARY[name].human if several.search(phrasing)]
-    many = tasks.vqa(ORIGIN, [PICTURE, OTHER], "What changed?", "Nothing.")
+    many = tasks.vqa(ORIGIN, [IMAGE, OTHER], "What changed?", "Nothing.")
     assert many.message[0].value.removeprefix("<image><image>\n") in {
         phrasing.format(question="What changed?") for phrasing in LIBRARY["vqa_images"].human
     }
@@ -85,7 +85,7 @@ def test_phrasings_agree_with_one_image_or_several_and_with_any_target():
 
 
 def test_notes_are_asked_for_as_notes():
-    asked = {tasks.report(ORIGIN, [PICTURE], "Fever.", str(index), note=True).message[0].value for index in range(99)}
+    asked = {tasks.report(ORIGIN, [IMAGE], "Fever.", str(index), note=True).message[0].value for index in range(99)}
     assert len(asked) == len(LIBRARY["clinical_note"].human)
     assert not [text for text in asked if "report" in text]
 
@@ -101,34 +101,34 @@ def test_phrasings_are_chosen_by_id_and_all_of_them_occur():
 
 
 def built() -> dict[str, tasks.Record]:
-    classes = numpy.zeros(GREY.shape, numpy.uint8)
+    classes = numpy.zeros(GRAY.shape, numpy.uint8)
     classes[:20, :30] = 2
     plan = plan_from_facts("key", "a brain MRI", "MRI", [("anatomy", "brain")])
     return {
-        "vqa": tasks.vqa(ORIGIN, [PICTURE, OTHER], "Same <image> patient?", " yes "),
-        "multiple_choice": tasks.multiple_choice(ORIGIN, [PICTURE], "Which?", ["T1", "T2"], 1),
-        "diagnosis": tasks.diagnosis(ORIGIN, PICTURE, "glioma"),
-        "presence": tasks.presence(ORIGIN, PICTURE, "glioma", "no tumor", False),
-        "count": tasks.count(ORIGIN, PICTURE, "ventricles", 4),
-        "acquisition": tasks.acquisition(ORIGIN, PICTURE, "plane", "axial"),
-        "reasoning": tasks.reasoning(ORIGIN, [PICTURE], "What?", "First this.", "That."),
+        "vqa": tasks.vqa(ORIGIN, [IMAGE, OTHER], "Same <image> patient?", " yes "),
+        "multiple_choice": tasks.multiple_choice(ORIGIN, [IMAGE], "Which?", ["T1", "T2"], 1),
+        "diagnosis": tasks.diagnosis(ORIGIN, IMAGE, "glioma"),
+        "presence": tasks.presence(ORIGIN, IMAGE, "glioma", "no tumor", False),
+        "count": tasks.count(ORIGIN, IMAGE, "ventricles", 4),
+        "acquisition": tasks.acquisition(ORIGIN, IMAGE, "plane", "axial"),
+        "reasoning": tasks.reasoning(ORIGIN, [IMAGE], "What?", "First this.", "That."),
         "reasoning in words": tasks.reasoning(ORIGIN, [], "What?", "First this.", "That."),
-        "caption": tasks.caption(ORIGIN, [PICTURE], "A brain."),
-        "report": tasks.report(ORIGIN, [PICTURE], "No finding."),
-        "text_to_image": tasks.text_to_image(ORIGIN, PICTURE, "A brain."),
-        "planned_text_to_image": tasks.planned_text_to_image(ORIGIN, PICTURE, plan),
+        "caption": tasks.caption(ORIGIN, [IMAGE], "A brain."),
+        "report": tasks.report(ORIGIN, [IMAGE], "No finding."),
+        "text_to_image": tasks.text_to_image(ORIGIN, IMAGE, "A brain."),
+        "planned_text_to_image": tasks.planned_text_to_image(ORIGIN, IMAGE, plan),
         "dialogue": tasks.dialogue(ORIGIN, "What is fever?", "A raised temperature."),
         "note": tasks.note_dialogue(ORIGIN, "Fever and cough.", "influenza"),
         "writing": tasks.writing_dialogue(ORIGIN, [("anatomy", "brain")], "A brain."),
-        "segmentation": tasks.segmentation(ORIGIN, PICTURE, classes, [2], "ventricle"),
-        "sampled": tasks.segmentation(ORIGIN, PICTURE, classes, [2], "ventricle", sampled=True),
-        "super_resolution": tasks.super_resolution(ORIGIN, PICTURE, 4, "k-space"),
-        "restoration": tasks.restoration(ORIGIN, PICTURE, OTHER, "an averaged scan"),
-        "virtual_staining": tasks.virtual_staining(ORIGIN, PICTURE, OTHER, "HER2 IHC"),
-        "cross_modal": tasks.cross_modal(ORIGIN, PICTURE, OTHER, "T1", "T2"),
-        "counterfactual": tasks.counterfactual(ORIGIN, PICTURE, "Add fluid.", OTHER, "Fluid is new."),
-        "added": tasks.synthetic_counterfactual(ORIGIN, PICTURE, removed=False),
-        "removed": tasks.synthetic_counterfactual(ORIGIN, PICTURE, removed=True),
+        "segmentation": tasks.segmentation(ORIGIN, IMAGE, classes, [2], "ventricle"),
+        "sampled": tasks.segmentation(ORIGIN, IMAGE, classes, [2], "ventricle", sampled=True),
+        "super_resolution": tasks.super_resolution(ORIGIN, IMAGE, 4, "k-space"),
+        "restoration": tasks.restoration(ORIGIN, IMAGE, OTHER, "an averaged scan"),
+        "virtual_staining": tasks.virtual_staining(ORIGIN, IMAGE, OTHER, "HER2 IHC"),
+        "cross_modal": tasks.cross_modal(ORIGIN, IMAGE, OTHER, "T1", "T2"),
+        "counterfactual": tasks.counterfactual(ORIGIN, IMAGE, "Add fluid.", OTHER, "Fluid is new."),
+        "added": tasks.synthetic_counterfactual(ORIGIN, IMAGE, removed=False),
+        "removed": tasks.synthetic_counterfactual(ORIGIN, IMAGE, removed=True),
     }
 
 
@@ -185,9 +185,9 @@ def test_masks_are_black_and_white_per_class():
     mask = pixels_of(record.output_img[0])
     assert set(numpy.unique(mask)) == {0, 255}
     assert (mask == 255).sum() == 20 * 30
-    assert json.loads(record.extra)["area"] == pytest.approx(600 / GREY.size, abs=1e-6)
+    assert json.loads(record.extra)["area"] == pytest.approx(600 / GRAY.size, abs=1e-6)
     with pytest.raises(ValueError, match="expected a mask of 64x80 like its image, found 5x5"):
-        tasks.segmentation(ORIGIN, PICTURE, numpy.zeros((5, 5)), [1], "ventricle")
+        tasks.segmentation(ORIGIN, IMAGE, numpy.zeros((5, 5)), [1], "ventricle")
 
 
 @pytest.mark.parametrize("scale", [2, 4])
@@ -211,9 +211,9 @@ def test_k_space_truncation_keeps_low_frequencies_exactly_and_drops_high_ones():
 
 
 def test_a_drawn_lesion_changes_one_place_and_says_so():
-    altered, place = draw_lesion(GREY, 5, bright=True)
-    changed = numpy.argwhere(altered != GREY)
-    assert 0 < len(changed) < 0.2 * GREY.size
+    altered, place = draw_lesion(GRAY, 5, bright=True)
+    changed = numpy.argwhere(altered != GRAY)
+    assert 0 < len(changed) < 0.2 * GRAY.size
     row, column = changed.mean(axis=0)
     words = {("upper", "middle", "lower")[int(3 * row / 64)], ("left", "centre", "right")[int(3 * column / 80)]}
     assert set(place.split()) <= words
@@ -222,10 +222,10 @@ def test_a_drawn_lesion_changes_one_place_and_says_so():
         assert record.synthetic
         assert "synthetic" in record.provenance and "synthetic" in json.loads(record.extra)
         assert all("artificial" in turn.value for turn in record.message)
-    assert built()["added"].input_img[0] == PICTURE
-    assert built()["removed"].output_img[0] == PICTURE
+    assert built()["added"].input_img[0] == IMAGE
+    assert built()["removed"].output_img[0] == IMAGE
     with pytest.raises(ValueError, match="32x32"):
-        draw_lesion(GREY[:20], 0, bright=False)
+        draw_lesion(GRAY[:20], 0, bright=False)
 
 
 @pytest.mark.parametrize("bright", [True, False])
@@ -237,20 +237,20 @@ def test_a_drawn_lesion_can_be_seen(bright):
         assert numpy.abs(altered.astype(int) - image).max() >= 40
 
 
-def test_grey_levels_beyond_8_bits_are_windowed():
+def test_gray_levels_beyond_8_bits_are_windowed():
     buffer = io.BytesIO()
     Image.fromarray(numpy.arange(0, 64 * 64 * 16, 16, dtype=numpy.uint16).reshape(64, 64)).save(buffer, format="PNG")
-    pixels = pixels_of(stored_picture(buffer.getvalue(), "deep.png"))
+    pixels = pixels_of(stored_image(buffer.getvalue(), "deep.png"))
     assert pixels.shape == (64, 64) and pixels.dtype == numpy.uint8
     assert pixels.min() == 0 and pixels.max() == 255 and 100 < pixels.mean() < 155
 
 
-def test_pictures_that_are_none_are_refused():
+def test_images_that_are_none_are_refused():
     with pytest.raises(ValueError, match="expected an image"):
-        stored_picture(b"no image", "x.png")
+        stored_image(b"no image", "x.png")
     buffer = io.BytesIO()
     Image.new("P", (5, 4)).save(buffer, format="PNG")
-    assert pixels_of(stored_picture(buffer.getvalue(), "palette.png")).shape == (4, 5, 3)
+    assert pixels_of(stored_image(buffer.getvalue(), "palette.png")).shape == (4, 5, 3)
 
 
 def test_articles_agree_with_what_fills_a_phrasing():
@@ -288,10 +288,10 @@ def test_captions_are_augmented_in_three_steps():
     writer = Scripted(
         "A brain.", fused, "<think>Show it.</think>\nHere is the generated MRI image that displays:\n- a"
     )
-    plan = CaptionAugmenter(writer).plan(PICTURE, "brain, axial", "MRI")
+    plan = CaptionAugmenter(writer).plan(IMAGE, "brain, axial", "MRI")
     assert plan.prompt == fused
     assert "brain, axial" in writer.prompts[1] and fused in writer.prompts[2]
-    record = tasks.planned_text_to_image(ORIGIN, PICTURE, plan)
+    record = tasks.planned_text_to_image(ORIGIN, IMAGE, plan)
     record.validate()
     assert record.message[1].value.startswith("<think>Show it.</think>\n")
 
@@ -301,7 +301,7 @@ def test_captions_are_augmented_in_three_steps():
 )
 def test_a_writer_that_leaves_the_form_is_refused(answers):
     with pytest.raises(ValueError, match="expected"):
-        CaptionAugmenter(Scripted(*answers)).plan(PICTURE, "brain", "MRI")
+        CaptionAugmenter(Scripted(*answers)).plan(IMAGE, "brain", "MRI")
 
 
 def test_templates_are_rewritten_around_the_images():
@@ -323,6 +323,6 @@ def test_templates_are_rewritten_around_the_images():
 def test_a_model_of_transformers_writes(tmp_path):
     tiny_checkpoint(tmp_path)
     writer = TransformersWriter(str(tmp_path), max_new_tokens=3, trust_remote_code=True)
-    assert PICTURE.data is not None
-    assert writer.write("Describe.", [PICTURE.data]) == writer.write("Describe.", [PICTURE.data])
+    assert IMAGE.data is not None
+    assert writer.write("Describe.", [IMAGE.data]) == writer.write("Describe.", [IMAGE.data])
     assert isinstance(writer.write("Rewrite.", []), str)

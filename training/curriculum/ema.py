@@ -13,7 +13,7 @@ from .sharding import local, reshard
 # `EMAModel`, whose decay grows with the step and whose averages have no names: a checkpoint stores these by name, each
 # process its own share.
 class WeightAverage:
-    """average = decay * average + (1 - decay) * weight after every optimiser step, of trainable weights only.
+    """average = decay * average + (1 - decay) * weight after every optimizer step, of trainable weights only.
 
     The averages live where the weights do: under FSDP each process holds the average of its own share.
 
@@ -30,7 +30,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take the weights in after an optimiser step."""
+        """Take the weights in after an optimizer step."""
         parameters = dict(model.named_parameters())
         for name, average in self.averages.items():
             local(average).lerp_(local(parameters[name]), 1 - self.decay)
@@ -51,7 +51,7 @@ class WeightAverage:
 
 
 class AverageWeights(TrainerCallback):
-    """Moves a trainer's average after each of its optimiser steps."""
+    """Moves a trainer's average after each of its optimizer steps."""
 
     def __init__(self, trainer: Any):
         self.trainer = trainer

@@ -54,18 +54,18 @@ class Accounts:
             first.append(before)
             before += sum(sample.row == row for sample in info.samples)
         owners = inputs["sample_ids"] + torch.tensor(first, device=inputs["sample_ids"].device)[:, None]
-        labelled = inputs["labels"][:, 1:] != -100
+        labeled = inputs["labels"][:, 1:] != -100
         losses = [
             F.cross_entropy(logits.float(), labels, reduction="none")
             for logits, labels in zip(
                 output.logits.detach().split(_LOSS_ROWS),
-                inputs["labels"][:, 1:][labelled].split(_LOSS_ROWS),
+                inputs["labels"][:, 1:][labeled].split(_LOSS_ROWS),
                 strict=True,
             )
             if len(labels)
         ]
         if losses:
-            self._by_sample("ce", torch.cat(losses), owners[:, 1:][labelled], info)
+            self._by_sample("ce", torch.cat(losses), owners[:, 1:][labeled], info)
         noised = is_flow_target(inputs["mm_token_type_ids"])
         if output.velocity is not None and bool(noised.any()):
             errors = (output.velocity.detach().float() - output.flow_target.float()).square().mean(dim=-1)

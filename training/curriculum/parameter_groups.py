@@ -21,7 +21,7 @@ def part_of(name: str) -> str:
 def freeze_parts(model: nn.Module, frozen: Iterable[str]) -> None:
     """Stop the named parts from learning; weights that never learn (tables, the autoencoder) stay as they are.
 
-    "und" detaches the understanding expert's stream instead: its weights stay in the optimiser without gradients,
+    "und" detaches the understanding expert's stream instead: its weights stay in the optimizer without gradients,
     and the text head may still learn (BAGEL's `freeze_und`).
     """
     frozen = set(frozen)

@@ -51,7 +51,7 @@ class UniMedVLTrainer(Trainer):
 
     Both losses are divided by their true token counts over the whole accumulation window and all processes, so
     neither the split into micro-batches nor the number of processes changes a step. Checkpoints are whole or absent
-    and hold weights, averages, optimiser, schedule, all generators and the place in the data; going on from one gives
+    and hold weights, averages, optimizer, schedule, all generators and the place in the data; going on from one gives
     the same bits as never having stopped.
 
     Args:
@@ -248,7 +248,7 @@ class UniMedVLTrainer(Trainer):
             set_random_state(generators)
         self._since += time.perf_counter() - begun
 
-    # --- Optimiser ---------------------------------------------------------------------------------------------------
+    # --- Optimizer ---------------------------------------------------------------------------------------------------
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:

@@ -27,7 +27,7 @@ def training_arguments(recipe: TrainingRecipe) -> TrainingArguments:
         logging_nan_inf_filter=False,
         disable_tqdm=True,
         save_steps=recipe.save_steps,
-        # Transformers refuses to save the optimiser of a sharded model; what is saved is ours to say.
+        # Transformers refuses to save the optimizer of a sharded model; what is saved is ours to say.
         save_only_model=recipe.parallelism == "fsdp2",
         report_to=recipe.report_to,
         remove_unused_columns=False,

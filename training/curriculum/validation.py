@@ -1,4 +1,4 @@
-"""What is looked at while a run goes on: losses on records that are not learnt from, pictures, lines of progress."""
+"""What is looked at while a run goes on: losses on records that are not learnt from, images, lines of progress."""
 
 import contextlib
 import dataclasses
@@ -21,7 +21,7 @@ from .metrics import Accounts
 
 logger = logging.getLogger(__name__)
 
-_GAP = 4  # pixels between pictures of a sheet
+_GAP = 4  # pixels between images of a sheet
 
 
 def open_validation(recipe: TrainingRecipe) -> tuple[DataRecipe, list[RecordGroup]]:
@@ -88,7 +88,7 @@ def to_device(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]
 
 @torch.no_grad()
 def sample_sheet(model: Any, processor: Any, recipe: SamplesRecipe) -> Image.Image:
-    """Pictures of the recipe's prompts: a row for each, the same noise every time."""
+    """Images of the recipe's prompts: a row for each, the same noise every time."""
     rows = []
     for prompt in recipe.prompts:
         inputs = processor.apply_chat_template(
@@ -111,16 +111,16 @@ def sample_sheet(model: Any, processor: Any, recipe: SamplesRecipe) -> Image.Ima
             show_progress=False,
         )
         rows.append(processor.post_process_multimodal_output(images, generation_mode="image"))
-    width, height = (max(picture.size[axis] for row in rows for picture in row) + _GAP for axis in (0, 1))
+    width, height = (max(image.size[axis] for row in rows for image in row) + _GAP for axis in (0, 1))
     sheet = Image.new("RGB", (width * recipe.count - _GAP, height * len(rows) - _GAP), "white")
     for number, row in enumerate(rows):
-        for column, picture in enumerate(row):
-            sheet.paste(picture, (column * width, number * height))
+        for column, image in enumerate(row):
+            sheet.paste(image, (column * width, number * height))
     return sheet
 
 
 def save_sheet(sheet: Image.Image, folder: Path, step: int) -> Path:
-    """Write the pictures of a step."""
+    """Write the images of a step."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:07d}.png"
     sheet.save(path)

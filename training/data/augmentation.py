@@ -1,7 +1,7 @@
-"""Random changes of a record's pictures, the same for all pictures of one record.
+"""Random changes of a record's images, the same for all images of one record.
 
 What a record teaches must survive: mirroring a chest film swaps left and right, mirroring a histology tile does not,
-so every group of a recipe says what its pictures bear (`AugmentationRecipe`).
+so every group of a recipe says what its images bear (`AugmentationRecipe`).
 """
 
 import random
@@ -18,12 +18,12 @@ class Augmentation:
     """One draw.
 
     Attributes:
-        box: part of the picture that is kept, (left, top, right, bottom) as shares of its sides.
+        box: part of the image that is kept, (left, top, right, bottom) as shares of its sides.
         mirrored, upside_down: whether left and right, top and bottom change places.
         turns: quarter turns, counter-clockwise.
         gains: factors of the three channels, on a scale where black is 0.
-        contrast: factor of the differences from the picture's mean.
-        outputs: whether pictures that are made change in brightness, contrast and colour as those that are read.
+        contrast: factor of the differences from the image's mean.
+        outputs: whether images that are made change in brightness, contrast and color as those that are read.
     """
 
     box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
@@ -34,22 +34,22 @@ class Augmentation:
     contrast: float = 1.0
     outputs: bool = True
 
-    def geometry(self, picture: Image.Image) -> Image.Image:
-        """Crop, mirror and turn a picture; it becomes smaller, its sides keep their ratio."""
+    def geometry(self, image: Image.Image) -> Image.Image:
+        """Crop, mirror and turn an image; it becomes smaller, its sides keep their ratio."""
         left, top, right, bottom = self.box
         if self.box != (0.0, 0.0, 1.0, 1.0):
-            width, height = picture.size
-            picture = picture.crop(
+            width, height = image.size
+            image = image.crop(
                 (round(left * width), round(top * height), round(right * width), round(bottom * height))
             )
         if self.mirrored:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.upside_down:
-            picture = picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+            image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
         if self.turns:
             turn = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)[self.turns - 1]
-            picture = picture.transpose(turn)
-        return picture
+            image = image.transpose(turn)
+        return image
 
     def intensity(self, pixels: numpy.ndarray, output: bool) -> numpy.ndarray:
         """Change float32 pixels (3, H, W) in [-1, 1]; black stays black unless the contrast changes."""
@@ -66,7 +66,7 @@ def draw_augmentation(recipe: AugmentationRecipe, seed: int, square: bool) -> Au
     """The change that a seed stands for, None if the recipe changes nothing.
 
     Args:
-        square: whether all pictures of the record are as wide as high; others are never turned by a quarter.
+        square: whether all images of the record are as wide as high; others are never turned by a quarter.
     """
     if not recipe.changes:
         return None
@@ -77,7 +77,7 @@ def draw_augmentation(recipe: AugmentationRecipe, seed: int, square: bool) -> Au
     upside_down = recipe.flip_vertical and draw.random() < 0.5
     turns = draw.randrange(4) if recipe.quarter_turns and square else 0
     brightness = draw.uniform(1.0 - recipe.brightness, 1.0 + recipe.brightness)
-    gains = tuple(brightness * draw.uniform(1.0 - recipe.colour, 1.0 + recipe.colour) for _ in range(3))
+    gains = tuple(brightness * draw.uniform(1.0 - recipe.color, 1.0 + recipe.color) for _ in range(3))
     contrast = draw.uniform(1.0 - recipe.contrast, 1.0 + recipe.contrast)
     box = (left, top, left + side, top + side)
     return Augmentation(box, mirrored, upside_down, turns, gains, contrast, recipe.outputs)

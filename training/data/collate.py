@@ -1,7 +1,7 @@
 """Samples of a micro-batch to the arguments of `UniMedVLForConditionalGeneration.forward`.
 
 All noise is drawn here, from a generator of each sample's own: what a sample learns from does not depend on its
-neighbours, the process, the number of processes, or on whether the run was interrupted.
+neighbors, the process, the number of processes, or on whether the run was interrupted.
 
 Shape legend: see `forward`.
 """
@@ -100,7 +100,7 @@ class Collator:
             state: of the planner.
 
         Raises:
-            ValueError: if a picture cannot be read or has another size than its record says, naming the record.
+            ValueError: if an image cannot be read or has another size than its record says, naming the record.
         """
         token_ids = {name: value for name, value in self.token_ids.items() if name != "pad_token_id"}
         packs = [pack_samples([sample.blocks for sample, _ in row], **token_ids) for row in rows]
@@ -129,10 +129,10 @@ class Collator:
             if place not in decoded:
                 opened = _open(record, image)
                 decoded[place] = opened if change is None else change.geometry(opened)
-            picture = decoded[place]
+            source_image = decoded[place]
             for size in image.steps:
-                picture = picture.resize(size, Image.Resampling.BICUBIC)
-            pixels = pixels_from_image(picture)
+                source_image = source_image.resize(size, Image.Resampling.BICUBIC)
+            pixels = pixels_from_image(source_image)
             return pixels if change is None else change.intensity(pixels, image.output)
 
         kinds = [block.kind for block in sample.blocks if block.token_ids is None and not block.dropped]
@@ -148,7 +148,7 @@ class Collator:
             shape = (self.config.vae_config.latent_channels, height // factor, width // factor)
             item = LatentInput("", torch.randn(shape, generator=generator))
             if self.cache is not None:
-                item.key = latent_key(_picture(record, image).sha256, image.steps)
+                item.key = latent_key(_image(record, image).sha256, image.steps)
                 item.mean, item.deviation = self.cache.get(item.key) or (None, None)
             if item.mean is None:
                 item.pixels = torch.from_numpy(numpy.ascontiguousarray(view(image)))
@@ -215,21 +215,21 @@ def _sample_info(sample: TrainingSample, row: int) -> SampleInfo:
     )
 
 
-def _picture(record: Record, image: SampleImage):
+def _image(record: Record, image: SampleImage):
     return (record.output_img if image.output else record.input_img)[image.index]
 
 
 def _open(record: Record, image: SampleImage) -> Image.Image:
-    picture = _picture(record, image)
-    if picture.data is None:
-        raise ValueError(f"{record.id} has no picture data ({picture.path}): relink the published records first.")
+    source_image = _image(record, image)
+    if source_image.data is None:
+        raise ValueError(f"{record.id} has no image data ({source_image.path}): relink the published records first.")
     try:
-        opened = convert_to_rgb(load_medical_image(picture.data))
+        opened = convert_to_rgb(load_medical_image(source_image.data))
     except ValueError as error:
-        raise ValueError(f"{record.id}: {picture.path} cannot be read: {error}") from error
-    if opened.size != (picture.width, picture.height):
+        raise ValueError(f"{record.id}: {source_image.path} cannot be read: {error}") from error
+    if opened.size != (source_image.width, source_image.height):
         raise ValueError(
-            f"{record.id}: {picture.path} has {opened.width} x {opened.height} pixels, its record says "
-            f"{picture.width} x {picture.height}; build the records again."
+            f"{record.id}: {source_image.path} has {opened.width} x {opened.height} pixels, its record says "
+            f"{source_image.width} x {source_image.height}; build the records again."
         )
     return opened

@@ -21,7 +21,7 @@ from ..data_recipe import DataRecipe, GroupRecipe
 from .collate import Collator
 from .packing import Pack, PackPlanner, SampleKey
 from .posterior_cache import LatentCache
-from .sequences import Layout, Outline, PictureSize, TrainingSample
+from .sequences import ImageSize, Layout, Outline, TrainingSample
 
 
 class EmptyGroupError(ValueError):
@@ -71,7 +71,7 @@ class RecordGroup:
         return Record.from_row(self.rows[int(self.kept[index])])
 
     def outline(self, index: int) -> Outline:
-        """The record without its pictures, which stay on the disk."""
+        """The record without its images, which stay on the disk."""
         row: pyarrow.Table = self.arrow[int(self.kept[index])]
         text = {name: row[name][0].as_py() for name in ("id", "sub_task_type", "modality", "message")}
         turns = tuple(Turn(turn["from"], turn["value"]) for turn in text["message"])
@@ -103,10 +103,10 @@ def _shared_rows(files: tuple[tuple[str, int], ...]) -> tuple[datasets.Dataset, 
     return rows, {name: numpy.asarray(rows.data.column(name).to_pylist(), dtype=str) for name in names}
 
 
-def _sizes(row: pyarrow.Table, column: str) -> tuple[PictureSize, ...]:
-    pictures = row[column].combine_chunks().flatten()
-    fields = [pictures.field(name).to_pylist() for name in ("path", "width", "height")]
-    return tuple(PictureSize(path or "", width or 0, height or 0) for path, width, height in zip(*fields, strict=True))
+def _sizes(row: pyarrow.Table, column: str) -> tuple[ImageSize, ...]:
+    images = row[column].combine_chunks().flatten()
+    fields = [images.field(name).to_pylist() for name in ("path", "width", "height")]
+    return tuple(ImageSize(path or "", width or 0, height or 0) for path, width, height in zip(*fields, strict=True))
 
 
 def published_paths(folder: str | Path, split: str) -> list[Path]:
@@ -192,7 +192,7 @@ class PackedRecords(IterableDataset):
         self._state = state
 
     def _sample(self, key: SampleKey) -> TrainingSample:
-        """The sample of a key, without pictures."""
+        """The sample of a key, without images."""
         return self.layouts[key.group](self.groups[key.group].outline(key.index), key.epoch)
 
     def _planner(self) -> PackPlanner:

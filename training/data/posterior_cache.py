@@ -72,9 +72,9 @@ class LatentCache:
             ) from error
 
 
-def latent_key(picture_sha256: str, steps: tuple[tuple[int, int], ...]) -> str:
-    """Name of one view of one picture: its bytes' digest and the sizes that it is resized to."""
-    return hashlib.sha256(f"{picture_sha256}/{steps}".encode()).hexdigest()
+def latent_key(image_sha256: str, steps: tuple[tuple[int, int], ...]) -> str:
+    """Name of one view of one image: its bytes' digest and the sizes that it is resized to."""
+    return hashlib.sha256(f"{image_sha256}/{steps}".encode()).hexdigest()
 
 
 @torch.no_grad()

@@ -27,8 +27,8 @@ Encode = Callable[[str], list[int]]
 
 
 @dataclass(frozen=True)
-class PictureSize:
-    """A picture of which only the size is known."""
+class ImageSize:
+    """An image of which only the size is known."""
 
     path: str
     width: int
@@ -37,19 +37,19 @@ class PictureSize:
 
 @dataclass(frozen=True)
 class Outline:
-    """The part of a record that its layout depends on, read without its pictures; fields as in `Record`."""
+    """The part of a record that its layout depends on, read without its images; fields as in `Record`."""
 
     id: str
     sub_task_type: str
     modality: str
-    input_img: tuple[PictureSize, ...]
-    output_img: tuple[PictureSize, ...]
+    input_img: tuple[ImageSize, ...]
+    output_img: tuple[ImageSize, ...]
     message: tuple[Turn, ...]
 
 
 @dataclass(frozen=True)
 class SampleImage:
-    """One view of one picture, in the order of the blocks.
+    """One view of one image, in the order of the blocks.
 
     Attributes:
         output: whether it is the record's `output_img[index]` or `input_img[index]`.
@@ -72,7 +72,7 @@ class TrainingSample:
         record_id, task, modality, group: where it comes from.
         epoch: how often its group was read through before.
         num_tokens: tokens that it takes in a pack.
-        augmentation: random changes of its pictures, the same for all.
+        augmentation: random changes of its images, the same for all.
         timestep_shift: of the times of its noised images; the run's if None.
     """
 
@@ -137,7 +137,7 @@ class Layout:
         """The sample of a record, which needs no image data but its sizes.
 
         Raises:
-            ValueError: if a picture's size is unknown, or the record has nothing to learn.
+            ValueError: if an image's size is unknown, or the record has nothing to learn.
         """
         sample = TrainingSample(
             record.id,
@@ -149,8 +149,8 @@ class Layout:
         )
         draw = random.Random(sample_seed(self.seed, epoch, record.id, "dropout"))
         _Builder(self, record, sample, draw).build()
-        pictures = (*record.input_img, *record.output_img)
-        square = all(picture.width == picture.height for picture in pictures)
+        images = (*record.input_img, *record.output_img)
+        square = all(image.width == image.height for image in images)
         change = sample_seed(self.seed, epoch, record.id, "augmentation")
         sample.augmentation = draw_augmentation(self.group.augmentation, change, square)
         if not any(block.loss or block.kind == BlockKind.NOISED for block in sample.blocks):
@@ -212,10 +212,10 @@ class _Builder:
         self.sample.blocks.append(Block(BlockKind.TEXT, token_ids=ids, loss=answer, dropped=dropped))
 
     def size(self, output: bool, index: int) -> tuple[int, int]:
-        picture = (self.record.output_img if output else self.record.input_img)[index]
-        if picture.width < 1 or picture.height < 1:
-            raise ValueError(f"{self.record.id}: the size of {picture.path} is unknown; build the records again.")
-        return picture.width, picture.height
+        image = (self.record.output_img if output else self.record.input_img)[index]
+        if image.width < 1 or image.height < 1:
+            raise ValueError(f"{self.record.id}: the size of {image.path} is unknown; build the records again.")
+        return image.width, image.height
 
     def latent(self, output: bool, index: int, kind: BlockKind) -> None:
         unit = self.layout.latent_token

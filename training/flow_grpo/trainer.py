@@ -1,4 +1,4 @@
-"""Flow-GRPO: group-relative policy optimisation of the image generator with rewards by name (arXiv 2505.05470).
+"""Flow-GRPO: group-relative policy optimization of the image generator with rewards by name (arXiv 2505.05470).
 
 For every prompt a group of images is sampled by the SDE of `flow_policy`; an image's advantage is its reward against
 the mean of its group; every step of its path is made more or less likely by the clipped ratio of PPO, and a KL term
@@ -42,14 +42,14 @@ class FlowGRPOArguments:
 
     Attributes:
         output_dir: checkpoints and `history.jsonl`.
-        max_steps: rollouts, each followed by `num_minibatches` optimiser steps.
+        max_steps: rollouts, each followed by `num_minibatches` optimizer steps.
         prompts_per_step, group_size: prompts of a rollout over all processes, and images per prompt.
         num_inference_steps: of the sampler; Flow-GRPO trains with 10.
         noise_level: exploration of the SDE, 0.7 in Flow-GRPO.
         timestep_shift: of the sampler; the model's own if None.
         height, width: pixels of the images.
         trained_steps: how many of the sampling steps are learned from in a rollout, drawn anew each time; all if None.
-        num_minibatches: optimiser steps per rollout.
+        num_minibatches: optimizer steps per rollout.
         clip_range: of the probability ratio. Log probabilities are means over an image's numbers, so ratios stay
             close to 1 and the range is far smaller than in language models.
         kl_weight: weight of the KL divergence from the reference.
@@ -108,8 +108,8 @@ def group_advantages(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
     A group of equal rewards has nothing to teach and gets zeros.
     """
     groups = rewards.reshape(-1, group_size)
-    centred = groups - groups.mean(dim=1, keepdim=True)
-    return (centred / (groups.std(dim=1, keepdim=True) + 1e-4)).flatten()
+    centered = groups - groups.mean(dim=1, keepdim=True)
+    return (centered / (groups.std(dim=1, keepdim=True) + 1e-4)).flatten()
 
 
 def policy_loss(ratio: torch.Tensor, advantages: torch.Tensor, clip_range: float) -> torch.Tensor:
@@ -125,8 +125,8 @@ class FlowGRPOTrainer:
         model: `UniMedVLForConditionalGeneration`, or a `PeftModel` around one (see `adapters`).
         processor: its processor.
         arguments: see `FlowGRPOArguments`.
-        train_examples: dicts with `prompt`, optionally `images` (input pictures), and whatever the rewards read.
-        rewards: functions by name with their weights, `{name: (function, weight)}`. A function takes the pictures and
+        train_examples: dicts with `prompt`, optionally `images` (input images), and whatever the rewards read.
+        rewards: functions by name with their weights, `{name: (function, weight)}`. A function takes the images and
             their examples and gives one number each.
         eval_examples: held-out examples for `evaluate`.
 
@@ -200,14 +200,12 @@ class FlowGRPOTrainer:
     def score(self, tokens: Sequence[torch.Tensor], examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Rewards (R,) by name of each image's latent tokens (T, L), and their weighted sum under "reward"."""
         pixels = self.sampler.decode(list(tokens), [self.grid] * len(tokens))
-        pictures = self.processor.post_process_multimodal_output(pixels, generation_mode="image")
+        images = self.processor.post_process_multimodal_output(pixels, generation_mode="image")
         scores = {}
         for name, (function, _) in self.rewards.items():
-            values = torch.as_tensor(function(pictures, examples), dtype=torch.float32)
-            if values.shape != (len(pictures),) or not bool(values.isfinite().all()):
-                raise ValueError(
-                    f"The reward {name!r} must give one finite number for each of {len(pictures)} images."
-                )
+            values = torch.as_tensor(function(images, examples), dtype=torch.float32)
+            if values.shape != (len(images),) or not bool(values.isfinite().all()):
+                raise ValueError(f"The reward {name!r} must give one finite number for each of {len(images)} images.")
             scores[name] = values
         scores["reward"] = torch.stack([weight * scores[name] for name, (_, weight) in self.rewards.items()]).sum(0)
         return scores
@@ -330,7 +328,7 @@ class FlowGRPOTrainer:
     # --- Checkpoints -------------------------------------------------------------------------------------------------
 
     def _save(self, history: list[dict[str, float]]) -> None:
-        """Write the trainable weights, the optimiser's state and the history; whole or not at all.
+        """Write the trainable weights, the optimizer's state and the history; whole or not at all.
 
         Raises:
             ValueError: if the disk refuses, in every process.

@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 from PIL import Image
 
-from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Picture, Record, features
+from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Record, RecordImage, features
 from unimedvl.unimed5m.tasks import MODALITY_NAMES
 
 from ..data.dataset import published_paths
@@ -73,10 +73,10 @@ def conversation(record: Record) -> list[dict[str, str]]:
     ]
 
 
-def _bytes(record: Record, picture: Picture) -> bytes:
-    if picture.data is None:
-        raise ValueError(f"{record.id} has no picture data ({picture.path}): relink the published records first.")
-    return picture.data
+def _bytes(record: Record, image: RecordImage) -> bytes:
+    if image.data is None:
+        raise ValueError(f"{record.id} has no image data ({image.path}): relink the published records first.")
+    return image.data
 
 
 def generation_examples(records: Iterable[Record]) -> list[dict[str, Any]]:
@@ -94,8 +94,8 @@ def generation_examples(records: Iterable[Record]) -> list[dict[str, Any]]:
         if len(record.output_img) != 1 or len(record.message) != 2:
             raise ValueError(f"{record.id} is not one instruction for one image: choose other tasks.")
         inputs, (output,) = (
-            [Image.open(io.BytesIO(_bytes(record, picture))).convert("RGB") for picture in pictures]
-            for pictures in (record.input_img, record.output_img)
+            [Image.open(io.BytesIO(_bytes(record, image))).convert("RGB") for image in images]
+            for images in (record.input_img, record.output_img)
         )
         example = {
             "prompt": record.message[0].value.replace(IMAGE_PLACEHOLDER, "").strip(),
@@ -138,7 +138,7 @@ def conversation_data(records: Iterable[Record], method: str) -> datasets.Datase
     rows = []
     for record, wrong in zip(records, _wrong_answers(records), strict=True):
         messages = conversation(record)
-        images = [{"bytes": _bytes(record, picture), "path": None} for picture in record.input_img]
+        images = [{"bytes": _bytes(record, image), "path": None} for image in record.input_img]
         row: dict[str, Any] = {"images": images}
         if method == "sft":
             row["messages"] = messages

@@ -52,7 +52,7 @@ class Card:
         layout_source: public page or loader (with its commit) that shows this layout, or `UNVERIFIED`.
         paper: what UniMed-5M uses it for (table and size where it is named).
         notes: what a user should know: choices of this reader, what is not read.
-        license_read: whether the licence was read on a page when the card was written; False is general knowledge, to
+        license_read: whether the license was read on a page when the card was written; False is general knowledge, to
             be checked before anything is published.
     """
 
@@ -69,7 +69,7 @@ class Card:
 
     @property
     def license_words(self) -> str:
-        """The licence, with a warning where it was not read."""
+        """The license, with a warning where it was not read."""
         return self.license if self.license_read else f"{self.license} (not re-read: check before publishing)"
 
     @property
@@ -203,7 +203,7 @@ class Source(abc.ABC):
     def origin(
         self, original_id: str, group_id: str, split: str, modality: str, provenance: str = "", **others: Any
     ) -> Origin:
-        """Where a record comes from, with the card's licence. An unknown split is decided by the group.
+        """Where a record comes from, with the card's license. An unknown split is decided by the group.
 
         Args:
             provenance: the file, below the folder; the sample's own name by default.

@@ -11,7 +11,7 @@ from ..schema import Record
 from .base import Card, LeftOut, Source, split_of
 from .publisher_texts import kept
 from .readers import TableRow, TableSource
-from .record_images import file_picture
+from .record_images import file_image
 from .source_texts import report_sections, report_text
 from .tables import columns, rows
 
@@ -46,7 +46,7 @@ def _mimic(source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record
     if not text:
         raise LeftOut(f"{source.name}: the report s{study} has neither findings nor an impression.")
     origin = source.origin(f"s{study}/{image}", f"p{subject}", split_of(row["split"]), "CXR", description=RADIOGRAPH)
-    yield tasks.report(origin, [file_picture(path, folder)], text)
+    yield tasks.report(origin, [file_image(path, folder)], text)
 
 
 def _chexpert(source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
@@ -65,7 +65,7 @@ def _chexpert(source: TableSource, folder: Path, unit: TableRow) -> Iterator[Rec
     origin = source.origin(
         name.as_posix(), name.parts[1], split_of(row["split"]), "CXR", description=RADIOGRAPH, extra=extra
     )
-    yield tasks.report(origin, [file_picture(path, folder)], text)
+    yield tasks.report(origin, [file_image(path, folder)], text)
 
 
 @cache
@@ -112,7 +112,7 @@ def _difference(source: TableSource, folder: Path, unit: TableRow) -> Iterator[R
         description=RADIOGRAPH,
         extra={"question_type": row["question_type"]},
     )
-    yield tasks.vqa(origin, [file_picture(path, folder) for path in paths], row["question"], row["answer"])
+    yield tasks.vqa(origin, [file_image(path, folder) for path in paths], row["question"], row["answer"])
 
 
 @dataclasses.dataclass
@@ -138,9 +138,7 @@ class IcgCxr(Source):
         split = next((split_of(part) for part in parts[1:-3] if part in ("train", "valid", "val", "test")), "")
         named = dataclasses.replace(self, family=family)
         origin = named.origin(f"{parts[0]}/{patient}/{unit.stem}", group, split, "CXR", description=RADIOGRAPH)
-        prior, follow_up = (
-            file_picture(unit.with_name(f"{unit.stem}-{side}-reg.png"), root) for side in ("ref", "flu")
-        )
+        prior, follow_up = (file_image(unit.with_name(f"{unit.stem}-{side}-reg.png"), root) for side in ("ref", "flu"))
         yield tasks.counterfactual(origin, prior, prompt, follow_up, explanation)
 
 

@@ -18,7 +18,7 @@ from unimedvl.processing.dicom_unimedvl import is_dicom
 from unimedvl.processing.view_unimedvl import View
 
 from .. import tasks
-from ..schema import Picture, Record
+from ..schema import Record, RecordImage
 from ..task_images import RESAMPLING, view_entry
 from ..tasks import Origin
 from .base import SPLIT_NAMES, Card, Source, split_of
@@ -32,7 +32,7 @@ from .generic_tables import (
     thought_row,
 )
 from .readers import MaskPart, MaskSource, PairSource, any_value
-from .record_images import PICTURE_SUFFIXES, SeriesReader, file_picture, read_levels, read_volume
+from .record_images import IMAGE_SUFFIXES, SeriesReader, file_image, read_levels, read_volume
 from .settings import SETTINGS, Settings, read_settings
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima", "")
@@ -90,7 +90,7 @@ class LabelFolder(Source):
         found = False
         for path in sorted(root.glob("**/*")):
             parts = path.relative_to(root).parts
-            if path.suffix.lower() in PICTURE_SUFFIXES and len(parts) > 1 and path.is_file():
+            if path.suffix.lower() in IMAGE_SUFFIXES and len(parts) > 1 and path.is_file():
                 found = True
                 split = split_of(parts[0]) if len(parts) > 2 and parts[0].lower() in SPLIT_NAMES else ""
                 if path.parent.name.lower() in SPLIT_NAMES:
@@ -107,7 +107,7 @@ class LabelFolder(Source):
         settings = self.settings
         group = settings.group_of(name) or name
         origin = self.origin(name, group, split, settings.modality, description=settings.description)
-        yield tasks.diagnosis(origin, file_picture(path, root), label.replace("_", " "))
+        yield tasks.diagnosis(origin, file_image(path, root), label.replace("_", " "))
 
 
 def _label_folder(generic: GenericSource, settings: Settings, card: Card) -> Source:
@@ -140,10 +140,12 @@ def _group_of(settings: Settings, path: Path) -> str:
     return settings.group_of(path.as_posix())
 
 
-def _translated(settings: Settings, origin: Origin, picture: Picture, other: Picture, path: Path) -> Iterator[Record]:
-    yield tasks.cross_modal(origin, picture, other, settings.origin, settings.target)
+def _translated(
+    settings: Settings, origin: Origin, image: RecordImage, other: RecordImage, path: Path
+) -> Iterator[Record]:
+    yield tasks.cross_modal(origin, image, other, settings.origin, settings.target)
     if settings.both_directions:
-        yield tasks.cross_modal(origin, other, picture, settings.target, settings.origin)
+        yield tasks.cross_modal(origin, other, image, settings.target, settings.origin)
 
 
 def _image_pairs(generic: GenericSource, settings: Settings, card: Card) -> Source:
@@ -159,11 +161,11 @@ def _image_pairs(generic: GenericSource, settings: Settings, card: Card) -> Sour
     )
 
 
-def _enhanced(origin: Origin, picture: Picture) -> Iterator[Record]:
+def _enhanced(origin: Origin, image: RecordImage) -> Iterator[Record]:
     """Super-resolution by both methods; the image's id decides which of them is 2x, the other is 4x."""
     scales = (2, 4) if int(origin.record_id("super_resolution"), 16) % 2 else (4, 2)
     for scale, method in zip(scales, RESAMPLING, strict=True):
-        yield tasks.super_resolution(origin, picture, scale, method)
+        yield tasks.super_resolution(origin, image, scale, method)
 
 
 @dataclasses.dataclass
@@ -187,10 +189,10 @@ class DicomSeries(Source):
         settings = self.settings
         # Only pixels are read: no tag of a patient can get into a record. A series is known by its folder.
         group = settings.group_of(name) or unit.parent.relative_to(root).as_posix()
-        for place, picture, source, view in self.reader.pictures(unit, root, View(window=settings.window)):
-            extra = {"views": {picture.path: view_entry(source, view)}}
+        for place, image, source, view in self.reader.images(unit, root, View(window=settings.window)):
+            extra = {"views": {image.path: view_entry(source, view)}}
             origin = self.origin(place, group, "", settings.modality, description=settings.description, extra=extra)
-            yield from _enhanced(origin, picture)
+            yield from _enhanced(origin, image)
 
 
 def _maybe_dicom(path: Path) -> bool:
@@ -228,14 +230,14 @@ class NiftiFolder(Source):
             name = f"{stem}#{index}"
             extra = {"views": {name: view_entry(unit.relative_to(root).as_posix(), volume.view(index, view))}}
             origin = self.origin(name, group, "", settings.modality, description=settings.description, extra=extra)
-            picture = volume.picture(index, name, view)
+            image = volume.image(index, name, view)
             if masks is None:
-                yield from _enhanced(origin, picture)
+                yield from _enhanced(origin, image)
                 continue
             for structure, values in (settings.classes or {ANY_STRUCTURE: []}).items():
                 inside = masks.marked(index, values)
                 if inside.any():
-                    yield tasks.segmentation(origin, picture, inside, (1,), structure)
+                    yield tasks.segmentation(origin, image, inside, (1,), structure)
 
 
 def _nifti_folder(generic: GenericSource, settings: Settings, card: Card) -> Source:
@@ -245,7 +247,7 @@ def _nifti_folder(generic: GenericSource, settings: Settings, card: Card) -> Sou
 def _generic(
     name: str, title: str, layout: str, made: tuple[str, ...], make: Callable[[GenericSource, Settings, Card], Source]
 ) -> GenericSource:
-    notes = f"Licence, modality and words come from {SETTINGS}; rows may have split, group, modality, description."
+    notes = f"License, modality and words come from {SETTINGS}; rows may have split, group, modality, description."
     return GenericSource(
         name, Card(title, "", "yours to state", "C", "unclear", layout, OURS, notes=notes), made, make
     )

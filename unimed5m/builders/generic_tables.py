@@ -14,7 +14,7 @@ from ..tasks import Origin
 from .base import SPLIT_NAMES, Card, Source, split_of
 from .publisher_texts import captioned, choice, llava_rows
 from .readers import TableRow, TableSource
-from .record_images import named_picture
+from .record_images import named_image
 from .settings import Settings
 from .source_texts import options_in
 
@@ -60,27 +60,27 @@ _COLUMNS = ("image", "split", "group", "modality", "description")
 def caption_row(settings: Settings, source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
     """The caption of an image, and the image from its caption."""
     origin = _row_origin(source, unit, settings, unit.row["image"], "caption")
-    yield from captioned(source, origin, [named_picture(folder, unit.row["image"])], unit.row["caption"])
+    yield from captioned(source, origin, [named_image(folder, unit.row["image"])], unit.row["caption"])
 
 
 def report_row(settings: Settings, source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
     """The report of an image."""
     origin = _row_origin(source, unit, settings, unit.row["image"], "report")
-    yield tasks.report(origin, [named_picture(folder, unit.row["image"])], unit.row["report"])
+    yield tasks.report(origin, [named_image(folder, unit.row["image"])], unit.row["report"])
 
 
 def label_row(settings: Settings, source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
     """The label of an image as diagnosis."""
     origin = _row_origin(source, unit, settings, unit.row["image"], "label")
-    yield tasks.diagnosis(origin, named_picture(folder, unit.row["image"]), unit.row["label"])
+    yield tasks.diagnosis(origin, named_image(folder, unit.row["image"]), unit.row["label"])
 
 
 def question_row(settings: Settings, source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
     """A question about an image, with choices where the columns A to E have some."""
     row = unit.row
     origin = _row_origin(source, unit, settings, row["image"], "question", "answer", *"ABCDE")
-    pictures = [named_picture(folder, row["image"])]
-    yield choice(origin, pictures, row["question"], options_in(row, *"ABCDE"), str(row["answer"]))
+    images = [named_image(folder, row["image"])]
+    yield choice(origin, images, row["question"], options_in(row, *"ABCDE"), str(row["answer"]))
 
 
 def thought_row(settings: Settings, source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
@@ -88,8 +88,8 @@ def thought_row(settings: Settings, source: TableSource, folder: Path, unit: Tab
     row = unit.row
     name = row.get("image") or ""
     origin = _row_origin(source, unit, settings, name, "question", "reasoning", "answer")
-    pictures = [named_picture(folder, name)] if name else []
-    yield tasks.reasoning(origin, pictures, row["question"], row["reasoning"], str(row["answer"]))
+    images = [named_image(folder, name)] if name else []
+    yield tasks.reasoning(origin, images, row["question"], row["reasoning"], str(row["answer"]))
 
 
 def table_of(

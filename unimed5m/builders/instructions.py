@@ -101,7 +101,7 @@ SOURCES: tuple[Source, ...] = (
             "60d9e22629a83232ad9c9def273bd4b7d884a9ed/bigbio/hub/hub_repos/pubmed_qa/pubmed_qa.py",
             paper="Table 15: BigBio 262K, clinical reasoning with chain of thought",
             notes="The abstract's conclusion stands as the thought, the decision as the answer; the authors' "
-            "distilled chains of thought are not public. Of the ten folds of the labelled part the first is read. The "
+            "distilled chains of thought are not public. Of the ten folds of the labeled part the first is read. The "
             "unlabelled part has no decisions and gives no record. Other BigBio sets are not read.",
         ),
         tasks=("reasoning",),

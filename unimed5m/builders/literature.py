@@ -11,7 +11,7 @@ from ..schema import Record
 from .base import Card, LeftOut, Source, split_of
 from .publisher_texts import captioned, choice, conversation, kept
 from .readers import TableRow, TableSource
-from .record_images import file_picture, named_picture
+from .record_images import file_image, named_image
 from .source_texts import modality_of, options_in, paper_of, turns_of
 from .tables import Row
 
@@ -23,7 +23,7 @@ FROM_PMC = "Per article (PubMed Central open-access subset); modalities are gues
 def _pmc_oa(source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
     name, text = unit.row["image"], unit.row["caption"]
     origin = source.origin(f"{unit.position}/{name}", paper_of(name), "", modality_of(text), name)
-    yield from captioned(source, origin, [named_picture(folder, name)], text)
+    yield from captioned(source, origin, [named_image(folder, name)], text)
 
 
 def _vqa_paper(row: Row) -> str:
@@ -40,7 +40,7 @@ def _pmc_vqa(source: TableSource, folder: Path, unit: TableRow) -> Iterator[Reco
     origin = source.origin(
         f"{unit.table.stem}#{unit.position}", paper_of(name), unit.split, modality_of(row["Question"]), name
     )
-    yield choice(origin, [named_picture(folder, name)], row["Question"], options, answer)
+    yield choice(origin, [named_image(folder, name)], row["Question"], options, answer)
 
 
 def _pubmedvision(source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
@@ -52,10 +52,10 @@ def _pubmedvision(source: TableSource, folder: Path, unit: TableRow) -> Iterator
     extra = kept(row, "id", "modality", "body_part")
     place = f"{unit.table.stem}#{unit.position}"
     origin = source.origin(place, _figure_group(names[0]), unit.split, modality, names[0], extra=extra)
-    pictures = [named_picture(folder, name) for name in names]
-    yield conversation(origin, pictures, turns)
+    images = [named_image(folder, name) for name in names]
+    yield conversation(origin, images, turns)
     if "Alignment" in unit.table.stem:
-        yield from captioned(source, origin, pictures, turns[-1].value)
+        yield from captioned(source, origin, images, turns[-1].value)
 
 
 def _figure_group(name: str) -> str:
@@ -73,7 +73,7 @@ def _medicat(source: TableSource, folder: Path, unit: TableRow) -> Iterator[Reco
     origin = source.origin(
         f"{unit.position}/{name}", f"pdf-{row['pdf_hash']}", "", modality_of(text), name, extra=extra
     )
-    yield from captioned(source, origin, [named_picture(folder, name)], text)
+    yield from captioned(source, origin, [named_image(folder, name)], text)
 
 
 def _rocov2(source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
@@ -84,7 +84,7 @@ def _rocov2(source: TableSource, folder: Path, unit: TableRow) -> Iterator[Recor
     if path is None:
         raise ValueError(f"{source.name}: expected {split}_images/{split}/{name}.jpg in {folder}, found no such file.")
     origin = source.origin(name, f"rocov2-{name}", split_of(split), modality_of(text))
-    yield from captioned(source, origin, [file_picture(path, folder)], text)
+    yield from captioned(source, origin, [file_image(path, folder)], text)
 
 
 def _quilt(source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
@@ -101,7 +101,7 @@ def _quilt(source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record
         description="histopathology image",
         extra=kept(row, "subset", "pathology", "magnification"),
     )
-    yield from captioned(source, origin, [named_picture(folder, name)], row["caption"])
+    yield from captioned(source, origin, [named_image(folder, name)], row["caption"])
 
 
 @dataclasses.dataclass
@@ -135,7 +135,7 @@ class PmcInline(Source):
             origin = self.origin(
                 f"{unit.stem}@{start}", unit.stem, "", modality_of(text[start:end]), extra={"figures": figures}
             )
-            yield tasks.caption(origin, [file_picture(path, root) for path in present], text[start:end])
+            yield tasks.caption(origin, [file_image(path, root) for path in present], text[start:end])
 
 
 SOURCES: tuple[Source, ...] = (

@@ -7,22 +7,22 @@ from string import ascii_uppercase
 from typing import Any
 
 from .. import tasks
-from ..schema import Picture, Record, Turn
+from ..schema import Record, RecordImage, Turn
 from ..tasks import Origin
 from .readers import TableRow, TableSource
-from .record_images import named_picture
+from .record_images import named_image
 from .source_texts import chosen_option, modality_of, plain_options, turns_of
 
 
-def conversation(origin: Origin, pictures: Sequence[Picture], turns: Sequence[Turn], task: str = "vqa") -> Record:
+def conversation(origin: Origin, images: Sequence[RecordImage], turns: Sequence[Turn], task: str = "vqa") -> Record:
     """A conversation as its publisher wrote it, with all images in front of the model's view."""
     return Record(
         id=origin.record_id(task),
-        main_task_type="image_understanding" if pictures else "text_only",
-        sub_task_type=task if pictures or task == "reasoning" else "dialogue",
+        main_task_type="image_understanding" if images else "text_only",
+        sub_task_type=task if images or task == "reasoning" else "dialogue",
         modality=origin.modality,
         dataset=origin.dataset,
-        input_img=tuple(pictures),
+        input_img=tuple(images),
         output_img=(),
         message=tuple(turns),
         license=origin.license,
@@ -35,19 +35,24 @@ def conversation(origin: Origin, pictures: Sequence[Picture], turns: Sequence[Tu
     )
 
 
-def captioned(source: TableSource, origin: Origin, pictures: Sequence[Picture], text: str) -> Iterator[Record]:
+def captioned(source: TableSource, origin: Origin, images: Sequence[RecordImage], text: str) -> Iterator[Record]:
     """A caption, and where the source is one for generation, the image from the caption.
 
     Only a single image whose modality is known becomes a text-to-image record: its answer names the modality.
     """
     if "caption" in source.tasks:
-        yield tasks.caption(origin, pictures, text)
-    if "text_to_image" in source.tasks and len(pictures) == 1 and origin.modality != "RAD":
-        yield tasks.text_to_image(origin, pictures[0], text)
+        yield tasks.caption(origin, images, text)
+    if "text_to_image" in source.tasks and len(images) == 1 and origin.modality != "RAD":
+        yield tasks.text_to_image(origin, images[0], text)
 
 
 def choice(
-    origin: Origin, pictures: Sequence[Picture], question: str, options: Sequence[str], answer: str, variant: str = ""
+    origin: Origin,
+    images: Sequence[RecordImage],
+    question: str,
+    options: Sequence[str],
+    answer: str,
+    variant: str = "",
 ) -> Record:
     """A multiple-choice question; an open one, its answer word by word, where that is none of the options.
 
@@ -65,10 +70,10 @@ def choice(
             f"{origin.original_id}: expected one of the choices as answer, found {answer!r}, a blank one."
         )
     if right < 0:
-        return tasks.vqa(origin, pictures, question, answer, variant)
+        return tasks.vqa(origin, images, question, answer, variant)
     # Blank choices are not shown; those before the right one move it up.
     shown = [option for option in plain if option]
-    return tasks.multiple_choice(origin, pictures, question, shown, right - plain[:right].count(""), variant)
+    return tasks.multiple_choice(origin, images, question, shown, right - plain[:right].count(""), variant)
 
 
 def llava_rows(source: TableSource, folder: Path, unit: TableRow, group: str = "") -> Iterator[Record]:
@@ -95,10 +100,10 @@ def llava_rows(source: TableSource, folder: Path, unit: TableRow, group: str = "
         place,
         extra=kept(row, "id", "modality", "body_part"),
     )
-    pictures = [named_picture(folder, name) for name in names]
-    yield conversation(origin, pictures, turns)
-    if pictures:
-        yield from captioned(source, origin, pictures, turns[-1].value)
+    images = [named_image(folder, name) for name in names]
+    yield conversation(origin, images, turns)
+    if images:
+        yield from captioned(source, origin, images, turns[-1].value)
 
 
 def kept(row: Mapping[str, Any], *names: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from ..schema import Record
 from .base import Card, LeftOut, Source
 from .publisher_texts import choice, kept
 from .readers import TableRow, TableSource
-from .record_images import bytes_picture, named_picture
+from .record_images import bytes_image, named_image
 from .source_texts import modality_of, options_in
 from .tables import Row
 
@@ -39,7 +39,7 @@ def _vqa_rad(source: TableSource, folder: Path, unit: TableRow) -> Iterator[Reco
         name,
         extra=kept(row, "answer_type", "question_type", "image_organ", "phrase_type"),
     )
-    yield tasks.vqa(origin, [named_picture(folder, name)], row["question"], str(row["answer"]))
+    yield tasks.vqa(origin, [named_image(folder, name)], row["question"], str(row["answer"]))
 
 
 def _slake(source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
@@ -50,7 +50,7 @@ def _slake(source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record
     origin = source.origin(
         f"{unit.table.stem}#{unit.position}", name.split("/")[0], unit.split, modality, name, extra=extra
     )
-    yield tasks.vqa(origin, [named_picture(folder, name)], row["question"], str(row["answer"]))
+    yield tasks.vqa(origin, [named_image(folder, name)], row["question"], str(row["answer"]))
 
 
 def _path_vqa(source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
@@ -64,9 +64,9 @@ def _path_vqa(source: TableSource, folder: Path, unit: TableRow) -> Iterator[Rec
     origin = source.origin(
         f"{part}#{unit.position}", name, unit.split, "HIS", name, description="pathology image", extra=extra
     )
-    picture = named_picture(folder, f"{part}/{name}.jpg")
+    image = named_image(folder, f"{part}/{name}.jpg")
     # Answers carry their agreement; the first is the one that was given.
-    yield tasks.vqa(origin, [picture], row["sent"], str(next(iter(answers))))
+    yield tasks.vqa(origin, [image], row["sent"], str(next(iter(answers))))
 
 
 def _omnimedvqa(source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
@@ -76,7 +76,7 @@ def _omnimedvqa(source: TableSource, folder: Path, unit: TableRow) -> Iterator[R
     extra = kept(row, "question_id", "dataset", "question_type", "modality_type")
     modality = modality_of(str(row.get("modality_type", "")))
     origin = source.origin(f"{unit.table.stem}#{unit.position}", name, unit.split, modality, name, extra=extra)
-    yield choice(origin, [named_picture(folder, name)], row["question"], options, str(row["gt_answer"]))
+    yield choice(origin, [named_image(folder, name)], row["question"], options, str(row["gt_answer"]))
 
 
 def _gmai_mmbench(source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
@@ -101,8 +101,8 @@ def _gmai_mmbench(source: TableSource, folder: Path, unit: TableRow) -> Iterator
         extra=extra,
     )
     options = options_in(row, *"ABCDE")
-    picture = bytes_picture(content, f"{unit.table.name}#{unit.position}")
-    yield choice(origin, [picture], row["question"], options, row["answer"])
+    image = bytes_image(content, f"{unit.table.name}#{unit.position}")
+    yield choice(origin, [image], row["question"], options, row["answer"])
 
 
 SOURCES: tuple[Source, ...] = (

@@ -11,11 +11,11 @@ import numpy as np
 from unimedvl.processing.view_unimedvl import View
 
 from .. import tasks
-from ..schema import SPLITS, Picture, Record
+from ..schema import SPLITS, Record, RecordImage
 from ..task_images import view_entry
 from ..tasks import Origin
 from .base import LeftOut, Source
-from .record_images import PICTURE_SUFFIXES, Volume, file_picture, read_levels, read_volume
+from .record_images import IMAGE_SUFFIXES, Volume, file_image, read_levels, read_volume
 from .tables import Row, columns, rows
 
 # What super-resolution records are made of a slice: the scale of the paper, as images and as scanners lose detail.
@@ -156,7 +156,7 @@ class MaskSource(Source):
                 continue
             for part in alternative:
                 # Mirrors leave the smaller splits out; the first part is the one that must be there.
-                for path in sorted(path for path in root.glob(part.images) if path.suffix.lower() in PICTURE_SUFFIXES):
+                for path in sorted(path for path in root.glob(part.images) if path.suffix.lower() in IMAGE_SUFFIXES):
                     if not (part.skip and re.search(part.skip, path.name)):
                         yield path, part
             if self.lone_masks:
@@ -174,7 +174,7 @@ class MaskSource(Source):
     def records_of(self, root: Path, unit: tuple[Path, MaskPart]) -> Iterator[Record]:
         path, part = unit
         name = path.relative_to(root).with_suffix("").as_posix()
-        picture = file_picture(path, root)
+        image = file_image(path, root)
         origin = self.origin(
             name,
             (self.group(path.relative_to(root)) if self.group else "") or name,
@@ -187,9 +187,9 @@ class MaskSource(Source):
         for structure, belongs in self.structures.items():
             inside = np.any([_flat(belongs(level)) for level in levels], axis=0)
             if inside.any() and "segmentation" in self.tasks:
-                yield tasks.segmentation(origin, picture, inside, (1,), structure)
+                yield tasks.segmentation(origin, image, inside, (1,), structure)
         if "diagnosis" in self.tasks:
-            yield tasks.diagnosis(origin, picture, path.parent.name)
+            yield tasks.diagnosis(origin, image, path.parent.name)
 
     def _masks(self, root: Path, path: Path, part: MaskPart) -> list[Path]:
         """The masks of an image; where only the ending is open, 1.2.3.png has none in 1.2.3.4.png."""
@@ -238,20 +238,20 @@ class PairSource(Source):
 
     Attributes:
         splits: our split ("" divides by group) -> (pattern of the origins, folder of the targets).
-        make: the records of a pair, called as make(origin, picture, other picture, file of the origin).
+        make: the records of a pair, called as make(origin, image, other image, file of the origin).
         modality, description: of all origins.
         group: the group of an origin's path below the folder; every pair is its own by default ("" as well).
     """
 
     splits: Mapping[str, tuple[str, str]]
-    make: Callable[[Origin, Picture, Picture, Path], Iterable[Record]]
+    make: Callable[[Origin, RecordImage, RecordImage, Path], Iterable[Record]]
     modality: str
     description: str
     group: Callable[[Path], str] | None = None
 
     def units(self, root: Path) -> Iterator[Pair]:
         for number, (split, (origins, targets)) in enumerate(self.splits.items()):
-            found = sorted(path for path in root.glob(origins) if path.suffix.lower() in PICTURE_SUFFIXES)
+            found = sorted(path for path in root.glob(origins) if path.suffix.lower() in IMAGE_SUFFIXES)
             if number == 0 and not found:
                 raise self.wrong_folder(root, origins)
             if found:
@@ -260,7 +260,7 @@ class PairSource(Source):
                     yield Pair(path, folder / path.name, split)
                 known = {path.name for path in found}
                 for path in sorted(folder.iterdir()):
-                    if path.name not in known and path.suffix.lower() in PICTURE_SUFFIXES:
+                    if path.name not in known and path.suffix.lower() in IMAGE_SUFFIXES:
                         yield Pair(found[0].parent / path.name, path, split)
 
     def split_of_unit(self, unit: Pair) -> str:
@@ -270,12 +270,12 @@ class PairSource(Source):
         name = unit.origin.relative_to(root).with_suffix("").as_posix()
         group = (self.group(unit.origin.relative_to(root)) if self.group else "") or name
         origin = self.origin(name, group, unit.split, self.modality, description=self.description)
-        picture, other = file_picture(unit.origin, root), file_picture(unit.target, root)
-        # Two sizes of one picture may differ by rounding, not by more.
-        if abs(picture.width * other.height - other.width * picture.height) > 0.02 * picture.width * other.height:
-            sizes = [f"{side.width}x{side.height}" for side in (picture, other)]
+        image, other = file_image(unit.origin, root), file_image(unit.target, root)
+        # Two sizes of one image may differ by rounding, not by more.
+        if abs(image.width * other.height - other.width * image.height) > 0.02 * image.width * other.height:
+            sizes = [f"{side.width}x{side.height}" for side in (image, other)]
             raise ValueError(f"{self.name}: expected a pair of one shape, found {' and '.join(sizes)} for {name}.")
-        yield from self.make(origin, picture, other, unit.origin)
+        yield from self.make(origin, image, other, unit.origin)
 
 
 class Channel(NamedTuple):
@@ -343,34 +343,34 @@ class VolumeSource(Source):
                 volumes[name] = read_volume(path, self.slice_axis)
         for name in self.enhance:
             for index in volumes[name].content_slices(self._view(name)) if name in volumes else ():
-                origin, picture = self._slice(root, unit, name, index, volumes[name])
+                origin, image = self._slice(root, unit, name, index, volumes[name])
                 for scale, method in SUPER_RESOLUTION:
-                    yield tasks.super_resolution(origin, picture, scale, method)
+                    yield tasks.super_resolution(origin, image, scale, method)
         for name, other in self.pairs:
             if name not in volumes or other not in volumes:
                 continue
             if volumes[name].voxels.shape != volumes[other].voxels.shape:
                 raise ValueError(f"{self.name}: expected {name} and {other} of {unit.name} on one grid, found two.")
             for index in volumes[name].content_slices(self._view(name)):
-                origin, picture = self._slice(root, unit, name, index, volumes[name])
+                origin, image = self._slice(root, unit, name, index, volumes[name])
                 their_origin, target = self._slice(root, unit, other, index, volumes[other])
                 views = origin.extra["views"] | their_origin.extra["views"]
                 words = self.channels[name].description, self.channels[other].description
-                yield tasks.cross_modal(dataclasses.replace(origin, extra={"views": views}), picture, target, *words)
+                yield tasks.cross_modal(dataclasses.replace(origin, extra={"views": views}), image, target, *words)
         if self.labels:
             yield from self._segmentations(root, unit, volumes[self.on])
 
     def _view(self, channel: str) -> View:
         return View(window=self.channels[channel].window)
 
-    def _slice(self, root: Path, folder: Path, channel: str, index: int, volume: Volume) -> tuple[Origin, Picture]:
+    def _slice(self, root: Path, folder: Path, channel: str, index: int, volume: Volume) -> tuple[Origin, RecordImage]:
         name, view = f"{folder.name}/{channel}#{index}", self._view(channel)
         scan, path = self.channels[channel], self._file(folder, channel)
         assert path is not None
         patient = self.patient(folder.name) if self.patient else folder.name
         extra = {"views": {name: view_entry(path.relative_to(root).as_posix(), volume.view(index, view))}}
         origin = self.origin(name, patient, "", scan.modality, description=scan.description, extra=extra)
-        return origin, volume.picture(index, name, view)
+        return origin, volume.image(index, name, view)
 
     def _segmentations(self, root: Path, folder: Path, volume: Volume) -> Iterator[Record]:
         path = folder / self.labels.format(case=folder.name)
@@ -379,5 +379,5 @@ class VolumeSource(Source):
             raise ValueError(f"{path}: expected the shape {volume.voxels.shape}, found {masks.voxels.shape}.")
         for structure, values in self.structures.items():
             for index in np.flatnonzero(np.isin(masks.voxels, values).any(axis=(1, 2))).tolist():
-                origin, picture = self._slice(root, folder, self.on, index, volume)
-                yield tasks.segmentation(origin, picture, masks.marked(index, values), (1,), structure)
+                origin, image = self._slice(root, folder, self.on, index, volume)
+                yield tasks.segmentation(origin, image, masks.marked(index, values), (1,), structure)

@@ -1,4 +1,4 @@
-"""Pictures for records: stored files as they are, everything else as PNG, and the slices of volumes."""
+"""Images for records: stored files as they are, everything else as PNG, and the slices of volumes."""
 
 import dataclasses
 import gzip
@@ -18,10 +18,10 @@ from unimedvl.processing.nifti_unimedvl import NiftiVolume
 from unimedvl.processing.pixel_windows_unimedvl import square_pixels
 from unimedvl.processing.view_unimedvl import ARRAY_PLANES, View
 
-from ..schema import Picture
-from ..task_images import image_picture, upright_picture
+from ..schema import RecordImage
+from ..task_images import encoded_image, upright_image
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 # PNG and JPEG files go into records byte by byte.
 STORED_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 # No scanner's slices are thicker than so many pixels are wide; a damaged header may say so.
@@ -34,18 +34,18 @@ LEAST_CONTENT = 0.05
 DEFAULT_VIEW = View()
 
 
-def file_picture(path: Path, root: Path, view: View = DEFAULT_VIEW) -> Picture:
-    """The picture in a file, its path relative to `root`.
+def file_image(path: Path, root: Path, view: View = DEFAULT_VIEW) -> RecordImage:
+    """The image in a file, its path relative to `root`.
 
     PNG and JPEG files keep their bytes but for comments and EXIF, which may name a patient, and become an upright PNG
-    where EXIF says that they lie; every other format, DICOM included, becomes PNG, its grey levels chosen by
+    where EXIF says that they lie; every other format, DICOM included, becomes PNG, its gray levels chosen by
     the file or by `view`.
 
     Raises:
         ValueError: one line, for a file that is missing or no image.
     """
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
-    return bytes_picture(_file_bytes(path), name, view)
+    return bytes_image(_file_bytes(path), name, view)
 
 
 def _file_bytes(path: Path) -> bytes:
@@ -57,8 +57,8 @@ def _file_bytes(path: Path) -> bytes:
     raise ValueError(f"{path}: expected an image, found no such file.")
 
 
-def file_frames(path: Path, root: Path, view: View = DEFAULT_VIEW) -> Iterator[tuple[str, Picture, View]]:
-    """All frames of a DICOM file: names, pictures, and views that show them anew.
+def file_frames(path: Path, root: Path, view: View = DEFAULT_VIEW) -> Iterator[tuple[str, RecordImage, View]]:
+    """All frames of a DICOM file: names, images, and views that show them anew.
 
     A file of one frame has the file's name, others `#` and the frame's number, from 0, behind it.
 
@@ -69,13 +69,13 @@ def file_frames(path: Path, root: Path, view: View = DEFAULT_VIEW) -> Iterator[t
     with _readable(name):
         file = None if content.startswith(STORED_SIGNATURES) else _dicom_file(content)
     if file is None or file.frames == 1:
-        yield name, bytes_picture(content, name, view), view
+        yield name, bytes_image(content, name, view), view
         return
     for frame in range(file.frames):
         place, frame_view = f"{name}#{frame}", dataclasses.replace(view, frame=frame)
         with _readable(place):
-            picture = image_picture(open_image(file, frame_view), place)
-        yield place, picture, frame_view
+            image = encoded_image(open_image(file, frame_view), place)
+        yield place, image, frame_view
 
 
 def _dicom_file(content: bytes) -> DicomFile | None:
@@ -99,8 +99,8 @@ class SeriesReader:
         self._folder: Path | None = None
         self._series: DicomSeries | None = None
 
-    def pictures(self, path: Path, root: Path, view: View) -> Iterator[tuple[str, Picture, str, View]]:
-        """The pictures of one file: names, pictures, and the source and the view that show them anew.
+    def images(self, path: Path, root: Path, view: View) -> Iterator[tuple[str, RecordImage, str, View]]:
+        """The images of one file: names, images, and the source and the view that show them anew.
 
         Raises:
             ValueError: one line, for a file that is no DICOM image.
@@ -109,16 +109,16 @@ class SeriesReader:
         if series is not None and path in series.paths:
             slice_view = dataclasses.replace(view, slice_index=series.paths.index(path))
             try:
-                picture = image_picture(open_image(series, slice_view), name)
-            # Of this file, or of another whose values count for this one's grey levels.
+                image = encoded_image(open_image(series, slice_view), name)
+            # Of this file, or of another whose values count for this one's gray levels.
             except ValueError:
                 pass
             else:
-                yield name, picture, path.parent.relative_to(root).as_posix(), slice_view
+                yield name, image, path.parent.relative_to(root).as_posix(), slice_view
                 return
         # Files that can not be read as a series are volumes of their own.
-        for place, picture, frame_view in file_frames(path, root, view):
-            yield place, picture, name, frame_view
+        for place, image, frame_view in file_frames(path, root, view):
+            yield place, image, name, frame_view
 
     def _series_of(self, folder: Path) -> DicomSeries | None:
         if folder != self._folder:
@@ -131,8 +131,8 @@ class SeriesReader:
         return self._series
 
 
-def named_picture(folder: Path, name: str) -> Picture:
-    """The picture that a row of a table names, below its folder; a leading slash is dropped, as the authors do.
+def named_image(folder: Path, name: str) -> RecordImage:
+    """The image that a row of a table names, below its folder; a leading slash is dropped, as the authors do.
 
     Raises:
         ValueError: one line, for a name that leads out of the folder, a missing file or no image.
@@ -140,15 +140,15 @@ def named_picture(folder: Path, name: str) -> Picture:
     path = folder / name.lstrip("/")
     if ".." in path.relative_to(folder).parts:
         raise ValueError(f"{name}: expected an image below {folder}, found a name that leads out of it.")
-    return file_picture(path, folder)
+    return file_image(path, folder)
 
 
-def bytes_picture(content: bytes, name: str, view: View = DEFAULT_VIEW) -> Picture:
-    """The picture of an image file's content; see `file_picture`."""
+def bytes_image(content: bytes, name: str, view: View = DEFAULT_VIEW) -> RecordImage:
+    """The image of an image file's content; see `file_image`."""
     if content.startswith(STORED_SIGNATURES):
-        return upright_picture(content, name)
+        return upright_image(content, name)
     with _readable(name):
-        return image_picture(open_image(content, view), name)
+        return encoded_image(open_image(content, view), name)
 
 
 def read_levels(path: Path, known: Sequence[int] = ()) -> np.ndarray:
@@ -159,12 +159,12 @@ def read_levels(path: Path, known: Sequence[int] = ()) -> np.ndarray:
             pixel gets the nearest of them; without any, more than half of the range counts as 255.
 
     Raises:
-        ValueError: one line, for a file that is missing or no picture, or a lossy one whose values are too close.
+        ValueError: one line, for a file that is missing or no image, or a lossy one whose values are too close.
     """
     try:
         with Image.open(path) as opened:
             lossy = opened.format in LOSSY_FORMATS or opened.info.get("compression") == "jpeg"
-            # Colour spaces with offsets or inks have no zero that means background.
+            # Color spaces with offsets or inks have no zero that means background.
             if opened.getexif().get(ExifTags.Base.Orientation, 1) != 1:
                 raise ValueError("it is stored lying, with its orientation in EXIF; save it upright")
             levels = np.asarray(
@@ -218,20 +218,20 @@ class Volume:
             if np.mean(plane > threshold) >= LEAST_CONTENT:
                 yield index
 
-    def picture(self, index: int, name: str, view: View = DEFAULT_VIEW) -> Picture:
+    def image(self, index: int, name: str, view: View = DEFAULT_VIEW) -> RecordImage:
         """A slice as 8-bit PNG with square pixels."""
-        return image_picture(open_image(self.scan, self.view(index, view)), name)
+        return encoded_image(open_image(self.scan, self.view(index, view)), name)
 
     def marked(self, index: int, values: Sequence[int] = ()) -> np.ndarray:
-        """Where a slice has one of the label values, by default any but 0: (height, width) bool, as `picture` is.
+        """Where a slice has one of the label values, by default any but 0: (height, width) bool, as `image` is.
 
         Values are compared as the file has them: label numbers go beyond 255.
         """
         plane = self.voxels[index]
         inside = np.isin(plane, list(values)) if values else np.nan_to_num(plane) != 0
         rows, columns = self.scan.spacing(self.plane)
-        picture = Image.fromarray(inside.astype(np.uint8))
-        return np.asarray(square_pixels(picture, columns, rows, resample=Image.Resampling.NEAREST)) == 1
+        image = Image.fromarray(inside.astype(np.uint8))
+        return np.asarray(square_pixels(image, columns, rows, resample=Image.Resampling.NEAREST)) == 1
 
 
 def _check_gzip(path: Path) -> None:
@@ -260,7 +260,7 @@ def read_volume(path: Path, slice_axis: int | None = None) -> Volume:
             _check_gzip(path)
         with opened(path) as scan:
             if not isinstance(scan, NiftiVolume) or scan.is_color:
-                raise ValueError("it holds no volume of grey levels.")
+                raise ValueError("it holds no volume of gray levels.")
             if scan.frames > 1:
                 raise ValueError(f"it has {scan.frames} frames; save one volume with three axes.")
             # Read whole, so that the file need not stay open.

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .. import tasks
-from ..schema import Picture, Record
+from ..schema import Record, RecordImage
 from ..task_images import view_entry
 from ..tasks import Origin
 from .base import Card, Source
@@ -41,9 +41,9 @@ class Ixi(Source):
             extra = {"views": {name: view_entry(path.relative_to(root).as_posix(), volume.view(index))}}
             description = f"{sequence}-weighted brain MRI slice"
             origin = self.origin(name, subject, "", "MRI", description=description, extra=extra)
-            picture = volume.picture(index, name)
+            image = volume.image(index, name)
             for scale, method in SUPER_RESOLUTION:
-                yield tasks.super_resolution(origin, picture, scale, method)
+                yield tasks.super_resolution(origin, image, scale, method)
 
 
 def _brats_patient(case: str) -> str:
@@ -56,8 +56,8 @@ def _her2(path: Path) -> str:
     return path.stem.rsplit("_", 1)[-1]
 
 
-def _stained(origin: Origin, picture: Picture, other: Picture, path: Path) -> Iterator[Record]:
-    yield tasks.virtual_staining(origin, picture, other, f"HER2 IHC, expression level {_her2(path)}")
+def _stained(origin: Origin, image: RecordImage, other: RecordImage, path: Path) -> Iterator[Record]:
+    yield tasks.virtual_staining(origin, image, other, f"HER2 IHC, expression level {_her2(path)}")
 
 
 def _synthrad(region: str, entries: str) -> VolumeSource:
@@ -101,7 +101,7 @@ SOURCES: tuple[Source, ...] = (
             layout_source="https://github.com/TorchIO-project/torchio/blob/3775110d6d5dc63adc8bd37e8ce8e9017c6e4fc7/"
             "src/torchio/datasets/ixi.py",
             paper="Table 15: T2/T1 super-resolution 4x, 161K",
-            notes="Axial slices with content, grey levels of the volume's 0.5th to 99.5th percentile; 4x by bicubic "
+            notes="Axial slices with content, gray levels of the volume's 0.5th to 99.5th percentile; 4x by bicubic "
             "sampling and by k-space truncation. Splits by subject.",
         ),
         tasks=("super_resolution",),

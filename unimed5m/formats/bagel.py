@@ -23,7 +23,7 @@ from unimedvl.utils.whole_files import replacing
 
 from ..pipeline import BATCH_ROWS
 from ..schema import IMAGE_PLACEHOLDER, Record, Turn
-from ..task_images import stored_picture
+from ..task_images import stored_image
 from . import extra_fields
 
 TEXT_TO_IMAGE = "bagel_t2i"
@@ -50,7 +50,7 @@ def layout_of(record: Record) -> str | None:
     turns = [turn.role for turn in record.message]
     if len(record.output_img) != 1 or turns != ["human", "gpt"]:
         return None
-    if any(picture.data is None for picture in (*record.input_img, *record.output_img)):
+    if any(image.data is None for image in (*record.input_img, *record.output_img)):
         return None
     return {0: TEXT_TO_IMAGE, 1: EDITING}.get(len(record.input_img))
 
@@ -136,8 +136,8 @@ def from_row(row: dict[str, Any], layout: str, dataset: str, original_id: str) -
     images, texts = [row["image"]] if layout == TEXT_TO_IMAGE else row["image_list"], _texts(row, layout)
     if row.get(extra_fields.OURS) is not None:
         return _ours(json.loads(row[extra_fields.OURS]), images, texts[0])
-    pictures = [stored_picture(data, f"{original_id}/{index}") for index, data in enumerate(images)]
-    inputs, outputs = (pictures[:1], pictures[1:]) if layout == EDITING else ([], pictures)
+    source_images = [stored_image(data, f"{original_id}/{index}") for index, data in enumerate(images)]
+    inputs, outputs = (source_images[:1], source_images[1:]) if layout == EDITING else ([], source_images)
     if len(texts) != len(outputs):
         raise ValueError(f"expected an instruction for each of {len(outputs)} steps, found {len(texts)}.")
     turns = []
@@ -206,7 +206,7 @@ def _human_texts(record: Record) -> list[str]:
 
 def _view(record: Record, layout: str) -> dict[str, Any]:
     texts = _human_texts(record)
-    images = [picture.data for picture in (*record.input_img, *record.output_img)]
+    images = [image.data for image in (*record.input_img, *record.output_img)]
     if layout == TEXT_TO_IMAGE:
         return {"image": images[0], "captions": json.dumps({"caption": texts[0]}, ensure_ascii=False)}
     return {"image_list": images, "instruction_list": [[text] for text in texts]}
@@ -215,13 +215,13 @@ def _view(record: Record, layout: str) -> dict[str, Any]:
 def _ours(ours: dict[str, Any], images: list[bytes], text: str) -> Record:
     count = len(ours["input_img"])
     facts = [*ours["input_img"], *ours["output_img"]]
-    pictures = [extra_fields.picture_from_facts(fact, data) for fact, data in zip(facts, images, strict=True)]
+    source_images = [extra_fields.image_from_facts(fact, data) for fact, data in zip(facts, images, strict=True)]
     human, gpt = (Turn(*turn) for turn in ours["message"])
     # The exact turn says where the images stand; it counts unless somebody edited the visible text.
     if _bare(human.value) != text:
         human = Turn("human", IMAGE_PLACEHOLDER * count + "\n" * bool(count) + text)
     return extra_fields.from_remainder(
-        ours, message=(human, gpt), input_img=tuple(pictures[:count]), output_img=tuple(pictures[count:])
+        ours, message=(human, gpt), input_img=tuple(source_images[:count]), output_img=tuple(source_images[count:])
     )
 
 

@@ -21,8 +21,8 @@ import pyarrow.parquet as parquet
 from unimedvl.utils.whole_files import replacing
 
 from ..pipeline import BATCH_ROWS
-from ..schema import UNKNOWN, Picture, Record, Turn
-from ..task_images import stored_picture
+from ..schema import UNKNOWN, Record, RecordImage, Turn
+from ..task_images import stored_image
 from . import extra_fields
 
 LAYOUT = "released"
@@ -31,7 +31,7 @@ IMAGE_KEYS = ("image", "base64", "image_base64", "img_base64", "data", "bytes", 
 
 _LISTS = ("input_img", "output_img", "message")
 _TEXT = pyarrow.string()
-_PICTURES = pyarrow.list_(
+_IMAGES = pyarrow.list_(
     pyarrow.struct([("path", _TEXT), ("height", pyarrow.int32()), ("width", pyarrow.int32()), ("image", _TEXT)])
 )
 SCHEMA = pyarrow.schema(
@@ -40,8 +40,8 @@ SCHEMA = pyarrow.schema(
         ("sub_task_type", _TEXT),
         ("modality", _TEXT),
         ("dataset", _TEXT),
-        ("input_img", _PICTURES),
-        ("output_img", _PICTURES),
+        ("input_img", _IMAGES),
+        ("output_img", _IMAGES),
         ("message", pyarrow.list_(pyarrow.struct([("from", _TEXT), ("value", _TEXT)]))),
         (extra_fields.OURS, _TEXT),
     ]
@@ -108,20 +108,18 @@ def from_row(row: dict[str, Any], original_id: str) -> Record:
     message = _turns(row)
     if row.get(extra_fields.OURS) is not None:
         ours = json.loads(row[extra_fields.OURS])
-        pictures = {
+        images = {
             name: tuple(
-                extra_fields.picture_from_facts(
-                    facts, _decoded(entry["image"]) if entry["image"] is not None else None
-                )
+                extra_fields.image_from_facts(facts, _decoded(entry["image"]) if entry["image"] is not None else None)
                 for entry, facts in zip(row[name], ours[name], strict=True)
             )
             for name in ("input_img", "output_img")
         }
         return extra_fields.from_remainder(
-            ours, **{name: row[name] for name in EXPRESSED} | {"message": message}, **pictures
+            ours, **{name: row[name] for name in EXPRESSED} | {"message": message}, **images
         )
     found = {
-        name: [_picture(entry, f"{name}/{index}") for index, entry in enumerate(_listed(row.get(name)))]
+        name: [_image(entry, f"{name}/{index}") for index, entry in enumerate(_listed(row.get(name)))]
         for name in ("input_img", "output_img")
     }
     main = "multimodal_input_output" if found["input_img"] else "image_generation"
@@ -200,9 +198,9 @@ def _image_key(entry: dict[str, Any]) -> str | None:
     return next((key for key in IMAGE_KEYS if entry.get(key) is not None), None)
 
 
-def _picture(entry: Any, name: str) -> Picture:
+def _image(entry: Any, name: str) -> RecordImage:
     if isinstance(entry, str | bytes):
-        return stored_picture(_decoded(entry), name)
+        return stored_image(_decoded(entry), name)
     if not isinstance(entry, dict):
         raise ValueError(f"{name}: expected an image entry, found {type(entry).__name__}.")
     key, path = _image_key(entry), entry.get("path") or ""
@@ -210,8 +208,8 @@ def _picture(entry: Any, name: str) -> Picture:
     if isinstance(value, dict):
         path, value = path or value.get("path") or "", value.get("bytes")
     if value is None:
-        return Picture(None, path, entry.get("height") or 0, entry.get("width") or 0)
-    return stored_picture(_decoded(value), path or name)
+        return RecordImage(None, path, entry.get("height") or 0, entry.get("width") or 0)
+    return stored_image(_decoded(value), path or name)
 
 
 def _decoded(text: str | bytes) -> bytes:
@@ -226,17 +224,17 @@ def _decoded(text: str | bytes) -> bytes:
 
 
 def _view(record: Record) -> dict[str, Any]:
-    pictures = {
+    images = {
         name: [
             {
-                "path": picture.path,
-                "height": picture.height,
-                "width": picture.width,
-                "image": None if picture.data is None else base64.b64encode(picture.data).decode("ascii"),
+                "path": image.path,
+                "height": image.height,
+                "width": image.width,
+                "image": None if image.data is None else base64.b64encode(image.data).decode("ascii"),
             }
-            for picture in getattr(record, name)
+            for image in getattr(record, name)
         ]
         for name in ("input_img", "output_img")
     }
     values: dict[str, Any] = {name: getattr(record, name) for name in EXPRESSED[:-1]}
-    return values | pictures | {"message": [{"from": turn.role, "value": turn.value} for turn in record.message]}
+    return values | images | {"message": [{"from": turn.role, "value": turn.value} for turn in record.message]}

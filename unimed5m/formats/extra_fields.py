@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..schema import UNKNOWN, Picture, Quality, Record, Turn, record_id
+from ..schema import UNKNOWN, Quality, Record, RecordImage, Turn, record_id
 from . import typed_json
 
 # Key in a foreign object with the fields of a record that the layout has no place for.
@@ -19,12 +19,12 @@ FIELDS = tuple(field.name for field in dataclasses.fields(Record) if field.name 
 
 
 def remainder(record: Record, expressed: Iterable[str]) -> dict[str, Any]:
-    """The fields that a layout does not express, as JSON values; pictures without their bytes."""
+    """The fields that a layout does not express, as JSON values; images without their bytes."""
     left = [name for name in FIELDS if name not in set(expressed)]
     values: dict[str, Any] = {name: getattr(record, name) for name in left}
     for name in ("input_img", "output_img"):
         if name in values:
-            values[name] = [picture_facts(picture) for picture in values[name]]
+            values[name] = [image_facts(image) for image in values[name]]
     if "message" in values:
         values["message"] = [[turn.role, turn.value] for turn in record.message]
     if values.get("quality") is not None:
@@ -42,17 +42,17 @@ def from_remainder(values: Mapping[str, Any], **expressed: Any) -> Record:
     return Record(**merged)
 
 
-def picture_facts(picture: Picture) -> list[Any]:
-    """All of a picture but its bytes; whether it has bytes comes last."""
-    return [picture.path, picture.height, picture.width, picture.sha256, picture.data is not None]
+def image_facts(image: RecordImage) -> list[Any]:
+    """All of an image but its bytes; whether it has bytes comes last."""
+    return [image.path, image.height, image.width, image.sha256, image.data is not None]
 
 
-def picture_from_facts(facts: Sequence[Any], data: bytes | None) -> Picture:
-    """The picture of `picture_facts`, with its bytes (ignored if it had none)."""
+def image_from_facts(facts: Sequence[Any], data: bytes | None) -> RecordImage:
+    """The image of `image_facts`, with its bytes (ignored if it had none)."""
     path, height, width, sha256, embedded = facts
     if not embedded:
-        return Picture(None, path, height, width, sha256)
-    return Picture(data, path, height, width, sha256)
+        return RecordImage(None, path, height, width, sha256)
+    return RecordImage(data, path, height, width, sha256)
 
 
 def imported(
@@ -63,8 +63,8 @@ def imported(
     main_task_type: str,
     sub_task_type: str = "",
     modality: str = "",
-    input_img: Sequence[Picture] = (),
-    output_img: Sequence[Picture] = (),
+    input_img: Sequence[RecordImage] = (),
+    output_img: Sequence[RecordImage] = (),
     message: Sequence[Turn],
 ) -> Record:
     """A record of an object that was not written by us: what it does not say is "unknown", its split is "train".
@@ -227,11 +227,11 @@ def suffix(data: bytes) -> str:
     return ".webp" if data[8:12] == b"WEBP" else ".tif" if data[:2] in (b"II", b"MM") else ".bin"
 
 
-def write_picture(root: Path, picture: Picture) -> str:
-    """Store a picture under its digest; returns the path below `root`. Equal images share a file."""
-    assert picture.data is not None
-    name = f"images/{picture.sha256[:2]}/{picture.sha256}{suffix(picture.data)}"
-    store(root, name, picture.data)
+def write_image(root: Path, image: RecordImage) -> str:
+    """Store an image under its digest; returns the path below `root`. Equal images share a file."""
+    assert image.data is not None
+    name = f"images/{image.sha256[:2]}/{image.sha256}{suffix(image.data)}"
+    store(root, name, image.data)
     return name
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from unimedvl.utils.whole_files import replacing
 
-from ..schema import Picture, Record, Turn
-from ..task_images import stored_picture
+from ..schema import Record, RecordImage, Turn
+from ..task_images import stored_image
 from . import extra_fields
 
 LAYOUT = "llava"
@@ -64,14 +64,11 @@ def to_object(record: Record, root: Path) -> dict[str, Any]:
     if not fits(record):
         raise ValueError(f"record {record.id!r}: expected no output image for LLaVA, found {len(record.output_img)}.")
     if extra_fields.is_foreign(record, LAYOUT):
-        for picture in record.input_img:
-            if picture.data is not None:
-                extra_fields.store(root, picture.path, picture.data)
-        return extra_fields.restored(record, _view(record, [picture.path for picture in record.input_img]))
-    paths = [
-        picture.path if picture.data is None else extra_fields.write_picture(root, picture)
-        for picture in record.input_img
-    ]
+        for image in record.input_img:
+            if image.data is not None:
+                extra_fields.store(root, image.path, image.data)
+        return extra_fields.restored(record, _view(record, [image.path for image in record.input_img]))
+    paths = [image.path if image.data is None else extra_fields.write_image(root, image) for image in record.input_img]
     return _view(record, paths) | {extra_fields.OURS: extra_fields.remainder(record, (*EXPRESSED, "message"))}
 
 
@@ -86,18 +83,20 @@ def from_object(value: dict[str, Any], root: Path, dataset: str, original_id: st
     paths = [paths] if isinstance(paths, str) else paths
     if extra_fields.OURS in value:
         ours = value[extra_fields.OURS]
-        pictures = tuple(
-            extra_fields.picture_from_facts(facts, extra_fields.load(root, path) if facts[-1] and images else None)
+        source_images = tuple(
+            extra_fields.image_from_facts(facts, extra_fields.load(root, path) if facts[-1] and images else None)
             for path, facts in zip(paths, ours["input_img"], strict=True)
         )
-        return extra_fields.from_remainder(ours, id=value["id"], message=message, input_img=pictures, output_img=())
+        return extra_fields.from_remainder(
+            ours, id=value["id"], message=message, input_img=source_images, output_img=()
+        )
     record = extra_fields.imported(
         LAYOUT,
         dataset,
         str(value.get("id", original_id)),
         main_task_type="image_understanding" if paths else "text_only",
         input_img=[
-            stored_picture(extra_fields.load(root, path), path) if images else Picture(None, path, 0, 0)
+            stored_image(extra_fields.load(root, path), path) if images else RecordImage(None, path, 0, 0)
             for path in paths
         ],
         message=message,

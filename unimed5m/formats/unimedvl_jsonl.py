@@ -13,8 +13,8 @@ from typing import Any
 
 from unimedvl.utils.whole_files import replacing
 
-from ..schema import IMAGE_PLACEHOLDER, UNKNOWN, Picture, Record, Turn
-from ..task_images import stored_picture
+from ..schema import IMAGE_PLACEHOLDER, UNKNOWN, Record, RecordImage, Turn
+from ..task_images import stored_image
 from . import extra_fields
 
 LAYOUT = "authors"
@@ -51,15 +51,15 @@ def read(path: str | Path, data_dir: str | Path, *, images: bool = True) -> Iter
 def to_object(record: Record, root: Path) -> dict[str, Any]:
     """The JSON object of a record; its images are stored below `root`."""
     if extra_fields.is_foreign(record, LAYOUT):
-        for picture in (*record.input_img, *record.output_img):
-            if picture.data is not None:
-                extra_fields.store(root, picture.path, picture.data)
+        for image in (*record.input_img, *record.output_img):
+            if image.data is not None:
+                extra_fields.store(root, image.path, image.data)
         return extra_fields.restored(record, _view(record))
     value = _view(record)
     for name in ("input_img", "output_img"):
-        for entry, picture in zip(value[name], getattr(record, name), strict=True):
-            if picture.data is not None:
-                entry["path"] = extra_fields.write_picture(root, picture)
+        for entry, image in zip(value[name], getattr(record, name), strict=True):
+            if image.data is not None:
+                entry["path"] = extra_fields.write_image(root, image)
     if record.output_img:
         value["message"] = [{"from": turn.role, "value": _bare(turn.value)} for turn in record.message]
     return value | {extra_fields.OURS: extra_fields.remainder(record, EXPRESSED)}
@@ -76,7 +76,7 @@ def from_object(value: dict[str, Any], root: Path, original_id: str, *, images: 
     """
     if extra_fields.OURS in value:
         return _ours(value, root, images=images)
-    pictures = {
+    source_images = {
         name: [_read(root, entry, images=images) for entry in value.get(name) or []]
         for name in ("input_img", "output_img")
     }
@@ -84,33 +84,30 @@ def from_object(value: dict[str, Any], root: Path, original_id: str, *, images: 
         LAYOUT,
         value.get("dataset") or UNKNOWN,
         original_id,
-        main_task_type=value.get("main_task_type") or _guess(pictures),
+        main_task_type=value.get("main_task_type") or _guess(source_images),
         sub_task_type=value.get("sub_task_type") or "",
         modality=value.get("modality") or "",
         message=[Turn(turn["from"], turn["value"]) for turn in value.get("message") or []],
-        **pictures,
+        **source_images,
     )
     return extra_fields.remembering(record, LAYOUT, value, _view(record))
 
 
 def _view(record: Record) -> dict[str, Any]:
-    pictures = {
-        name: [
-            {"path": picture.path, "height": picture.height, "width": picture.width}
-            for picture in getattr(record, name)
-        ]
+    images = {
+        name: [{"path": image.path, "height": image.height, "width": image.width} for image in getattr(record, name)]
         for name in ("input_img", "output_img")
     }
     message = [{"from": turn.role, "value": turn.value} for turn in record.message]
-    return {name: getattr(record, name) for name in EXPRESSED} | pictures | {"message": message}
+    return {name: getattr(record, name) for name in EXPRESSED} | images | {"message": message}
 
 
 def _ours(value: dict[str, Any], root: Path, *, images: bool) -> Record:
     ours = value[extra_fields.OURS]
-    pictures = {}
+    source_images = {}
     for name in ("input_img", "output_img"):
-        pictures[name] = tuple(
-            extra_fields.picture_from_facts(
+        source_images[name] = tuple(
+            extra_fields.image_from_facts(
                 facts, extra_fields.load(root, entry["path"]) if facts[-1] and images else None
             )
             for entry, facts in zip(value[name], ours[name], strict=True)
@@ -120,19 +117,21 @@ def _ours(value: dict[str, Any], root: Path, *, images: bool) -> Record:
     # The exact turns say where the images stand; they count unless somebody edited the visible ones.
     if [(turn.role, _bare(turn.value)) for turn in exact] == [(turn.role, _bare(turn.value)) for turn in message]:
         message = exact
-    return extra_fields.from_remainder(ours, **{name: value[name] for name in EXPRESSED}, message=message, **pictures)
+    return extra_fields.from_remainder(
+        ours, **{name: value[name] for name in EXPRESSED}, message=message, **source_images
+    )
 
 
-def _read(root: Path, entry: dict[str, Any], *, images: bool) -> Picture:
+def _read(root: Path, entry: dict[str, Any], *, images: bool) -> RecordImage:
     if images:
-        return stored_picture(extra_fields.load(root, entry["path"]), entry["path"])
-    return Picture(None, entry["path"], entry.get("height") or 0, entry.get("width") or 0)
+        return stored_image(extra_fields.load(root, entry["path"]), entry["path"])
+    return RecordImage(None, entry["path"], entry.get("height") or 0, entry.get("width") or 0)
 
 
-def _guess(pictures: dict[str, list[Picture]]) -> str:
-    if pictures["output_img"]:
-        return "multimodal_input_output" if pictures["input_img"] else "image_generation"
-    return "image_understanding" if pictures["input_img"] else "text_only"
+def _guess(images: dict[str, list[RecordImage]]) -> str:
+    if images["output_img"]:
+        return "multimodal_input_output" if images["input_img"] else "image_generation"
+    return "image_understanding" if images["input_img"] else "text_only"
 
 
 def _bare(text: str) -> str:

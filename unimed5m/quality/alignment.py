@@ -2,7 +2,7 @@
 
 S is the largest cosine between the original text and five machine captions of the image, both embedded by a text
 encoder; M is the similarity that an image-text encoder gives to image and text. The captions serve scoring only: kept
-records keep their text. The paper says that both scores are normalised to [0, 1] and neither how nor within what
+records keep their text. The paper says that both scores are normalized to [0, 1] and neither how nor within what
 records are ranked; here
 
 * `affine` (default) maps every cosine c to (1 + c) / 2, which needs no other record, and `minmax` stretches the
@@ -21,11 +21,11 @@ import numpy
 import pyarrow as pa
 from PIL import Image
 
-from .image_reading import DAMAGED, open_picture
+from .image_reading import DAMAGED, open_stored_image
 from .record_texts import ALIGNED_TASKS, described_image, original_text
 
 CAPTIONS = 5
-NORMALISATIONS = ("affine", "minmax")
+NORMALIZATIONS = ("affine", "minmax")
 SCOPES = ("global", "modality", "source")
 # Arithmetic differs in the last bits between machines; scores are kept to what they mean.
 DECIMALS = 5
@@ -106,7 +106,7 @@ class Alignment:
             if data is None:
                 continue
             try:
-                images.append(open_picture(data, "RGB"))
+                images.append(open_stored_image(data, "RGB"))
             except DAMAGED:
                 # The coarse filter drops it with the reason; without an image there is nothing to score.
                 continue
@@ -157,10 +157,10 @@ def text_similarity(encoder: TextEncoder, texts: Sequence[str], captions: Sequen
     return result
 
 
-def normalise(values: numpy.ndarray, how: str = "affine") -> numpy.ndarray:
+def normalize(values: numpy.ndarray, how: str = "affine") -> numpy.ndarray:
     """Cosines to [0, 1]. Equal values of a `minmax` scope become 0.5."""
-    if how not in NORMALISATIONS:
-        raise ValueError(f"expected a normalisation out of {', '.join(NORMALISATIONS)}, found {how!r}")
+    if how not in NORMALIZATIONS:
+        raise ValueError(f"expected a normalization out of {', '.join(NORMALIZATIONS)}, found {how!r}")
     if how == "affine":
         return numpy.clip((1.0 + values) / 2.0, 0.0, 1.0)
     low, high = float(values.min()), float(values.max())
@@ -170,8 +170,8 @@ def normalise(values: numpy.ndarray, how: str = "affine") -> numpy.ndarray:
 def final_scores(
     s: numpy.ndarray, m: numpy.ndarray, how: str = "affine"
 ) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
-    """Normalised S and M, and 0.5 S + M in [0, 1.5]."""
-    s, m = normalise(s, how), normalise(m, how)
+    """Normalized S and M, and 0.5 S + M in [0, 1.5]."""
+    s, m = normalize(s, how), normalize(m, how)
     return s, m, 0.5 * s + m
 
 
@@ -183,7 +183,7 @@ class Selection:
 
     keep: float = 0.5
     scope: str = "modality"
-    normalisation: str = "affine"
+    normalization: str = "affine"
     splits: tuple[str, ...] = ("train",)
     report: bool = False
 
@@ -192,7 +192,7 @@ class Selection:
             raise ValueError(f"expected a ranking scope out of {', '.join(SCOPES)}, found {self.scope!r}")
         if not 0.0 < self.keep <= 1.0:
             raise ValueError(f"expected the kept share in (0, 1], found {self.keep}")
-        normalise(numpy.zeros(1), self.normalisation)
+        normalize(numpy.zeros(1), self.normalization)
 
     def scope_of(self, row: Mapping[str, Any]) -> str:
         return {"global": "", "modality": row["modality"], "source": row["dataset"]}[self.scope]
@@ -213,7 +213,7 @@ def select(rows: Sequence[Mapping[str, Any]], selection: Selection) -> list[dict
         s, m, final = final_scores(
             numpy.array([rows[index]["s"] for index in members]),
             numpy.array([rows[index]["m"] for index in members]),
-            selection.normalisation,
+            selection.normalization,
         )
         for place, index in enumerate(members):
             result[index].update(

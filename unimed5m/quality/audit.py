@@ -24,7 +24,7 @@ from unimedvl.utils.whole_files import replacing
 
 from ..pages import data_address, render_page
 from ..pipeline import batches, shard_paths
-from .image_reading import DAMAGED, open_picture, stored_bytes
+from .image_reading import DAMAGED, open_stored_image, stored_bytes
 
 DIMENSIONS = {
     "modality_match": (1, "Does the text name the modality that the image shows? 0 or 1"),
@@ -115,9 +115,9 @@ def _page(rows: Sequence[Mapping[str, Any]]) -> str:
         {
             **row,
             "images": [
-                (label, _shown(picture))
-                for label, pictures in (("given", row["input_img"]), ("answer", row["output_img"]))
-                for picture in pictures or ()
+                (label, _shown(image))
+                for label, images in (("given", row["input_img"]), ("answer", row["output_img"]))
+                for image in images or ()
             ],
         }
         for row in rows
@@ -125,12 +125,12 @@ def _page(rows: Sequence[Mapping[str, Any]]) -> str:
     return render_page("audit", records=records, dimensions=DIMENSIONS)
 
 
-def _shown(picture: Mapping[str, Any]) -> dict[str, str]:
-    data = stored_bytes(picture)
+def _shown(source_image: Mapping[str, Any]) -> dict[str, str]:
+    data = stored_bytes(source_image)
     if data is None:
-        return {"address": "", "missing": f"image not stored: {picture['path'] or ''}"}
+        return {"address": "", "missing": f"image not stored: {source_image['path'] or ''}"}
     try:
-        image = open_picture(data, "RGB")
+        image = open_stored_image(data, "RGB")
     except DAMAGED:
         return {"address": "", "missing": "image does not decode"}
     image.thumbnail((640, 640))
@@ -199,7 +199,7 @@ def evaluate(scores: numpy.ndarray) -> dict[str, Any]:
     """Means, agreement and correlation of scores (experts, records, dimensions).
 
     Returns "mean_quality" (over records; all dimensions in [0, 1]), "passes" (>= 0.85), per dimension "mean" (in its
-    own units), "mean_normalised" and "alpha", "alpha_quality" for the records' overall quality, and "correlation":
+    own units), "mean_normalized" and "alpha", "alpha_quality" for the records' overall quality, and "correlation":
     Pearson's r between dimensions over records, experts averaged. Numbers that are not defined (no variance, one
     expert) are None.
     """
@@ -220,7 +220,7 @@ def evaluate(scores: numpy.ndarray) -> dict[str, Any]:
         mean = _number(_nanmean(scores[:, :, place].ravel(), axis=0))
         result["dimensions"][name] = {
             "mean": mean,
-            "mean_normalised": None if mean is None else round(mean / largest[place], 6),
+            "mean_normalized": None if mean is None else round(mean / largest[place], 6),
             "alpha": agreement(scores[:, :, place]),
         }
         result["correlation"][name] = {

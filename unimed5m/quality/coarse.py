@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
-from .image_reading import DAMAGED, MAX_PIXELS, pictures, stored_bytes
+from .image_reading import DAMAGED, MAX_PIXELS, images, stored_bytes
 from .record_texts import CAPTION_TASKS, whole_text
 
 UNDECODABLE = "undecodable"
@@ -82,11 +82,11 @@ class CoarseFilter:
     def judge(self, row: Mapping[str, Any]) -> Verdict | None:
         """Why a record fails, None where it passes. Damage is looked for in every image before sizes are judged."""
         sizes = []
-        for number, picture in enumerate(pictures(row)):
-            data = stored_bytes(picture)
+        for number, source_image in enumerate(images(row)):
+            data = stored_bytes(source_image)
             if data is None:
-                if picture["width"] and picture["height"]:
-                    sizes.append((picture["width"], picture["height"]))
+                if source_image["width"] and source_image["height"]:
+                    sizes.append((source_image["width"], source_image["height"]))
                 continue
             try:
                 image = Image.open(io.BytesIO(data))
@@ -97,8 +97,8 @@ class CoarseFilter:
                 return Verdict(TOO_MANY_PIXELS, f"image {number}: more than {self.max_pixels}")
             except DAMAGED as error:
                 return Verdict(UNDECODABLE, f"image {number}: {_damage(error)}")
-            # Many a JPEG with wrong bytes decodes, to another picture.
-            if picture["sha256"] and hashlib.sha256(data).hexdigest() != picture["sha256"]:
+            # Many a JPEG with wrong bytes decodes, to another image.
+            if source_image["sha256"] and hashlib.sha256(data).hexdigest() != source_image["sha256"]:
                 return Verdict(ALTERED, f"image {number}: the bytes are not those of the record's SHA-256")
             sizes.append(image.size)
         for number, (width, height) in enumerate(sizes):

@@ -122,7 +122,7 @@ def quality_control(
     # Records never stand beside the counts of an earlier check.
     with unfinished(output, "summary"):
         receipts = run_job(Job("apply", apply_shard, {}, beside(output / "decisions")), sources, output, executor)
-        return summarise(receipts, output, settings, build_sources(records))
+        return summarize(receipts, output, settings, build_sources(records))
 
 
 def decide(
@@ -262,7 +262,7 @@ def with_scores(table: pa.Table, decisions: pa.Table) -> pa.Table:
     return table.set_column(table.schema.get_field_index("quality"), field, pa.array(values, field.type))
 
 
-def summarise(
+def summarize(
     receipts: Sequence[Mapping[str, Any]], output: Path, settings: QualitySettings, sources: Sequence[str]
 ) -> dict[str, Any]:
     """Add up the shards, check that the counts reconcile and write `qc.json`."""

@@ -1,6 +1,6 @@
 """Near duplicates, leakage between splits and contamination by benchmarks, from fingerprints.
 
-Two images are the same picture when their perceptual hashes differ in at most `MAX_DISTANCE` of 64 bits and their
+Two images are the same image when their perceptual hashes differ in at most `MAX_DISTANCE` of 64 bits and their
 16x16 thumbnails correlate at 0.97 or more: hashes alone confuse standard views such as frontal chest films. Candidates
 come from exact matches of hash bands: of `MAX_DISTANCE` + 1 bands, at least one is untouched by the differing bits.
 """
@@ -32,7 +32,7 @@ class FingerprintTable:
     """Unique across sources: sets with the same patients number them alike."""
     contents: list[str] = field(default_factory=list)
     texts: list[int] = field(default_factory=list)
-    pictures: list[list[int]] = field(default_factory=list)
+    images: list[list[int]] = field(default_factory=list)
     """Per record, indices into `hashes`: equal images share an index."""
     hashes: list[int] = field(default_factory=list)
     thumbnails: list[bytes] = field(default_factory=list)
@@ -57,7 +57,7 @@ class FingerprintTable:
                     self.hashes.append(code)
                     self.thumbnails.append(small)
                 entry.append(self._known[key])
-            self.pictures.append(entry)
+            self.images.append(entry)
         return len(rows)
 
 
@@ -91,10 +91,10 @@ def close_pairs(hashes: Sequence[int], distance: int = MAX_DISTANCE) -> Iterator
                     yield a[ordered], b[ordered]
 
 
-def neighbours(
+def neighbors(
     table: FingerprintTable, distance: int = MAX_DISTANCE, correlation: float = MIN_CORRELATION
 ) -> dict[int, set[int]]:
-    """For each picture that has any, the other pictures that are the same by hash and thumbnail."""
+    """For each image that has any, the other images that are the same by hash and thumbnail."""
     found: dict[int, set[int]] = defaultdict(set)
     for left, right in close_pairs(table.hashes, distance):
         for start in range(0, len(left), 100_000):
@@ -122,27 +122,27 @@ def find_drops(table: FingerprintTable, benchmarks: Sequence[tuple[str, int, int
     """Which records to drop: index -> (reason, detail).
 
     Reasons, in order: `contaminated_group`, `contaminated_image` and `contaminated_text` (a training or validation
-    record shares the source's group or a picture, or, where both have none, the text with a benchmark); `leak_group`
-    and `leak_image` (its group or picture is also in a split that outranks its own: test, then validation, then
-    train); `duplicate` (equal content, or equal text about the same pictures, as an earlier record of its split).
+    record shares the source's group or an image, or, where both have none, the text with a benchmark); `leak_group`
+    and `leak_image` (its group or image is also in a split that outranks its own: test, then validation, then
+    train); `duplicate` (equal content, or equal text about the same images, as an earlier record of its split).
 
     Args:
         table: fingerprints of the records, followed by those of the benchmarks.
         benchmarks: (name, first, end) of each benchmark's rows in the table. Benchmark rows are never dropped.
     """
-    near = neighbours(table)
+    near = neighbors(table)
     records = min((first for _, first, _ in benchmarks), default=len(table.ids))
     drops: dict[int, tuple[str, str]] = {}
-    test_pictures: dict[int, str] = {}
+    test_images: dict[int, str] = {}
     test_texts: dict[int, str] = {}
     test_groups: dict[str, str] = {}
     for name, first, end in benchmarks:
         for index in range(first, end):
             if table.groups[index]:
                 test_groups.setdefault(table.groups[index], f"{name}: {table.ids[index]}")
-            for picture in table.pictures[index]:
-                test_pictures.setdefault(picture, f"{name}: {table.ids[index]}")
-            if not table.pictures[index]:
+            for image in table.images[index]:
+                test_images.setdefault(image, f"{name}: {table.ids[index]}")
+            if not table.images[index]:
                 test_texts.setdefault(table.texts[index], f"{name}: {table.ids[index]}")
     for index in range(records):
         if table.splits[index] == "test":
@@ -150,12 +150,12 @@ def find_drops(table: FingerprintTable, benchmarks: Sequence[tuple[str, int, int
         if table.groups[index] in test_groups:
             drops[index] = ("contaminated_group", test_groups[table.groups[index]])
             continue
-        for picture in table.pictures[index]:
-            hit = next((other for other in (picture, *sorted(near.get(picture, ()))) if other in test_pictures), None)
+        for image in table.images[index]:
+            hit = next((other for other in (image, *sorted(near.get(image, ()))) if other in test_images), None)
             if hit is not None:
-                drops[index] = ("contaminated_image", test_pictures[hit])
+                drops[index] = ("contaminated_image", test_images[hit])
                 break
-        if index not in drops and not table.pictures[index] and table.texts[index] in test_texts:
+        if index not in drops and not table.images[index] and table.texts[index] in test_texts:
             drops[index] = ("contaminated_text", test_texts[table.texts[index]])
     _find_leaks(table, near, records, drops)
     _find_duplicates(table, near, records, drops)
@@ -166,15 +166,15 @@ def _find_leaks(
     table: FingerprintTable, near: dict[int, set[int]], records: int, drops: dict[int, tuple[str, str]]
 ) -> None:
     groups: dict[str, tuple[int, int]] = {}
-    pictures: dict[int, tuple[int, int]] = {}
+    images: dict[int, tuple[int, int]] = {}
     for index in range(records):
         if index in drops:
             continue
         place = (SPLIT_RANK[table.splits[index]], index)
         if table.groups[index]:
             groups[table.groups[index]] = min(place, groups.get(table.groups[index], place))
-        for picture in table.pictures[index]:
-            pictures[picture] = min(place, pictures.get(picture, place))
+        for image in table.images[index]:
+            images[image] = min(place, images.get(image, place))
     for index in range(records):
         if index in drops:
             continue
@@ -183,10 +183,10 @@ def _find_leaks(
         if owner is not None and owner[0] < rank:
             drops[index] = ("leak_group", f"{table.groups[index]} is in {table.splits[owner[1]]}")
             continue
-        for picture in table.pictures[index]:
-            best = min(pictures[other] for other in (picture, *near.get(picture, ())) if other in pictures)
+        for image in table.images[index]:
+            best = min(images[other] for other in (image, *near.get(image, ())) if other in images)
             if best[0] < rank:
-                drops[index] = ("leak_image", f"same picture as {table.ids[best[1]]} in {table.splits[best[1]]}")
+                drops[index] = ("leak_image", f"same image as {table.ids[best[1]]} in {table.splits[best[1]]}")
                 break
 
 
@@ -198,16 +198,14 @@ def _find_duplicates(
     for index in range(records):
         if index in drops:
             continue
-        split, pictures, text = table.splits[index], table.pictures[index], table.texts[index]
+        split, images, text = table.splits[index], table.images[index], table.texts[index]
         earlier = contents.get((split, table.contents[index]))
-        if earlier is None and pictures:
-            candidates = {
-                other for key in (pictures[0], *near.get(pictures[0], ())) for other in seen[split, text, key]
-            }
+        if earlier is None and images:
+            candidates = {other for key in (images[0], *near.get(images[0], ())) for other in seen[split, text, key]}
             for other in sorted(candidates):
-                theirs = table.pictures[other]
-                if len(theirs) == len(pictures) and all(
-                    mine == its or its in near.get(mine, ()) for mine, its in zip(pictures, theirs, strict=True)
+                theirs = table.images[other]
+                if len(theirs) == len(images) and all(
+                    mine == its or its in near.get(mine, ()) for mine, its in zip(images, theirs, strict=True)
                 ):
                     earlier = other
                     break
@@ -215,5 +213,5 @@ def _find_duplicates(
             drops[index] = ("duplicate", f"of {table.ids[earlier]}")
             continue
         contents[split, table.contents[index]] = index
-        if pictures:
-            seen[split, text, pictures[0]].append(index)
+        if images:
+            seen[split, text, images[0]].append(index)

@@ -10,12 +10,12 @@ import numpy
 import pyarrow as pa
 from PIL import Image
 
-from .image_reading import DAMAGED, open_picture, pictures, stored_bytes
-from .record_texts import normalised_text
+from .image_reading import DAMAGED, images, open_stored_image, stored_bytes
+from .record_texts import normalized_text
 
 THUMBNAIL_SIDE = 16
-# Masks and blank images have few grey levels; their hashes say nothing about who is depicted.
-MIN_GREY_LEVELS = 32
+# Masks and blank images have few gray levels; their hashes say nothing about who is depicted.
+MIN_GRAY_LEVELS = 32
 
 
 def perceptual_hash(image: Image.Image) -> int:
@@ -25,13 +25,13 @@ def perceptual_hash(image: Image.Image) -> int:
 
 
 def thumbnail(image: Image.Image) -> bytes:
-    """The image as 16x16 grey bytes."""
+    """The image as 16x16 gray bytes."""
     return image.convert("L").resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX).tobytes()
 
 
 def is_telling(image: Image.Image) -> bool:
     levels = numpy.bincount(numpy.asarray(image.convert("L")).ravel(), minlength=256)
-    return int((levels > 0).sum()) >= MIN_GREY_LEVELS
+    return int((levels > 0).sum()) >= MIN_GRAY_LEVELS
 
 
 def short_digest(data: bytes) -> int:
@@ -62,18 +62,18 @@ class Fingerprints:
     )
 
     def settings(self) -> Mapping[str, Any]:
-        return {"side": THUMBNAIL_SIDE, "levels": MIN_GREY_LEVELS, "imagehash": imagehash.__version__}
+        return {"side": THUMBNAIL_SIDE, "levels": MIN_GRAY_LEVELS, "imagehash": imagehash.__version__}
 
     def __call__(self, table: pa.Table) -> pa.Table:
         rows = []
         for row in table.to_pylist():
             hashes, thumbnails = [], []
-            for picture in pictures(row):
-                data = stored_bytes(picture)
+            for source_image in images(row):
+                data = stored_bytes(source_image)
                 if data is None:
                     continue
                 try:
-                    image = open_picture(data, "L")
+                    image = open_stored_image(data, "L")
                 except DAMAGED:
                     # The coarse filter gives the reason; here the record only has one image less to compare.
                     continue
@@ -83,7 +83,7 @@ class Fingerprints:
             rows.append(
                 {
                     **{key: row[key] for key in ("id", "dataset", "split", "group_id", "content_hash")},
-                    "text": short_digest(normalised_text(row["message"]).encode()),
+                    "text": short_digest(normalized_text(row["message"]).encode()),
                     "hashes": hashes,
                     "thumbnails": thumbnails,
                 }

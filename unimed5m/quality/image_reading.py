@@ -13,17 +13,17 @@ MAX_PIXELS = 20_000_000
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
-def stored_bytes(picture: Mapping[str, Any]) -> bytes | None:
-    """The encoded file of a picture column's entry, None where only its path is stored."""
-    image = picture["image"]
+def stored_bytes(source_image: Mapping[str, Any]) -> bytes | None:
+    """The encoded file of an image column's entry, None where only its path is stored."""
+    image = source_image["image"]
     return None if image is None else image["bytes"]
 
 
-def pictures(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def images(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [*(row["input_img"] or []), *(row["output_img"] or [])]
 
 
-def open_picture(data: bytes, mode: str | None = None) -> Image.Image:
+def open_stored_image(data: bytes, mode: str | None = None) -> Image.Image:
     """Decode an image completely, in `mode` if given.
 
     Raises one of `DAMAGED` where the bytes are no complete image.
@@ -34,7 +34,7 @@ def open_picture(data: bytes, mode: str | None = None) -> Image.Image:
 
 
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Convert, keeping the order of 16-bit grey levels, which Pillow's own conversion would clip at 255."""
+    """Convert, keeping the order of 16-bit gray levels, which Pillow's own conversion would clip at 255."""
     if image.mode in ("I;16", "I;16B", "I", "F"):
         low, high = image.convert("F").getextrema()
         scale = 255.0 / (high - low) if high > low else 0.0

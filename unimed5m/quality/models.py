@@ -74,7 +74,7 @@ class ModelPaths:
 
 
 def is_compact_scorer(path: str) -> bool:
-    return (Path(path) / "neighbours.npy").is_file()
+    return (Path(path) / "neighbors.npy").is_file()
 
 
 def weights_digest(path: str) -> str:

@@ -19,7 +19,7 @@ def whole_text(message: Sequence[Mapping[str, str]]) -> str:
     return "\n".join(turn["value"].replace(IMAGE_PLACEHOLDER, "").strip() for turn in message).strip()
 
 
-def normalised_text(message: Sequence[Mapping[str, str]]) -> str:
+def normalized_text(message: Sequence[Mapping[str, str]]) -> str:
     """The whole text in lower case with single spaces and no punctuation: equal for texts that read the same."""
     return " ".join(re.findall(r"\w+", whole_text(message).lower()))
 
@@ -43,9 +43,9 @@ def original_text(row: Mapping[str, Any]) -> str:
 
 def described_image(row: Mapping[str, Any]) -> bytes | None:
     """The bytes of the image that `original_text` describes: the first input image, else the first output image."""
-    for picture in [*(row["input_img"] or []), *(row["output_img"] or [])]:
-        if picture["image"] is not None and picture["image"]["bytes"] is not None:
-            return picture["image"]["bytes"]
+    for image in [*(row["input_img"] or []), *(row["output_img"] or [])]:
+        if image["image"] is not None and image["image"]["bytes"] is not None:
+            return image["image"]["bytes"]
     return None
 
 

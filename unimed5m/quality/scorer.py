@@ -103,7 +103,7 @@ class CompactScorer(nn.Module):
 class RetrievalCaptioner:
     """Captions an image with texts of the training images nearest to it in the scorer's image space.
 
-    Stands in where no captioning model is at hand. An image never gets its own text: pictures with the same vector
+    Stands in where no captioning model is at hand. An image never gets its own text: images with the same vector
     are passed over.
     """
 
@@ -119,10 +119,10 @@ class RetrievalCaptioner:
 
     def save(self, folder: str | Path) -> None:
         """Write beside the scorer what `load` needs."""
-        numpy.save(Path(folder) / "neighbours.npy", self.vectors)
-        (Path(folder) / "neighbours.json").write_text(json.dumps(self.texts, ensure_ascii=False), encoding="utf-8")
+        numpy.save(Path(folder) / "neighbors.npy", self.vectors)
+        (Path(folder) / "neighbors.json").write_text(json.dumps(self.texts, ensure_ascii=False), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | Path) -> "RetrievalCaptioner":
-        texts = json.loads((Path(folder) / "neighbours.json").read_text(encoding="utf-8"))
-        return cls(CompactScorer.load(folder), numpy.load(Path(folder) / "neighbours.npy"), texts)
+        texts = json.loads((Path(folder) / "neighbors.json").read_text(encoding="utf-8"))
+        return cls(CompactScorer.load(folder), numpy.load(Path(folder) / "neighbors.npy"), texts)

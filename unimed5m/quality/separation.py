@@ -31,7 +31,7 @@ from unimedvl.utils.json_files import write_json
 
 from ..pipeline import batches, shard_paths
 from .alignment import CAPTIONS, AlignmentModels, caption_once, final_scores, shuffled_texts, text_similarity
-from .image_reading import DAMAGED, open_picture
+from .image_reading import DAMAGED, open_stored_image
 from .models import NEAREST, ModelPaths
 from .record_texts import ALIGNED_TASKS, described_image, original_text, stated_facts
 
@@ -64,7 +64,7 @@ def read_samples(
     opened: dict[bytes, Image.Image] = {}
     for place in chosen:
         try:
-            image = opened.setdefault(stored[place], open_picture(stored[place], "RGB"))
+            image = opened.setdefault(stored[place], open_stored_image(stored[place], "RGB"))
         except DAMAGED:
             # A damaged image has no true text to tell from others.
             continue
@@ -85,7 +85,7 @@ def separation(
     """For each way of exchanging: pairs compared, and for all of them (`overall`) and per modality the AUROC of every
     score with its 95 % interval, as [value, low, high]; the ends are None where all records are of one group.
 
-    `s_final` is normalised as `affine`; the scope of `minmax` is everything scored here. A way or a modality without a
+    `s_final` is normalized as `affine`; the scope of `minmax` is everything scored here. A way or a modality without a
     text to exchange has no figures.
     """
     written = caption_once(models.captioner, images, captions)

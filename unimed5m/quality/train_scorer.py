@@ -2,7 +2,7 @@
 
     python -m unimedvl.unimed5m.quality.train_scorer RECORDS OUT [--epochs 20] [--max-images N]
 
-Writes the scorer and the neighbour table of the captioner that goes with it to OUT. Minutes on one CPU core.
+Writes the scorer and the neighbor table of the captioner that goes with it to OUT. Minutes on one CPU core.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from typer import Argument, Option
 from unimedvl.utils.command_line import run_module
 
 from ..pipeline import batches, shard_paths
-from .image_reading import DAMAGED, open_picture
+from .image_reading import DAMAGED, open_stored_image
 from .record_texts import ALIGNED_TASKS, described_image, original_text
 from .scorer import CompactScorer, RetrievalCaptioner, pixels
 
@@ -66,7 +66,7 @@ def read_pairs(records: str | Path, split: str = "train", limit: int | None = No
                 digest = hashlib.sha256(data).digest()
                 if digest not in places:
                     try:
-                        images.append(pixels(open_picture(data, "RGB")))
+                        images.append(pixels(open_stored_image(data, "RGB")))
                     except DAMAGED:
                         # Damaged files are the coarse filter's to report; nothing can be learned from them.
                         continue
@@ -95,10 +95,10 @@ def train(pairs: Pairs, epochs: int = EPOCHS, batch: int = 32, rate: float = 1e-
     told = [*scorer.text.parameters(), *scorer.project.parameters()]
     # A word's vector moves only in the batches that hold the word.
     groups = [{"params": [*scorer.image.parameters(), scorer.scale]}, {"params": told, "lr": 10 * rate}]
-    optimiser = torch.optim.AdamW(groups, lr=rate, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.05)
     steps = max(1, len(pairs.texts) // batch)
-    rates = [group["lr"] for group in optimiser.param_groups]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, total_steps=epochs * steps, pct_start=0.15)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=epochs * steps, pct_start=0.15)
     generator = numpy.random.default_rng(seed)
     for epoch in range(epochs):
         order, total, started = _order(pairs.sources, batch, generator), 0.0, time.monotonic()
@@ -108,9 +108,9 @@ def train(pairs: Pairs, epochs: int = EPOCHS, batch: int = 32, rate: float = 1e-
             image = scorer.encode_images(torch.from_numpy(_augment(pairs.images[chosen], generator)))
             logits = image @ scorer.encode_texts(words).T * scorer.scale.exp()
             loss = _ranking(logits, match) + _ranking(logits.T, match.T)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
             total += loss.item()
         logger.info("epoch %d: loss %.3f, %.0f s", epoch + 1, total / steps, time.monotonic() - started)

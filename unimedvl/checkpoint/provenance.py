@@ -82,7 +82,7 @@ def save_generated_image(
     """Write `image` as a PNG with its provenance, all or nothing.
 
     Args:
-        image: the generated picture.
+        image: the generated image.
         path: a file name ending in `.png`; its folder must exist.
         overwrite: replace a file that is already there.
         record_fields: the arguments of `provenance_record`.

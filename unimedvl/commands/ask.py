@@ -70,7 +70,7 @@ def ask(
     network, processor, checkpoint = load_model(
         model, revision=revision, dtype=dtype, device=device, quantize=quantize, understanding_only=True
     )
-    content = [{"type": "image", "image": picture} for picture in images]
+    content = [{"type": "image", "image": source_image} for source_image in images]
     content.append({"type": "text", "text": question})
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],

@@ -131,7 +131,7 @@ def check(
     captions: Annotated[int, Option(metavar="K", help="Captions per image.")] = 5,
     keep: Annotated[float, Option(metavar="SHARE", help="Share kept by alignment.")] = 0.5,
     scope: Annotated[Literal["global", "modality", "source"], Option(help="What is ranked.")] = "modality",
-    normalisation: Annotated[Literal["affine", "minmax"], Option(help="Of both scores.")] = "affine",
+    normalization: Annotated[Literal["affine", "minmax"], Option(help="Of both scores.")] = "affine",
     device: Annotated[str, Option(metavar="D", help="Of the models.")] = "cpu",
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], Option(help="Of the captioner.")] = "float32",
     text_prefix: Annotated[
@@ -174,7 +174,7 @@ def check(
         not keep_duplicates,
         benchmarks,
         alignment,
-        Selection(keep, scope, normalisation, report=enforced == "none"),
+        Selection(keep, scope, normalization, report=enforced == "none"),
     )
     summary = quality_control(records, output, settings, _executor(processes, ray))
     lines = [f"{summary['read']} read = {summary['kept']} kept + {summary['dropped']} dropped"]

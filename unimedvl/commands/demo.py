@@ -1,6 +1,6 @@
-"""The demonstration behind `make demo`: ask the nano checkpoint about two real medical pictures, then draw three.
+"""The demonstration behind `make demo`: ask the nano checkpoint about two real medical images, then draw three.
 
-The pictures come with scikit-image: a colour fundus photograph and an immunohistochemistry section. They were in no
+The images come with scikit-image: a color fundus photograph and an immunohistochemistry section. They were in no
 training set of the nano, and it has seen no fundus photograph at all. Generated images go to the folder `demo/`, each
 with its synthetic-image record.
 """
@@ -12,8 +12,8 @@ from typing import Any
 from .shared import NOTICE, silence_libraries
 
 QUESTION = "What imaging modality is this?"
-PICTURES = {"fundus photograph": "retina", "stained section": "immunohistochemistry"}
-PROMPTS = ("a chest X-ray", "a colonoscopy image, labelled polyp", "a blood smear light microscopy image")
+IMAGES = {"fundus photograph": "retina", "stained section": "immunohistochemistry"}
+PROMPTS = ("a chest X-ray", "a colonoscopy image, labeled polyp", "a blood smear light microscopy image")
 SEED = 0
 
 
@@ -32,12 +32,14 @@ def main(folder: str = "demo") -> None:
     model, processor, checkpoint = load()
     print(f"model: {checkpoint.name} ({checkpoint.revision})")
 
-    pictures = [Image.fromarray(getattr(data, name)()) for name in PICTURES.values()]
-    questions = [[{"type": "image", "image": picture}, {"type": "text", "text": QUESTION}] for picture in pictures]
+    images = [Image.fromarray(getattr(data, name)()) for name in IMAGES.values()]
+    questions = [
+        [{"type": "image", "image": source_image}, {"type": "text", "text": QUESTION}] for source_image in images
+    ]
     inputs = _inputs(processor, questions, "text").to(model.device)
     ids = model.generate(**inputs, max_new_tokens=32, do_sample=False)
     answers = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    for name, answer in zip(PICTURES, answers, strict=True):
+    for name, answer in zip(IMAGES, answers, strict=True):
         print(f"{name}: {QUESTION} -> {answer.strip()}")
 
     inputs = _inputs(processor, [[{"type": "text", "text": prompt}] for prompt in PROMPTS], "image").to(model.device)

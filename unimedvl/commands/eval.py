@@ -42,7 +42,7 @@ def evaluate_model(
     limit: Annotated[int | None, Option(metavar="N", help="At most N samples of each task.")] = None,
     tasks: Annotated[str | None, Option(metavar="A,B", help="Only these tasks.")] = None,
     split: Annotated[str | None, Option(metavar="A,B", help="Other splits than the benchmark's own.")] = None,
-    seed: Annotated[int, Option(metavar="S", help="Seed of generated pictures.")] = 0,
+    seed: Annotated[int, Option(metavar="S", help="Seed of generated images.")] = 0,
     steps: Annotated[
         int | None, Option(metavar="N", help="Sampler steps (default: the checkpoint's presets).")
     ] = None,
@@ -52,11 +52,11 @@ def evaluate_model(
     batch_size: Annotated[int, Option(metavar="N", help="Samples asked at once.")] = 8,
     no_baselines: Annotated[bool, Option("--no-baselines", help="Do not compare with what needs no model.")] = False,
     rule: Annotated[
-        Literal["normalised", "contains", "medevalkit", "vlmevalkit"] | None,
+        Literal["normalized", "contains", "medevalkit", "vlmevalkit"] | None,
         Option(help="What counts as a right answer (default: by answer)."),
     ] = None,
     resize: Annotated[
-        Literal["prediction", "reference"], Option(help="Which picture takes the other size.")
+        Literal["prediction", "reference"], Option(help="Which image takes the other size.")
     ] = "prediction",
     feature_extractor: Annotated[
         str, Option(metavar="F", help="Of FID and KID: pixels-N, torchscript:FILE, folder.")
@@ -248,16 +248,16 @@ def card(
 def sheet(
     out: Annotated[str, Argument(metavar="OUT", help="Folder of a run.")],
     folder: Annotated[str, Argument(metavar="FOLDER", help="New folder of the study.")],
-    count: Annotated[int, Option(metavar="N", help="Pictures of each kind.")] = 50,
+    count: Annotated[int, Option(metavar="N", help="Images of each kind.")] = 50,
 ) -> Result:
-    """Make a blinded reader study of generated and real pictures."""
+    """Make a blinded reader study of generated and real images."""
     require("eval", *NEEDED)
     from ..evaluation.reader_sheets import make_study
 
     if count < 1:
         raise ValueError(f"--count must be 1 or more, not {count}.")
     record = make_study(out, folder, count)
-    return record, f"{record['pictures']} pictures in {folder}: give readers all but key.json."
+    return record, f"{record['images']} images in {folder}: give readers all but key.json."
 
 
 def readers(folder: Annotated[str, Argument(metavar="FOLDER", help="Folder of the study.")]) -> Result:

@@ -94,7 +94,7 @@ def generate(
     network, processor, checkpoint = load_model(
         model, revision=revision, dtype=dtype, device=device, quantize=quantize
     )
-    content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in images]
+    content: list[dict[str, Any]] = [{"type": "image", "image": source_image} for source_image in images]
     content.append({"type": "text", "text": prompt})
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
@@ -128,7 +128,7 @@ def generate(
         generator=torch.Generator().manual_seed(seed),
         return_dict_in_generate=True,
     )
-    pictures = processor.post_process_multimodal_output(output.images, generation_mode="image")
+    source_images = processor.post_process_multimodal_output(output.images, generation_mode="image")
     fields = {
         "model": checkpoint.name,
         "revision": checkpoint.revision,
@@ -137,9 +137,9 @@ def generate(
         "keep_prompt": keep_prompt,
         "input_hashes": image_hashes(image),
     }
-    for number, (path, picture) in enumerate(zip(paths, pictures, strict=True)):
+    for number, (path, source_image) in enumerate(zip(paths, source_images, strict=True)):
         made_with = {**settings, "think": think, "index": number}
-        save_generated_image(picture, path, overwrite=force, settings=made_with, **fields)
+        save_generated_image(source_image, path, overwrite=force, settings=made_with, **fields)
     thought = processor.batch_decode(output.text)[0].strip() if output.text else None
     say(NOTICE)
     files = [str(path) for path in paths]

@@ -52,7 +52,7 @@ def silence_libraries() -> None:
 
 
 def load_images(sources: list[str] | None, *, allow_url: bool, **view: Any) -> list["Image.Image"]:
-    """Every `--image` as an 8-bit PIL picture, windowed and upright.
+    """Every `--image` as an 8-bit PIL image, windowed and upright.
 
     Args:
         sources: paths, or addresses with `--allow-url`.

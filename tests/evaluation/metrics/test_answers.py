@@ -34,7 +34,7 @@ def test_token_overlap_equals_a_count(seed):
         ("nothing normal", "no", "yes_no", "medevalkit", False),
         ("Yes, there is.", "yes", "yes_no", "vlmevalkit", False),
         ("是的", "是", "yes_no", "medevalkit", True),
-        ("The Left lobe.", "left lobe", "open", "normalised", True),
+        ("The Left lobe.", "left lobe", "open", "normalized", True),
         ("The Left lobe.", "left lobe", "open", "medevalkit", False),
         (" LEFT LOBE ", "left lobe", "open", "medevalkit", True),
         ("It is in the left lobe, I think", "left lobe", "open", "contains", True),

@@ -14,8 +14,8 @@ def test_fid_of_gaussians_with_a_known_distance(dtype):
     """Exact means and covariances: |m1 - m2|^2 + sum (s1 - s2)^2 for diagonal ones."""
     draw = numpy.random.default_rng(0)
     raw = draw.normal(size=(500, 4))
-    centred = raw - raw.mean(axis=0)
-    white = centred @ numpy.linalg.inv(numpy.linalg.cholesky(numpy.cov(centred, rowvar=False))).T
+    centered = raw - raw.mean(axis=0)
+    white = centered @ numpy.linalg.inv(numpy.linalg.cholesky(numpy.cov(centered, rowvar=False))).T
     first = (white * [1, 2, 3, 4] + [0, 1, 0, 0]).astype(dtype)
     second = (white * [2, 2, 1, 4] + [3, 1, 0, 2]).astype(dtype)
     assert distributions.frechet_distance(first, second) == pytest.approx(9 + 4 + 1 + 4, rel=1e-4)

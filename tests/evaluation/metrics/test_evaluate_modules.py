@@ -18,17 +18,17 @@ from unimedvl.evaluation.metrics.readmes import card, module_class, module_names
 
 METRICS = Path(__file__).parents[3] / "evaluation" / "metrics"
 NAMES = sorted(path.name for path in METRICS.iterdir() if (path / f"{path.name}.py").is_file())
-PICTURES = [Image.new("RGB", (16, 16), (shade, 80, 40)) for shade in (0, 90, 200, 250)]
+IMAGES = [Image.new("RGB", (16, 16), (shade, 80, 40)) for shade in (0, 90, 200, 250)]
 CALLS = {
     "vqa_accuracy": ({"predictions": ["yes"], "references": ["Yes"]}, "accuracy"),
     "report_text": ({"predictions": ["clear"], "references": ["clear"], "scores": ["rouge"]}, "rouge_l"),
     "clinical_text": ({"predictions": ["clear"], "references": ["clear"], "weights": {}}, "count"),
-    "image_distribution": ({"predictions": PICTURES, "references": PICTURES, "extractor": "pixels-1"}, "fid"),
-    "image_quality": ({"predictions": PICTURES, "references": PICTURES[::-1]}, "psnr"),
-    "segmentation": ({"predictions": PICTURES, "references": PICTURES}, "dice"),
+    "image_distribution": ({"predictions": IMAGES, "references": IMAGES, "extractor": "pixels-1"}, "fid"),
+    "image_quality": ({"predictions": IMAGES, "references": IMAGES[::-1]}, "psnr"),
+    "segmentation": ({"predictions": IMAGES, "references": IMAGES}, "dice"),
     "counterfactual": ({"predictions": [0.2, 0.9], "references": [0, 1]}, "auroc"),
-    "memorization": ({"predictions": [PICTURES], "references": [PICTURES], "held_out": [PICTURES]}, "copies"),
-    "diversity": ({"predictions": PICTURES, "references": PICTURES}, "vendi"),
+    "memorization": ({"predictions": [IMAGES], "references": [IMAGES], "held_out": [IMAGES]}, "copies"),
+    "diversity": ({"predictions": IMAGES, "references": IMAGES}, "vendi"),
     "reader_study": ({"predictions": [1.0, 5.0], "references": [0, 1]}, "auroc"),
 }
 

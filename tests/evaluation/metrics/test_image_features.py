@@ -9,7 +9,7 @@ from unimedvl.evaluation.metrics.image_features import load_feature_extractor
 
 
 def test_feature_extractors_by_name(tmp_path):
-    images = [Image.new("RGB", (9, 7), colour) for colour in ("black", "white")]
+    images = [Image.new("RGB", (9, 7), color) for color in ("black", "white")]
     assert load_feature_extractor("pixels-2")(images).tolist() == [[0] * 12, [1] * 12]
 
     class Mean(torch.nn.Module):

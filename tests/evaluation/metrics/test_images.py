@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 from unimedvl.evaluation.metrics import images
 
 
-def pictures(seed: int, shape=(40, 52, 3)) -> tuple[numpy.ndarray, numpy.ndarray]:
+def noisy_pair(seed: int, shape=(40, 52, 3)) -> tuple[numpy.ndarray, numpy.ndarray]:
     draw = numpy.random.default_rng(seed)
     first = draw.integers(0, 256, shape, dtype=numpy.uint8)
     noisy = first + draw.normal(0, 20, shape)
@@ -23,7 +23,7 @@ def as_tensor(pixels: numpy.ndarray) -> torch.Tensor:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_psnr_and_ssim_equal_torchmetrics(seed):
-    first, second = pictures(seed)
+    first, second = noisy_pair(seed)
     found = images.image_scores(second, first)
     psnr = torchmetrics.functional.image.peak_signal_noise_ratio(as_tensor(second), as_tensor(first), data_range=255.0)
     assert found["psnr"] == pytest.approx(float(psnr), abs=1e-4)
@@ -48,14 +48,14 @@ def ssim_by_definition(first: numpy.ndarray, second: numpy.ndarray) -> float:
     return float(numpy.mean(values))
 
 
-def test_ms_ssim_is_one_for_equal_pictures_and_falls_with_noise():
-    first, second = pictures(0, (176, 176, 3))
+def test_ms_ssim_is_one_for_equal_images_and_falls_with_noise():
+    first, second = noisy_pair(0, (176, 176, 3))
     assert images.image_scores(first, first)["ms_ssim"] == pytest.approx(1.0)
     assert images.image_scores(second, first)["ms_ssim"] < 0.999
-    assert "ms_ssim" not in images.image_scores(*pictures(0))
+    assert "ms_ssim" not in images.image_scores(*noisy_pair(0))
 
 
-def test_edge_pictures():
+def test_edge_images():
     constant = numpy.full((20, 20, 3), 7, numpy.uint8)
     same = images.image_scores(constant, constant)
     assert same["psnr"] is None and same["ssim"] == pytest.approx(1.0) and same["identical"] == 1
@@ -84,7 +84,7 @@ def test_lpips_of_a_local_network(tmp_path):
             return (first - second).abs().mean(dim=(1, 2, 3))
 
     torch.jit.script(Distance()).save(str(tmp_path / "lpips.pt"))
-    first, second = pictures(1)
+    first, second = noisy_pair(1)
     found = images.image_scores(first, second, network=images.load_lpips(str(tmp_path / "lpips.pt")))
     assert found["lpips"] == pytest.approx(found["mae"] / 127.5, rel=1e-5)
     with pytest.raises(ValueError, match="TorchScript"):
@@ -92,7 +92,7 @@ def test_lpips_of_a_local_network(tmp_path):
 
 
 def test_single_numbers_are_those_of_the_row():
-    first, second = pictures(2, (176, 180, 3))
+    first, second = noisy_pair(2, (176, 180, 3))
     row = images.image_scores(second, first)
     for name in ("psnr", "ssim", "ms_ssim", "mae", "rmse"):
         assert getattr(images, name)(second, first) == row[name]
@@ -105,4 +105,4 @@ def test_windows_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="SSIM needs sides of 11"):
         images.ssim(small, small)
     with pytest.raises(ValueError, match="MS-SSIM needs sides of 161"):
-        images.ms_ssim(*pictures(0))
+        images.ms_ssim(*noisy_pair(0))

@@ -9,7 +9,7 @@ from unimedvl.evaluation.metrics.intervals import (
     percentiles,
     proportion_interval,
     ratio_interval,
-    recentred_interval,
+    recentered_interval,
     resampled_places,
     statistic_intervals,
     student_interval,
@@ -82,11 +82,11 @@ def test_places_of_whole_groups_are_drawn():
     assert not list(resampled_places(["a", "a"], 20))
 
 
-def test_recentred_interval_surrounds_the_value():
+def test_recentered_interval_surrounds_the_value():
     # The middle 95 % of numbers evenly spread over one unit around 10, moved to 3.
-    found = recentred_interval(3.0, numpy.linspace(9.5, 10.5, 1001))
+    found = recentered_interval(3.0, numpy.linspace(9.5, 10.5, 1001))
     assert (found["low"], found["high"]) == pytest.approx((3 - 0.475, 3 + 0.475), abs=1e-6)
-    assert recentred_interval(3.0, []) == {"low": None, "high": None}
+    assert recentered_interval(3.0, []) == {"low": None, "high": None}
 
 
 def test_the_percentile_interval_has_95_percent_of_the_resamples():

@@ -34,9 +34,9 @@ def test_edge_masks():
     assert masks.mask_scores(empty, full) == {"dice": 0, "iou": 0, "hd95": 10}
     with pytest.raises(ValueError, match="NaN"):
         masks.read_mask(numpy.full((6, 8), numpy.nan))
-    grey = Image.fromarray(numpy.array([[127, 128], [0, 255]], numpy.uint8))
-    assert masks.read_mask(grey).tolist() == [[False, True], [False, True]]
-    assert masks.read_mask(grey, (4, 4)).sum() == 8
+    gray = Image.fromarray(numpy.array([[127, 128], [0, 255]], numpy.uint8))
+    assert masks.read_mask(gray).tolist() == [[False, True], [False, True]]
+    assert masks.read_mask(gray, (4, 4)).sum() == 8
     # Half-way between black and white is dark.
     assert masks.read_mask(numpy.array([[127.5, 127.6]])).tolist() == [[False, True]]
 

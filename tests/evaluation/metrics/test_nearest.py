@@ -8,7 +8,7 @@ from scipy.stats import binom
 from unimedvl.evaluation.metrics import nearest
 
 
-def test_memorization_flags_returned_pictures_only():
+def test_memorization_flags_returned_images_only():
     draw = numpy.random.default_rng(0)
     training = [Image.fromarray(draw.integers(0, 256, (8, 8), dtype=numpy.uint8)).resize((64, 64)) for _ in range(60)]
     others = [Image.fromarray(draw.integers(0, 256, (8, 8), dtype=numpy.uint8)).resize((64, 64)) for _ in range(60)]
@@ -20,7 +20,7 @@ def test_memorization_flags_returned_pictures_only():
     usual = nearest.nearest(held_out, seen)[0]
     caught = nearest.memorization_scores(nearest.nearest(seen[:30], seen)[0], usual)
     clean = nearest.memorization_scores(nearest.nearest(fresh, seen)[0], usual)
-    assert caught["memorised"] and caught["copies"] == 30 and not clean["memorised"] and clean["copies"] == 0
+    assert caught["memorized"] and caught["copies"] == 30 and not clean["memorized"] and clean["copies"] == 0
     with pytest.raises(ValueError, match="no training images"):
         nearest.nearest(seen, seen[:0])
 
@@ -40,11 +40,11 @@ def test_chance_copies_are_not_taken_for_none_where_few_images_were_held_out():
     found = nearest.memorization_scores(numpy.array([0.0] * 3 + [0.3] * 97), numpy.full(10, 0.3))
     assert found["copies"] == 3 and found["held_out_copy_share"] == 0
     assert found["p_value"] == pytest.approx(binom.sf(2, 100, 0.5 / 11), rel=1e-9)
-    assert not found["memorised"]
+    assert not found["memorized"]
     # Among 1000 they are: 1 - P(at most 2 of 100 at 0.5 / 1001) is far below 1 %.
     found = nearest.memorization_scores(numpy.array([0.0] * 3 + [0.3] * 97), numpy.full(1000, 0.3))
     assert found["p_value"] == pytest.approx(binom.sf(2, 100, 0.5 / 1001), rel=1e-6)
-    assert found["memorised"]
+    assert found["memorized"]
     # One copy among 10 counts as one and a half of 11.
     found = nearest.memorization_scores(numpy.array([0.0] * 30 + [0.3] * 70), numpy.array([0.0] + [0.3] * 9))
     assert found["p_value"] == pytest.approx(binom.sf(29, 100, 1.5 / 11), rel=1e-6)

@@ -14,21 +14,21 @@ from unimedvl.training.run import run
 from unimedvl.unimed5m import tasks
 from unimedvl.unimed5m.schema import to_table
 from unimedvl.unimed5m.shards import write_table
-from unimedvl.unimed5m.task_images import drawn_picture
+from unimedvl.unimed5m.task_images import drawn_image
 
 SOURCES = (
     ("A", "hc18", "US", "obstetric ultrasound", "", 3),
     ("A", "nih-chestxray14-subset", "CXR", "frontal chest radiograph", "pneumonia", 4),
     ("B", "lc25000-lung", "HIS", "H&E histopathology image", "lung adenocarcinoma", 4),
     ("A", "vqa-rad", "RAD", "radiology image", "", 2),
-    ("A", "skimage", "CFP", "colour fundus photograph", "", 2),
+    ("A", "skimage", "CFP", "color fundus photograph", "", 2),
     ("C", "busi", "US", "breast ultrasound", "benign", 2),
 )
 
 
 def drawn(number: int, size=(72, 56)):
     pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    return drawn_picture(pixels, f"{number}.png")
+    return drawn_image(pixels, f"{number}.png")
 
 
 def built_records(split: str):
@@ -41,20 +41,20 @@ def built_records(split: str):
             origin = tasks.Origin(
                 source, name, name, split, modality, "CC0-1.0", "yes", "drawn for a test", description, tier, extra
             )
-            picture = drawn(sum(map(ord, name)))
+            image = drawn(sum(map(ord, name)))
             if source == "vqa-rad":
-                yield tasks.vqa(origin, [picture], "is there a mass?", ("yes", "no")[number % 2], "0")
-                yield tasks.vqa(origin, [picture], "what organ is this?", "lung", "1")
+                yield tasks.vqa(origin, [image], "is there a mass?", ("yes", "no")[number % 2], "0")
+                yield tasks.vqa(origin, [image], "what organ is this?", "lung", "1")
                 continue
-            yield tasks.caption(origin, [picture], f"Here is a {description}.")
-            yield tasks.text_to_image(origin, picture, f"a {description}")
-            yield tasks.super_resolution(origin, picture, 2, "bicubic")
+            yield tasks.caption(origin, [image], f"Here is a {description}.")
+            yield tasks.text_to_image(origin, image, f"a {description}")
+            yield tasks.super_resolution(origin, image, 2, "bicubic")
             if label:
-                yield tasks.diagnosis(origin, picture, label)
+                yield tasks.diagnosis(origin, image, label)
             if source == "hc18":
                 classes = np.zeros((56, 72), dtype=np.uint8)
                 classes[10:40, 20:50] = 1
-                yield tasks.segmentation(origin, picture, classes, [1], "fetal head")
+                yield tasks.segmentation(origin, image, classes, [1], "fetal head")
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import numpy
 import pytest
 
 from examples.nano import ablation
-from examples.nano.left_out_patient import grey_level_map
+from examples.nano.left_out_patient import gray_level_map
 from examples.nano.model import RECIPES
 from unimedvl.training.recipe import CurriculumRecipe, TrainingRecipe, load_recipe
 
@@ -76,7 +76,7 @@ def test_the_table_and_the_plot_hold_every_comparison(tmp_path):
     assert (tmp_path / "plot.png").stat().st_size > 5000
 
 
-def test_the_grey_level_map_is_the_mean_at_equal_levels(monkeypatch):
+def test_the_gray_level_map_is_the_mean_at_equal_levels(monkeypatch):
     class Pair:
         def __init__(self, source, result):
             self.input_img, self.output_img = (source,), (result,)
@@ -86,6 +86,6 @@ def test_the_grey_level_map_is_the_mean_at_equal_levels(monkeypatch):
     monkeypatch.setattr("examples.nano.left_out_patient.seen", lambda array: Image.fromarray(array))
     source = numpy.array([[10, 10], [20, 30]], dtype=numpy.uint8)
     result = numpy.array([[100, 200], [50, 70]], dtype=numpy.uint8)
-    table = grey_level_map([Pair(source, result)])
+    table = gray_level_map([Pair(source, result)])
     assert table[10] == 150 and table[20] == 50 and table[30] == 70
-    assert table[25] == pytest.approx(60)  # between its neighbours
+    assert table[25] == pytest.approx(60)  # between its neighbors

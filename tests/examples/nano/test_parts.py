@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
 from examples.nano import ablation, asking, autoencoder, prepare, resumable_loop, vision
-from examples.nano.model import build_config, initialise_attention
+from examples.nano.model import build_config, initialize_attention
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLVAEConfig
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLModel
 
@@ -87,15 +87,17 @@ def test_a_part_that_was_stopped_goes_on_as_if_it_had_not_been(part, work, tmp_p
         train(tmp_path / "stopped")
 
 
-def test_masks_are_seen_as_their_pictures_are():
-    """Picture and mask have the same crop, turn and mirror: a picture that is its own mask stays so."""
+def test_masks_are_seen_as_their_images_are():
+    """Image and mask have the same crop, turn and mirror: an image that is its own mask stays so."""
     generator = torch.Generator().manual_seed(0)
     masks = torch.zeros(6, vision.CANVAS, vision.CANVAS, dtype=torch.uint8)
     masks[:, 8:40, 20:60] = 255
     sizes = torch.tensor([[66.0, 88.0]] * 6)
-    pictures = vision.Pictures(masks[:, None].repeat(1, 3, 1, 1), sizes, torch.zeros(6).long(), ["HIS"] * 6, ["x"] * 6)
+    source_images = vision.RecordImages(
+        masks[:, None].repeat(1, 3, 1, 1), sizes, torch.zeros(6).long(), ["HIS"] * 6, ["x"] * 6
+    )
     for chosen in (None, generator):
-        images, seen = vision.masked_views(pictures, masks, torch.arange(6), chosen)
+        images, seen = vision.masked_views(source_images, masks, torch.arange(6), chosen)
         assert images.shape == (6, 3, 64, 64) and seen.shape == (6, 64, 64)
         sharp = (seen < 0.01) | (seen > 0.99)
         assert torch.equal((images[:, 0] > 0)[sharp], (seen > 0.5)[sharp]) and 0.05 < float(seen.mean()) < 0.5
@@ -134,7 +136,7 @@ def test_attention_starts_at_the_same_place_of_an_input_image(work):
     """Noised tokens find the clean tokens of their own place, 80 tokens before, many times as often as by chance."""
     config = nano_config(work)
     found = {}
-    for name, start in (("aligned", initialise_attention), ("plain", lambda language_model: None)):
+    for name, start in (("aligned", initialize_attention), ("plain", lambda language_model: None)):
         torch.manual_seed(0)
         model = UniMedVLModel(config)
         start(model.language_model)
@@ -197,6 +199,6 @@ def test_runs_of_another_start_are_not_taken_for_these(finished, work, tmp_path)
 def test_records_without_a_held_out_part_are_told_before_the_work(work, tmp_path):
     shutil.copytree(work / "records", tmp_path / "records")
     prepare.write_table(prepare.shard_of(tmp_path / "records", "validation"), prepare.to_table([]))
-    for part in (autoencoder.read_pictures, lambda *place: vision.read_pictures(*place, [])):
-        with pytest.raises(ValueError, match="holds no picture of its validation part"):
+    for part in (autoencoder.read_images, lambda *place: vision.read_images(*place, [])):
+        with pytest.raises(ValueError, match="holds no image of its validation part"):
             part(tmp_path, "validation")

@@ -1,4 +1,4 @@
-"""What a nano learns from: which records are left out, and their pictures, answers and conversations."""
+"""What a nano learns from: which records are left out, and their images, answers and conversations."""
 
 import dataclasses
 import json
@@ -29,11 +29,11 @@ def test_excluded_sources_tier_c_and_validation_are_not_read(work):
         record.validate()
 
 
-def test_pictures_keep_the_sides_that_the_model_reads(work):
+def test_images_keep_the_sides_that_the_model_reads(work):
     for record in training_records(work):
-        for picture in (*record.input_img, *record.output_img):
+        for image in (*record.input_img, *record.output_img):
             exact = record.sub_task_type == "super_resolution"
-            assert (picture.width, picture.height) == ((64, 48) if exact else (88, 66))
+            assert (image.width, image.height) == ((64, 48) if exact else (88, 66))
 
 
 def test_answers_are_short_and_images_come_without_words(work):
@@ -79,12 +79,12 @@ def test_tokenizer_round_trips_any_text(tmp_path):
     assert ids == list(range(len(trained) - 8, len(trained)))
 
 
-def test_training_pictures_equal_the_processor(finished, work):
-    """A record's picture of the exact size is what the processor feeds the ViT and the autoencoder."""
+def test_training_images_equal_the_processor(finished, work):
+    """A record's image of the exact size is what the processor feeds the ViT and the autoencoder."""
     nano = evaluate.Nano(str(finished))
-    picture = drawn(3)
-    shown = nano.processor.image_processor([evaluate.rgb(picture)], generation_mode="image", return_tensors="pt")
-    small = evaluate.rgb(prepare.small_picture(picture, 1.0))
+    image = drawn(3)
+    shown = nano.processor.image_processor([evaluate.rgb(image)], generation_mode="image", return_tensors="pt")
+    small = evaluate.rgb(prepare.small_image(image, 1.0))
     again = nano.processor.image_processor([small], generation_mode="image", return_tensors="pt")
     torch.testing.assert_close(shown["pixel_values"], again["pixel_values"], rtol=0, atol=0.02)
-    assert evaluate.seen(picture).size == small.size == (64, 48)
+    assert evaluate.seen(image).size == small.size == (64, 48)

@@ -1,4 +1,4 @@
-"""The nano's steps on a few drawn pictures: that every one runs, what they publish and how they measure."""
+"""The nano's steps on a few drawn images: that every one runs, what they publish and how they measure."""
 
 import errno
 
@@ -40,7 +40,7 @@ def test_every_step_runs_and_the_checkpoint_is_measured(finished, work, built, m
     assert results["segmentation, Dice: fetal head"]["count"] == 3
     assert results["VQA-RAD closed"]["count"] == 2
     assert set(results["4x super-resolution"]["ssim"]) == {"nano", "bicubic", "autoencoder", "gain over bicubic"}
-    assert results["text to image: modality recognised"]["count"] == 6
+    assert results["text to image: modality recognized"]["count"] == 6
     for name, value in results.items():
         if value.get("low") is not None:
             assert value["low"] <= value["value"] <= value["high"], name
@@ -116,7 +116,7 @@ def test_a_release_holds_the_stages_weights_the_nanos_presets_and_what_was_writt
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [".cache"]
 
 
-def test_a_sheet_of_edits_holds_generated_pictures_only_unless_asked(finished, work, tmp_path):
+def test_a_sheet_of_edits_holds_generated_images_only_unless_asked(finished, work, tmp_path):
     arguments = ["--model", str(finished), "--kind", "edits", "--out", str(tmp_path / "made.png")]
     assert run_module(contact_sheets.main, arguments) == 2
     assert run_module(contact_sheets.main, [*arguments, "--work", str(work)]) == 0

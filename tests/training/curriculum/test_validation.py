@@ -1,4 +1,4 @@
-"""Validation, pictures, guards and what the log tells."""
+"""Validation, images, guards and what the log tells."""
 
 import itertools
 from collections import deque
@@ -22,7 +22,7 @@ from unimedvl.training.run import main, run
 
 
 def test_a_run_is_looked_at_without_being_changed(recipe, tmp_path):
-    """Validation and pictures are made from the averages and leave weights, losses and order alone."""
+    """Validation and images are made from the averages and leave weights, losses and order alone."""
     looks = {
         "validation": {"every": 2, "batches": 2},
         "samples": {"every": 4, "prompts": ["a scan", "a mask"], "count": 2, "height": 16, "width": 24, "steps": 2},
@@ -127,7 +127,7 @@ def test_lines_of_progress():
     assert line == "step 25/100 (25.0%)  loss 1.2500  MFU 41.5%  padding 1.2%  01:00:00 left"
 
 
-def test_pictures_that_the_model_cannot_make_stop_the_run_at_its_start(recipe, tmp_path, capsys):
+def test_images_that_the_model_cannot_make_stop_the_run_at_its_start(recipe, tmp_path, capsys):
     samples = {"every": 100, "prompts": ["a scan"], "height": 4096, "width": 16}
     assert main([str(recipe("large", samples=samples))]) == 2
-    assert "this model makes pictures of at most" in capsys.readouterr().err
+    assert "this model makes images of at most" in capsys.readouterr().err

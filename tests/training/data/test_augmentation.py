@@ -1,4 +1,4 @@
-"""Random changes of pictures: alike for all pictures of a record, the same in every run, and off unless asked for."""
+"""Random changes of images: alike for all images of a record, the same in every run, and off unless asked for."""
 
 import dataclasses
 import io
@@ -16,7 +16,7 @@ from unimedvl.training.data.dataset import PackedRecords, RecordGroup
 from unimedvl.training.data_recipe import AugmentationRecipe, DataRecipe, GroupRecipe, ImageRange
 
 RANGES = {"vae": ImageRange(16, 48), "vit": ImageRange(12, 36), "understanding": ImageRange(12, 48)}
-STRONG = AugmentationRecipe(0.7, True, True, True, brightness=0.3, contrast=0.3, colour=0.1)
+STRONG = AugmentationRecipe(0.7, True, True, True, brightness=0.3, contrast=0.3, color=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_off_by_default(folder, checkpoint):
     )
 
 
-def test_same_seed_same_pictures_and_each_epoch_its_own(folder, checkpoint):
+def test_same_seed_same_images_and_each_epoch_its_own(folder, checkpoint):
     first, again = (batches(packed(folder, checkpoint, STRONG), 3) for _ in range(2))
     for one, other in zip(first, again, strict=True):
         assert torch.equal(one["pixel_values"], other["pixel_values"])
@@ -72,13 +72,13 @@ def test_sizes_and_tokens_do_not_depend_on_it(folder, checkpoint):
 
 
 def test_input_and_mask_move_together():
-    """A mask drawn from the picture stays the mask of the changed picture."""
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
-    mask = Image.fromarray(np.where(np.asarray(picture)[..., :1] > 127, 255, 0).astype(np.uint8).repeat(3, axis=2))
+    """A mask drawn from the image stays the mask of the changed image."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    mask = Image.fromarray(np.where(np.asarray(image)[..., :1] > 127, 255, 0).astype(np.uint8).repeat(3, axis=2))
     for seed in range(30):
         change = draw_augmentation(STRONG, seed, square=True)
         assert change is not None
-        moved, moved_mask = change.geometry(picture), change.geometry(mask)
+        moved, moved_mask = change.geometry(image), change.geometry(mask)
         assert moved.size == moved_mask.size
         assert ((np.asarray(moved)[..., 0] > 127) == (np.asarray(moved_mask)[..., 0] > 127)).all()
 
@@ -93,16 +93,16 @@ def test_outputs_keep_their_levels_where_they_are_masks():
     np.testing.assert_allclose(Augmentation(gains=(1.3, 1.2, 0.9)).intensity(black, output=False), black)
 
 
-def test_only_square_pictures_are_turned():
+def test_only_square_images_are_turned():
     turned = {draw_augmentation(STRONG, seed, square=True).turns for seed in range(40)}
     assert turned == {0, 1, 2, 3}
     assert {draw_augmentation(STRONG, seed, square=False).turns for seed in range(40)} == {0}
 
 
 def test_crops_keep_the_share_that_was_asked_for():
-    picture = Image.new("RGB", (100, 60))
+    image = Image.new("RGB", (100, 60))
     for seed in range(30):
-        width, height = draw_augmentation(AugmentationRecipe(crop=0.7), seed, square=False).geometry(picture).size
+        width, height = draw_augmentation(AugmentationRecipe(crop=0.7), seed, square=False).geometry(image).size
         assert 69 <= width <= 100 and abs(width / 100 - height / 60) < 0.03
 
 
@@ -112,7 +112,7 @@ def test_crops_keep_the_share_that_was_asked_for():
         ({"crop": 0.0}, "crop"),
         ({"crop": 1.5}, "crop"),
         ({"brightness": 1.0}, "brightness"),
-        ({"colour": -1}, "colour"),
+        ({"color": -1}, "color"),
     ],
 )
 def test_impossible_strengths_are_refused(values, message):
@@ -120,14 +120,14 @@ def test_impossible_strengths_are_refused(values, message):
         AugmentationRecipe(**values)
 
 
-def test_a_latent_cache_beside_changing_pictures_is_refused(folder):
+def test_a_latent_cache_beside_changing_images_is_refused(folder):
     group = GroupRecipe("drawn", str(folder), augmentation=AugmentationRecipe(flip_horizontal=True))
     with pytest.raises(ValueError, match="latent_cache"):
         DataRecipe([group], latent_cache="somewhere")
 
 
-def test_pictures_are_decoded_as_they_lie_in_the_record(folder):
-    """The fixture's pictures are of several sizes, as the tests above need."""
+def test_images_are_decoded_as_they_lie_in_the_record(folder):
+    """The fixture's images are of several sizes, as the tests above need."""
     group = RecordGroup(GroupRecipe("drawn", str(folder), tasks=["segmentation"], **RANGES))
     sizes = {Image.open(io.BytesIO(group.record(index).input_img[0].data)).size for index in range(len(group))}
     assert len(sizes) > 1

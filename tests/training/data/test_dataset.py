@@ -7,14 +7,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from tests.tiny_checkpoint import tiny_checkpoint
-from tests.training.record_folders import picture, record, write_folder
+from tests.training.record_folders import image, record, write_folder
 from unimedvl.modeling_unimedvl.flow_unimedvl import shift_timesteps
 from unimedvl.training.data.collate import Collator
 from unimedvl.training.data.dataset import PackedRecords, RecordGroup
 from unimedvl.training.data.packing import SampleKey
 from unimedvl.training.data.posterior_cache import LatentCache, autoencoder_fingerprint, scaled_latents
 from unimedvl.training.data_recipe import ConditionDropout, DataRecipe, GroupRecipe, ImageRange
-from unimedvl.unimed5m.schema import Picture
+from unimedvl.unimed5m.schema import RecordImage
 
 COUNTS = {"vqa": 9, "dialogue": 5, "text_to_image": 6, "segmentation": 7, "counterfactual": 4}
 RANGES = {"vae": ImageRange(16, 48), "vit": ImageRange(12, 36), "understanding": ImageRange(12, 48)}
@@ -132,14 +132,14 @@ def test_no_token_of_a_sample_reaches_another_ones_loss(make, checkpoint):
     def per_sample(changed):
         with torch.no_grad():
             output = model(**arguments(changed))
-        labelled = (changed["labels"] != -100)[0]
+        labeled = (changed["labels"] != -100)[0]
         rows = torch.nn.functional.cross_entropy(
-            output.logits.float(), changed["labels"][0][labelled], reduction="none"
+            output.logits.float(), changed["labels"][0][labeled], reduction="none"
         )
         error = ((output.velocity - output.flow_target) ** 2).mean(dim=-1)
         noised = samples[changed["mm_token_type_ids"][0] == 3]
         return {
-            number: (rows[samples[labelled] == number].sum().item(), error[noised == number].sum().item())
+            number: (rows[samples[labeled] == number].sum().item(), error[noised == number].sum().item())
             for number in range(len(batch["info"].samples))
         }
 
@@ -182,7 +182,7 @@ def test_noise_and_time_of_a_record_are_drawn_anew_each_epoch_and_by_its_own_see
     for values in zip(first, again, later, other, strict=True):
         assert torch.equal(values[0], values[1])
         assert not torch.equal(values[0], values[2]) and not torch.equal(values[0], values[3])
-    # Draws of the standard normal law, not of a narrower one and not the same for neighbours.
+    # Draws of the standard normal law, not of a narrower one and not the same for neighbors.
     noise = torch.cat([drawn(epoch, 7)[0].flatten() for epoch in range(40)])
     assert abs(noise.mean().item()) < 4 / len(noise) ** 0.5
     assert noise.var().item() == pytest.approx(1, abs=4 * (2 / len(noise)) ** 0.5)
@@ -258,17 +258,17 @@ def test_a_torn_cache_file_is_made_again(make, checkpoint, tmp_path):
 @pytest.mark.parametrize(
     "broken, message",
     [
-        (Picture(b"no picture", "a.png", 32, 40), "vqa-1-train: a.png cannot be read"),
-        (Picture(picture(5, 24, 24).data, "a.png", 32, 40), "24 x 24 pixels, its record says 40 x 32"),
-        (Picture(None, "a.png", 32, 40, "00"), "relink"),
+        (RecordImage(b"no image", "a.png", 32, 40), "vqa-1-train: a.png cannot be read"),
+        (RecordImage(image(5, 24, 24).data, "a.png", 32, 40), "24 x 24 pixels, its record says 40 x 32"),
+        (RecordImage(None, "a.png", 32, 40, "00"), "relink"),
     ],
 )
-def test_a_broken_picture_names_its_record(make, checkpoint, broken, message):
+def test_a_broken_image_names_its_record(make, checkpoint, broken, message):
     data = make()
     wrong = record("vqa", 1)
     object.__setattr__(wrong, "input_img", [broken])
     sample = data.layouts[0](wrong, 0)
-    for epoch in range(5):  # the picture may be dropped in one of them
+    for epoch in range(5):  # the image may be dropped in one of them
         sample = data.layouts[0](wrong, epoch)
         if sample.images:
             break

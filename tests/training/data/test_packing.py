@@ -93,8 +93,8 @@ def test_shares_are_those_of_the_recipe(count):
     drawn = [number / sum(plan.drawn) for number in plan.drawn]
     assert drawn == pytest.approx([0.5, 0.4, 0.1], abs=0.01)
     if count == 10_000:
-        realised = [sum(key.group == group for key in seen) / count for group in range(3)]
-        assert realised == pytest.approx([0.5, 0.4, 0.1], abs=0.01)
+        realized = [sum(key.group == group for key in seen) / count for group in range(3)]
+        assert realized == pytest.approx([0.5, 0.4, 0.1], abs=0.01)
 
 
 @pytest.mark.parametrize("stop", [0, 1, 7, 100, 311])

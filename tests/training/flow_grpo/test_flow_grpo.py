@@ -51,18 +51,18 @@ def test_the_sde_ends_in_the_distribution_of_the_data(noise_level):
     times = torch.linspace(1, 0, steps + 1).tolist()
     for time, next_time in zip(times, times[1:], strict=False):
         variance = (1 - time) ** 2 * deviation**2 + time**2
-        centred = (state - (1 - time) * mean) / variance
-        exact = time * centred - (mean + (1 - time) * deviation**2 * centred)
-        centre, spread = sde_step(state, exact, time, next_time, noise_level, times[1])
-        state = centre + spread * torch.randn(count, generator=generator)
+        centered = (state - (1 - time) * mean) / variance
+        exact = time * centered - (mean + (1 - time) * deviation**2 * centered)
+        center, spread = sde_step(state, exact, time, next_time, noise_level, times[1])
+        state = center + spread * torch.randn(count, generator=generator)
     assert abs(state.mean().item() - mean) < 0.01
     assert abs(state.std().item() - deviation) < 0.01
 
 
 def test_without_noise_it_is_the_sampler_of_generate(checkpoint):
     model, processor = checkpoint
-    picture = Image.effect_noise((24, 16), 80).convert("RGB")
-    examples = [{"prompt": "sharpen", "images": [picture]}, {"prompt": "find the polyp, please", "images": [picture]}]
+    image = Image.effect_noise((24, 16), 80).convert("RGB")
+    examples = [{"prompt": "sharpen", "images": [image]}, {"prompt": "find the polyp, please", "images": [image]}]
     inputs = processed(processor, examples)
     sampler = FlowSampler(model, FlowSettings.unguided(5, 2.0))
     unit = model.config.pixels_per_latent_token
@@ -86,8 +86,8 @@ def test_without_noise_it_is_the_sampler_of_generate(checkpoint):
 
 def test_repeated_rows_are_independent_of_each_other(checkpoint):
     model, processor = checkpoint
-    picture = Image.effect_noise((16, 16), 60).convert("RGB")
-    examples = [{"prompt": "sharpen", "images": [picture]}, {"prompt": "sharpen it", "images": [picture.rotate(90)]}]
+    image = Image.effect_noise((16, 16), 60).convert("RGB")
+    examples = [{"prompt": "sharpen", "images": [image]}, {"prompt": "sharpen it", "images": [image.rotate(90)]}]
     sampler, grid = FlowSampler(model, FlowSettings.unguided(4, 1.0)), (2, 2)
     states = torch.randn(6, math.prod(grid), model.config.latent_dim)
     with torch.no_grad():
@@ -131,11 +131,11 @@ def test_loss_stops_where_the_ratio_has_moved_enough():
     torch.testing.assert_close(ratio.grad, torch.tensor([0.0, -1.0, 0.0, 1.0]))
 
 
-def red(pictures, examples):
+def red(images, examples):
     """Mean of the red channel against the others, in levels."""
     values = []
-    for picture in pictures:
-        pixels = torch.tensor(list(picture.getdata()), dtype=torch.float32)
+    for image in images:
+        pixels = torch.tensor(list(image.getdata()), dtype=torch.float32)
         values.append((pixels[:, 0] - pixels[:, 1:].mean(dim=1)).mean().item())
     return values
 
@@ -287,6 +287,6 @@ def test_wrong_settings_are_one_sentence(tmp_path, changes, message):
 
 def test_a_reward_that_is_no_number_is_named(tmp_path):
     trainer = make_trainer(tmp_path / "run", tmp_path / "model")
-    trainer.rewards = {"broken": (lambda pictures, examples: [float("nan")] * len(pictures), 1.0)}
+    trainer.rewards = {"broken": (lambda images, examples: [float("nan")] * len(images), 1.0)}
     with pytest.raises(ValueError, match="broken"):
         trainer.train()

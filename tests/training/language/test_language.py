@@ -15,30 +15,30 @@ from unimedvl.training.adapters import load_with_adapter, merge_adapter
 from unimedvl.training.language.trainers import language_arguments, language_trainer
 from unimedvl.training.language.trl_datasets import conversation_data, read_records
 from unimedvl.training.tuning_recipe import AdapterRecipe
-from unimedvl.unimed5m.schema import Picture, Record, Turn, to_table
+from unimedvl.unimed5m.schema import Record, RecordImage, Turn, to_table
 from unimedvl.unimed5m.shards import write_table
 
 SETTINGS = {"use_cpu": True, "bf16": False, "logging_steps": 1, "disable_tqdm": True, "save_strategy": "no"}
 
 
-def png_bytes(picture: Image.Image) -> bytes:
+def png_bytes(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def colour_record(number: int, split: str = "train") -> Record:
-    """A picture that is dark or bright, and the question which."""
+def color_record(number: int, split: str = "train") -> Record:
+    """An image that is dark or bright, and the question which."""
     level = 40 if number % 2 else 210
     random = np.random.default_rng(number)
     pixels = np.clip(level + random.normal(0, 15, (24, 30, 3)), 0, 255).astype(np.uint8)
     return Record(
-        id=f"colour-{number}-{split}",
+        id=f"color-{number}-{split}",
         main_task_type="image_understanding",
         sub_task_type="vqa",
         modality="CXR",
-        dataset="colours",
-        input_img=[Picture(png_bytes(Image.fromarray(pixels)), f"{number}.png", 24, 30)],
+        dataset="colors",
+        input_img=[RecordImage(png_bytes(Image.fromarray(pixels)), f"{number}.png", 24, 30)],
         output_img=[],
         message=[Turn("human", "<image> dark or bright?"), Turn("gpt", "dark" if number % 2 else "bright")],
         license="CC0-1.0",
@@ -54,8 +54,8 @@ def colour_record(number: int, split: str = "train") -> Record:
 def records_folder(tmp_path):
     folder = tmp_path / "records"
     (folder / "data").mkdir(parents=True)
-    records = [colour_record(number) for number in range(12)] + [colour_record(n, "validation") for n in range(4)]
-    write_table(folder / "data" / "colours.parquet", to_table(records))
+    records = [color_record(number) for number in range(12)] + [color_record(n, "validation") for n in range(4)]
+    write_table(folder / "data" / "colors.parquet", to_table(records))
     return folder
 
 
@@ -67,10 +67,10 @@ def checkpoint(tmp_path):
 
 def test_records_are_chosen_by_what_they_are(records_folder):
     assert len(read_records(records_folder)) == 12
-    assert len(read_records(records_folder, split="validation", tasks=["vqa"], sources=["colours"])) == 4
+    assert len(read_records(records_folder, split="validation", tasks=["vqa"], sources=["colors"])) == 4
     few = read_records(records_folder, limit=5)
     assert len(few) == 5 and few == read_records(records_folder, limit=5)
-    with pytest.raises(ValueError, match="it holds vqa/colours/train"):
+    with pytest.raises(ValueError, match="it holds vqa/colors/train"):
         read_records(records_folder, tasks=["report"])
 
 

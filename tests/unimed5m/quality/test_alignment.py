@@ -16,38 +16,40 @@ from unimedvl.unimed5m.quality.alignment import (
     Selection,
     caption_once,
     final_scores,
-    normalise,
+    normalize,
     select,
     shuffled_texts,
     text_similarity,
 )
-from unimedvl.unimed5m.quality.image_reading import open_picture
+from unimedvl.unimed5m.quality.image_reading import open_stored_image
 from unimedvl.unimed5m.quality.record_texts import stated_facts
 from unimedvl.unimed5m.quality.scorer import CompactScorer, RetrievalCaptioner
 from unimedvl.unimed5m.quality.separation import read_samples, separation
 from unimedvl.unimed5m.quality.train_scorer import main as train_main
 from unimedvl.unimed5m.quality.train_scorer import read_pairs, train
 
-from .toy_models import ColourCaptioner, ColourScorer, WordEncoder
-from .toy_records import COLOURS, caption, drawn, record, write_shards
+from .toy_models import ColorCaptioner, ColorScorer, WordEncoder
+from .toy_records import COLORS, caption, drawn, record, write_shards
 
 
 def test_final_score_is_half_s_plus_m():
     s, m = numpy.array([-1.0, 0.0, 1.0]), numpy.array([1.0, 0.0, -0.5])
     assert final_scores(s, m)[2].tolist() == [1.0, 0.75, 0.75]
-    assert normalise(s, "minmax").tolist() == [0.0, 0.5, 1.0]
-    assert normalise(numpy.full(3, 0.2), "minmax").tolist() == [0.5] * 3
+    assert normalize(s, "minmax").tolist() == [0.0, 0.5, 1.0]
+    assert normalize(numpy.full(3, 0.2), "minmax").tolist() == [0.5] * 3
 
 
 def test_an_image_is_captioned_once():
-    class Counting(ColourCaptioner):
+    class Counting(ColorCaptioner):
         seen = 0
 
         def caption(self, images, count):
             self.seen += len(images)
             return super().caption(images, count)
 
-    red, blue = (open_picture(drawn(number, colour=name).data, "RGB") for number, name in enumerate(("red", "blue")))
+    red, blue = (
+        open_stored_image(drawn(number, color=name).data, "RGB") for number, name in enumerate(("red", "blue"))
+    )
     captioner = Counting()
     captions = caption_once(captioner, [red, blue, red, red], 2)
     assert captioner.seen == 2
@@ -81,7 +83,7 @@ def test_ties_are_broken_by_id_and_nulls_stay():
     assert result[4]["s_final"] is None
 
 
-@pytest.mark.parametrize("wrong", [{"scope": "page"}, {"keep": 0.0}, {"normalisation": "rank"}])
+@pytest.mark.parametrize("wrong", [{"scope": "page"}, {"keep": 0.0}, {"normalization": "rank"}])
 def test_selection_refuses_what_it_does_not_know(wrong):
     with pytest.raises(ValueError, match="expected"):
         Selection(**wrong)
@@ -109,7 +111,7 @@ def test_facts_are_what_the_source_states():
     said = {"label": "pneumonia", "plane": "PA", "source_id": "1"}
     one, other = (
         record(number, extra=json.dumps({**said, "source_id": str(number)}), message=caption(text)).to_row()
-        for number, text in enumerate(("Pneumonia, PA.", "A PA view labelled pneumonia."))
+        for number, text in enumerate(("Pneumonia, PA.", "A PA view labeled pneumonia."))
     )
     assert stated_facts(one) == stated_facts(other)
     assert stated_facts(one) != stated_facts({**one, "extra": json.dumps({**said, "label": "no finding"})})
@@ -119,16 +121,16 @@ def test_facts_are_what_the_source_states():
 
 
 def tinted_samples(count, split="train"):
-    names = list(COLOURS)
+    names = list(COLORS)
     return [
-        record(number, drawn(number, colour=names[number % 4]), split=split, modality=("CT", "MRI")[number // 4 % 2],
+        record(number, drawn(number, color=names[number % 4]), split=split, modality=("CT", "MRI")[number // 4 % 2],
                message=caption(f"A field tinted {names[number % 4]} all over, it is {names[number % 4]}."))
         for number in range(count)
     ]  # fmt: skip
 
 
 def test_separation_of_models_that_know(tmp_path):
-    models = AlignmentModels(ColourCaptioner(), WordEncoder(), ColourScorer())
+    models = AlignmentModels(ColorCaptioner(), WordEncoder(), ColorScorer())
     samples, images = read_samples(write_shards(tmp_path, tinted_samples(40)), "train")
     result = separation(models, samples, images)
     assert (result["records"], result["images"]) == (40, 40)
@@ -142,18 +144,18 @@ def test_separation_of_models_that_know(tmp_path):
 
 
 def test_separation_of_a_model_that_guesses_has_a_wide_interval_around_a_half(tmp_path):
-    class Guess(ColourScorer):
+    class Guess(ColorScorer):
         def similarity(self, images, texts):
             return numpy.array([zlib.crc32(f"{place} {text}".encode()) / 2**32 for place, text in enumerate(texts)])
 
-    models = AlignmentModels(ColourCaptioner(), WordEncoder(), Guess())
+    models = AlignmentModels(ColorCaptioner(), WordEncoder(), Guess())
     samples, images = read_samples(write_shards(tmp_path, tinted_samples(60)), "train")
     value, low, high = separation(models, samples, images)["within"]["overall"]["m"]
     assert low < 0.5 < high and low < value < high and high - low > 0.1
 
 
 def test_records_of_one_group_have_no_interval(tmp_path):
-    models = AlignmentModels(ColourCaptioner(), WordEncoder(), ColourScorer())
+    models = AlignmentModels(ColorCaptioner(), WordEncoder(), ColorScorer())
     samples, images = read_samples(write_shards(tmp_path, tinted_samples(40)), "train")
     for sample in samples:
         sample["group"] = ("toy", "one patient")
@@ -173,19 +175,21 @@ def trained(tmp_path_factory):
 
 def test_scorer_learns_saves_and_scores_alone_as_in_company(trained):
     scorer = CompactScorer.load(trained)
-    fresh = [open_picture(drawn(500 + number, colour=list(COLOURS)[number % 4]).data, "RGB") for number in range(16)]
-    told = [f"A field tinted {name} all over, it is {name}." for name in COLOURS] * 4
+    fresh = [
+        open_stored_image(drawn(500 + number, color=list(COLORS)[number % 4]).data, "RGB") for number in range(16)
+    ]
+    told = [f"A field tinted {name} all over, it is {name}." for name in COLORS] * 4
     wrong = told[1:] + told[:1]
     true, false = scorer.similarity(fresh, told), scorer.similarity(fresh, wrong)
     assert auroc([*true, *false], [1] * len(true) + [0] * len(false)) > 0.9
     numpy.testing.assert_allclose(scorer.similarity(fresh[:1], told[:1]), true[:1], atol=1e-6)
 
 
-def test_neighbours_caption_without_the_own_text(trained):
+def test_neighbors_caption_without_the_own_text(trained):
     captioner = RetrievalCaptioner.load(trained)
-    new = open_picture(drawn(700, colour="green").data, "RGB")
+    new = open_stored_image(drawn(700, color="green").data, "RGB")
     assert any("green" in text for text in captioner.caption([new], 5)[0])
-    known = open_picture(drawn(0, colour="red").data, "RGB")
+    known = open_stored_image(drawn(0, color="red").data, "RGB")
     captioner.texts = [f"{place} {text}" for place, text in enumerate(captioner.texts)]
     assert not any(text.startswith("0 ") for text in captioner.caption([known], 5)[0])
 
@@ -199,12 +203,12 @@ def test_training_is_repeatable(tmp_path):
 
 
 def test_an_image_of_several_records_is_one_pair_with_its_caption_first(tmp_path):
-    picture = drawn(1)
+    image = drawn(1)
     records = [
-        record(1, picture, sub_task_type="vqa", message=caption("Yes, it is.")),
-        record(2, picture, message=caption("A smooth field.")),
+        record(1, image, sub_task_type="vqa", message=caption("Yes, it is.")),
+        record(2, image, message=caption("A smooth field.")),
         record(3, drawn(2), split="validation"),
-        record(4, picture, sub_task_type="segmentation"),
+        record(4, image, sub_task_type="segmentation"),
     ]
     pairs = read_pairs(write_shards(tmp_path, records, shards=1))
     assert pairs.texts == [["A smooth field.", "Describe it. Yes, it is."]] and pairs.sources == ["toy"]

@@ -94,8 +94,8 @@ def test_means_agreement_and_correlation(sheets):
     for expert, path in enumerate(paths):
         fill(path, value(expert))
     result = report(paths, paths[0].parent / "audit.json")
-    assert result["dimensions"]["factual_accuracy"] == {"mean": 2.5, "mean_normalised": 0.5, "alpha": 1.0}
-    assert result["dimensions"]["completeness"] == {"mean": None, "mean_normalised": None, "alpha": None}
+    assert result["dimensions"]["factual_accuracy"] == {"mean": 2.5, "mean_normalized": 0.5, "alpha": 1.0}
+    assert result["dimensions"]["completeness"] == {"mean": None, "mean_normalized": None, "alpha": None}
     assert result["mean_quality"] == pytest.approx((1 + 5 * 0.5) / 6, abs=1e-6) and not result["passes"]
     assert result["correlation"]["factual_accuracy"]["professionalism"] == 1.0
     assert result["alpha_quality"] == 1.0

@@ -15,11 +15,11 @@ import pytest
 from unimedvl.unimed5m.quality.alignment import Alignment, AlignmentModels, Selection
 from unimedvl.unimed5m.quality.coarse import CoarseFilter, Verdict
 from unimedvl.unimed5m.quality.control import QualitySettings, quality_control
-from unimedvl.unimed5m.quality.duplicates import FingerprintTable, close_pairs, find_drops, neighbours
-from unimedvl.unimed5m.schema import ARROW_SCHEMA, Picture
+from unimedvl.unimed5m.quality.duplicates import FingerprintTable, close_pairs, find_drops, neighbors
+from unimedvl.unimed5m.schema import ARROW_SCHEMA, RecordImage
 from unimedvl.unimed5m.shards import shard_paths, write_table
 
-from .toy_models import ColourCaptioner, ColourScorer, WordEncoder
+from .toy_models import ColorCaptioner, ColorScorer, WordEncoder
 from .toy_records import all_bytes, caption, drawn, faulty_records, record, write_shards
 
 EXPECTED = {
@@ -102,10 +102,10 @@ def test_reporting_keeps_what_decodes(tmp_path):
 
 
 def test_a_damaged_file_says_nothing_of_its_content(tmp_path, capfd, caplog):
-    """A DICOM file and a text header in the place of a picture: kept in quarantine, named nowhere."""
+    """A DICOM file and a text header in the place of an image: kept in quarantine, named nowhere."""
     dicom = b"\0" * 128 + b"DICM" + b"\x10\x00\x10\x00PN\x0c\x00Doe^Jane 123 "
     note = b"P2 Doe^Jane 123 Doe^Jane 123 " * 9
-    held = [record(number, Picture(data, "x.png", 136, 136)) for number, data in enumerate((dicom, note))]
+    held = [record(number, RecordImage(data, "x.png", 136, 136)) for number, data in enumerate((dicom, note))]
     records = write_shards(tmp_path / "records", [*held, record(2)], shards=1)
     with caplog.at_level(0):
         assert quality_control(records, tmp_path / "checked")["dropped"] == 2
@@ -124,7 +124,9 @@ def test_cut_files_are_said_to_be_cut():
     for file_format in ("PNG", "JPEG"):
         data = drawn(1, file_format=file_format).data
         for part in (0.3, 0.6, 0.95):
-            verdict = CoarseFilter().judge(record(1, Picture(data[: int(len(data) * part)], "x", 136, 136)).to_row())
+            verdict = CoarseFilter().judge(
+                record(1, RecordImage(data[: int(len(data) * part)], "x", 136, 136)).to_row()
+            )
             assert verdict == Verdict("undecodable", "image 0: the file is cut short")
 
 
@@ -174,25 +176,25 @@ def test_a_bomb_has_too_many_pixels_and_is_not_damaged():
     chunk = b"IHDR" + struct.pack(">IIBBBBB", 40_000, 40_000, 8, 0, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
     bomb += struct.pack(">I", 100) + b"IDAT" + bytes(100)
-    verdict = CoarseFilter().judge(record(1, Picture(bomb, "x.png", 40_000, 40_000)).to_row())
+    verdict = CoarseFilter().judge(record(1, RecordImage(bomb, "x.png", 40_000, 40_000)).to_row())
     assert verdict == Verdict("too_many_pixels", "image 0: more than 20000000")
 
 
 def aligned_settings(**selection) -> QualitySettings:
-    models = AlignmentModels(ColourCaptioner(), WordEncoder(), ColourScorer())
+    models = AlignmentModels(ColorCaptioner(), WordEncoder(), ColorScorer())
     return QualitySettings(
         alignment=Alignment(lambda: models, "toy"), duplicates=False, selection=Selection(**selection)
     )
 
 
 def test_alignment_keeps_the_better_half_and_its_texts(tmp_path):
-    colours = ("red", "green", "blue", "grey")
+    colors = ("red", "green", "blue", "gray")
     records = []
     for number in range(24):
-        shown = colours[number % 4]
-        told = shown if number % 2 == number // 12 else colours[(number + 1) % 4]
-        picture = drawn(number, colour=shown)
-        records.append(record(number, picture, modality="CT", message=caption(f"A field tinted {told} all over.")))
+        shown = colors[number % 4]
+        told = shown if number % 2 == number // 12 else colors[(number + 1) % 4]
+        image = drawn(number, color=shown)
+        records.append(record(number, image, modality="CT", message=caption(f"A field tinted {told} all over.")))
     folder = write_shards(tmp_path / "records", records)
     summary = quality_control(folder, tmp_path / "checked", aligned_settings(scope="global"))
     assert summary["scored"] == 24 and summary["stages"][2]["dropped"] == {"poorly_aligned": 12}
@@ -205,8 +207,8 @@ def test_alignment_keeps_the_better_half_and_its_texts(tmp_path):
 
 
 def test_alignment_may_only_report(tmp_path):
-    tinted = drawn(2, colour="red")
-    small = drawn(3, side=64, colour="red")
+    tinted = drawn(2, color="red")
+    small = drawn(3, side=64, color="red")
     records = [
         record(1, tinted, message=caption("A field tinted red all over.")),
         record(2, tinted, message=caption("A field tinted blue all over.")),
@@ -225,13 +227,13 @@ def test_patients_of_a_benchmark_are_kept_out():
     table = FingerprintTable(
         ids=["a", "b", "c", "d"], splits=["train", "validation", "train", "test"],
         groups=["d/1", "d/2", "other/1", "d/1"], contents=list("wxyz"), texts=[1, 2, 3, 4],
-        pictures=[[], [], [], []],
+        images=[[], [], [], []],
     )  # fmt: skip
     assert find_drops(table, [("bench", 3, 4)]) == {0: ("contaminated_group", "bench: d")}
 
 
 def test_held_out_and_unscored_records_are_not_ranked(tmp_path):
-    tinted = drawn(2, colour="red")
+    tinted = drawn(2, color="red")
     records = [
         record(1, tinted, split="validation", message=caption("Nothing of that kind here.")),
         record(2, tinted, sub_task_type="segmentation"),
@@ -298,17 +300,17 @@ def test_equal_hashes_are_one_image_only_if_the_thumbnails_correlate(thumbnail, 
     # Hashes differ in 2 bits of 64; a record of the training split, one of the test split, and a third hash far away.
     table = FingerprintTable(
         ids=["a", "b", "c"], splits=["train", "test", "train"], groups=["d/1", "d/2", "d/3"], contents=list("xyz"),
-        texts=[1, 2, 3], pictures=[[0], [1], [2]], hashes=[0b101, 0b110, 2**63 - 1],
+        texts=[1, 2, 3], images=[[0], [1], [2]], hashes=[0b101, 0b110, 2**63 - 1],
         thumbnails=[first, thumbnail, first],
     )  # fmt: skip
-    assert neighbours(table) == ({0: {1}, 1: {0}} if same else {})
-    assert find_drops(table) == ({0: ("leak_image", "same picture as b in test")} if same else {})
+    assert neighbors(table) == ({0: {1}, 1: {0}} if same else {})
+    assert find_drops(table) == ({0: ("leak_image", "same image as b in test")} if same else {})
 
 
 def test_masks_and_texts_without_images_do_not_leak():
     table = FingerprintTable(
         ids=["a", "b"], splits=["train", "test"], groups=[("d", "1"), ("d", "2")], contents=["x", "y"],
-        texts=[1, 1], pictures=[[], []],
+        texts=[1, 1], images=[[], []],
     )  # fmt: skip
     assert find_drops(table) == {}
     assert find_drops(table, [("bench", 1, 2)])[0][0] == "contaminated_text"
@@ -368,7 +370,7 @@ def test_counts_of_an_earlier_check_never_stand_beside_newer_records(tmp_path, m
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(control, "summarise", killed)
+    monkeypatch.setattr(control, "summarize", killed)
     with pytest.raises(KeyboardInterrupt):
         quality_control(tmp_path / "records", tmp_path / "checked")
     with pytest.raises(ValueError, match="unfinished"):

@@ -17,7 +17,7 @@ from unimedvl.unimed5m.quality.encoders import (
     is_unverified,
     text_prefix,
 )
-from unimedvl.unimed5m.quality.image_reading import open_picture
+from unimedvl.unimed5m.quality.image_reading import open_stored_image
 from unimedvl.unimed5m.quality.models import ModelPaths
 
 from .local_models import save_e5, save_medgemma, save_medsiglip
@@ -36,8 +36,8 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images():
-    colours = ("red", "green", "blue")
-    return [open_picture(drawn(number, colour=name).data, "RGB") for number, name in enumerate(colours)]
+    colors = ("red", "green", "blue")
+    return [open_stored_image(drawn(number, color=name).data, "RGB") for number, name in enumerate(colors)]
 
 
 def test_text_vector_is_the_mean_of_real_tokens(folders):

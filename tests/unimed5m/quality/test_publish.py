@@ -16,7 +16,7 @@ import yaml
 from tests.hub_server import HubServer
 from unimedvl.unimed5m.publish import may_embed, publish, push_to_hub
 from unimedvl.unimed5m.relink import relink
-from unimedvl.unimed5m.schema import Picture
+from unimedvl.unimed5m.schema import RecordImage
 
 from .clean_site import link_packages
 from .toy_records import all_bytes, caption, drawn, record, write_shards
@@ -48,7 +48,7 @@ def test_every_record_is_published_once(published):
     assert statistics["configs"]["data"]["vqa"] == {"train": 12, "validation": 6}
 
 
-def test_images_and_texts_stay_out_where_the_licence_keeps_them(published):
+def test_images_and_texts_stay_out_where_the_license_keeps_them(published):
     folder, _ = published
     paths = list((folder / "published" / "metadata").glob("*/*.parquet"))
     assert sum(pq.read_metadata(path).num_rows for path in paths) == 6
@@ -56,15 +56,15 @@ def test_images_and_texts_stay_out_where_the_licence_keeps_them(published):
         assert b"A smooth field" not in path.read_bytes()
         for row in pq.read_table(path).to_pylist():
             assert row["redistributable"] == "no"
-            assert [picture["image"] for picture in row["input_img"]] == [None]
+            assert [image["image"] for image in row["input_img"]] == [None]
             assert row["input_img"][0]["sha256"] and row["input_img"][0]["path"] and row["content_hash"]
             assert row["message"] == [] and row["extra"] == "{}"
 
 
 def test_tasks_that_alternate_share_no_row_group_and_fill_their_own(tmp_path):
     tasks = ("caption", "vqa", "segmentation", "report")
-    picture = drawn(0)
-    records = [record(number, picture, sub_task_type=tasks[number % 4]) for number in range(1000)]
+    image = drawn(0)
+    records = [record(number, image, sub_task_type=tasks[number % 4]) for number in range(1000)]
     write_shards(tmp_path / "records", records, shards=1)
     publish(tmp_path / "records", tmp_path / "out")
     for task in tasks:
@@ -76,10 +76,10 @@ def test_tasks_that_alternate_share_no_row_group_and_fill_their_own(tmp_path):
 
 
 def test_large_images_make_smaller_row_groups(tmp_path, monkeypatch):
-    picture = drawn(0)
-    monkeypatch.setattr("unimedvl.unimed5m.publish.GROUP_BYTES", 40 * len(picture.data))
+    image = drawn(0)
+    monkeypatch.setattr("unimedvl.unimed5m.publish.GROUP_BYTES", 40 * len(image.data))
     tasks = ("caption", "vqa")
-    records = [record(number, picture, sub_task_type=tasks[number % 2]) for number in range(400)]
+    records = [record(number, image, sub_task_type=tasks[number % 2]) for number in range(400)]
     write_shards(tmp_path / "records", records, shards=1)
     publish(tmp_path / "records", tmp_path / "out")
     with pq.ParquetFile(tmp_path / "out" / "data" / "vqa" / "train-shard-00000.parquet") as file:
@@ -102,7 +102,7 @@ def test_conditions_are_accepted_by_name():
     assert not may_embed("yes", "A", ("non-commercial",))
 
 
-def test_card_has_configs_gate_licences_and_plots(published):
+def test_card_has_configs_gate_licenses_and_plots(published):
     folder = published[0] / "published"
     head = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
     names = [config["config_name"] for config in head["configs"]]
@@ -176,7 +176,7 @@ def test_allowing_more_moves_records_and_leaves_no_copy(tmp_path):
     assert not list((tmp_path / "out" / "metadata").rglob("*.parquet"))
 
 
-def test_sources_with_names_alike_keep_their_own_licence(tmp_path):
+def test_sources_with_names_alike_keep_their_own_license(tmp_path):
     names = ("set/one", "set one", "Set_one", "other")
     records = [record(number, dataset=name, license=f"terms {number}") for number, name in enumerate(names)]
     write_shards(tmp_path / "records", records, shards=2)
@@ -273,8 +273,8 @@ def test_the_hub_holds_what_is_published_and_nothing_else(tmp_path):
 
 def test_features_survive(published):
     loaded = datasets.load_dataset(str(published[0] / "published"), "vqa", split="validation", streaming=True)
-    picture = loaded.features["input_img"].feature
-    assert isinstance(picture["image"], datasets.Image)
+    image = loaded.features["input_img"].feature
+    assert isinstance(image["image"], datasets.Image)
     assert "group_id" in loaded.features and "quality" in loaded.features
 
 
@@ -287,9 +287,9 @@ def test_names_that_nobody_published_stay_at_home(tmp_path):
         "extra": json.dumps({"patient_name": "Doe", "target": "liver"}),
     }
     secret = [
-        record(number, Picture(drawn(number).data, f"DOE_JANE/{number}.DCM", 136, 136), **own) for number in (1, 2)
+        record(number, RecordImage(drawn(number).data, f"DOE_JANE/{number}.DCM", 136, 136), **own) for number in (1, 2)
     ]
-    closed = record(3, Picture(drawn(3).data, "DOE_JANE/3.DCM", 136, 136), redistributable="no", **own)
+    closed = record(3, RecordImage(drawn(3).data, "DOE_JANE/3.DCM", 136, 136), redistributable="no", **own)
     public = record(4, provenance="github:owner/repository@0123abc:images/4.png", extra='{"original_id": "4.png"}')
     known = record(5, dataset="busi", provenance="https://example.org benign (5).png", group_id="busi/benign (5)")
     write_shards(tmp_path / "records", [*secret, closed, public, known], shards=1)

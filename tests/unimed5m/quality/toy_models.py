@@ -5,15 +5,15 @@ from collections.abc import Sequence
 import numpy
 from PIL import Image
 
-from .toy_records import COLOURS
+from .toy_records import COLORS
 
 
 def tint(image: Image.Image) -> str:
     mean = numpy.asarray(image.convert("RGB"), dtype=float).mean(axis=(0, 1))
-    return min(COLOURS, key=lambda name: float(numpy.abs(mean - COLOURS[name]).sum()))
+    return min(COLORS, key=lambda name: float(numpy.abs(mean - COLORS[name]).sum()))
 
 
-class ColourCaptioner:
+class ColorCaptioner:
     name = "tints"
 
     def caption(self, images: Sequence[Image.Image], count: int) -> list[list[str]]:
@@ -24,12 +24,12 @@ class WordEncoder:
     name = "words"
 
     def encode(self, texts: Sequence[str]) -> numpy.ndarray:
-        words = sorted({*COLOURS, "field", "tinted", "all", "over", "nothing"})
+        words = sorted({*COLORS, "field", "tinted", "all", "over", "nothing"})
         counts = numpy.array([[float(word in text.lower()) for word in words] for text in texts]) + 1e-3
         return (counts / numpy.linalg.norm(counts, axis=1, keepdims=True)).astype(numpy.float32)
 
 
-class ColourScorer:
+class ColorScorer:
     name = "tints"
 
     def similarity(self, images: Sequence[Image.Image], texts: Sequence[str]) -> numpy.ndarray:

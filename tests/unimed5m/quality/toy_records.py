@@ -8,31 +8,31 @@ import pyarrow as pa
 from PIL import Image
 
 from unimedvl.unimed5m.pipeline import write_table
-from unimedvl.unimed5m.schema import ARROW_SCHEMA, Picture, Record, Turn
+from unimedvl.unimed5m.schema import ARROW_SCHEMA, Record, RecordImage, Turn
 
-COLOURS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 200), "grey": (120, 120, 120)}
+COLORS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 200), "gray": (120, 120, 120)}
 
 
-def drawn(seed: int, side: int = 136, colour: str | None = None, file_format: str = "PNG") -> Picture:
-    """A smooth random image of its own for each seed, tinted where a colour is given."""
+def drawn(seed: int, side: int = 136, color: str | None = None, file_format: str = "PNG") -> RecordImage:
+    """A smooth random image of its own for each seed, tinted where a color is given."""
     generator = numpy.random.default_rng(seed)
     field = generator.integers(0, 256, size=(6, 6, 3)).astype(numpy.uint8)
     image = Image.fromarray(field).resize((side, side), Image.Resampling.BICUBIC)
-    if colour is not None:
-        image = Image.blend(image, Image.new("RGB", image.size, COLOURS[colour]), 0.75)
+    if color is not None:
+        image = Image.blend(image, Image.new("RGB", image.size, COLORS[color]), 0.75)
     buffer = io.BytesIO()
     image.save(buffer, file_format)
-    return Picture(buffer.getvalue(), f"images/{seed}.png", side, side)
+    return RecordImage(buffer.getvalue(), f"images/{seed}.png", side, side)
 
 
-def record(number: int, picture: Picture | None = None, **changes) -> Record:
+def record(number: int, image: RecordImage | None = None, **changes) -> Record:
     fields = {
         "id": f"toy-{number:05d}",
         "main_task_type": "image_understanding",
         "sub_task_type": "caption",
         "modality": "CT" if number % 3 else "MRI",
         "dataset": "toy",
-        "input_img": (picture or drawn(number),),
+        "input_img": (image or drawn(number),),
         "output_img": (),
         "message": (Turn("human", "<image>\nDescribe it."), Turn("gpt", f"A smooth field, number {number}.")),
         "license": "CC0",
@@ -63,8 +63,8 @@ def faulty_records() -> list[Record]:
     records = [record(number) for number in range(40)]
     whole = drawn(100)
     assert whole.data is not None
-    cut = Picture(whole.data[: len(whole.data) // 2], "cut.png", 136, 136)
-    garbage = Picture(b"this is no image at all", "note.png", 136, 136)
+    cut = RecordImage(whole.data[: len(whole.data) // 2], "cut.png", 136, 136)
+    garbage = RecordImage(b"this is no image at all", "note.png", 136, 136)
     records += [
         record(100, cut, id="undecodable-cut"),
         record(101, garbage, id="undecodable-text"),

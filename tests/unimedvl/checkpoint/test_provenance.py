@@ -22,35 +22,35 @@ FIELDS = {
 
 
 @pytest.fixture
-def picture() -> Image.Image:
+def image() -> Image.Image:
     return Image.radial_gradient("L").convert("RGB")
 
 
-def test_round_trip(tmp_path, picture):
+def test_round_trip(tmp_path, source_image):
     path = tmp_path / "out.png"
-    record = save_generated_image(picture, path, **FIELDS)
+    record = save_generated_image(source_image, path, **FIELDS)
     assert read_provenance(path) == record
     assert record["ai_generated"] is True
     assert record["seed"] == 7 and record["settings"]["preset"] == "t2i" and record["revision"] == "0123abc"
     with Image.open(path) as image:
-        assert image.convert("RGB").tobytes() == picture.tobytes()
+        assert image.convert("RGB").tobytes() == source_image.tobytes()
         assert image.text["AI-generated"] == "true"
         description = ElementTree.fromstring(image.info["XML:com.adobe.xmp"]).find(".//{*}Description")
     term = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"
     assert description.attrib[term] == DIGITAL_SOURCE_TYPE
 
 
-def test_prompt_is_hashed_unless_kept(tmp_path, picture):
-    save_generated_image(picture, tmp_path / "a.png", **FIELDS)
+def test_prompt_is_hashed_unless_kept(tmp_path, image):
+    save_generated_image(image, tmp_path / "a.png", **FIELDS)
     assert b"Jane" not in (tmp_path / "a.png").read_bytes()
     assert len(read_provenance(tmp_path / "a.png")["prompt_sha256"]) == 64
-    save_generated_image(picture, tmp_path / "b.png", keep_prompt=True, **FIELDS)
+    save_generated_image(image, tmp_path / "b.png", keep_prompt=True, **FIELDS)
     assert read_provenance(tmp_path / "b.png")["prompt"] == FIELDS["prompt"]
 
 
-def test_plain_readers_see_the_mark(tmp_path, picture):
+def test_plain_readers_see_the_mark(tmp_path, image):
     """A reader that knows nothing of this package finds the record with Pillow alone."""
-    save_generated_image(picture, tmp_path / "a.png", **FIELDS)
+    save_generated_image(image, tmp_path / "a.png", **FIELDS)
     code = (
         "import json, sys; from PIL import Image; image = Image.open(sys.argv[1]); image.load();"
         "print(json.loads(image.text['unimedvl'])['ai_generated'], image.text['AI-generated'])"
@@ -59,35 +59,35 @@ def test_plain_readers_see_the_mark(tmp_path, picture):
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == ["True", "true"]
 
 
-def test_overwriting_needs_consent(tmp_path, picture):
+def test_overwriting_needs_consent(tmp_path, image):
     path = tmp_path / "a.png"
     path.write_bytes(b"mine")
     with pytest.raises(ValueError, match="already exists"):
-        save_generated_image(picture, path, **FIELDS)
+        save_generated_image(image, path, **FIELDS)
     assert path.read_bytes() == b"mine"
-    save_generated_image(picture, path, overwrite=True, **FIELDS)
+    save_generated_image(image, path, overwrite=True, **FIELDS)
     assert read_provenance(path)["synthetic"] is True
 
 
-def test_failed_write_leaves_nothing(tmp_path, picture, monkeypatch):
+def test_failed_write_leaves_nothing(tmp_path, image, monkeypatch):
     def full_disk(self, *arguments, **options):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full_disk)
     with pytest.raises(ValueError, match="No space left"):
-        save_generated_image(picture, tmp_path / "a.png", **FIELDS)
+        save_generated_image(image, tmp_path / "a.png", **FIELDS)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ordinary_permissions(tmp_path, picture):
-    save_generated_image(picture, tmp_path / "a.png", **FIELDS)
+def test_ordinary_permissions(tmp_path, image):
+    save_generated_image(image, tmp_path / "a.png", **FIELDS)
     (tmp_path / "plain").write_text("")
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a.png", "plain")]
     assert modes[0] == modes[1]
 
 
-def test_unknown_files_are_refused(tmp_path, picture):
-    picture.save(tmp_path / "plain.png")
+def test_unknown_files_are_refused(tmp_path, image):
+    image.save(tmp_path / "plain.png")
     with pytest.raises(ValueError, match="carries no unimedvl record"):
         read_provenance(tmp_path / "plain.png")
     (tmp_path / "text.png").write_text("hello")
@@ -95,11 +95,11 @@ def test_unknown_files_are_refused(tmp_path, picture):
         read_provenance(tmp_path / "text.png")
     with pytest.raises(ValueError, match="not a readable PNG"):
         read_provenance(tmp_path / "missing.png")
-    picture.save(tmp_path / "picture.jpg")
+    image.save(tmp_path / "image.jpg")
     with pytest.raises(ValueError, match="does not end in .png"):
-        save_generated_image(picture, tmp_path / "b.jpg", **FIELDS)
+        save_generated_image(image, tmp_path / "b.jpg", **FIELDS)
 
 
-def test_record_is_json(tmp_path, picture):
-    record = save_generated_image(picture, tmp_path / "a.png", **FIELDS)
+def test_record_is_json(tmp_path, image):
+    record = save_generated_image(image, tmp_path / "a.png", **FIELDS)
     assert json.loads(json.dumps(record)) == record

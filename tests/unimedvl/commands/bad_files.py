@@ -32,7 +32,7 @@ class Trap:
 # ---------------------------------------- image files
 
 
-def picture(size: int = 32) -> Image.Image:
+def image(size: int = 32) -> Image.Image:
     return Image.radial_gradient("L").resize((size, size)).convert("RGB")
 
 
@@ -49,7 +49,7 @@ def write(folder: Path, name: str, content: bytes) -> Path:
 
 
 def good_png(folder: Path) -> Path:
-    return write(folder, "good.png", encoded(picture(), "PNG"))
+    return write(folder, "good.png", encoded(image(), "PNG"))
 
 
 def empty_file(folder: Path) -> Path:
@@ -57,17 +57,17 @@ def empty_file(folder: Path) -> Path:
 
 
 def truncated_png(folder: Path) -> Path:
-    content = encoded(picture(128), "PNG")
+    content = encoded(image(128), "PNG")
     return write(folder, "truncated.png", content[: len(content) // 2])
 
 
 def truncated_jpeg(folder: Path) -> Path:
-    content = encoded(picture(256), "JPEG")
+    content = encoded(image(256), "JPEG")
     return write(folder, "truncated.jpg", content[: len(content) // 2])
 
 
 def damaged_png(folder: Path) -> Path:
-    content = bytearray(encoded(picture(), "PNG"))
+    content = bytearray(encoded(image(), "PNG"))
     content[20] ^= 0xFF  # inside the header chunk: its checksum no longer fits
     return write(folder, "damaged.png", bytes(content))
 
@@ -117,7 +117,7 @@ def video(folder: Path) -> Path:
 
 
 def postscript(folder: Path) -> Path:
-    return write(folder, "plot.eps", encoded(picture(), "EPS"))
+    return write(folder, "plot.eps", encoded(image(), "EPS"))
 
 
 def pickled_image(folder: Path) -> Path:

@@ -66,7 +66,7 @@ IMAGES: list[tuple[Callable[[Path], Path], list[str], dict, str]] = [
     (bad_files.empty_array, [], {}, "pixel|empty|size"),
     (bad_files.truncated_nifti, [], {}, "truncated or damaged"),
     (bad_files.truncated_dicom, [], {}, "truncated or damaged"),
-    (bad_files.dicom_report, [], {}, "holds no picture"),
+    (bad_files.dicom_report, [], {}, "holds no image"),
     (bad_files.nifti_4d, [], {}, "frames"),
     (bad_files.nifti, ["--plane", "oblique"], {"plane": "oblique"}, "axial"),
     (bad_files.nifti, ["--slice", "99"], {"slice_index": 99}, "slice"),
@@ -265,7 +265,7 @@ def prompt(loaded: Loaded, text: str, mode: str = "image") -> dict:
 
 
 def test_processor_refuses_wrong_conversations(loaded):
-    image = bad_files.picture()
+    image = bad_files.image()
     placeholders = "<|vision_start|><|image_pad|><|vision_end|>"
     for call, pattern in [
         (lambda: loaded.processor(text=placeholders * 2 + "what?", images=[image]), "2.*but 1 images"),

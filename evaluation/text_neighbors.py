@@ -14,7 +14,7 @@ def pieces(text: str) -> list[str]:
     return words + [f"{left} {right}" for left, right in pairwise(words)]
 
 
-class TextNeighbours:
+class TextNeighbors:
     """Cosine of word and word-pair counts, weighted by how rare they are among the texts (TF-IDF)."""
 
     def __init__(self, texts: Sequence[str]):
