@@ -70,7 +70,7 @@ def test_a_finished_run_is_left_alone(recipe, tmp_path):
     [
         ({"model": "/nowhere/at/all"}, "nowhere"),
         ({"output_dir": "/proc/out"}, "cannot be written"),
-        ({"stepz": 3}, "did you mean 'steps'"),
+        ({"stepz": 3}, "Did you mean: 'steps'"),
         ({"freeze": ["llm", "vit", "vae", "und"], "data": {"pack_tokens": 20}}, "longer than sample_tokens"),
     ],
 )
