@@ -46,7 +46,7 @@ def check_folder(directory: str | os.PathLike) -> list[str]:
         raise ValueError(f"there is no folder {str(directory)!r}: give the folder of a checkpoint.")
     checkpoint = open_checkpoint(folder)
     if checkpoint.layout != "transformers":
-        raise ValueError(f"{str(directory)!r} is in the released layout: run `unimedvl convert` first.")
+        raise ValueError(f"{str(directory)!r} is in the upstream layout: run `unimedvl convert` first.")
     files = []
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)

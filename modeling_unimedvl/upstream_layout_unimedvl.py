@@ -1,8 +1,8 @@
-"""The layout in which BAGEL and UniMedVL were released, read without trusting its configuration files.
+"""The upstream layout of BAGEL and UniMedVL, read without trusting its configuration files.
 
-A released folder holds `llm_config.json`, `vit_config.json`, one main weight file (`ema.safetensors` or a sibling),
+An upstream folder holds `llm_config.json`, `vit_config.json`, one main weight file (`ema.safetensors` or a sibling),
 the FLUX autoencoder in `ae.safetensors` and Qwen2.5 tokenizer files. Its root `config.json` is absent, broken or stale
-in some releases, and `vit_config.json` counts the ViT layers before or after the reference drops the last one; so
+in some repositories, and `vit_config.json` counts the ViT layers before or after the reference drops the last one; so
 sizes come from the headers of the weight files wherever the weights know them.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from .flow_unimedvl import TASK_PRESETS
@@ -28,10 +28,10 @@ from .upstream_weights_unimedvl import (
     WeightNames,
     map_tensor,
     model_shapes,
-    published_shape,
-    published_tensors,
     read_json,
     require_exact_fit,
+    upstream_shape,
+    upstream_tensors,
 )
 
 logger = logging.get_logger(__name__)
@@ -77,7 +77,7 @@ SIZES = (
     "patch_size",
     "num_channels",
 )
-# Settings that no weight tells.
+# Settings that no weight determines.
 ROOT_FIELDS: dict[str, type | tuple[type, ...]] = {
     "connector_act": str,
     "interpolate_pos": bool,
@@ -108,15 +108,15 @@ QWEN_VOCABULARY = 151657
 
 
 def root_config(folder: Path) -> dict:
-    """The root `config.json`, or {} where it is absent or broken, as in some releases."""
+    """The root `config.json`, or {} where it is absent or broken, as in some upstream repositories."""
     try:
         return read_json(folder / "config.json")
     except ValueError:
         return {}
 
 
-def is_published_layout(folder: str | os.PathLike | None) -> bool:
-    """Whether a local folder is in the released layout: both part configurations, and no root config of ours."""
+def is_upstream_layout(folder: str | os.PathLike | None) -> bool:
+    """Whether a local folder is in the upstream layout: both part configurations, and no root config of ours."""
     if folder is None or not os.path.isdir(folder):
         return False
     if not all(os.path.isfile(os.path.join(folder, name)) for name in ("llm_config.json", "vit_config.json")):
@@ -131,10 +131,10 @@ def is_published_layout(folder: str | os.PathLike | None) -> bool:
 VISION_POSITIONS = "vit_model.vision_model.embeddings.position_embedding.weight"
 
 
-def published_config_dict(
+def upstream_config_dict(
     folder: str | os.PathLike, weights: str | None = None, overrides: Mapping[str, Any] | None = None
 ) -> dict:
-    """Fields of `UniMedVLConfig` for a released folder.
+    """Fields of `UniMedVLConfig` for an upstream folder.
 
     Args:
         folder: the folder.
@@ -144,11 +144,11 @@ def published_config_dict(
     Raises:
         ValueError: if files or tensors are missing, or if the sizes contradict one another.
     """
-    return derive_config(Path(folder), published_tensors(folder, weights)[0], overrides or {})
+    return derive_config(Path(folder), upstream_tensors(folder, weights)[0], overrides or {})
 
 
 def derive_config(folder: Path, tensors: Mapping[str, StoredTensor], overrides: Mapping[str, Any]) -> dict:
-    """`published_config_dict` for tensors whose headers are already read."""
+    """`upstream_config_dict` for tensors whose headers are already read."""
     llm, vit = read_json(folder / "llm_config.json"), read_json(folder / "vit_config.json")
     root = root_config(folder)
     if not any(name.startswith("vit_model.") for name in tensors) or "connector.fc1.weight" not in tensors:
@@ -222,7 +222,7 @@ def _side(folder: Path, tensors: Mapping[str, StoredTensor], name: str) -> int:
 
 
 def _count(tensors: Mapping[str, StoredTensor], pattern: str) -> int:
-    """How many different indices stand at the pattern's group, which must be 0, 1, 2, ... without a gap."""
+    """How many different indices the pattern's group takes, which must be 0, 1, 2, ... without a gap."""
     indices = {int(match[1]) for match in map(re.compile(pattern).match, tensors) if match}
     return next(index for index in range(len(indices) + 1) if index not in indices)
 
@@ -289,6 +289,7 @@ def tokenizer_ids(folder: Path) -> dict[str, int] | None:
 def _special_token_ids(folder: Path, llm: Mapping[str, Any], vocabulary: int, overrides: Mapping[str, Any]) -> dict:
     """Ids from the caller, else from the tokenizer, else Qwen2.5's, else the last places of a small vocabulary."""
     known = tokenizer_ids(folder)
+    ids: dict[str, Any]
     if known is not None:
         ids = {name: known[token] for name, (token, _) in SPECIAL_TOKENS.items() if token in known}
     elif vocabulary >= QWEN_VOCABULARY:
@@ -306,7 +307,7 @@ def _special_token_ids(folder: Path, llm: Mapping[str, Any], vocabulary: int, ov
             if not isinstance(ids[name], int) or not 0 <= ids[name] < vocabulary:
                 raise ValueError(f"{name} {ids[name]!r} is no row of the {vocabulary} embeddings in {folder}.")
         elif name in MARKERS:
-            raise ValueError(f"nothing in {folder} tells the id of {token}: add tokenizer files, or give {name}=ID.")
+            raise ValueError(f"Nothing in {folder} states the id of {token}: add tokenizer files, or give {name}=ID.")
         else:
             # A placeholder: any row that no other token uses.
             ids[name] = next(row for row in reversed(range(vocabulary)) if row not in ids.values())
@@ -333,7 +334,7 @@ def build_config(
 def default_generation_config(config: PreTrainedConfig) -> GenerationConfig:
     """The generation config of a converted checkpoint: special ids and task presets, nothing that changes text.
 
-    The released `generation_config.json` asks for sampling; the reference never reads it, and neither do we.
+    Upstream's `generation_config.json` asks for sampling; the reference never reads it, and neither do we.
     """
     return GenerationConfig(
         bos_token_id=config.bos_token_id,
@@ -347,24 +348,26 @@ def default_generation_config(config: PreTrainedConfig) -> GenerationConfig:
 # Loading without conversion
 
 
-def prepare_direct_load(model_class: type, folder: str | os.PathLike, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments for `from_pretrained(None, ...)` that load a released folder as it is.
+def prepare_direct_load(
+    model_class: type[PreTrainedModel], folder: str | os.PathLike, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments for `from_pretrained(None, ...)` that load an upstream folder as it is.
 
     The state dict holds views of the mapped files under our names, so tensors stream in as from a checkpoint of ours.
 
     Args:
         model_class: the model to load.
-        folder: a folder in the released layout.
+        folder: a folder in the upstream layout.
         options: what the caller passed to `from_pretrained`; fields of the configuration may be among them.
 
     Raises:
         ValueError: if files are missing or damaged, or if the tensors do not fit the model exactly.
     """
     options = dict(options)
-    tensors, _ = published_tensors(folder)
+    tensors, _ = upstream_tensors(folder)
     config = options.pop("config", None)
     if not isinstance(config, PreTrainedConfig):
-        config_class = model_class.config_class
+        config_class: Any = model_class.config_class
         fields = {field.name for field in dataclasses.fields(config_class)} - {"dtype"}
         changes = {name: options.pop(name) for name in list(options) if name in fields}
         if config is None:
@@ -373,7 +376,7 @@ def prepare_direct_load(model_class: type, folder: str | os.PathLike, options: M
             config = config_class.from_pretrained(config, **changes)
     names = WeightNames(len(config.vae_config.block_out_channels), config.vae_config.layers_per_block)
     shapes = model_shapes(model_class, config)
-    known = {names.to_published(name) or name: published_shape(name, shape) for name, shape in shapes.items()}
+    known = {names.to_upstream(name) or name: upstream_shape(name, shape) for name, shape in shapes.items()}
     if not config.visual_gen:
         tensors = {
             key: stored for key, stored in tensors.items() if not GENERATION_HALF.search(names.to_ours(key) or "")
@@ -382,6 +385,7 @@ def prepare_direct_load(model_class: type, folder: str | os.PathLike, options: M
     state_dict = {}
     for key, stored in tensors.items():
         name = names.to_ours(key)
+        assert name is not None, "an exact fit leaves no unknown tensor"
         state_dict[name] = map_tensor(stored).view(shapes[name])
     return {
         "generation_config": default_generation_config(config),

@@ -38,7 +38,7 @@ POINTWISE = re.compile(r"^model\.vae\.(en|de)coder\.mid_block\.attentions\.0\.to
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: its file, its name there, its safetensors type name, its shape and its first byte."""
+    """The place of a tensor: its file, its name there, its safetensors type name, its shape and its first byte."""
 
     file: Path
     key: str
@@ -69,10 +69,10 @@ def read_json(path: Path) -> dict:
 
 
 def weight_files(folder: str | os.PathLike, weights: str | None = None) -> list[Path]:
-    """The files of a released folder that hold the main weights, then the autoencoder's where it has one of its own.
+    """The files of an upstream folder that hold the main weights, then the autoencoder's where it has one of its own.
 
     Args:
-        folder: a folder in the released layout.
+        folder: a folder in the upstream layout.
         weights: which main weights to take, one of `WEIGHT_NAMES`; the first that is there by default.
 
     Raises:
@@ -155,10 +155,10 @@ def map_tensor(stored: StoredTensor) -> torch.Tensor:
     return torch.from_numpy(content).view(dtype).view(stored.shape)
 
 
-def published_tensors(
+def upstream_tensors(
     folder: str | os.PathLike, weights: str | None = None
 ) -> tuple[dict[str, StoredTensor], list[str]]:
-    """All tensors of a released folder under the reference's names, and the names of those it has no use for.
+    """All tensors of an upstream folder under the reference's names, and the names of those it has no use for.
 
     `module.` left over by parallel training is taken out of names. An autoencoder inside the main file
     (`vae_model.*`) counts only where no file of its own is there, as in the reference; `vae_batch_norm.*` never does.
@@ -178,7 +178,7 @@ def published_tensors(
         name = name.removeprefix("vae_model.")
         if name in group:
             raise ValueError(
-                f"the tensor {name} is twice in {folder} ({group[name].file.name}, {stored.file.name}): keep one."
+                f"The tensor {name} is twice in {folder} ({group[name].file.name}, {stored.file.name}): keep one."
             )
         group[name] = stored
     if any(name.startswith(AUTOENCODER_HALVES) for name in tensors):
@@ -193,7 +193,12 @@ def published_tensors(
 
 
 def autoencoder_modules(levels: int, layers_per_block: int) -> dict[str, str]:
-    """FLUX module name to diffusers module name, for an autoencoder of so many resolutions and encoder layers."""
+    """FLUX module name to diffusers module name, for an autoencoder with `levels` resolutions.
+
+    Args:
+        levels: number of resolutions.
+        layers_per_block: residual layers of each resolution of the encoder; the decoder has one more.
+    """
     modules = {}
 
     def resnet(theirs: str, ours: str):
@@ -223,7 +228,12 @@ def autoencoder_modules(levels: int, layers_per_block: int) -> dict[str, str]:
 
 
 class WeightNames:
-    """The two-way table of tensor names for an autoencoder of so many resolutions and encoder layers."""
+    """The two-way table of tensor names for an autoencoder with `levels` resolutions.
+
+    Args:
+        levels: number of resolutions.
+        layers_per_block: residual layers of each resolution of the encoder.
+    """
 
     def __init__(self, levels: int, layers_per_block: int):
         self._diffusers = autoencoder_modules(levels, layers_per_block)
@@ -231,15 +241,15 @@ class WeightNames:
         assert len(self._flux) == len(self._diffusers), "two modules of the autoencoder share a name"
 
     def to_ours(self, name: str) -> str | None:
-        """Our name of a released tensor, or None if it is not one of the layout."""
+        """Our name of an upstream tensor, or None if it is not one of the layout."""
         for theirs, ours in PREFIXES:
             if name.startswith(theirs):
                 return ours + name.removeprefix(theirs)
         module, _, leaf = name.rpartition(".")
         return f"model.vae.{self._diffusers[module]}.{leaf}" if module in self._diffusers else None
 
-    def to_published(self, name: str) -> str | None:
-        """The released name of a tensor of ours, or None if the layout has no place for it."""
+    def to_upstream(self, name: str) -> str | None:
+        """The upstream name of a tensor of ours, or None if the layout has no place for it."""
         for theirs, ours in PREFIXES:
             if name.startswith(ours):
                 return theirs + name.removeprefix(ours)
@@ -249,8 +259,8 @@ class WeightNames:
         return f"{self._flux[module]}.{leaf}"
 
 
-def published_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in which a release stores the tensor of ours called `name`."""
+def upstream_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in which upstream stores the tensor of ours called `name`."""
     return (*shape, 1, 1) if POINTWISE.match(name) else shape
 
 

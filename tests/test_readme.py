@@ -15,7 +15,7 @@ from unimedvl.commands.main import main
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-# Those with a capital M, owner/name or the name of a release stand for something the reader puts in.
+# Those with a capital M, owner/name or the name of a release represent something the reader fills in.
 COMMANDS = [
     line.partition("  #")[0].strip()
     for line in README.splitlines()

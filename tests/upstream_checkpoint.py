@@ -1,4 +1,4 @@
-"""Synthetic checkpoints in the released BAGEL / UniMedVL layout, of any size, written without holding them.
+"""Synthetic checkpoints in the upstream BAGEL / UniMedVL layout, of any size, written without holding them.
 
 Names and shapes are spelled out here on their own: they are what the converter is tested against.
 """
@@ -19,7 +19,7 @@ BROKEN_ROOT_CONFIG = '{"name": "BAGEL-7B-MoT",}\n'
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a released model; every number differs from the others of its kind, so that a mix-up shows."""
+    """Sizes of an upstream model; every number differs from the others of its kind, so that a mix-up shows."""
 
     hidden: int = 32
     intermediate: int = 48
@@ -184,7 +184,7 @@ def write_random(path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]],
                 left -= len(piece)
 
 
-def write_published(
+def write_upstream(
     folder: Path,
     sizes: Sizes | None = None,
     *,
@@ -200,7 +200,7 @@ def write_published(
     shards: int = 1,
     seed: int = 0,
 ) -> Path:
-    """Write a released folder.
+    """Write an upstream folder.
 
     Args:
         weights: name of the main weight file.
@@ -241,7 +241,7 @@ def write_published(
 
 
 def write_configs(folder: Path, sizes: Sizes, declared_vit_layers: int | None = None, root: str | None = "bagel"):
-    """The configuration files of a released folder."""
+    """The configuration files of an upstream folder."""
     llm = {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",

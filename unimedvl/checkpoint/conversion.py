@@ -1,4 +1,4 @@
-"""Conversion between the released layout and ours, with the processor: the result is complete for `AutoProcessor`."""
+"""Conversion between the upstream layout and ours, with the processor: the result is complete for `AutoProcessor`."""
 
 import os
 from pathlib import Path
@@ -25,7 +25,7 @@ def convert_checkpoint(
     processor: bool | None = None,
     **options,
 ) -> ConversionReport:
-    """Convert a released folder into a transformers checkpoint with model, code, presets and processor.
+    """Convert an upstream folder into a transformers checkpoint with model, code, presets and processor.
 
     Args:
         source, output, dtype, max_shard_size, weights, options: see

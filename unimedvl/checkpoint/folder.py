@@ -1,7 +1,7 @@
 """Checkpoint folders: where one is, whether it is whole, and what it holds, all without loading a weight.
 
 Everything is read from JSON files and from the headers of safetensors files. Pickled weights are never opened.
-Files of the published layout are found and read by `modeling_unimedvl/upstream_weights_unimedvl.py`.
+Files of the upstream layout are found and read by `modeling_unimedvl/upstream_weights_unimedvl.py`.
 """
 
 import math
@@ -20,15 +20,15 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from ..modeling_unimedvl.upstream_layout_unimedvl import is_published_layout
+from ..modeling_unimedvl.upstream_layout_unimedvl import is_upstream_layout
 from ..modeling_unimedvl.upstream_weights_unimedvl import (
     AUTOENCODER_FILES,
     PICKLE_SUFFIXES,
     WEIGHT_NAMES,
     StoredTensor,
     indexed_files,
-    published_tensors,
     read_headers,
+    upstream_tensors,
 )
 from ..utils.digests import hash_ends
 from ..utils.errors import first_line
@@ -40,7 +40,7 @@ NANO_DIRECTORY = Path(__file__).resolve().parents[1] / "hub_cards" / "unimedvl-n
 SETTINGS_PATTERNS = ("*.json", "*.jinja", "*.txt")
 DOWNLOAD_PATTERNS = (*SETTINGS_PATTERNS, "*.safetensors")
 
-# First match wins; the patterns hold for our weight names and for those of the published layout.
+# First match wins; the patterns hold for our weight names and for those of the upstream layout.
 PARTS = (
     ("autoencoder", r"^(model\.vae|vae_model|encoder|decoder)\."),
     ("generation expert", r"_moe_gen\b"),
@@ -61,7 +61,7 @@ class Checkpoint:
         directory: the folder.
         name: how people call it: a Hub id, or the name of the folder.
         revision: the commit hash for a Hub id, else `weights:` and a fingerprint of the weight files.
-        layout: "transformers", or "published" for the layout of the BAGEL and UniMedVL releases.
+        layout: "transformers", or "upstream" for the layout of the BAGEL and UniMedVL releases.
         tensors: where every tensor lies, by name.
     """
 
@@ -95,8 +95,8 @@ def open_checkpoint(model: str | os.PathLike, revision: str | None = None) -> Ch
             says what to do.
     """
     directory, name, commit = _locate(os.fspath(model), revision)
-    if is_published_layout(directory):
-        layout, tensors = "published", published_tensors(directory)[0]
+    if is_upstream_layout(directory):
+        layout, tensors = "upstream", upstream_tensors(directory)[0]
     else:
         layout, tensors = "transformers", {stored.key: stored for stored in read_headers(_weight_files(directory))}
     files = sorted({stored.file for stored in tensors.values()})
@@ -125,10 +125,10 @@ def peek_checkpoint(model: str | os.PathLike, revision: str | None = None) -> Ch
 
 def _remote_weight_files(directory: Path, present: set[str]) -> tuple[str, list[str]]:
     """Layout of a repository whose settings lie in `directory`, and its weight files among those `present`."""
-    if is_published_layout(directory):
+    if is_upstream_layout(directory):
         main = [f"{name}.safetensors" for name in WEIGHT_NAMES]
         groups = [[file for file in group if file in present][:1] for group in (main, AUTOENCODER_FILES)]
-        return "published", [file for group in groups for file in group]
+        return "upstream", [file for group in groups for file in group]
     _require_model_type(directory)
     index = directory / "model.safetensors.index.json"
     if index.is_file():
@@ -188,7 +188,7 @@ def fingerprint(files: Iterable[Path]) -> str:
 
 
 def part_of(name: str) -> str:
-    """The part of the model that a tensor belongs to, by our name or the published one."""
+    """The part of the model that a tensor belongs to, by our name or upstream's."""
     return next((part for part, pattern in PARTS if re.search(pattern, name)), "other")
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints from the released BAGEL / UniMedVL layout to ours and back, exact in every name and byte.
+"""Checkpoints from the upstream BAGEL / UniMedVL layout to ours and back, exact in every name and byte.
 
 Everything is checked before anything is written.
 """
@@ -21,7 +21,7 @@ from ..modeling_unimedvl.upstream_layout_unimedvl import (
     build_config,
     default_generation_config,
     derive_config,
-    is_published_layout,
+    is_upstream_layout,
 )
 from ..modeling_unimedvl.upstream_weights_unimedvl import (
     AUTOENCODER_HALVES,
@@ -31,10 +31,10 @@ from ..modeling_unimedvl.upstream_weights_unimedvl import (
     WeightNames,
     indexed_files,
     model_shapes,
-    published_shape,
-    published_tensors,
     read_headers,
     require_exact_fit,
+    upstream_shape,
+    upstream_tensors,
 )
 from ..utils.json_files import read_json, write_json
 from .writer import OutgoingTensor, new_folder, total_bytes, write_files
@@ -82,10 +82,10 @@ def convert_checkpoint(
     progress: bool = True,
     finish: Callable[[Path], None] | None = None,
 ) -> ConversionReport:
-    """Convert a folder in the released layout into a transformers checkpoint.
+    """Convert a folder in the upstream layout into a transformers checkpoint.
 
     Args:
-        source: the released folder. Symbolic links, as in the Hub's cache, are followed.
+        source: the upstream folder. Symbolic links, as in the Hub's cache, are followed.
         output: the folder to write; it must not exist, or be empty.
         dtype: "float32", "bfloat16" or "float16" for all tensors; as stored by default.
         max_shard_size: largest weight file, in bytes or like "500MB".
@@ -101,20 +101,20 @@ def convert_checkpoint(
             afterwards, with nothing left behind, if a value does not fit `dtype` or the disk is full.
     """
     source, target = _source_folder(source), _target_folder(output)
-    if not is_published_layout(source):
+    if not is_upstream_layout(source):
         raise ValueError(
-            f"{source} is not in the released layout: it needs llm_config.json and vit_config.json, and no "
+            f"{source} is not in the upstream layout: it needs llm_config.json and vit_config.json, and no "
             "config.json of a checkpoint that is already converted."
         )
     target_type, overrides = _float_type(dtype), dict(overrides or {})
-    tensors, unused = published_tensors(source, weights)
+    tensors, unused = upstream_tensors(source, weights)
     config = _build_config(source, derive_config(source, tensors, overrides))
     names = _weight_names(config)
     if overrides.get("visual_gen") is False:
         tensors = {key: stored for key, stored in tensors.items() if not _is_generation(names.to_ours(key))}
     full, required = _expected(config)
-    known = {_published(names, name): published_shape(name, shape) for name, shape in full.items()}
-    require_exact_fit(source, tensors, known, [_published(names, name) for name in required])
+    known = {_upstream_name(names, name): upstream_shape(name, shape) for name, shape in full.items()}
+    require_exact_fit(source, tensors, known, [_upstream_name(names, name) for name in required])
     items = {}
     for key, stored in tensors.items():
         name = names.to_ours(key)
@@ -154,7 +154,7 @@ def export_checkpoint(
     progress: bool = True,
     finish: Callable[[Path], None] | None = None,
 ) -> ConversionReport:
-    """Write a checkpoint of ours in the released layout, for the reference's own code.
+    """Write a checkpoint of ours in the upstream layout, for the reference's own code.
 
     The layout has one file for the model and one for the autoencoder, however large.
 
@@ -169,7 +169,7 @@ def export_checkpoint(
         ValueError: as for `convert_checkpoint`.
     """
     source, target = _source_folder(source), _target_folder(output)
-    if is_published_layout(source) or not (source / "config.json").is_file():
+    if is_upstream_layout(source) or not (source / "config.json").is_file():
         raise ValueError(f"{source} is not a checkpoint of ours: give a folder that convert or save_pretrained wrote.")
     if weights not in WEIGHT_NAMES:
         raise ValueError(f"weights must be one of {', '.join(WEIGHT_NAMES)}, not {weights!r}.")
@@ -183,14 +183,14 @@ def export_checkpoint(
     require_exact_fit(source, tensors, full, required)
     groups: dict[str, dict[str, OutgoingTensor]] = {f"{weights}.safetensors": {}, "ae.safetensors": {}}
     for name, stored in tensors.items():
-        item = OutgoingTensor(stored, published_shape(name, stored.shape), target_type or FLOAT_TYPES[stored.dtype])
-        key = _published(names, name)
+        item = OutgoingTensor(stored, upstream_shape(name, stored.shape), target_type or FLOAT_TYPES[stored.dtype])
+        key = _upstream_name(names, name)
         groups["ae.safetensors" if key.startswith(AUTOENCODER_HALVES) else f"{weights}.safetensors"][key] = item
     groups = {file: group for file, group in groups.items() if group}
     num_bytes = sum(map(total_bytes, groups.values()))
     tokenizer_files = tuple(name for name in TOKENIZER_FILES if (source / name).is_file())
     with new_folder(target, num_bytes) as partial:
-        for file, content in _published_configs(config).items():
+        for file, content in _upstream_configs(config).items():
             write_json(partial / file, content, indent=2)
         _copy(source, partial, tokenizer_files)
         if finish is not None:
@@ -199,8 +199,8 @@ def export_checkpoint(
     return ConversionReport(target, config, len(tensors), num_bytes, tuple(groups), (), tokenizer_files)
 
 
-def _published_configs(config: UniMedVLConfig) -> dict[str, dict]:
-    """The three configuration files of the released layout, by file name."""
+def _upstream_configs(config: UniMedVLConfig) -> dict[str, dict]:
+    """The three configuration files of the upstream layout, by file name."""
     text, vision, vae = config.text_config, config.vision_config, config.vae_config
     copied = (
         *("hidden_act", "hidden_size", "initializer_range", "intermediate_size", "max_position_embeddings"),
@@ -298,11 +298,11 @@ def _weight_names(config: UniMedVLConfig) -> WeightNames:
     return WeightNames(len(config.vae_config.block_out_channels), config.vae_config.layers_per_block)
 
 
-def _published(names: WeightNames, name: str) -> str:
-    published = names.to_published(name)
-    if published is None:
-        raise ValueError(f"the released layout has no place for {name}: only FLUX autoencoders fit it.")
-    return published
+def _upstream_name(names: WeightNames, name: str) -> str:
+    upstream = names.to_upstream(name)
+    if upstream is None:
+        raise ValueError(f"the upstream layout has no place for {name}: only FLUX autoencoders fit it.")
+    return upstream
 
 
 def _is_generation(name: str | None) -> bool:

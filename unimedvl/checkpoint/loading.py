@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from ..modeling_unimedvl.upstream_layout_unimedvl import build_config, is_published_layout, published_config_dict
+from ..modeling_unimedvl.upstream_layout_unimedvl import build_config, is_upstream_layout, upstream_config_dict
 from ..modeling_unimedvl.upstream_weights_unimedvl import model_shapes, require_exact_fit
 from ..utils.errors import first_line
 from ..utils.json_files import read_json
@@ -43,7 +43,7 @@ def load(
     tensors do not fit the model exactly.
 
     Args:
-        model: a folder (ours or the published layout) or a Hub id; the nano checkpoint by default.
+        model: a folder (ours or the upstream layout) or a Hub id; the nano checkpoint by default.
         revision: branch, tag or commit of a Hub id.
         dtype: "auto" (as stored), "float32", "bfloat16" or "float16".
         device: "auto" (the first accelerator, else the CPU) or a torch device name.
@@ -117,8 +117,8 @@ def read_config(directory: str | os.PathLike, **changes) -> "UniMedVLConfig":
     from ..modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
 
     folder = Path(directory)
-    if is_published_layout(folder):
-        fields = published_config_dict(folder, overrides=changes)
+    if is_upstream_layout(folder):
+        fields = upstream_config_dict(folder, overrides=changes)
     else:
         fields = read_json(folder / "config.json")
     return build_config(UniMedVLConfig, folder, fields, **changes)

@@ -1,7 +1,7 @@
 """Convert a BAGEL or UniMedVL checkpoint to transformers, or back.
 
   unimedvl convert BAGEL-7B-MoT unimedvl-checkpoint --dtype bfloat16
-  unimedvl convert unimedvl-checkpoint released --to-upstream
+  unimedvl convert unimedvl-checkpoint upstream --to-upstream
 
 Tensors stream through shard by shard; an interrupted run leaves no half-written folder.
 """
@@ -24,9 +24,7 @@ def convert(
         str | None, Option(metavar="NAME", help="Main weights: ema_bf16, ema, model_bf16 or model.")
     ] = None,
     no_processor: Annotated[bool, Option("--no-processor", help="Leave the processor out.")] = False,
-    to_upstream: Annotated[
-        bool, Option("--to-upstream", help="The way back: from our layout to the released one.")
-    ] = False,
+    to_upstream: Annotated[bool, Option("--to-upstream", help="Export: from our layout to the upstream one.")] = False,
 ) -> Result:
     from ..checkpoint.conversion import convert_checkpoint, export_checkpoint
 
@@ -34,7 +32,7 @@ def convert(
     options = {name: value for name, value in chosen.items() if value is not None}
     if to_upstream:
         if max_shard_size is not None or no_processor:
-            raise ValueError("the released layout has one weight file: leave --max-shard-size and --no-processor out.")
+            raise ValueError("the upstream layout has one weight file: leave --max-shard-size and --no-processor out.")
         report = export_checkpoint(source, output, **options)
     else:
         report = convert_checkpoint(source, output, processor=False if no_processor else None, **options)

@@ -25,14 +25,14 @@ from tests.upstream_checkpoint import (
     autoencoder_shapes,
     main_shapes,
     write_configs,
-    write_published,
     write_tokenizer_files,
+    write_upstream,
 )
 from unimedvl.checkpoint.layout_conversion import convert_checkpoint, export_checkpoint
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
-from unimedvl.modeling_unimedvl.upstream_layout_unimedvl import is_published_layout, published_config_dict
-from unimedvl.modeling_unimedvl.upstream_weights_unimedvl import WeightNames, model_shapes, published_shape
+from unimedvl.modeling_unimedvl.upstream_layout_unimedvl import is_upstream_layout, upstream_config_dict
+from unimedvl.modeling_unimedvl.upstream_weights_unimedvl import WeightNames, model_shapes, upstream_shape
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 GENERATION = ("vae2llm.", "llm2vae.", "time_embedder.", "latent_pos_embed.")
@@ -101,29 +101,29 @@ def random_sizes(seed: int) -> Sizes:
 def test_names_of_the_release_are_complete_and_invertible():
     shapes = model_shapes(UniMedVLForConditionalGeneration, UniMedVLConfig())
     names = WeightNames(4, 2)
-    published = {names.to_published(name): published_shape(name, shape) for name, shape in shapes.items()}
-    main = {name: shape for name, shape in published.items() if not name.startswith(("encoder.", "decoder."))}
-    # The released model: 1,223 tensors with 14,607,260,128 values, and FLUX's autoencoder with 83,819,683.
+    upstream = {names.to_upstream(name): upstream_shape(name, shape) for name, shape in shapes.items()}
+    main = {name: shape for name, shape in upstream.items() if not name.startswith(("encoder.", "decoder."))}
+    # The upstream model: 1,223 tensors with 14,607,260,128 values, and FLUX's autoencoder with 83,819,683.
     assert len(main) == 1223 and sum(torch.Size(shape).numel() for shape in main.values()) == 14_607_260_128
-    flux = {name: shape for name, shape in published.items() if name not in main}
+    flux = {name: shape for name, shape in upstream.items() if name not in main}
     assert len(flux) == 244 and sum(torch.Size(shape).numel() for shape in flux.values()) == 83_819_683
-    assert {names.to_ours(name) for name in published} == set(shapes)
+    assert {names.to_ours(name) for name in upstream} == set(shapes)
     assert names.to_ours("decoder.up.0.block.2.conv1.weight") == "model.vae.decoder.up_blocks.3.resnets.2.conv1.weight"
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_expected_tensors_equal_an_independent_table(tmp_path, seed):
     sizes = random_sizes(seed)
-    folder = write_published(tmp_path / "released", sizes)
+    folder = write_upstream(tmp_path / "upstream", sizes)
     config = UniMedVLConfig.from_pretrained(folder)
     names = WeightNames(len(sizes.channels), sizes.res_blocks)
     shapes = model_shapes(UniMedVLForConditionalGeneration, config)
-    expected = {names.to_published(name): published_shape(name, shape) for name, shape in shapes.items()}
+    expected = {names.to_upstream(name): upstream_shape(name, shape) for name, shape in shapes.items()}
     assert expected == main_shapes(sizes) | autoencoder_shapes(sizes)
 
 
 def test_autoencoder_equals_the_conversion_of_diffusers(tmp_path):
-    folder = write_published(tmp_path / "released")
+    folder = write_upstream(tmp_path / "upstream")
     convert_checkpoint(folder, tmp_path / "ours", progress=False)
     blocks = len(Sizes().channels)
     theirs = convert_ldm_vae_checkpoint(
@@ -143,7 +143,7 @@ def test_autoencoder_equals_the_conversion_of_diffusers(tmp_path):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_round_trip_is_exact(tmp_path, seed):
-    folder = write_published(tmp_path / "released", random_sizes(seed), seed=seed)
+    folder = write_upstream(tmp_path / "upstream", random_sizes(seed), seed=seed)
     report = convert_checkpoint(folder, tmp_path / "ours", max_shard_size="300KB", progress=False)
     assert report.num_tensors == len(tensors(folder)) and len(report.weight_files) > 1 and report.unused == ()
     index = json.loads((tmp_path / "ours" / "model.safetensors.index.json").read_text())
@@ -162,15 +162,15 @@ def test_round_trip_is_exact(tmp_path, seed):
 @pytest.mark.parametrize("dropped", [0, 1])
 def test_every_variant_of_the_layout_converts(tmp_path, weights, root, dropped):
     sizes = Sizes()
-    folder = write_published(
-        tmp_path / "released",
+    folder = write_upstream(
+        tmp_path / "upstream",
         sizes,
         weights=weights,
         root=root,
         declared_vit_layers=sizes.vit_layers + dropped,
         autoencoder="vae_model.safetensors" if root is None else "ae.safetensors",
     )
-    assert is_published_layout(folder)
+    assert is_upstream_layout(folder)
     config = convert_checkpoint(folder, tmp_path / "ours", progress=False).config
     assert config.vision_config.num_hidden_layers == sizes.vit_layers
     assert (config.max_latent_size, config.latent_patch_size) == (sizes.latent_side, sizes.latent_patch)
@@ -190,8 +190,8 @@ def test_every_variant_of_the_layout_converts(tmp_path, weights, root, dropped):
 
 
 def test_averaged_weights_win_and_others_can_be_chosen(tmp_path):
-    folder = write_published(tmp_path / "released", weights="ema", seed=1)
-    write_published(folder, weights="model", seed=2, dtype="F32")
+    folder = write_upstream(tmp_path / "upstream", weights="ema", seed=1)
+    write_upstream(folder, weights="model", seed=2, dtype="F32")
     for weights, file in ((None, "ema"), ("model", "model"), ("ema.safetensors", "ema")):
         output = tmp_path / f"ours-{weights}"
         convert_checkpoint(folder, output, weights=weights, progress=False)
@@ -209,13 +209,13 @@ def test_leftovers_of_training_are_dropped(tmp_path, place):
         return place.format(name.replace("self_attn.", "self_attn.module."))
 
     extra = {"vae_batch_norm.running_mean": ("F32", (6,)), "vae_batch_norm.num_batches_tracked": ("I64", (1,))}
-    folder = write_published(tmp_path / "released", rename=rename, extra=extra, autoencoder_inside=True)
+    folder = write_upstream(tmp_path / "upstream", rename=rename, extra=extra, autoencoder_inside=True)
     report = convert_checkpoint(folder, tmp_path / "ours", progress=False)
     assert set(extra) < set(report.unused)
     export_checkpoint(tmp_path / "ours", tmp_path / "back", progress=False)
-    released = {name.replace("module.", ""): tensor for name, tensor in load_file(folder / "ema.safetensors").items()}
+    upstream = {name.replace("module.", ""): tensor for name, tensor in load_file(folder / "ema.safetensors").items()}
     assert_same(
-        {name: tensor for name, tensor in released.items() if not name.startswith("vae_")},
+        {name: tensor for name, tensor in upstream.items() if not name.startswith("vae_")},
         load_file(tmp_path / "back" / "ema.safetensors"),
     )
     # The autoencoder's own file wins over the copy inside the main file, as in the reference.
@@ -223,7 +223,7 @@ def test_leftovers_of_training_are_dropped(tmp_path, place):
 
 
 def test_autoencoder_inside_the_main_file_is_found(tmp_path):
-    folder = write_published(tmp_path / "released", autoencoder=None, autoencoder_inside=True)
+    folder = write_upstream(tmp_path / "upstream", autoencoder=None, autoencoder_inside=True)
     convert_checkpoint(folder, tmp_path / "ours", progress=False)
     export_checkpoint(tmp_path / "ours", tmp_path / "back", progress=False)
     inside = load_file(folder / "ema.safetensors")
@@ -234,13 +234,13 @@ def test_autoencoder_inside_the_main_file_is_found(tmp_path):
 
 
 def test_indexed_weights_and_a_hub_cache_full_of_links(tmp_path):
-    stored = write_published(tmp_path / "blobs", shards=3, weights="model")
+    stored = write_upstream(tmp_path / "blobs", shards=3, weights="model")
     folder = tmp_path / "snapshots" / "abc"
     folder.mkdir(parents=True)
     for number, path in enumerate(sorted(stored.iterdir())):
         blob = path.rename(stored / f"{number:040x}")
         (folder / path.name).symlink_to(os.path.relpath(blob, folder))
-    assert is_published_layout(folder)
+    assert is_upstream_layout(folder)
     convert_checkpoint(folder, tmp_path / "ours", progress=False)
     assert not any(path.is_symlink() for path in (tmp_path / "ours").iterdir())
     export_checkpoint(tmp_path / "ours", tmp_path / "back", weights="model", progress=False)
@@ -248,9 +248,7 @@ def test_indexed_weights_and_a_hub_cache_full_of_links(tmp_path):
 
 
 def test_understanding_only_release_keeps_what_it_has(tmp_path):
-    folder = write_published(
-        tmp_path / "released", autoencoder=None, keep=lambda name: not name.startswith(GENERATION)
-    )
+    folder = write_upstream(tmp_path / "upstream", autoencoder=None, keep=lambda name: not name.startswith(GENERATION))
     report = convert_checkpoint(folder, tmp_path / "ours", progress=False)
     assert report.config.visual_gen is False
     assert any("_moe_gen" in name for name in tensors(tmp_path / "ours"))
@@ -263,7 +261,7 @@ def test_understanding_only_release_keeps_what_it_has(tmp_path):
 
 
 def test_generation_half_can_be_left_out(tmp_path):
-    folder = write_published(tmp_path / "released", autoencoder=None)
+    folder = write_upstream(tmp_path / "upstream", autoencoder=None)
     with pytest.raises(ValueError, match="ae.safetensors.*visual_gen=False"):
         convert_checkpoint(folder, tmp_path / "ours", progress=False)
     convert_checkpoint(folder, tmp_path / "ours", overrides={"visual_gen": False}, progress=False)
@@ -275,7 +273,7 @@ def test_generation_half_can_be_left_out(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_types_can_be_changed(tmp_path, dtype):
-    folder = write_published(tmp_path / "released", dtype="F32")
+    folder = write_upstream(tmp_path / "upstream", dtype="F32")
     report = convert_checkpoint(folder, tmp_path / "ours", dtype=dtype, progress=False)
     kind = getattr(torch, dtype)
     assert report.config.dtype == kind
@@ -287,7 +285,7 @@ def test_types_can_be_changed(tmp_path, dtype):
 
 
 def test_values_too_large_for_float16_are_refused(tmp_path):
-    folder = write_published(tmp_path / "released", dtype="F32")
+    folder = write_upstream(tmp_path / "upstream", dtype="F32")
     content = load_file(folder / "ema.safetensors")
     content["connector.fc2.bias"][3] = 1e5
     save_file(content, folder / "ema.safetensors")
@@ -301,8 +299,8 @@ def test_values_too_large_for_float16_are_refused(tmp_path):
 
 
 def test_special_ids_come_from_the_tokenizer_then_the_caller(tmp_path):
-    folder = write_published(tmp_path / "released")
-    without = published_config_dict(folder)
+    folder = write_upstream(tmp_path / "upstream")
+    without = upstream_config_dict(folder)
     assert (without["bos_token_id"], without["eos_token_id"]) == (150, 151)
     assert (without["vision_start_token_id"], without["vision_end_token_id"]) == (152, 153)
     write_tokenizer_files(folder, QWEN_TOKENS)
@@ -321,7 +319,7 @@ def test_special_ids_come_from_the_tokenizer_then_the_caller(tmp_path):
     with pytest.raises(ValueError, match="eos_token_id 160 is no row of the 160 embeddings"):
         convert_checkpoint(folder, tmp_path / "none", progress=False)
     write_tokenizer_files(folder, dict(list(QWEN_TOKENS.items())[:5]))
-    config = published_config_dict(folder)
+    config = upstream_config_dict(folder)
     assert (config["image_token_id"], config["latent_token_id"]) == (159, 158)
     write_tokenizer_files(folder, {"<|im_end|>": 3})
     with pytest.raises(ValueError, match="im_start.*bos_token_id=ID"):
@@ -329,15 +327,15 @@ def test_special_ids_come_from_the_tokenizer_then_the_caller(tmp_path):
 
 
 def test_qwen_ids_without_tokenizer_in_a_full_vocabulary(tmp_path):
-    folder = write_published(tmp_path / "released", replace(Sizes(), vocabulary=151657, hidden=8, heads=1, kv_heads=1))
-    config = UniMedVLConfig(**published_config_dict(folder))
+    folder = write_upstream(tmp_path / "upstream", replace(Sizes(), vocabulary=151657, hidden=8, heads=1, kv_heads=1))
+    config = UniMedVLConfig(**upstream_config_dict(folder))
     default = UniMedVLConfig()
     for name in ("bos_token_id", "eos_token_id", "vision_start_token_id", "image_token_id", "latent_token_id"):
         assert getattr(config, name) == getattr(default, name)
 
 
-def test_released_sampling_settings_are_not_taken_over(tmp_path):
-    folder = write_published(tmp_path / "released")
+def test_upstream_sampling_settings_are_not_taken_over(tmp_path):
+    folder = write_upstream(tmp_path / "upstream")
     (folder / "generation_config.json").write_text(json.dumps({"do_sample": True, "temperature": 0.7}))
     convert_checkpoint(folder, tmp_path / "ours", progress=False)
     for path in (folder, tmp_path / "ours"):
@@ -347,8 +345,8 @@ def test_released_sampling_settings_are_not_taken_over(tmp_path):
 
 
 def test_converted_folder_carries_the_code_it_needs(tmp_path):
-    write_published(tmp_path / "released")
-    convert_checkpoint(tmp_path / "released", tmp_path / "ours", progress=False)
+    write_upstream(tmp_path / "upstream")
+    convert_checkpoint(tmp_path / "upstream", tmp_path / "ours", progress=False)
     code = (
         "import sys, torch; torch.set_num_threads(1)\n"
         "sys.modules['unimedvl'] = None\n"
@@ -365,7 +363,7 @@ def test_converted_folder_carries_the_code_it_needs(tmp_path):
 
 
 def test_finish_adds_files_or_cancels(tmp_path):
-    folder = write_published(tmp_path / "released")
+    folder = write_upstream(tmp_path / "upstream")
 
     def cancel(partial: Path):
         assert (partial / "config.json").is_file() and partial.parent == tmp_path
@@ -399,7 +397,7 @@ def test_a_trained_model_exports(tmp_path):
 
 @pytest.mark.parametrize("root", ["bagel", "broken", None])
 def test_direct_load_equals_the_converted_checkpoint(tmp_path, root):
-    folder = write_published(tmp_path / "released", root=root)
+    folder = write_upstream(tmp_path / "upstream", root=root)
     convert_checkpoint(folder, tmp_path / "ours", progress=False)
     direct, info = UniMedVLForConditionalGeneration.from_pretrained(folder, dtype="float32", output_loading_info=True)
     assert not any(info.values())
@@ -416,7 +414,7 @@ def test_direct_load_equals_the_converted_checkpoint(tmp_path, root):
 
 
 def test_direct_load_takes_configuration_fields_and_loading_options(tmp_path):
-    folder = write_published(tmp_path / "released")
+    folder = write_upstream(tmp_path / "upstream")
     model = UniMedVLForConditionalGeneration.from_pretrained(
         folder, bos_token_id=5, vision_end_token_id=6, attn_implementation="eager", dtype=torch.float32
     )
@@ -426,7 +424,7 @@ def test_direct_load_takes_configuration_fields_and_loading_options(tmp_path):
 
 
 def test_training_a_directly_loaded_model_leaves_the_files_alone(tmp_path):
-    folder = write_published(tmp_path / "released")
+    folder = write_upstream(tmp_path / "upstream")
     before = (folder / "ema.safetensors").read_bytes()
     model = UniMedVLForConditionalGeneration.from_pretrained(folder)
     with torch.no_grad():
@@ -436,7 +434,7 @@ def test_training_a_directly_loaded_model_leaves_the_files_alone(tmp_path):
 
 
 def test_files_without_alignment_are_read(tmp_path):
-    folder = write_published(tmp_path / "released")
+    folder = write_upstream(tmp_path / "upstream")
     convert_checkpoint(folder, tmp_path / "aligned", progress=False)
     content = (folder / "ema.safetensors").read_bytes()
     length = int.from_bytes(content[:8], "little")
@@ -450,7 +448,7 @@ def test_files_without_alignment_are_read(tmp_path):
 
 
 def test_direct_load_refuses_what_conversion_refuses(tmp_path):
-    folder = write_published(tmp_path / "released", extra={"surprise.weight": ("BF16", (2, 2))})
+    folder = write_upstream(tmp_path / "upstream", extra={"surprise.weight": ("BF16", (2, 2))})
     with pytest.raises(ValueError, match="1 unknown .surprise.weight."):
         UniMedVLForConditionalGeneration.from_pretrained(folder)
 
@@ -526,7 +524,7 @@ BAD_FOLDERS = {
         lambda f: (f / "tokenizer.json").write_text('{"added_tokens": [7]}'),
         "the tokenizer files in .* cannot be read",
     ),
-    "no text config": ({}, lambda f: (f / "llm_config.json").unlink(), "not in the released layout"),
+    "no text config": ({}, lambda f: (f / "llm_config.json").unlink(), "not in the upstream layout"),
     "no weights": ({}, lambda f: (f / "ema.safetensors").unlink(), "holds no ema_bf16.safetensors or"),
     "truncated weights": ({}, lambda f: truncate(f / "ema.safetensors"), "not a whole safetensors file"),
     "empty weights": ({}, lambda f: (f / "ae.safetensors").write_bytes(b""), "not a whole safetensors file"),
@@ -553,7 +551,7 @@ BAD_FOLDERS = {
 @pytest.mark.parametrize("case", BAD_FOLDERS)
 def test_bad_source_is_named_before_anything_is_written(tmp_path, case):
     options, damage, message = BAD_FOLDERS[case]
-    folder = write_published(tmp_path / "released", **options)
+    folder = write_upstream(tmp_path / "upstream", **options)
     if damage is not None:
         damage(folder)
     output = tmp_path / "outputs" / "ours"
@@ -564,7 +562,7 @@ def test_bad_source_is_named_before_anything_is_written(tmp_path, case):
 
 
 def test_bad_arguments(tmp_path):
-    folder = write_published(tmp_path / "released")
+    folder = write_upstream(tmp_path / "upstream")
     output = tmp_path / "ours"
     for options, message in (
         ({"dtype": "int4"}, "dtype must be one of"),
@@ -587,7 +585,7 @@ def test_bad_arguments(tmp_path):
     assert_nothing_written(output)
     output.mkdir()
     convert_checkpoint(folder, output, progress=False)
-    with pytest.raises(ValueError, match="not in the released layout"):
+    with pytest.raises(ValueError, match="not in the upstream layout"):
         convert_checkpoint(output, tmp_path / "twice", progress=False)
     (output / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="model.safetensors is missing"):
@@ -627,7 +625,7 @@ def conversion(source: Path, output: Path, shard: str, limit: int = 0) -> subpro
 
 def test_killed_run_leaves_no_output_and_the_next_one_clears_up(tmp_path):
     sizes = replace(Sizes(), hidden=256, intermediate=1024, layers=6, vocabulary=4000)
-    folder = write_published(tmp_path / "released", sizes)
+    folder = write_upstream(tmp_path / "upstream", sizes)
     output = tmp_path / "ours"
     process = conversion(folder, output, "256KB")
     deadline = time.monotonic() + 120
@@ -638,12 +636,12 @@ def test_killed_run_leaves_no_output_and_the_next_one_clears_up(tmp_path):
     assert process.returncode == -signal.SIGKILL
     assert not output.exists() and (tmp_path / ".ours.partial").is_dir()
     convert_checkpoint(folder, output, progress=False)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "released"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "upstream"]
     assert len(tensors(output)) == len(tensors(folder))
 
 
 def test_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path):
-    folder = write_published(tmp_path / "released")
+    folder = write_upstream(tmp_path / "upstream")
     process = conversion(folder, tmp_path / "ours", "5GB", limit=200_000)
     _, message = process.communicate(timeout=120)
     line = message.strip().splitlines()[-1]
@@ -653,7 +651,7 @@ def test_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path):
 
 def test_more_than_the_disk_holds_is_refused_at_once(tmp_path):
     vocabulary = 2 * shutil.disk_usage(tmp_path).free // (2 * 32 * 2)
-    folder = write_published(tmp_path / "released")
+    folder = write_upstream(tmp_path / "upstream")
     write_configs(folder, replace(Sizes(), vocabulary=vocabulary))
     # A sparse file: the numbers are there, the disk blocks are not.
     path = folder / "ema.safetensors"
@@ -679,7 +677,7 @@ def test_more_than_the_disk_holds_is_refused_at_once(tmp_path):
 
 
 def test_two_runs_into_one_folder_do_not_mix(tmp_path):
-    folder = write_published(tmp_path / "released")
+    folder = write_upstream(tmp_path / "upstream")
 
     def second(partial: Path):
         with pytest.raises(ValueError, match="another run is writing"):
@@ -737,8 +735,8 @@ def large_folder(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 def test_two_gigabytes_pass_through_little_memory(large_folder):
-    folder, ours, back = (large_folder / name for name in ("released", "ours", "back"))
-    write_published(folder, TWO_GIGABYTES)
+    folder, ours, back = (large_folder / name for name in ("upstream", "ours", "back"))
+    write_upstream(folder, TWO_GIGABYTES)
     assert sum(path.stat().st_size for path in folder.glob("*.safetensors")) > 2e9
     peaks = {"convert": peak_above_baseline("convert", folder, ours, {"max_shard_size": "500MB"})}
     shards = list(ours.glob("*.safetensors"))

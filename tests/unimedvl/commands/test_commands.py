@@ -14,7 +14,7 @@ from PIL import Image
 import unimedvl
 from tests.tiny_checkpoint import tiny_checkpoint
 from tests.unimedvl.commands import bad_files
-from tests.upstream_checkpoint import write_published
+from tests.upstream_checkpoint import write_upstream
 from unimedvl.checkpoint.loading import load
 from unimedvl.checkpoint.provenance import read_provenance
 from unimedvl.commands.ask import split_thought
@@ -139,23 +139,23 @@ def test_generate_never_overwrites_unasked(checkpoint, tmp_path, capsys):
     assert read_provenance(path)["synthetic"] is True
 
 
-def test_released_layout_and_back(checkpoint, tmp_path, capsys):
-    released, converted = tmp_path / "released", tmp_path / "converted"
-    run(capsys, "convert", checkpoint, released, "--to-upstream")
-    record = json.loads(run(capsys, "convert", released, converted, "--max-shard-size", "100KB", "--json")[0])
+def test_upstream_layout_and_back(checkpoint, tmp_path, capsys):
+    upstream, converted = tmp_path / "upstream", tmp_path / "converted"
+    run(capsys, "convert", checkpoint, upstream, "--to-upstream")
+    record = json.loads(run(capsys, "convert", upstream, converted, "--max-shard-size", "100KB", "--json")[0])
     assert len(record["weight_files"]) > 1 and not record["unused"]
     question = ["ask", "What is this?", "--max-new-tokens", 6, "--model"]
-    answers = {run(capsys, *question, folder)[0] for folder in (checkpoint, released, converted)}
+    answers = {run(capsys, *question, folder)[0] for folder in (checkpoint, upstream, converted)}
     assert len(answers) == 1
     before, after = load(checkpoint).model.state_dict(), load(converted).model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_released_layout_without_tokenizer_converts_to_a_model_alone(tmp_path, capsys):
-    released, converted = tmp_path / "released", tmp_path / "converted"
-    write_published(released)
-    out, _ = run(capsys, "convert", released, converted)
+def test_upstream_layout_without_tokenizer_converts_to_a_model_alone(tmp_path, capsys):
+    upstream, converted = tmp_path / "upstream", tmp_path / "converted"
+    write_upstream(upstream)
+    out, _ = run(capsys, "convert", upstream, converted)
     assert "no processor" in out
     assert (converted / "config.json").is_file() and not (converted / "processor_config.json").exists()
 
