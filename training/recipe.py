@@ -30,7 +30,7 @@ Recipe = TypeVar("Recipe")
 
 @dataclass
 class OptimizerRecipe:
-    """AdamW and its schedule; the defaults are the released training's.
+    """AdamW and its schedule; the defaults are upstream's.
 
     Attributes:
         learning_rate: of all parts that `learning_rates` does not name.
@@ -60,7 +60,7 @@ class OptimizerRecipe:
 
 @dataclass
 class ValidationRecipe:
-    """Losses on records that are not learnt from, without condition dropout and with the same noise every time.
+    """Losses on records that are not trained on, without condition dropout and with the same noise every time.
 
     Attributes:
         every: steps between validations; none if 0.

@@ -1,4 +1,4 @@
-"""Run a recipe or a curriculum, going on where it was stopped.
+"""Run a recipe or a curriculum, resuming where it was stopped.
 
 unimedvl train RECIPE.yaml [key=value ...]
 torchrun --nproc_per_node N -m unimedvl.training.run RECIPE.yaml [key=value ...]
@@ -42,7 +42,7 @@ FINISHED = {"model": "final", "ema": "final-ema"}
 
 
 def run_recipe(recipe: TrainingRecipe, before: Path | None = None, carried: StageRecipe | None = None) -> Path:
-    """Train one stage, or go on with it, and return the folder of its finished model.
+    """Train one stage from its start or its newest checkpoint, and return the folder of its finished model.
 
     A stage that is finished already is left as it is.
 
@@ -67,7 +67,7 @@ def run_recipe(recipe: TrainingRecipe, before: Path | None = None, carried: Stag
     checkpoint = open_checkpoint(recipe.model)
     processor = load_processor(checkpoint.directory)
     if recipe.adapter is not None:
-        # Weights that do not learn need no float32.
+        # Frozen weights need no float32.
         kept = torch.bfloat16 if recipe.bf16 else torch.float32
         model = load_with_adapter(str(checkpoint.directory), recipe.adapter, kept)
     elif recipe.parallelism == "fsdp2" and state.num_processes > 1:
@@ -99,7 +99,7 @@ def run_recipe(recipe: TrainingRecipe, before: Path | None = None, carried: Stag
     trainer = UniMedVLTrainer(model, recipe, packed(recipe.data, groups), processor, cache, validation)
     found = checkpoints(output)
     if found:
-        logger.info("going on from %s", found[-1])
+        logger.info("resuming from %s", found[-1])
     elif before is not None and carried is not None:
         trainer.carry(checkpoints(before), carried)
     trainer.go_on(found[-1] if found else None)
@@ -183,7 +183,7 @@ def run_command(
     except RuntimeError as error:
         if several_processes() and _is_lost_process(error):
             raise ValueError(
-                "another process of this run is gone: see what it said, and start again; the run goes on from its "
+                "another process of this run is gone: see what it said, and start again; the run resumes from its "
                 "last checkpoint."
             ) from error
         raise

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_tuning(recipe: TuningRecipe) -> Path:
-    """Tune, or go on with it, and return the folder of the finished adapter.
+    """Run a tuning recipe from the start or from its newest checkpoint, and return the folder of the finished adapter.
 
     Raises:
         ValueError: for records, rewards or settings that cannot be used.

@@ -1,4 +1,4 @@
-"""The published architecture with random weights made on the device, and its operations in closed form."""
+"""The 14B architecture with random weights made on the device, and its operations in closed form."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ WEIGHT_SPREAD = 0.02
 
 @dataclass(frozen=True)
 class Size:
-    """What is measured at: the published sizes on a GPU, or a rehearsal of the same steps.
+    """What is measured at: the 14B sizes on a GPU, or a rehearsal of the same steps.
 
     Attributes:
         config: makes the configuration; keyword arguments change its text part.
@@ -58,7 +58,7 @@ class Size:
 
 
 def full_config(**text: Any) -> UniMedVLConfig:
-    """The published sizes, which are the configuration's defaults."""
+    """The 14B sizes, which are the configuration's defaults."""
     return UniMedVLConfig(text_config=text)
 
 

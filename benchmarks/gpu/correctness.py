@@ -225,7 +225,7 @@ def offload(bench: Bench) -> None:
     exact_arithmetic()
     model = on_device(bench)
     layers = model.config.text_config.num_hidden_layers
-    # Everything is on the CPU in a rehearsal, so that there the disk stands for it.
+    # Everything is on the CPU in a rehearsal, so the disk replaces it there.
     elsewhere = "cpu" if bench.device.type == "cuda" else "disk"
     places = {
         name: str(bench.device) for name in ("lm_head", *(f"model.{part}" for part, _ in model.model.named_children()))

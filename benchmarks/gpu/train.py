@@ -1,4 +1,4 @@
-"""Training: a few layers at their published width, a full step and a LoRA step with gradient checkpointing."""
+"""Training: a few layers at the 14B model's width, a full step and a LoRA step with gradient checkpointing."""
 
 import statistics
 from collections.abc import Callable
@@ -99,7 +99,7 @@ def cut_model(bench: Bench) -> Any:
 
 
 def full_step(bench: Bench) -> None:
-    """Every weight but the autoencoder's learns."""
+    """Every weight but the autoencoder's is trained."""
     model = cut_model(bench)
     record_steps(bench, "train.full", model, model)
 

@@ -7,9 +7,9 @@ draws as many samples of each of its groups as every other arm, within a micro-b
 steps follows, so that an arm of both sides makes as many as the two of one side together. Arms of a seed start from
 the same weights: those of `WORK/start` (autoencoder, and ViT pre-trained on captions and masks) with a language model
 of the seed. They see images of 32 pixels and are scored on the held-out part of the training split, which no arm
-learns from. A stopped run goes on where it was; finished parts are kept.
+is trained on. A stopped run resumes where it was; finished parts are kept.
 
-What a claim stands or falls with was chosen before any run: the held-out loss of its side. The other scores are shown
+What decides a claim was chosen before any run: the held-out loss of its side. The other scores are shown
 beside it.
 """
 
@@ -205,7 +205,7 @@ def run_arm(arm: str, seed: int, share: float, start: Path, work: Path, out: Pat
         "share": share,
         "samples": samples,
         "scores": score(arm, start, model, work),
-        # A run that was stopped tells its last part only.
+        # A run that was stopped reports its last part only.
         "training_seconds": round(trained),
     }
     write_json(result, values)
@@ -254,7 +254,7 @@ def table(results: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> 
             cells.append(f"{numpy.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})" if values else "")
         yield f"| {name} | " + " | ".join(cells) + " |"
     yield ""
-    yield "| claim | by (the first is what the claim stands or falls with) | gain (95 % over seeds) | verdict |"
+    yield "| claim | by (the first decides the claim) | gain (95 % over seeds) | verdict |"
     yield "|---|---|---|---|"
     for row in rows:
         low, high = row["interval"]

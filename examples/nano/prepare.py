@@ -346,7 +346,7 @@ def main(
     if vision is not None and not autoencoder:
         raise ValueError("a start with --vision needs --autoencoder too.")
     if autoencoder:
-        # Wrong folders are told before the work.
+        # Wrong folders are reported before the work.
         read_json(Path(autoencoder) / "config.json")
         if vision is not None and not (vision / VISION_FILE).is_file():
             raise ValueError(f"{vision} holds no pre-trained ViT: see examples/nano/vision.py.")

@@ -22,7 +22,7 @@ def train_tokenizer(texts: list[str], folder: str | Path, vocab_size: int = 2048
     """Train on `texts` and save to `folder`; returns the tokenizer, at most `vocab_size` entries with the specials.
 
     Normaliser (NFC), pre-tokenizer and decoder are those of the Qwen2 family, so every byte string can be encoded and
-    decoded; the special tokens take the last ids, as in the published Qwen2 tokenizers.
+    decoded; the special tokens take the last ids, as in Qwen's own Qwen2 tokenizers.
     """
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(SPECIAL_TOKENS),

@@ -4,7 +4,7 @@
 
 The paper's ViT comes pre-trained on image-text pairs (SigLIP 2); the nano's learns from its own records. They hold a
 few dozen different captions, so the contrast of images and texts is a choice among all captions, and a mean of
-the features with one vector for each caption decides. The feature of a patch also tells which of its pixels belong
+the features with one vector for each caption decides. The feature of a patch also decides which of its pixels belong
 to a structure, by a linear map for each kind of mask, where SigLIP 2 learns to localize. Vectors and maps are thrown
 away.
 """
@@ -41,7 +41,7 @@ from .resumable_loop import EVERY, ResumableSteps
 CANVAS = 88  # longer side in pixels of the records' images
 MIRRORED = ("CT", "MRI", "US", "HIS", "ENDO", "OCT")  # left is left in a chest film
 TURNED = ("HIS", "ENDO")
-# Sources whose captions are told apart by what the image shows, not by what kind of image it is.
+# Sources whose captions are distinguished by what the image shows, not by what kind of image it is.
 FOCUS = ("brain-tumor-classification", "nih-chestxray14-subset", "lc25000-lung")
 
 

@@ -69,11 +69,11 @@ def load_sharded(
         device: of this process.
 
     Raises:
-        ValueError: for a checkpoint in the published layout.
+        ValueError: for a checkpoint in the upstream layout.
     """
     if checkpoint.layout != "transformers":
         raise ValueError(
-            f"{checkpoint.directory} has the published layout, which is not read in shares: run `unimedvl convert` "
+            f"{checkpoint.directory} has the upstream layout, which is not read in shares: run `unimedvl convert` "
             "first."
         )
     with torch.device("meta"):

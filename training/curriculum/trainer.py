@@ -51,7 +51,7 @@ class UniMedVLTrainer(Trainer):
 
     Both losses are divided by their true token counts over the whole accumulation window and all processes, so
     neither the split into micro-batches nor the number of processes changes a step. Checkpoints are whole or absent
-    and hold weights, averages, optimizer, schedule, all generators and the place in the data; going on from one gives
+    and hold weights, averages, optimizer, schedule, all generators and the place in the data; resuming from one gives
     the same bits as never having stopped.
 
     Args:
@@ -76,7 +76,7 @@ class UniMedVLTrainer(Trainer):
         freeze_parts(model, recipe.freeze)
         model.config.ce_loss_weight, model.config.mse_loss_weight = recipe.ce_weight, recipe.mse_weight
         self.planner_state: dict[str, Any] | None = None
-        # A chain over the ids of all records learnt from, in their order.
+        # A chain over the ids of all records trained on, in their order.
         self.order = ""
         self.accounts = Accounts()
         self.operations, self.peak = Operations(model), peak_flops(recipe.peak_tflops)
@@ -275,7 +275,7 @@ class UniMedVLTrainer(Trainer):
 
     def _weights(self) -> dict[str, torch.Tensor]:
         """Weights by "weights.NAME" and averages by "average.NAME", as a checkpoint holds them; of an adapter's run
-        those that learn, since the base does not change."""
+        those that are trained, since the base does not change."""
         state = dict(self.bare.state_dict())
         if self.recipe.adapter is not None:
             state = {name: state[name] for name, weight in self.bare.named_parameters() if weight.requires_grad}

@@ -1,4 +1,4 @@
-"""What is looked at while a run goes on: losses on records that are not learnt from, images, lines of progress."""
+"""What is measured during a run: losses on held-out records, images, lines of progress."""
 
 import contextlib
 import dataclasses

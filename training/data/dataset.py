@@ -190,7 +190,7 @@ class PackedRecords(IterableDataset):
         return json.loads(json.dumps({"seed": self.seed, "timestep_shift": shifts, **kept}))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after the micro-batch whose `BatchInfo.state` this is.
+        """Resume after the micro-batch whose `BatchInfo.state` this is.
 
         Raises:
             ValueError: if the data are not those of the state.

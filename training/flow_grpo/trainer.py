@@ -274,7 +274,7 @@ class FlowGRPOTrainer:
         return totals
 
     def train(self) -> list[dict[str, float]]:
-        """Run up to `max_steps`, going on from the newest checkpoint in `output_dir` if there is one.
+        """Run up to `max_steps`, resuming from the newest checkpoint in `output_dir` if there is one.
 
         Returns:
             The history: one dict a rollout with rewards, KL, share of clipped ratios and gradient norm, and
@@ -372,7 +372,7 @@ class FlowGRPOTrainer:
         try:
             weights, moments = (load_file(folder / f"{name}.safetensors") for name in ("weights", "optimizer"))
         except SafetensorError as error:
-            raise ValueError(f"{folder} is damaged ({error}): remove it to go on from the one before.") from error
+            raise ValueError(f"{folder} is damaged ({error}): remove it to resume from the one before.") from error
         if weights.keys() != self.parameters.keys():
             raise ValueError(f"{folder} holds other parameters than this model trains: choose another output_dir.")
         with torch.no_grad():
