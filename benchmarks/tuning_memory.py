@@ -47,15 +47,17 @@ def write_wide_checkpoint(folder: Path) -> None:
     UniMedVLProcessor.from_pretrained(CHECKPOINT).save_pretrained(folder)
 
 
-def one_step(model: nn.Module, processor: UniMedVLProcessor) -> torch.optim.Optimizer:
+def one_step(model: nn.Module, processor: Any) -> torch.optim.Optimizer:
     """An AdamW step on one question about an image and one image to make."""
     image = {"type": "image", "image": Image.new("RGB", (64, 64), (90, 120, 150))}
     text = {"type": "text", "text": "a chest X-ray of the lungs, what is shown here?"}
-    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    options: dict[str, Any] = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
     asked = processor.apply_chat_template([[{"role": "user", "content": [image, text]}]], **options)
     loss = model(**asked, labels=asked["input_ids"]).loss
     loss.backward()
-    requested = processor.apply_chat_template([[{"role": "user", "content": [text]}]], generation_mode="image", **options)
+    requested = processor.apply_chat_template(
+        [[{"role": "user", "content": [text]}]], generation_mode="image", **options
+    )
     bare = bare_model(model)
     sampler = FlowSampler(bare, FlowSettings.unguided(10, 1.0))
     contexts = read_prompts(bare, Prompts.from_inputs(bare, requested), None)
@@ -73,7 +75,7 @@ def measure(checkpoint: str, preset: str) -> dict[str, int]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     settings = PRESETS[preset]
     if settings is None:
-        model: nn.Module = UniMedVLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
+        model: Any = UniMedVLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
         model.model.vae.requires_grad_(False)
     else:
         model = load_with_adapter(checkpoint, AdapterRecipe(**settings), torch.float32)
@@ -101,7 +103,7 @@ def upstream_counts() -> dict[str, int]:
         if settings is not None and settings.get("quantize"):
             continue
         with init_empty_weights():
-            model: nn.Module = UniMedVLForConditionalGeneration(UniMedVLConfig())
+            model: Any = UniMedVLForConditionalGeneration(UniMedVLConfig())
             if settings is None:
                 model.model.vae.requires_grad_(False)
             else:

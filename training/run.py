@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import datasets
 import torch
@@ -66,6 +66,7 @@ def run_recipe(recipe: TrainingRecipe, before: Path | None = None, carried: Stag
     held_out = open_validation(recipe) if recipe.validation.every else None
     checkpoint = open_checkpoint(recipe.model)
     processor = load_processor(checkpoint.directory)
+    model: Any
     if recipe.adapter is not None:
         # Frozen weights need no float32.
         kept = torch.bfloat16 if recipe.bf16 else torch.float32

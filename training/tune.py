@@ -39,7 +39,7 @@ def run_tuning(recipe: TuningRecipe) -> Path:
     state = PartialState()
     if state.is_main_process:
         with whole_folder(final) as partial:
-            model.save_pretrained(partial)
+            model.save_pretrained(str(partial))
             processor.save_pretrained(partial)
     state.wait_for_everyone()
     return final

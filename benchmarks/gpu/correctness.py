@@ -78,12 +78,11 @@ def greedy(model: Any, device: torch.device, vit_grid: tuple[int, int] | None = 
 def velocities(model: Any, device: torch.device) -> dict[str, torch.Tensor]:
     """Velocity of the first update from a text, and from a text and an image; posterior noise is drawn on the CPU."""
     side, found = image_side(model), {}
-    for name, contexts, image in (
-        ("image", 2, {}),
-        ("edit", 3, {"vit_grid": VIT_GRID, "vae_side": side}),
-    ):
-        inputs, branches = prompt(model.config, device, TEXT_TOKENS, **image), []
-        denoised(model, inputs, side, contexts, 2, lambda step, values, kept=branches: kept.append(values))
+    image: dict[str, Any] = {"vit_grid": VIT_GRID, "vae_side": side}
+    for name, contexts, shown in (("image", 2, {}), ("edit", 3, image)):
+        inputs = prompt(model.config, device, TEXT_TOKENS, **shown)
+        branches: dict[int, dict[str, Any]] = {}
+        denoised(model, inputs, side, contexts, 2, branches.__setitem__)
         found[name] = branches[0]["velocity_cond"][0]
     return found
 

@@ -32,6 +32,7 @@ from typer import Option
 from unimedvl.checkpoint.loading import load, load_processor, read_config
 from unimedvl.evaluation.metrics.intervals import student_interval
 from unimedvl.evaluation.metrics.masks import dice
+from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
 from unimedvl.processing.image_processing_unimedvl import resize_image
 from unimedvl.training.curriculum.validation import Validation
@@ -84,7 +85,9 @@ def make_start(work: Path, out: Path, seed: int) -> Path:
     if not (folder / "ready").is_file():
         loaded = load(work / "start", dtype="float32", device="cpu")
         torch.manual_seed(seed)
-        model = UniMedVLForConditionalGeneration(loaded.model.config)
+        config = loaded.model.config
+        assert isinstance(config, UniMedVLConfig)
+        model = UniMedVLForConditionalGeneration(config)
         initialize_attention(model.model.language_model)
         for part in ("vae", "vit_model"):
             getattr(model.model, part).load_state_dict(getattr(loaded.model.model, part).state_dict())

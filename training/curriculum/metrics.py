@@ -111,7 +111,8 @@ class Operations:
             # Gradients reach the language model's frozen weights from the ViT as well.
             passed = bool(learns & ({"vit"} if part == "vit" else {"vit", "und", "gen", "head"}))
             self.costs[part] += (6 if parameter.requires_grad else 4 if passed else 2) * _matrix_elements(parameter)
-        text = model.config.text_config
+        config: Any = model.config
+        text = config.text_config
         self.attention = 12 * text.num_hidden_layers * text.hidden_size
 
     def __call__(self, batch: Mapping[str, Any]) -> float:

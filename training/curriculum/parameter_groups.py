@@ -1,6 +1,7 @@
 """Which weights are trained, at which learning rate."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,7 +29,8 @@ def freeze_parts(model: nn.Module, frozen: Iterable[str]) -> None:
     for name, parameter in model.named_parameters():
         if part_of(name) in frozen:
             parameter.requires_grad_(False)
-    model.config.text_config.freeze_und = "und" in frozen
+    config: Any = model.config
+    config.text_config.freeze_und = "und" in frozen
 
 
 def make_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.AdamW:

@@ -160,6 +160,7 @@ class PackedRecords(IterableDataset):
         self.groups, self.recipe, self.seed = list(groups), recipe, seed
         self.rank, self.world = rank, world
         # Wordings repeat from record to record, and a sample is laid out once to be planned and once to be packed.
+        vision: Any = config.vision_config
         encode = functools.lru_cache(maxsize=1 << 16)(encode)
         self.sample = functools.lru_cache(maxsize=1 << 12)(self._sample)
         self.layouts = [
@@ -168,7 +169,7 @@ class PackedRecords(IterableDataset):
                 recipe.condition_dropout,
                 recipe.vit_source,
                 encode,
-                config.vision_config.patch_size,
+                vision.patch_size,
                 config.pixels_per_latent_token,
                 seed,
             )

@@ -160,8 +160,8 @@ class FlowGRPOTrainer:
         self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
         if not self.parameters:
             raise ValueError("The model has no trainable parameter: add an adapter or unfreeze a part.")
-        self.policy = model.get_base_model() if isinstance(model, PeftModel) else model
-        self.reference = None
+        self.policy: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.reference: Any = None
         if not isinstance(model, PeftModel) and arguments.kl_weight > 0:
             self.reference = deepcopy(model).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
@@ -222,7 +222,7 @@ class FlowGRPOTrainer:
         prompts = self.image_prompts(examples, arguments.group_size)
         trajectory = sample_trajectory(self.sampler, prompts, arguments.noise_level, noise)
         repeated = [example for example in examples for _ in range(arguments.group_size)]
-        return Rollout(prompts, trajectory, self.score(trajectory.states[-1], repeated), draw)
+        return Rollout(prompts, trajectory, self.score(list(trajectory.states[-1]), repeated), draw)
 
     # --- Learning ----------------------------------------------------------------------------------------------------
 
