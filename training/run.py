@@ -103,7 +103,7 @@ def run_recipe(recipe: TrainingRecipe, before: Path | None = None, carried: Stag
         logger.info("resuming from %s", found[-1])
     elif before is not None and carried is not None:
         trainer.carry(checkpoints(before), carried)
-    trainer.go_on(found[-1] if found else None)
+    trainer.resume(found[-1] if found else None)
     trainer.save_stage(output / FINISHED["model"], average=False)
     if trainer.average is not None:
         trainer.save_stage(output / FINISHED["ema"], average=True)

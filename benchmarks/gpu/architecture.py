@@ -218,9 +218,9 @@ def prompt(
     for token, kind, count in blocks:
         ids += [config.vision_start_token_id, *[token] * count, config.vision_end_token_id]
         kinds += [0, *[int(kind)] * count, 0]
-    batch = [
-        ids + [config.bos_token_id, *drawn_ids(config, text_tokens, row), config.eos_token_id] for row in range(rows)
-    ]
+    start: Any = config.bos_token_id
+    end: Any = config.eos_token_id
+    batch = [[*ids, start, *drawn_ids(config, text_tokens, row), end] for row in range(rows)]
     inputs = {"input_ids": torch.tensor(batch), **images}
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     if images:

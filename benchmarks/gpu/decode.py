@@ -108,7 +108,7 @@ def static_cache(bench: Bench) -> None:
 def static_cache_compiled(bench: Bench) -> None:
     """A cache of fixed size and the whole step compiled with CUDA graphs, as transformers does it by itself."""
     real = bench.size.compile_backend == "inductor"
-    mode = {"mode": "reduce-overhead"} if real else {}
+    mode: dict[str, Any] = {"mode": "reduce-overhead"} if real else {}
     settings: Any = CompileConfig(backend=bench.size.compile_backend, fullgraph=False, dynamic=False, **mode)
     settings._compile_all_devices = True
     against_dynamic(bench, "decode.static_compiled.batch1", 1, compile_config=settings)

@@ -1,4 +1,4 @@
-"""What a run reports about itself: losses by task and modality, shares, padding, speed and floating point operations."""
+"""What a run reports of itself: losses by task and modality, shares, padding, speed, floating point operations."""
 
 import math
 from collections import Counter
@@ -115,7 +115,7 @@ class Operations:
         text = config.text_config
         self.attention = 12 * text.num_hidden_layers * text.hidden_size
 
-    def __call__(self, batch: Mapping[str, Any]) -> float:
+    def __call__(self, batch: Mapping[str, Any]) -> int:
         """Operations of one micro-batch, on this process.
 
         Args:

@@ -73,6 +73,7 @@ class UniMedVLTrainer(Trainer):
         validation: Validation | None = None,
     ):
         self.recipe, self.records, self.cache, self.validation = recipe, data, cache, validation
+        self.processor, self.folder = processor, Path(recipe.output_dir)
         freeze_parts(model, recipe.freeze)
         config: Any = model.config
         config.ce_loss_weight, config.mse_loss_weight = recipe.ce_weight, recipe.mse_weight
@@ -100,12 +101,6 @@ class UniMedVLTrainer(Trainer):
     def bare(self) -> Any:
         """The model without what Accelerate puts around it."""
         return self.accelerator.unwrap_model(self.model)
-
-    @property
-    def folder(self) -> Path:
-        """Where this run's checkpoints lie."""
-        assert self.args.output_dir is not None
-        return Path(self.args.output_dir)
 
     # --- Data --------------------------------------------------------------------------------------------------------
 
@@ -322,11 +317,7 @@ class UniMedVLTrainer(Trainer):
         with undistributed(self.bare.config):
             self.bare.config.save_pretrained(folder)
         self.bare.generation_config.save_pretrained(folder)
-        self._save_processor(folder)
-
-    def _save_processor(self, folder: Path) -> None:
-        processor: Any = self.processing_class
-        processor.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
@@ -381,7 +372,7 @@ class UniMedVLTrainer(Trainer):
     def _progress(folder: Path) -> dict[str, Any]:
         return json.loads((folder / "progress.json").read_text())
 
-    def go_on(self, checkpoint: Path | None) -> None:
+    def resume(self, checkpoint: Path | None) -> None:
         """Train from a checkpoint, or from the start, to the last step."""
         if checkpoint is not None:
             state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
@@ -404,6 +395,6 @@ class UniMedVLTrainer(Trainer):
             elif self.args.should_save:
                 bare.save_pretrained(partial)
             if self.args.should_save:
-                self._save_processor(partial)
+                self.processor.save_pretrained(partial)
         if chosen is not None:
             chosen.exchange(bare)

@@ -27,6 +27,7 @@ from unimedvl.modeling_unimedvl.flow_unimedvl import FlowSettings
 from unimedvl.modeling_unimedvl.image_requests_unimedvl import target_grids
 from unimedvl.modeling_unimedvl.sampling_unimedvl import FlowSampler
 
+from ..adapters import bare_model
 from ..checkpoints import checkpoints, keep_newest, whole_folder
 from .policy import ImagePrompts, Rollout, log_probability, sample_trajectory, sde_step
 
@@ -160,7 +161,7 @@ class FlowGRPOTrainer:
         self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
         if not self.parameters:
             raise ValueError("The model has no trainable parameter: add an adapter or unfreeze a part.")
-        self.policy: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.policy = bare_model(model)
         self.reference: Any = None
         if not isinstance(model, PeftModel) and arguments.kl_weight > 0:
             self.reference = deepcopy(model).requires_grad_(False)

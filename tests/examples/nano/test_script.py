@@ -66,7 +66,7 @@ NOT_THERE = ["--work", "not-there", "--out", "never-made"]
     ],
     ids=lambda value: value.__name__.rpartition(".")[2] if hasattr(value, "__name__") else "",
 )
-def test_a_folder_that_is_not_there_is_told_in_one_line(module, arguments, message, tmp_path, monkeypatch, capsys):
+def test_a_folder_that_is_not_there_is_reported_in_one_line(module, arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run_module(module.main, arguments) == 2
     said = capsys.readouterr().err
