@@ -98,8 +98,19 @@ def features(*, decode: bool = True) -> "datasets.Features":
     )
 
 
-FEATURES = features()
-ARROW_SCHEMA: pyarrow.Schema = FEATURES.arrow_schema
+FEATURES: "datasets.Features"
+ARROW_SCHEMA: pyarrow.Schema
+
+
+def __getattr__(name: str) -> Any:
+    """`FEATURES` and `ARROW_SCHEMA`, made at their first use for the sake of `features`' import."""
+    if name == "FEATURES":
+        value: Any = features()
+    elif name == "ARROW_SCHEMA":
+        value = features().arrow_schema
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return globals().setdefault(name, value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -389,7 +400,7 @@ def _digest(value: object) -> str:
 
 def to_table(records: Iterable[Record]) -> pyarrow.Table:
     """The records as an Arrow table with `ARROW_SCHEMA`."""
-    return pyarrow.Table.from_pylist([record.to_row() for record in records], schema=ARROW_SCHEMA)
+    return pyarrow.Table.from_pylist([record.to_row() for record in records], schema=features().arrow_schema)
 
 
 def from_table(table: pyarrow.Table) -> list[Record]:

@@ -199,7 +199,11 @@ def main(
         raise ValueError(f"{work} holds no training records: prepare it again from more records.")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-    asked = list(work_records(work, "validation") if split == "held-out" else read_records(records, "validation"))
+    if split == "held-out":
+        asked = list(work_records(work, "validation"))
+    else:
+        assert records is not None
+        asked = list(read_records(records, "validation"))
     results = evaluate(Nano(model), asked, work)
     results["seconds"] = round(time.perf_counter() - started)
     if out is not None:

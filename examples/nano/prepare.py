@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy
 import pyarrow.parquet as parquet
@@ -309,8 +309,9 @@ def prepare_start(work: Path, autoencoder: str, vision: Path | None, seed: int) 
         initialize_vision(model.model.vit_model)
     else:
         load_model(model.model.vit_model, vision / VISION_FILE)
-    model.generation_config = default_generation_config(config)
-    model.generation_config.task_presets = nano_presets(model.generation_config.task_presets)
+    settings: Any = default_generation_config(config)
+    settings.task_presets = nano_presets(settings.task_presets)
+    model.generation_config = settings
     model.save_pretrained(work / "start")
     build_processor(tokenizer, config).save_pretrained(work / "start")
     return sum(parameter.numel() for parameter in model.parameters())
@@ -346,7 +347,7 @@ def main(
     if vision is not None and not autoencoder:
         raise ValueError("a start with --vision needs --autoencoder too.")
     if autoencoder:
-        # Wrong folders are told before the work.
+        # Wrong folders are reported before the work.
         read_json(Path(autoencoder) / "config.json")
         if vision is not None and not (vision / VISION_FILE).is_file():
             raise ValueError(f"{vision} holds no pre-trained ViT: see examples/nano/vision.py.")

@@ -84,7 +84,7 @@ def generation_examples(records: Iterable[Record]) -> list[dict[str, Any]]:
 
     Returns:
         Dicts with `prompt`, `images` (RGB inputs), `reference` (the record's own image, RGB), `label` (its modality's
-        code), and `question` and `answer` about the modality where the record tells it.
+        code), and `question` and `answer` about the modality where the record states it.
 
     Raises:
         ValueError: for a record that makes no image or several, or has more than one question.
