@@ -83,7 +83,7 @@ class PublishShard:
     Attributes:
         embed: see `may_embed`.
         public: data sets whose names of files and groups are public already.
-        key: of the digests that stand for all other names.
+        key: of the digests that replace all other names.
     """
 
     embed: tuple[str, ...]

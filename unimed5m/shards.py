@@ -1,4 +1,4 @@
-"""The files of sharded work: found by folder, told apart by content, written in fixed bytes, read in small batches."""
+"""The files of sharded work: found by folder, identified by content, written in fixed bytes, read in batches."""
 
 import hashlib
 import io
@@ -16,7 +16,7 @@ from unimedvl.utils.whole_files import replacing
 
 # Images dominate a row: a hundred rows keep one batch in tens of megabytes and are the Hub's advice for row groups.
 BATCH_ROWS = 100
-# What tells of a folder which source its records are from.
+# The files that state which source a folder's records are from.
 MARKS = ("build.json", "augment.json", "qc.json")
 RECORD_COLUMNS = ("id", "sub_task_type", "input_img", "message")
 UNFINISHED_SUFFIX = ".unfinished"
@@ -60,12 +60,12 @@ def record_folders(records: str | Path | Sequence[str | Path]) -> list[Path]:
 
 
 def build_sources(records: str | Path | Sequence[str | Path]) -> list[str]:
-    """The sources that record folders were built from, also by way of `augment` and `check`; "" where none is told."""
+    """The sources that record folders were built from, also through `augment` and `check`; "" where none is stated."""
     found: list[str] = []
     for folder in record_folders(records):
         marks = [json.loads(mark.read_text()) for name in MARKS if (mark := folder / name).is_file()]
-        told = [source for mark in marks for source in mark.get("sources", [mark.get("source", "")])]
-        found += told or [""]
+        stated = [source for mark in marks for source in mark.get("sources", [mark.get("source", "")])]
+        found += stated or [""]
     return sorted(set(found))
 
 

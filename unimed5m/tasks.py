@@ -17,30 +17,12 @@ from .schema import IMAGE_PLACEHOLDER, Record, RecordImage, Turn, record_id
 from .sentences import cased, clean
 from .task_images import class_mask, draw_lesion, drawn_image, lower_resolution, pixels_of
 from .templates import choose
+from .templates.words import SHORT_NAMES
 
 # Sources whose loaders put the image before the text, whatever the task, and the tasks that do so in any source.
 IMAGE_FIRST_DATASETS = frozenset({"icg-cxr", "brats2023", "synthrad2023"})
 TEXT_FIRST_DATASETS = frozenset({"vl-health"})
 IMAGE_FIRST_TASKS = frozenset({"cross_modal", "counterfactual"})
-
-MODALITY_NAMES = {
-    "CFP": "color fundus photography",
-    "CXR": "chest X-ray",
-    "CT": "computed tomography",
-    "HIS": "microscopy",
-    "MRI": "magnetic resonance imaging",
-    "OCT": "optical coherence tomography",
-    "US": "ultrasound",
-    "ENDO": "endoscopy",
-    "DERM": "dermoscopy",
-}
-SHORT_NAMES = MODALITY_NAMES | {
-    "CFP": "color fundus",
-    "CT": "CT",
-    "MRI": "MRI",
-    "OCT": "OCT",
-    "RAD": "radiology",
-}
 
 
 @dataclasses.dataclass(frozen=True)

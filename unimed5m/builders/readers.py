@@ -138,7 +138,7 @@ class MaskSource(Source):
         group: the group of an image's path below the folder; every image is its own by default ("" as well).
         extra: values for the record's `extra`, from the image's path.
         read: the stored values of a mask file.
-        lone_masks: pattern of the masks, where one without an image of its name is a mistake to be told.
+        lone_masks: pattern of the masks, where one without an image of its name is an error.
     """
 
     parts: tuple[tuple[MaskPart, ...], ...]
@@ -211,7 +211,7 @@ def glob_text(text: str) -> str:
 
 def _flat(mask: np.ndarray) -> np.ndarray:
     """A mask (H, W) from one (H, W) or (H, W, 3)."""
-    return mask if mask.ndim == 2 else mask.any(axis=-1)
+    return mask if mask.ndim == 2 else np.any(mask, axis=-1)
 
 
 def bright(levels: np.ndarray) -> np.ndarray:

@@ -155,7 +155,7 @@ def read_levels(path: Path, known: Sequence[int] = ()) -> np.ndarray:
     """The stored values of a mask file, (H, W) or (H, W, 3), integers, without any windowing and without transparency.
 
     Args:
-        known: the values that a mask has besides 0, if they are to be told apart. In a file of a lossy format every
+        known: the values that a mask has besides 0, if they are to be distinguished. In a file of a lossy format every
             pixel gets the nearest of them; without any, more than half of the range counts as 255.
 
     Raises:

@@ -31,7 +31,8 @@ def rows(path: Path) -> Iterator[Row]:
     if suffix not in _READERS:
         raise ValueError(f"{path}: expected a table ({', '.join(sorted(_READERS))}), found {path.name}.")
     try:
-        with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as stream:
+        opener: Callable[..., IO[bytes]] = gzip.open if path.name.endswith(".gz") else open
+        with opener(path, "rb") as stream:
             for row in _READERS[suffix](stream, suffix):
                 if not isinstance(row, dict):
                     raise ValueError(f"expected rows with named columns, found {type(row).__name__}")

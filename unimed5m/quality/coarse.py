@@ -2,7 +2,7 @@
 
 Paper, section 3.1: keep a record iff the shorter side of its images has 128 pixels or more and its text has 10 to 1024
 characters. We take "text" as the record's whole text (every turn, placeholders removed) and add the limits of the
-authors' loader: images that decode and have at most 20 million pixels. Damaged images are told apart from unwanted
+authors' loader: images that decode and have at most 20 million pixels. Damaged images are distinguished from unwanted
 ones: they do not decode, or their bytes are not those whose SHA-256 the record holds.
 """
 

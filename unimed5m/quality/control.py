@@ -234,8 +234,8 @@ def apply_shard(task: ShardTask) -> dict[str, Any]:
                 if broken.num_rows:
                     quarantine.write_table(broken)
     reasons = Counter(zip(ledger["stage"].to_pylist(), ledger["reason"].to_pylist(), strict=True))
-    told = decisions["reported"].filter(decisions["reason"].is_null()).to_pylist()
-    reported = Counter(fault for faults in told if faults for fault in faults.split(SEPARATOR))
+    kept_faults = decisions["reported"].filter(decisions["reason"].is_null()).to_pylist()
+    reported = Counter(fault for faults in kept_faults if faults for fault in faults.split(SEPARATOR))
     scored = decisions["s_final"].is_valid().to_pylist().count(True)
     assert kept + lost.num_rows == start == decisions.num_rows
     return {

@@ -36,7 +36,10 @@ def open_stored_image(data: bytes, mode: str | None = None) -> Image.Image:
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
     """Convert, keeping the order of 16-bit gray levels, which Pillow's own conversion would clip at 255."""
     if image.mode in ("I;16", "I;16B", "I", "F"):
-        low, high = image.convert("F").getextrema()
+        values = image.convert("F")
+        low, high = values.getextrema()
+        assert isinstance(low, float) and isinstance(high, float), "mode F has one band"
         scale = 255.0 / (high - low) if high > low else 0.0
-        image = image.convert("F").point(lambda value: value * scale - low * scale).convert("L")
+        offset = low * scale
+        image = values.point(lambda value: value * scale - offset).convert("L")
     return image.convert(mode)

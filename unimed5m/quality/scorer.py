@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -42,7 +43,7 @@ class CompactScorer(nn.Module):
 
     def __init__(self, width: int = 128, buckets: int = 8192, channels: Sequence[int] = (24, 48, 96, 128)) -> None:
         super().__init__()
-        self.settings = {"width": width, "buckets": buckets, "channels": list(channels)}
+        self.settings: dict[str, Any] = {"width": width, "buckets": buckets, "channels": list(channels)}
         self.name = "compact scorer"
         layers: list[nn.Module] = [
             nn.Conv2d(3, channels[0], 5, stride=2, padding=2),
@@ -103,8 +104,8 @@ class CompactScorer(nn.Module):
 class RetrievalCaptioner:
     """Captions an image with texts of the training images nearest to it in the scorer's image space.
 
-    Stands in where no captioning model is at hand. An image never gets its own text: images with the same vector
-    are passed over.
+    It replaces a captioning model where none is available. An image never gets its own text: images with the same
+    vector are passed over.
     """
 
     def __init__(self, scorer: CompactScorer, vectors: numpy.ndarray, texts: Sequence[str]) -> None:

@@ -162,7 +162,7 @@ def _figures(
 
 def _area(true: numpy.ndarray, false: numpy.ndarray) -> float:
     """The chance that a true text scores above an exchanged one."""
-    area = auroc(numpy.concatenate([true, false]), numpy.repeat([1, 0], [len(true), len(false)]))
+    area = auroc([*true.tolist(), *false.tolist()], [1] * len(true) + [0] * len(false))
     assert area is not None, "there are as many true texts as exchanged ones"
     return area
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy
 import torch
@@ -85,20 +85,25 @@ def read_pairs(records: str | Path, split: str = "train", limit: int | None = No
     )
 
 
-def train(pairs: Pairs, epochs: int = EPOCHS, batch: int = 32, rate: float = 1e-3, seed: int = 0) -> CompactScorer:
+def train(
+    pairs: Pairs, epochs: int = EPOCHS, batch: int = 32, learning_rate: float = 1e-3, seed: int = 0
+) -> CompactScorer:
     """Fit the contrastive loss of CLIP in both directions; equal texts count as matching each other's images.
 
-    Batches are filled source by source: what sets images of one source apart is what is hard to learn.
+    Batches are filled source by source: distinguishing images of one source is hard.
     """
     torch.manual_seed(seed)
     scorer = CompactScorer().train()
-    told = [*scorer.text.parameters(), *scorer.project.parameters()]
+    text_parameters = [*scorer.text.parameters(), *scorer.project.parameters()]
     # A word's vector moves only in the batches that hold the word.
-    groups = [{"params": [*scorer.image.parameters(), scorer.scale]}, {"params": told, "lr": 10 * rate}]
-    optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.05)
+    groups: list[dict[str, Any]] = [
+        {"params": [*scorer.image.parameters(), scorer.scale]},
+        {"params": text_parameters, "lr": 10 * learning_rate},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=0.05)
     steps = max(1, len(pairs.texts) // batch)
-    rates = [group["lr"] for group in optimizer.param_groups]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=epochs * steps, pct_start=0.15)
+    highest = [group["lr"] for group in optimizer.param_groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, total_steps=epochs * steps, pct_start=0.15)
     generator = numpy.random.default_rng(seed)
     for epoch in range(epochs):
         order, total, started = _order(pairs.sources, batch, generator), 0.0, time.monotonic()
@@ -136,7 +141,7 @@ def _order(sources: Sequence[str], batch: int, generator: numpy.random.Generator
 def _said(
     texts: Sequence[Sequence[str]], chosen: numpy.ndarray, generator: numpy.random.Generator
 ) -> tuple[list[str], torch.Tensor]:
-    """Up to four texts of each image, each text once, and which image (row) each text (column) is told of."""
+    """Up to four texts of each image, each text once, and which image (row) each text (column) describes."""
     columns: dict[str, int] = {}
     marks: list[tuple[int, int]] = []
     for row, place in enumerate(chosen):
