@@ -12,31 +12,9 @@ TORCH_EM = "https://github.com/constantinpape/torch-em/blob"
 ABDOMEN_WINDOW = (40.0, 400.0)
 # First frames of CVC-ClinicDB's sequences (29 are distinguished); a sequence is one patient's polyp.
 CVC_STARTS = (
-    1,
-    26,
-    51,
-    68,
-    79,
-    104,
-    127,
-    152,
-    178,
-    200,
-    206,
-    228,
-    253,
-    278,
-    298,
-    318,
-    343,
-    364,
-    384,
-    409,
-    429,
-    448,
-    467,
-)
-CVC_STARTS: tuple[int, ...] = (*CVC_STARTS, 479, 504, 529, 547, 572, 592)  # fmt: skip
+    1, 26, 51, 68, 79, 104, 127, 152, 178, 200, 206, 228, 253, 278, 298, 318, 343, 364, 384, 409, 429, 448, 467,
+    479, 504, 529, 547, 572, 592,
+)  # fmt: skip
 
 
 def _cvc_sequence(path: Path) -> str:
