@@ -45,7 +45,7 @@ LESION_SOURCES = {
     "brain-tumor-classification": True,
     "busi": False,
 }
-# Labels as they read after "is there"; the others read well as they stand.
+# Labels as they read after "is there"; the others read well as they are.
 LABEL_NOUNS = {
     "benign": "a benign lesion",
     "malignant": "a malignant lesion",
@@ -80,7 +80,7 @@ IMAGE_NOUNS = frozenset({"radiograph", "photograph", "B-scan", "CT", "MRI", "ult
 # Kinds of label that describe how the image was made, and what to call them in a question.
 ACQUISITION_KINDS = {"sequence": "MRI sequence", "acquisition": "contrast phase", "stain": "staining method"}
 
-# One in so many images also becomes such a record; the questions are easy and the images would repeat too often.
+# One in this many images also becomes such a record; the questions are easy and the images would repeat too often.
 MODALITY_QUESTION_SHARE = 3
 SUPER_RESOLUTION_SHARE = 4
 PLANNED_SHARE = 4
@@ -354,7 +354,7 @@ def _descriptions(row: dict[str, Any], origin: tasks.Origin, image: RecordImage)
         yield tasks.planned_text_to_image(origin, image, plan)
     if _one_in(WRITING_SHARE, row, "writing"):
         yield tasks.writing_dialogue(origin, facts, sentence("dialogue"))
-    # What was enlarged before has no detail that a model could learn to restore.
+    # What was enlarged before has no detail that a model could be trained to restore.
     enlarged = "upsampled" in (row["notes"] or "")
     if not enlarged and (row["modality"] == "MRI" or _one_in(SUPER_RESOLUTION_SHARE, row, "super_resolution")):
         scale = 2 if _one_in(2, row, "scale") else 4

@@ -351,7 +351,14 @@ def push_to_hub(folder: str | Path, repo_id: str, private: bool = True, revision
 
     Files of an earlier upload that are published no longer are deleted from the repository.
 
-    Raises ValueError where the folder was not published, or not completely.
+    Args:
+        folder: what `publish` wrote.
+        repo_id: "name/repository"; made if missing.
+        private: whether a new repository is private.
+        revision: branch; the default one if None.
+
+    Raises:
+        ValueError: where the folder was not published, or not completely.
     """
     from huggingface_hub import HfApi
 

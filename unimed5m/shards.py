@@ -168,6 +168,7 @@ class SealedWriter(pq.ParquetWriter):
         super().__init__(self._file, schema.with_metadata(metadata), **options)
 
     def close(self) -> None:
+        """Write the footer with the digest; a second call does nothing."""
         if self.is_open:
             self.add_key_value_metadata({SEAL: self._file.digest.hexdigest()})
             super().close()
@@ -190,6 +191,7 @@ def parquet_writer(path: str | Path, schema: pa.Schema) -> SealedWriter:
 
 
 def write_table(path: str | Path, table: pa.Table) -> None:
+    """Write a table as one sealed row group, whole or not at all."""
     with replacing(path) as partial, parquet_writer(partial, table.schema) as writer:
         writer.write_table(table, row_group_size=max(1, table.num_rows))
 

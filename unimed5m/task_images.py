@@ -126,7 +126,11 @@ def pixels_of(source_image: RecordImage) -> numpy.ndarray:
 
 
 def index_mask(source_image: RecordImage) -> numpy.ndarray:
-    """The class numbers of a mask image (gray or palette), (height, width) uint8."""
+    """The class numbers of a mask image (gray or palette), (height, width) uint8.
+
+    Raises:
+        ValueError: if the image has no bytes.
+    """
     if source_image.data is None:
         raise ValueError(f"{source_image.path}: expected a mask's bytes, found a path only.")
     with Image.open(io.BytesIO(source_image.data)) as image:

@@ -175,7 +175,7 @@ class Source(abc.ABC):
             raise self.wrong_folder(root, self.card.layout)
 
     def split_of_unit(self, unit: Any) -> str:
-        """The split that all records of a unit are in, "" if only its content or group tells."""
+        """The split that all records of a unit are in, "" if only its content or group decides."""
         return ""
 
     def fingerprint(self, root: Path | str) -> str:

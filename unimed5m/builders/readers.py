@@ -44,7 +44,7 @@ class TableSource(Source):
         read: the records of a row, called as read(source, image folder, unit).
         needs_files: other paths that the folder must have.
         first_only: read only the first pattern that matches, where a set is published in two forms.
-        row_split: the split of a row, where its table does not tell.
+        row_split: the split of a row, where its table does not say.
         row_group: the group of a row, where the publisher's splits share groups. Rows of training and validation
             whose group is also in the test split, and rows of training whose group is in validation, are left out:
             the publisher's test split stays whole.

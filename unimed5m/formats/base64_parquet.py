@@ -100,7 +100,7 @@ def from_row(row: dict[str, Any], original_id: str) -> Record:
     """The record of a row.
 
     Args:
-        original_id: tells the row apart in its data set.
+        original_id: name that distinguishes the row in its data set.
 
     Raises:
         ValueError: if a part has another form.

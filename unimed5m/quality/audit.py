@@ -41,7 +41,7 @@ COLUMNS = ("id", "main_task_type", "sub_task_type", "modality", "dataset", "inpu
 def stratified_sample(labels: Sequence[str], size: int, seed: int = 0) -> list[int]:
     """Indices of `size` entries (all, if there are fewer), in proportion to the labels' frequencies, sorted.
 
-    Every label that occurs gets at least one place while places last; the rest go by largest remainder.
+    Every label that occurs gets at least one place while places last; the rest go by largest remainder (Hamilton).
     """
     places: dict[str, list[int]] = defaultdict(list)
     for index, label in enumerate(labels):
@@ -175,7 +175,7 @@ def _read_sheet(path: Path) -> dict[str, list[float]]:
         scores: dict[str, list[float]] = {}
         for row in reader:
             if row["id"] in scores:
-                raise ValueError(f"{path}: the record {row['id']} stands in two lines; keep one")
+                raise ValueError(f"{path}: the record {row['id']} is in two lines; keep one")
             scores[row["id"]] = [_score(path, row, name) for name in DIMENSIONS]
         return scores
 

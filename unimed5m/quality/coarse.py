@@ -20,7 +20,7 @@ from .record_texts import CAPTION_TASKS, whole_text
 
 UNDECODABLE = "undecodable"
 ALTERED = "altered"
-# Damage drops a record of whatever task, and keeps it apart.
+# Damage drops a record of any task into quarantine.
 DAMAGES = (UNDECODABLE, ALTERED)
 TOO_MANY_PIXELS = "too_many_pixels"
 ENFORCE = ("captions", "all", "none")
@@ -28,6 +28,8 @@ ENFORCE = ("captions", "all", "none")
 
 @dataclass(frozen=True)
 class Verdict:
+    """Why a record fails: a reason of the ledger and, in words, what was found."""
+
     reason: str
     detail: str
 
@@ -62,6 +64,7 @@ class CoarseFilter:
             raise ValueError(f"expected enforce to be one of {', '.join(ENFORCE)}, found {self.enforce!r}")
 
     def settings(self) -> Mapping[str, Any]:
+        """All limits, JSON-safe."""
         return dict(self.__dict__)
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -77,6 +80,7 @@ class CoarseFilter:
         return pa.Table.from_pylist(rows, schema=self.schema)
 
     def enforces(self, row: Mapping[str, Any]) -> bool:
+        """Whether a failure drops this record, by its task."""
         return self.enforce == "all" or (self.enforce == "captions" and row["sub_task_type"] in CAPTION_TASKS)
 
     def judge(self, row: Mapping[str, Any]) -> Verdict | None:
@@ -90,7 +94,7 @@ class CoarseFilter:
                 continue
             try:
                 image = Image.open(io.BytesIO(data))
-                # The header tells the size: an oversized image is never decoded.
+                # The header states the size: an oversized image is never decoded.
                 if image.width * image.height <= self.max_pixels:
                     image.load()
             except Image.DecompressionBombError:

@@ -119,7 +119,7 @@ def quality_control(
         alignment = output / "measures" / settings.alignment.name
     names = shard_names(sources)
     decide(names, output, coarse, fingerprints, alignment, settings)
-    # Records never stand beside the counts of an earlier check.
+    # Records are never beside the counts of an earlier check.
     with unfinished(output, "summary"):
         receipts = run_job(Job("apply", apply_shard, {}, beside(output / "decisions")), sources, output, executor)
         return summarize(receipts, output, settings, build_sources(records))
@@ -265,7 +265,11 @@ def with_scores(table: pa.Table, decisions: pa.Table) -> pa.Table:
 def summarize(
     receipts: Sequence[Mapping[str, Any]], output: Path, settings: QualitySettings, sources: Sequence[str]
 ) -> dict[str, Any]:
-    """Add up the shards, check that the counts reconcile and write `qc.json`."""
+    """Add up the receipts of the shards, check that the counts reconcile and write `qc.json`.
+
+    Returns:
+        What `qc.json` holds: records read, kept and dropped, by stage and reason.
+    """
     dropped: dict[str, Counter[str]] = {stage: Counter() for stage in STAGES}
     reported: Counter[str] = Counter()
     for receipt in receipts:

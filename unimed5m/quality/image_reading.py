@@ -20,13 +20,15 @@ def stored_bytes(source_image: Mapping[str, Any]) -> bytes | None:
 
 
 def images(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The entries of a row's input images, then of its output images."""
     return [*(row["input_img"] or []), *(row["output_img"] or [])]
 
 
 def open_stored_image(data: bytes, mode: str | None = None) -> Image.Image:
     """Decode an image completely, in `mode` if given.
 
-    Raises one of `DAMAGED` where the bytes are no complete image.
+    Raises:
+        DAMAGED: one of these where the bytes are no complete image.
     """
     image = Image.open(io.BytesIO(data))
     image.load()

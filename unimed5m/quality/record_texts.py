@@ -50,7 +50,7 @@ def described_image(row: Mapping[str, Any]) -> bytes | None:
 
 
 def stated_facts(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the source states about a record's image, as far as its texts can tell: records with equal facts have
+    """What the source states about a record's image, as far as its texts say: records with equal facts have
     texts that are true of each other's images.
 
     A text that somebody wrote about this one image (a report, a question of the source) is a fact of its own.

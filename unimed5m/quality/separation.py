@@ -1,4 +1,4 @@
-"""Do the alignment scores tell true texts from exchanged ones? AUROC of S, M and S_final.
+"""Do the alignment scores distinguish true texts from exchanged ones? AUROC of S, M and S_final.
 
     python -m unimedvl.unimed5m.quality.separation RECORDS --text-encoder MINILM --scorer SCORER
         [--captioner MODEL [--trust-remote-code]] [--split validation] [--max-records N]
@@ -6,7 +6,7 @@
 Each text is exchanged for another one in three ways:
 
 * `within`: any different text of its source and task. Templates word the same facts in many ways, so that many of
-  these texts are as true as the one they replace and no score can tell them apart;
+  these texts are as true as the one they replace and no score can distinguish them;
 * `other_facts`: a text of its source and task about an image of which the source states something else;
 * `across`: a text of another modality, within its task.
 
@@ -66,7 +66,7 @@ def read_samples(
         try:
             image = opened.setdefault(stored[place], open_stored_image(stored[place], "RGB"))
         except DAMAGED:
-            # A damaged image has no true text to tell from others.
+            # A damaged image has no true text to distinguish from others.
             continue
         kept.append(samples[place])
         images.append(image)

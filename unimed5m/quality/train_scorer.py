@@ -49,7 +49,13 @@ class Pairs:
 def read_pairs(records: str | Path, split: str = "train", limit: int | None = None) -> Pairs:
     """The images of a split's records whose text describes an image, each once, with their texts, captions first.
 
-    With `limit`, a random part of so many images. Raises ValueError where there is none.
+    Args:
+        records: folder of built records.
+        split: "train", "validation" or "test".
+        limit: number of images in a random part; all by default.
+
+    Raises:
+        ValueError: where no record of the split has a text about an image that decodes.
     """
     places: dict[bytes, int] = {}
     images: list[numpy.ndarray] = []
@@ -68,7 +74,7 @@ def read_pairs(records: str | Path, split: str = "train", limit: int | None = No
                     try:
                         images.append(pixels(open_stored_image(data, "RGB")))
                     except DAMAGED:
-                        # Damaged files are the coarse filter's to report; nothing can be learned from them.
+                        # Damaged files are the coarse filter's to report; nothing can be trained on them.
                         continue
                     places[digest] = len(texts)
                     texts.append([])
@@ -91,6 +97,16 @@ def train(
     """Fit the contrastive loss of CLIP in both directions; equal texts count as matching each other's images.
 
     Batches are filled source by source: distinguishing images of one source is hard.
+
+    Args:
+        pairs: images and their texts.
+        epochs: passes over the images.
+        batch: images per step.
+        learning_rate: highest learning rate of AdamW on the one-cycle schedule; words get ten times of it.
+        seed: of the weights, the order and the augmentation.
+
+    Returns:
+        The trained scorer, in evaluation mode.
     """
     torch.manual_seed(seed)
     scorer = CompactScorer().train()
