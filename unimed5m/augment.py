@@ -135,7 +135,7 @@ def augment(
     """
     unknown = [step for step in steps if step not in STEPS]
     if unknown or not steps:
-        raise ValueError(f"steps: expected some of {', '.join(STEPS)}, found {', '.join(unknown) or 'none'}")
+        raise ValueError(f"steps: expected some of {', '.join(STEPS)}, found {', '.join(unknown) or 'none'}.")
     sources, output = shards_of_all(records), Path(output)
     check_apart(sources, output)
     keep_out_of_git(output)

@@ -192,7 +192,7 @@ class LocalExecutor:
 
     def __init__(self, processes: int = 1) -> None:
         if processes < 1:
-            raise ValueError(f"the number of processes must be 1 or more, found {processes}")
+            raise ValueError(f"the number of processes must be 1 or more, found {processes}.")
         self.processes = processes
 
     def run(self, job: Job, tasks: Sequence[ShardTask]) -> None:
@@ -254,7 +254,7 @@ class RayExecutor:
 
     def __init__(self, workers: int = 2) -> None:
         if workers < 1:
-            raise ValueError(f"the number of workers must be 1 or more, found {workers}")
+            raise ValueError(f"the number of workers must be 1 or more, found {workers}.")
         self.workers = workers
 
     def run(self, job: Job, tasks: Sequence[ShardTask]) -> None:
@@ -274,7 +274,7 @@ def check_apart(sources: Iterable[str | Path], output: str | Path) -> None:
     """Raises ValueError where results would be written among the records that they are made from."""
     output = Path(output).resolve()
     if any(Path(source).resolve().parent in (output, output / "data") for source in sources):
-        raise ValueError(f"{output} holds the records that are read; choose another folder for the result")
+        raise ValueError(f"{output} holds the records that are read; choose another folder for the result.")
 
 
 def run_job(
@@ -296,7 +296,7 @@ def run_job(
     output = Path(output).resolve()
     names = shard_names(sources)
     if len(set(names)) != len(names):
-        raise ValueError("two input shards have the same file name; give every shard a name of its own")
+        raise ValueError("two input shards have the same file name; give every shard a name of its own.")
     tasks = [
         ShardTask(name, str(Path(source).resolve()), str(output)) for name, source in zip(names, sources, strict=True)
     ]

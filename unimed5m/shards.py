@@ -38,7 +38,7 @@ def shard_paths(folder: str | Path) -> list[Path]:
             for path in paths:
                 _check_columns(path)
             return paths
-    raise ValueError(f"expected Parquet shards in {folder} or {folder / 'data'}, found none; build the records first")
+    raise ValueError(f"expected Parquet shards in {folder} or {folder / 'data'}, found none; build the records first.")
 
 
 def _check_columns(path: Path) -> None:
@@ -50,7 +50,7 @@ def _check_columns(path: Path) -> None:
     missing = [name for name in RECORD_COLUMNS if name not in names]
     if missing:
         raise ValueError(
-            f"{path}: expected records with the column {missing[0]}, found {', '.join(names[:6]) or 'none'}"
+            f"{path}: expected records with the column {missing[0]}, found {', '.join(names[:6]) or 'none'}."
         )
 
 
@@ -77,11 +77,11 @@ def shards_of_all(records: str | Path | Sequence[str | Path]) -> list[Path]:
     """
     folders = record_folders(records)
     if len({folder.resolve() for folder in folders}) != len(folders):
-        raise ValueError("the same record folder is given twice; name each once")
+        raise ValueError("the same record folder is given twice; name each once.")
     paths = [path for folder in folders for path in shard_paths(folder)]
     names = shard_names(paths)
     if len(set(names)) != len(names):
-        raise ValueError("two record folders have the same name and the same shards; rename one of the folders")
+        raise ValueError("two record folders have the same name and the same shards; rename one of the folders.")
     return paths
 
 
@@ -99,7 +99,7 @@ def check_finished(folder: Path) -> None:
     marks = sorted(path.name for path in (folder / "receipts").glob(f"*{UNFINISHED_SUFFIX}"))
     if marks:
         names = ", ".join(mark.removesuffix(UNFINISHED_SUFFIX) for mark in marks)
-        raise ValueError(f"{folder} is unfinished ({names} did not end well); repeat the command that writes it")
+        raise ValueError(f"{folder} is unfinished ({names} did not end well); repeat the command that writes it.")
 
 
 def _unfinished_mark(folder: Path, name: str) -> Path:
@@ -136,7 +136,7 @@ def parquet_identity(path: str | Path) -> str:
         tail = file.read()
         length = int.from_bytes(tail[:4], "little") + 8
         if len(tail) < 8 or tail[4:] != b"PAR1" or length > size:
-            raise ValueError(f"{path} is not a complete Parquet file; build it again")
+            raise ValueError(f"{path} is not a complete Parquet file; build it again.")
         if SEAL in (pq.read_metadata(path).metadata or {}):
             file.seek(size - length)
             return hashlib.sha256(file.read()).hexdigest()

@@ -184,7 +184,7 @@ def normalize(values: numpy.ndarray, how: str = "affine") -> numpy.ndarray:
         ValueError: for another `how`.
     """
     if how not in NORMALIZATIONS:
-        raise ValueError(f"expected a normalization out of {', '.join(NORMALIZATIONS)}, found {how!r}")
+        raise ValueError(f"expected a normalization out of {', '.join(NORMALIZATIONS)}, found {how!r}.")
     if how == "affine":
         return numpy.clip((1.0 + values) / 2.0, 0.0, 1.0)
     low, high = float(values.min()), float(values.max())
@@ -219,9 +219,9 @@ class Selection:
 
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
-            raise ValueError(f"expected a ranking scope out of {', '.join(SCOPES)}, found {self.scope!r}")
+            raise ValueError(f"expected a ranking scope out of {', '.join(SCOPES)}, found {self.scope!r}.")
         if not 0.0 < self.keep <= 1.0:
-            raise ValueError(f"expected the kept share in (0, 1], found {self.keep}")
+            raise ValueError(f"expected the kept share in (0, 1], found {self.keep}.")
         normalize(numpy.zeros(1), self.normalization)
 
     def scope_of(self, row: Mapping[str, Any]) -> str:

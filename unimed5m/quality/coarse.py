@@ -61,7 +61,7 @@ class CoarseFilter:
 
     def __post_init__(self) -> None:
         if self.enforce not in ENFORCE:
-            raise ValueError(f"expected enforce to be one of {', '.join(ENFORCE)}, found {self.enforce!r}")
+            raise ValueError(f"expected enforce to be one of {', '.join(ENFORCE)}, found {self.enforce!r}.")
 
     def settings(self) -> Mapping[str, Any]:
         """All limits, JSON-safe."""

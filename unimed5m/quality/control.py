@@ -102,7 +102,7 @@ def quality_control(
     settings = settings or QualitySettings()
     for name in settings.benchmarks:
         if not re.fullmatch(r"[\w-][\w.-]*", name):
-            raise ValueError(f"benchmarks: expected a name of letters, digits, '-', '_' and '.', found {name!r}")
+            raise ValueError(f"benchmarks: expected a name of letters, digits, '-', '_' and '.', found {name!r}.")
     sources, output = shards_of_all(records), Path(output)
     check_apart(sources, output)
     keep_out_of_git(output)

@@ -98,7 +98,9 @@ class CompactScorer(nn.Module):
         """Read a folder that `save` wrote. Raises ValueError where there is none."""
         folder = Path(folder)
         if not (folder / "model.safetensors").is_file():
-            raise ValueError(f"expected a trained scorer (model.safetensors) in {folder}; train one with train_scorer")
+            raise ValueError(
+                f"expected a trained scorer (model.safetensors) in {folder}; train one with train_scorer."
+            )
         scorer = cls(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
         scorer.load_state_dict(load_file(str(folder / "model.safetensors")))
         scorer.name = f"compact scorer {folder}"

@@ -71,7 +71,7 @@ def read_samples(
         kept.append(samples[place])
         images.append(image)
     if not kept:
-        raise ValueError(f"expected {split} records with an image and a text about it in {records}, found none")
+        raise ValueError(f"expected {split} records with an image and a text about it in {records}, found none.")
     return kept, images
 
 

@@ -82,7 +82,7 @@ def read_pairs(records: str | Path, split: str = "train", limit: int | None = No
                 said = texts[places[digest]]
                 said.insert(0 if row["sub_task_type"] == "caption" else len(said), original_text(row))
     if not images:
-        raise ValueError(f"expected {split} records with an image and a text about it in {records}, found none")
+        raise ValueError(f"expected {split} records with an image and a text about it in {records}, found none.")
     chosen = numpy.random.default_rng(0).permutation(len(images))[:limit] if limit else range(len(images))
     return Pairs(
         numpy.stack([images[place] for place in chosen]),
