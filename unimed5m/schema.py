@@ -12,12 +12,10 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import datasets
 import pyarrow
-
-if TYPE_CHECKING:
-    import datasets
 
 IMAGE_PLACEHOLDER = "<image>"
 
@@ -52,15 +50,12 @@ ROLES = ("human", "gpt")
 UNKNOWN = "unknown"
 
 
-def features(*, decode: bool = True) -> "datasets.Features":
+def features(*, decode: bool = True) -> datasets.Features:
     """The columns of a record for `datasets`.
 
     Args:
         decode: True gives images as PIL images; False gives the stored bytes, which `Record.from_row` needs.
     """
-    # It takes seconds to import, and whoever only holds records does not need it.
-    import datasets
-
     text = datasets.Value("string")
     image = {
         "image": datasets.Image(decode=decode),
@@ -150,7 +145,7 @@ class RecordImage:
         """Read an entry of `input_img` or `output_img` whose image is undecoded.
 
         Raises:
-            ValueError: if the image is a decoded image: its original bytes are lost.
+            ValueError: if the image is decoded: its original bytes are lost.
         """
         image = row["image"]
         if image is not None and not isinstance(image, Mapping):
@@ -372,7 +367,7 @@ def record_id(dataset: str, original_id: str, task: str, variant: str = "") -> s
         dataset: name of the source.
         original_id: the sample's name in the source.
         task: sub-task type of the record.
-        variant: tells several records of one sample and task apart (question number, class, scale).
+        variant: distinguishes several records of one sample and task (question number, class, scale).
     """
     return _digest([dataset, original_id, task, variant])[:24]
 

@@ -27,9 +27,9 @@ from unimedvl.evaluation.metrics.intervals import mean_interval
 from unimedvl.evaluation.metrics.masks import dice
 from unimedvl.evaluation.statistics import paired_difference
 from unimedvl.processing.image_processing_unimedvl import resize_image
-from unimedvl.unimed5m import tasks
 from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Record, RecordImage
 from unimedvl.unimed5m.task_images import lower_resolution, pixels_of
+from unimedvl.unimed5m.templates.words import MODALITY_NAMES
 from unimedvl.utils.command_line import run_module
 
 from .asking import Nano
@@ -87,7 +87,7 @@ def _shown(records: Sequence[Record]) -> list[Record]:
 def score_modality(nano: Nano, records: Sequence[Record]) -> dict[str, Any]:
     chosen = _shown(records)
     answers = nano.ask([rgb(record.output_img[0]) for record in chosen], [MODALITY_QUESTION] * len(chosen))
-    names = [tasks.MODALITY_NAMES[record.modality] for record in chosen]
+    names = [MODALITY_NAMES[record.modality] for record in chosen]
     wrong = Counter(
         f"{record.dataset} -> {answer}"
         for record, answer, name in zip(chosen, answers, names, strict=True)

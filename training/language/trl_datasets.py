@@ -10,7 +10,7 @@ import datasets
 from PIL import Image
 
 from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Record, RecordImage, features
-from unimedvl.unimed5m.tasks import MODALITY_NAMES
+from unimedvl.unimed5m.templates.words import MODALITY_NAMES
 
 from ..data.dataset import published_paths
 
