@@ -1,4 +1,4 @@
-"""What needs no model: references that a benchmark must tell from one.
+"""Predictors that need no model: references that every model has to be better than.
 
 majority        the commonest training answer; for masks the mean training mask of the target
 question-only   the answer that the most similar training questions have, never looking at an image

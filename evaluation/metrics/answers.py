@@ -52,10 +52,10 @@ def read_yes_no(answer: str) -> str | None:
 
 
 def read_choice(answer: str, options: Sequence[str], rule: str = "medevalkit") -> str | None:
-    """The letter that an answer chooses, None if it cannot be told."""
+    """The letter that an answer chooses, None if it chooses none clearly."""
     letters = string.ascii_uppercase[: len(options)]
     alone = [letter for letter in re.findall(r"(?<![A-Za-z0-9])([A-Z])(?![A-Za-z0-9])", answer) if letter in letters]
-    # "A" also opens sentences: it only counts where it stands like a letter of a list.
+    # "A" also opens sentences: it only counts where it is written like a letter of a list.
     if alone and alone[0] == "A" and re.match(r"\s*A (?!or\b|and\b)[a-z]", answer):
         alone = alone[1:]
     named = [

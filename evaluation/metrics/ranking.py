@@ -96,7 +96,7 @@ def counterfactual(
 
 
 def reader_study(predictions: Sequence[float], references: Sequence[int], threshold: float = RATING) -> dict[str, Any]:
-    """Whether readers can tell generated images from real ones: rates, and the ROC of their confidence.
+    """Whether readers can distinguish generated images from real ones: rates, and the ROC of their confidence.
 
     Readers rate each image from 1 (surely real) to 5 (surely generated) without knowing which it is.
     true_positive_rate: generated images rated above the threshold; true_negative_rate: real images rated at most it;

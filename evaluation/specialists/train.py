@@ -24,7 +24,7 @@ from .specialist import ANSWERS, SEGMENTATION, Specialist, pixels
 MOST_ANSWERS = 300
 BATCH = 32
 logger = logging.getLogger(__name__)
-# Images are kept as bytes: a quarter of the room of floats.
+# Images are kept as bytes: a quarter of the memory of floats.
 Rows = dict[str, list[Any]]
 
 

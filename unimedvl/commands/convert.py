@@ -6,7 +6,7 @@
 Tensors stream through shard by shard; an interrupted run leaves no half-written folder.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
@@ -24,14 +24,12 @@ def convert(
         str | None, Option(metavar="NAME", help="Main weights: ema_bf16, ema, model_bf16 or model.")
     ] = None,
     no_processor: Annotated[bool, Option("--no-processor", help="Leave the processor out.")] = False,
-    to_upstream: Annotated[
-        bool, Option("--to-upstream", help="Export: from our layout to the upstream one.")
-    ] = False,
+    to_upstream: Annotated[bool, Option("--to-upstream", help="Export: from our layout to the upstream one.")] = False,
 ) -> Result:
     from ..checkpoint.conversion import convert_checkpoint, export_checkpoint
 
     chosen = {"dtype": dtype, "max_shard_size": max_shard_size, "weights": weights}
-    options = {name: value for name, value in chosen.items() if value is not None}
+    options: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     if to_upstream:
         if max_shard_size is not None or no_processor:
             raise ValueError("the upstream layout has one weight file: leave --max-shard-size and --no-processor out.")
