@@ -165,7 +165,7 @@ def _quantization(kind: str, config: "UniMedVLConfig", device: torch.device) -> 
     if kind == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     text = config.text_config
-    assert isinstance(text, UniMedVLTextConfig)
+    assert isinstance(text, UniMedVLTextConfig) and text.num_key_value_heads is not None
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     sizes = (text.hidden_size, text.intermediate_size, head_dim * text.num_key_value_heads)
     # Its AVX-512 kernels repack weights in rows of whole blocks of 64 values, and fail on others in mid-answer.
