@@ -229,7 +229,7 @@ class BenchmarkData:
         return {task: {name for _, name in heapq.nsmallest(limits[task], found)} for task, found in names.items()}
 
     def _paths_of(self, splits: Collection[str]) -> list[Path]:
-        """Shards that may hold a split; the file names of our builds tell."""
+        """Shards that may hold a split, which the file names of our builds say."""
         known = {"train", "validation", "test"}
         return [
             path for path in self.paths if path.name.split("-")[0] in splits or path.name.split("-")[0] not in known
