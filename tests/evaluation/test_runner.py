@@ -141,7 +141,7 @@ def test_a_model_that_answers_nothing_is_an_error(records, training, tmp_path):
     assert not (tmp_path / "out" / "results.json").exists()
 
 
-def test_a_model_of_other_settings_does_not_go_on_with_a_run(finished, records, tmp_path):
+def test_a_model_of_other_settings_does_not_resume_a_run(finished, records, tmp_path):
     painter = Painter()
     painter.settings = {"presets": {"t2i": {"num_inference_steps": 3}}}
     with pytest.raises(ValueError, match="holds another run .different: model_settings"):
