@@ -41,7 +41,7 @@ MODALITY_QUESTION = "What imaging modality is this?"
 DIAGNOSES = {
     "NIH pneumonia / no finding": "nih-chestxray14-subset",
     "LC25000 lung, 3 classes": "lc25000-lung",
-    "brain tumour, 4 classes": "brain-tumor-classification",
+    "brain tumor, 4 classes": "brain-tumor-classification",
 }
 SEGMENTATIONS = {
     "polyp": "kvasir-seg",
