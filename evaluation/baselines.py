@@ -1,4 +1,4 @@
-"""What needs no model: references that a benchmark must tell from one.
+"""Predictors that need no model: references that every model has to be better than.
 
 majority        the commonest training answer; for masks the mean training mask of the target
 question-only   the answer that the most similar training questions have, never looking at an image
@@ -27,7 +27,7 @@ KEPT_IMAGES = 100
 
 
 class TrainingSplit:
-    """What the baselines and the search for copies know of the training split, read once.
+    """The training split as the baselines and the search for copies use it, read once.
 
     Attributes:
         count: training samples read.
@@ -99,6 +99,7 @@ class Baseline:
         self.settings: dict[str, Any] = {"baseline": name, "training_samples": training.count}
 
     def supports(self, task: str, sample: Sample | None = None) -> bool:
+        """Whether the training split holds what this baseline needs for a task, or for one sample of it."""
         kind = TASKS[task]
         if self.name in ("majority", "question-only") and kind.writes and not kind.draws:
             return bool(self.training.answers)
@@ -112,6 +113,7 @@ class Baseline:
         return False
 
     def predict(self, samples: Sequence[Sample]) -> list[Prediction]:
+        """A prediction for each sample, from its inputs and the training split alone."""
         return [self._predict(sample) for sample in samples]
 
     def _predict(self, sample: Sample) -> Prediction:

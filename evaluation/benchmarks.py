@@ -26,7 +26,7 @@ SHORT_ANSWER = "{question}\nAnswer the question using a single word or phrase."
 LETTER = "{question}\n{options}\nAnswer with the letter of the right option."
 # Into how many parts a publisher's folder is walked; the share of parts done gives the remaining time.
 PARTS = 20
-# Training records that baselines learn from, of each task.
+# Training records of each task that baselines are fitted to.
 TRAINING_LIMIT = 20_000
 TRAINING_IMAGES = 6_000
 logger = logging.getLogger(__name__)
@@ -185,7 +185,7 @@ class BenchmarkData:
         """
         Args:
             splits: ask these splits instead of the benchmark's own.
-            limit: at most so many samples of each task: of record folders a random choice (by hash, always the
+            limit: the largest number of samples of each task: of record folders a random choice (by hash, always the
                 same), of publishers' folders the first ones.
             tasks: only these tasks.
 
@@ -217,7 +217,7 @@ class BenchmarkData:
         return []
 
     def _choose(self, splits: Collection[str], limits: dict[str, int]) -> dict[str, set[str]]:
-        """Ids of a random choice of each task's records: so many, those of the smallest digests."""
+        """Ids of a random choice of each task's records: the given number of those with the smallest digests."""
         names: dict[str, list[tuple[int, str]]] = {task: [] for task in self.tasks}
         for path in self._paths_of(splits):
             columns = parquet.read_table(path, columns=["id", "sub_task_type", "split", "extra"]).to_pylist()
@@ -229,7 +229,7 @@ class BenchmarkData:
         return {task: {name for _, name in heapq.nsmallest(limits[task], found)} for task, found in names.items()}
 
     def _paths_of(self, splits: Collection[str]) -> list[Path]:
-        """Shards that may hold a split; the file names of our builds tell."""
+        """Shards that may hold a split, which the file names of our builds say."""
         known = {"train", "validation", "test"}
         return [
             path for path in self.paths if path.name.split("-")[0] in splits or path.name.split("-")[0] not in known

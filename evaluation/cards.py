@@ -95,7 +95,9 @@ def _images(run: Path, benchmark: str) -> Iterator[Path]:
 def _may_show(model: str, entry: dict[str, Any]) -> bool:
     """Whether images may be published as generated: none may be a training image."""
     memory = entry.get("memorization")
-    return bool(memory) and not memory["memorized"] and not memory["copies"] and not model.startswith("baseline:")
+    if not memory or model.startswith("baseline:"):
+        return False
+    return not memory["memorized"] and not memory["copies"]
 
 
 def eval_results(benchmark: str, found: dict[str, Any], date: str) -> list[dict[str, Any]]:

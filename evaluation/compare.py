@@ -35,7 +35,8 @@ def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
     P-values come from flipping signs of whole groups, and are corrected for the number of tasks (Holm).
 
     Returns:
-        first, second (names of the models), rows, and notes: in words, what was scored differently or left out.
+        `first` and `second` (names of the models), `rows`, and `notes`: in words, what was scored differently or left
+        out.
 
     Raises:
         ValueError: if the runs share nothing that can be compared.
@@ -108,7 +109,11 @@ def _whole_row(name: str, task: str, count: int, runs: tuple[dict[str, Any], ...
 
 
 def read_scores(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """The scores of each sample by (task, id)."""
+    """The scores of each sample by (task, id).
+
+    Raises:
+        ValueError: if there is no such file.
+    """
     if not path.is_file():
         raise ValueError(f"there is no {path}: comparing needs the whole --out folder, not only results.json.")
     rows = (json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line)

@@ -13,6 +13,6 @@ def join(device: str = "auto") -> PartialState:
     """The state of this process among the others.
 
     Accelerate keeps what the first call decides, so the first call has to know the device that was asked for. Without
-    CUDA, processes only find each other where the CPU is asked for in so many words.
+    CUDA, processes only find each other where the CPU is asked for explicitly.
     """
     return PartialState(cpu=not torch.cuda.is_available() or device == "cpu", timeout=PATIENCE)

@@ -64,7 +64,7 @@ class Run:
 def evaluate(
     run: Run, predictor: Predictor, benchmarks: list[BenchmarkData], settings: Settings, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Predict, score and write everything; continues a run that was stopped.
+    """Predict, score and write everything; resume a run that was stopped.
 
     Raises:
         ValueError: if the folder holds another run, a benchmark is given twice or its folder is not what it should
@@ -74,25 +74,26 @@ def evaluate(
     if twice := [name for name, count in names.items() if count > 1]:
         raise ValueError(f"benchmark {twice[0]} is given twice: name each once, other folders need another --out.")
     state = join()
-    identity = {
+    asked_of: dict[str, dict[str, Any]] = {
+        data.benchmark.name: {
+            "data": data.fingerprint(),
+            "limit": data.limit,
+            "tasks": list(data.tasks),
+            "splits": list(data.benchmark.splits),
+        }
+        for data in benchmarks
+    }
+    identity: dict[str, Any] = {
         "model": run.model,
         "weights": run.weights,
         "batch_size": run.batch_size,
         "model_settings": predictor.settings,
-        "benchmarks": {
-            data.benchmark.name: {
-                "data": data.fingerprint(),
-                "limit": data.limit,
-                "tasks": list(data.tasks),
-                "splits": list(data.benchmark.splits),
-            }
-            for data in benchmarks
-        },
+        "benchmarks": asked_of,
     } | run.choices
     if state.is_main_process:
         claim_folder(run.out, identity, mark="run.json", kind="run")
         folders = {
-            data.benchmark.name: {"folder": str(data.folder.resolve())} | identity["benchmarks"][data.benchmark.name]
+            data.benchmark.name: {"folder": str(data.folder.resolve())} | asked_of[data.benchmark.name]
             for data in benchmarks
         }
         write_json(run.out / "folders.json", folders)

@@ -1,4 +1,4 @@
-"""The paper's published figures as data, with what does not add up in them."""
+"""The paper's figures as data, with what does not add up in them."""
 
 import functools
 import json

@@ -143,9 +143,9 @@ class PredictionStore:
                 image = f"images/{sample.id}.png"
                 with replacing(self.folder / image) as partial:
                     prediction.image.save(partial, format="PNG")
-            row = {"id": sample.id, "task": sample.task, "text": prediction.text, "image": image}
-            row["confidence"] = prediction.confidence
-            lines.append(_line(row | {"batch": number, "of": len(samples), "place": place}))
+            row: dict[str, Any] = {"id": sample.id, "task": sample.task, "text": prediction.text, "image": image}
+            row |= {"confidence": prediction.confidence, "batch": number, "of": len(samples), "place": place}
+            lines.append(_line(row))
         with open(self.parts / f"{rank:05d}.jsonl", "a", encoding="utf-8") as file:
             file.write("".join(lines))
             file.flush()

@@ -136,6 +136,7 @@ def _paper_table(paper: dict[str, Any]) -> list[str]:
 
 
 def table_rows(titles: list[str], rows: Iterable[list[str]]) -> list[str]:
+    """The lines of a Markdown table; bars within cells become spaces."""
     lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
     return lines + [f"| {' | '.join(cell.replace('|', ' ') for cell in row)} |" for row in rows]
 

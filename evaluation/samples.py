@@ -112,7 +112,7 @@ class Sample:
         return int.from_bytes(hashlib.sha256(f"{base}/{self.id}".encode()).digest()[:4], "big")
 
 
-def open_(source_image: RecordImage) -> Image.Image:
+def open_(stored: RecordImage) -> Image.Image:
     """An image as an 8-bit RGB image, windowed where it has more levels.
 
     Raises:
@@ -120,12 +120,12 @@ def open_(source_image: RecordImage) -> Image.Image:
     """
     from unimedvl.processing.medical_formats_unimedvl import load_medical_image
 
-    if source_image.data is None:
-        raise ValueError(f"{source_image.path}: the record holds no image bytes: build it from the images.")
-    with Image.open(io.BytesIO(source_image.data)) as image:
+    if stored.data is None:
+        raise ValueError(f"{stored.path}: the record holds no image bytes: build it from the images.")
+    with Image.open(io.BytesIO(stored.data)) as image:
         if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
             return image.convert("RGB")
-    return load_medical_image(source_image.data).convert("RGB")
+    return load_medical_image(stored.data).convert("RGB")
 
 
 def sample_of(record: Record, prompt: str = "", choice_prompt: str = "") -> Sample | None:

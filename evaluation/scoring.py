@@ -31,9 +31,9 @@ class Settings:
         extractor: features for FID, KID and diversity.
         image_text: encoder of the image-text score, None for none.
         classifier: probability of the asked finding in images, None for none.
-        rule: of all answers; "" for the sample's own, which one with a stated value has, else `own_rule`.
-        own_rule: the benchmark's.
-        resize: of images of different sizes, see `metrics.images`.
+        rule: the rule of all answers; "" for the sample's own, which one with a stated value has, else `own_rule`.
+        own_rule: the rule of the benchmark.
+        resize: the rule for images of different sizes, see `metrics.images`.
         lpips: distance of two images, None for none.
         meteor: whether METEOR runs.
         clinical: {score: function of two lists of texts} for reports.
@@ -69,7 +69,7 @@ class TaskScores:
         self.rules: Counter[str] = Counter()
 
     def add(self, sample: Sample, prediction: Prediction, settings: Settings) -> None:
-        """Score one sample."""
+        """Score one sample and keep what the scores of the whole set need."""
         self.ids.append(sample.id)
         self.groups.append(sample.group_id)
         self.modalities.append(sample.modality)

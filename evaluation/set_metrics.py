@@ -24,7 +24,7 @@ def distribution_set(
 
     Args:
         made: features of generated images, (N, F).
-        real: features of the real images that they stand for, (N, F).
+        real: features of the real image of each generated one, (N, F).
         modalities: modality of each image, N of them.
         groups: patient or other group of each image, N of them; intervals come from resampling whole groups.
         extractor: name of what made the features.
@@ -34,16 +34,16 @@ def distribution_set(
         `{metric: {value, low, high, count}}`, and details: the extractor, the distances in each modality, and whether
         every modality has more images than features.
     """
-    modalities, groups = numpy.array(modalities), numpy.array(groups)
-    assert len(made) == len(real) == len(modalities), "every sample of a task that draws has an image"
-    usable = [name for name in sorted(set(modalities.tolist())) if (modalities == name).sum() >= 2]
+    modality_names, group_names = numpy.array(modalities), numpy.array(groups)
+    assert len(made) == len(real) == len(modality_names), "every sample of a task that draws has an image"
+    usable = [name for name in sorted(set(modalities)) if (modality_names == name).sum() >= 2]
     details: dict[str, Any] = {"extractor": extractor, "distribution_by_modality": {}}
     if not usable:
         return {}, details
     metrics: dict[str, Any] = {}
     for name, distance in (("fid", frechet_distance), ("kid", kernel_distance)):
-        places = {modality: numpy.flatnonzero(modalities == modality) for modality in usable}
-        sets = {modality: (made[chosen], real[chosen], groups[chosen]) for modality, chosen in places.items()}
+        places = {modality: numpy.flatnonzero(modality_names == modality) for modality in usable}
+        sets = {modality: (made[chosen], real[chosen], group_names[chosen]) for modality, chosen in places.items()}
         values = {modality: distance(*pair) for modality, (*pair, _) in sets.items()}
         for modality, value in values.items():
             details["distribution_by_modality"].setdefault(modality, {"count": len(places[modality])})
@@ -51,9 +51,9 @@ def distribution_set(
         value = float(numpy.mean(list(values.values())))
         drawn = _resampled_means(sets, distance, resamples)
         metrics[name] = {"value": rounded(value), "count": len(made)} | recentered_interval(value, drawn)
-    least = min(int((modalities == modality).sum()) for modality in usable)
+    least = min(int((modality_names == modality).sum()) for modality in usable)
     details["fid_reliable"] = least > made.shape[1]
-    spread = diversity_scores(made, real, modalities)
+    spread = diversity_scores(made, real, modality_names)
     for name in ("mean_distance_ratio", "vendi_ratio"):
         metrics[f"diversity_{name}"] = {"value": rounded(spread[name]), "low": None, "high": None, "count": len(made)}
     return metrics, details

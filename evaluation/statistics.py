@@ -15,7 +15,18 @@ def paired_difference(
 ) -> dict[str, Any]:
     """Mean of second minus first over samples defined in both, its interval, and a two-sided permutation p-value.
 
-    The test flips the sign of whole groups: under the null hypothesis both runs are exchangeable for each patient.
+    The test flips the sign of whole groups: under the null hypothesis both runs are exchangeable for each patient
+    (Fisher's randomization test with `PERMUTATIONS` random flips).
+
+    Args:
+        first: a score of each sample in the first run, None where it is not defined.
+        second: the same samples in the second run.
+        groups: the patient of each sample.
+        seed: of resampling and flipping.
+
+    Returns:
+        `difference`, `low`, `high` (95 %, resampled patients), `p` in (0, 1] and `count`; all but `count` are None
+        where no sample is defined in both.
     """
     pairs = [
         (float(b) - float(a), group)
@@ -43,7 +54,14 @@ def paired_difference(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values corrected for the number of tests (Holm 1979), in the order given."""
+    """P-values corrected for the number of tests (Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure").
+
+    Args:
+        p_values: in [0, 1], one for each test.
+
+    Returns:
+        The corrected values in the order given, at most 1.
+    """
     # SciPy's `false_discovery_control` knows Benjamini's corrections alone, and statsmodels would bring five packages
     # for these six lines.
     order = numpy.argsort(p_values)

@@ -186,7 +186,7 @@ def plot_reliability(task: str, answers: list[tuple[str, str, float | None, floa
     axis = axes[0]
     axis.plot([0, 1], [0, 1], color=OTHER, linestyle="--")
     filled = [number for number in range(BINS) if (bins == number).any()]
-    # Not scikit-learn's CalibrationDisplay: it does not say how many answers a dot stands for.
+    # Not scikit-learn's CalibrationDisplay: it does not say how many answers a dot represents.
     axis.scatter(
         [confidence[bins == number].mean() for number in filled],
         [right[bins == number].mean() for number in filled],
@@ -204,7 +204,7 @@ def sheet(rows: list[tuple[Sample, Any]], store: PredictionStore, predictions: d
     lines = []
     for sample, score in rows:
         made = store.load(predictions[sample.id]).image
-        cells = [("input", open_(source_image)) for source_image in sample.inputs]
+        cells = [("input", open_(image)) for image in sample.inputs]
         cells += [("true", open_(sample.output))] if sample.output is not None else []
         cells += [("generated", made)] if made is not None else []
         values = ", ".join(f"{name} {value:.3g}" for name, value in score.items() if value is not None)

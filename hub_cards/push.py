@@ -29,7 +29,7 @@ PUBLISHED_PATTERNS = (
     ".gitattributes",
 )
 # Links into these are sent as the files they lead to: the nano of a checkout keeps no second copy of its code.
-SOURCE_FOLDERS = tuple(Path(package.__file__).resolve().parent for package in (modeling_unimedvl, processing))
+SOURCE_FOLDERS = tuple(Path(package.__path__[0]).resolve() for package in (modeling_unimedvl, processing))
 SECRET = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
 
 

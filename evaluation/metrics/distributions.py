@@ -15,9 +15,19 @@ from .image_features import DEFAULT, load_feature_extractor
 
 
 def frechet_distance(first: numpy.ndarray, second: numpy.ndarray) -> float:
-    """Frechet distance of Gaussians fitted to two feature sets, float64 (N, D), N of at least 2.
+    """Frechet distance of Gaussians fitted to two feature sets (Heusel et al. 2017, FID).
 
     The trace of the covariances' geometric mean comes from symmetric eigenvalues, which also holds for singular ones.
+
+    Args:
+        first: features, float64 (N, D), N of at least 2.
+        second: features, float64 (M, D), M of at least 2.
+
+    Returns:
+        The squared distance of means and covariances, at least 0 up to rounding; it is symmetric.
+
+    Raises:
+        ValueError: for fewer than 2 rows, or features that are not finite.
     """
     _check(first, second)
     means = [features.mean(axis=0) for features in (first, second)]
@@ -31,7 +41,18 @@ def frechet_distance(first: numpy.ndarray, second: numpy.ndarray) -> float:
 
 
 def kernel_distance(first: numpy.ndarray, second: numpy.ndarray) -> float:
-    """Unbiased squared maximum mean discrepancy with the cubic kernel; it may be slightly below 0."""
+    """Unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018, KID).
+
+    Args:
+        first: features, float64 (N, D), N of at least 2.
+        second: features, float64 (M, D), M of at least 2.
+
+    Returns:
+        The estimate, which may be slightly below 0 for equal distributions.
+
+    Raises:
+        ValueError: for fewer than 2 rows, or features that are not finite.
+    """
     from torchmetrics.image.kid import poly_mmd
 
     _check(first, second)
@@ -49,7 +70,20 @@ def _check(*sets: numpy.ndarray) -> None:
 def distribution_scores(
     generated: numpy.ndarray, real: numpy.ndarray, generated_groups: numpy.ndarray, real_groups: numpy.ndarray
 ) -> dict[str, Any]:
-    """FID and KID per group and their means. Groups with fewer than 2 images on a side are left out."""
+    """FID and KID of each group and their means over groups with at least 2 images on both sides.
+
+    Args:
+        generated: features of generated images, float64 (N, D).
+        real: features of real images, float64 (M, D).
+        generated_groups: the group of each generated image, (N,).
+        real_groups: the group of each real image, (M,).
+
+    Returns:
+        `fid`, `kid` (means over groups), `fid_reliable` (every set has more images than features) and `groups`.
+
+    Raises:
+        ValueError: if no group has 2 images on both sides, or features are not finite.
+    """
     groups: dict[str, dict[str, float]] = {}
     for group in sorted(set(generated_groups.tolist())):
         pair = [features[names == group] for features, names in ((generated, generated_groups), (real, real_groups))]
@@ -110,12 +144,20 @@ def image_distribution(
 
 
 def mean_distance(features: numpy.ndarray) -> float:
-    """Mean distance of all pairs of rows."""
+    """Mean Euclidean distance of all pairs of rows of features, float64 (N, D), N of at least 2."""
     return float(pdist(features).mean())
 
 
 def vendi_score(features: numpy.ndarray, width: float) -> float:
-    """Effective number of different rows under a Gaussian kernel of that width, from 1 to their number."""
+    """Effective number of different rows (Friedman and Dieng 2023, definition 3.1), in [1, N].
+
+    Args:
+        features: float64 (N, D).
+        width: standard deviation of the Gaussian kernel, in units of the features.
+
+    Returns:
+        The exponential of the entropy of the eigenvalues of the kernel matrix divided by N.
+    """
     kernel = numpy.exp(-(squareform(pdist(features)) ** 2) / (2 * max(width, 1e-12) ** 2)) / len(features)
     values = numpy.linalg.eigvalsh(kernel).clip(min=0)
     values = values[values > 0]
@@ -123,7 +165,19 @@ def vendi_score(features: numpy.ndarray, width: float) -> float:
 
 
 def diversity_scores(generated: numpy.ndarray, real: numpy.ndarray, groups: numpy.ndarray) -> dict[str, Any]:
-    """Scores per group and their means; `groups` names the group of the i-th row of both."""
+    """Diversity of each group of generated images beside as many real ones, and the means over groups.
+
+    Args:
+        generated: features of generated images, float64 (N, D).
+        real: features of real images, float64 (N, D).
+        groups: the group of the i-th row of both, (N,).
+
+    Returns:
+        `mean_distance`, `vendi`, each also as `_ratio` to the real images, and `groups`.
+
+    Raises:
+        ValueError: if no group has 2 images, or features are not finite.
+    """
     if not numpy.isfinite(generated).all() or not numpy.isfinite(real).all():
         raise ValueError("the features hold NaN or infinite values: check the extractor.")
     rows: dict[str, dict[str, float]] = {}

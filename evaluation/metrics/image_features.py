@@ -95,9 +95,8 @@ class EncoderFeatures:
 
 def image_output(model: nn.Module, pixels: torch.Tensor) -> Any:
     """What a transformers model says about pixels: its image tower's features where it has several towers."""
-    if hasattr(model, "get_image_features"):
-        return model.get_image_features(pixel_values=pixels)
-    return model(pixel_values=pixels)
+    features = getattr(model, "get_image_features", None)
+    return model(pixel_values=pixels) if features is None else features(pixel_values=pixels)
 
 
 def vectors_of(output: Any) -> torch.Tensor:

@@ -69,9 +69,18 @@ def _resized(pixels: numpy.ndarray, like: numpy.ndarray) -> numpy.ndarray:
 
 
 def psnr(prediction: ImageLike, reference: ImageLike, resize: str = "prediction") -> float | None:
-    """Peak signal-to-noise ratio in dB, from the mean squared error over all channels (skimage).
+    """Peak signal-to-noise ratio, 10 log10(255^2 / MSE), with the mean squared error over all channels (skimage).
 
-    None for equal images, whose ratio is infinite: means are taken over the others.
+    Args:
+        prediction: the generated image, 8-bit.
+        reference: the true image, 8-bit.
+        resize: a rule of `RESIZE_RULES`.
+
+    Returns:
+        The ratio in dB; None for equal images, whose ratio is infinite, so that means are taken over the others.
+
+    Raises:
+        ValueError: for arrays that are no 8-bit images, and for what `same_size` refuses.
     """
     given, wanted = same_size(prediction, reference, resize)
     return None if (given == wanted).all() else float(peak_signal_noise_ratio(wanted, given, data_range=255))
@@ -82,6 +91,11 @@ def ssim(prediction: ImageLike, reference: ImageLike, resize: str = "prediction"
 
     Gaussian window of 11 x 11 pixels with sigma 1.5, covariance by N, mean over channels and over the pixels that the
     window covers (skimage). It is 1 for equal images.
+
+    Args:
+        prediction: the generated image, 8-bit.
+        reference: the true image, 8-bit.
+        resize: a rule of `RESIZE_RULES`.
 
     Raises:
         ValueError: if a side is shorter than the window.
@@ -95,6 +109,11 @@ def ssim(prediction: ImageLike, reference: ImageLike, resize: str = "prediction"
 
 def ms_ssim(prediction: ImageLike, reference: ImageLike, resize: str = "prediction") -> float:
     """Multi-scale SSIM over five scales (Wang, Simoncelli and Bovik 2003; torchmetrics); 1 for equal images.
+
+    Args:
+        prediction: the generated image, 8-bit.
+        reference: the true image, 8-bit.
+        resize: a rule of `RESIZE_RULES`.
 
     Raises:
         ValueError: if a side is shorter than the window at the coarsest scale.
@@ -122,7 +141,14 @@ def rmse(prediction: ImageLike, reference: ImageLike, resize: str = "prediction"
 def lpips(
     prediction: ImageLike, reference: ImageLike, network: PerceptualDistance, resize: str = "prediction"
 ) -> float:
-    """Perceptual distance (Zhang et al. 2018, LPIPS) by a network of two inputs (1, 3, H, W) in [-1, 1]."""
+    """Perceptual distance of two images (Zhang et al. 2018, LPIPS); 0 for equal images.
+
+    Args:
+        prediction: the generated image, 8-bit.
+        reference: the true image, 8-bit.
+        network: distance of two inputs, float32 (1, 3, H, W) in [-1, 1].
+        resize: a rule of `RESIZE_RULES`.
+    """
     pair = same_size(prediction, reference, resize)
     tensors = [torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1 for pixels in pair]
     with torch.inference_mode():

@@ -44,14 +44,30 @@ def read_masks(prediction: Mask, reference: Mask) -> tuple[numpy.ndarray, numpy.
 
 
 def dice(prediction: Mask, reference: Mask) -> float:
-    """Dice 1945: 2 |A and B| / (|A| + |B|), in [0, 1]; 1 where both masks are empty."""
+    """Overlap of two masks (Dice 1945): 2 |A and B| / (|A| + |B|).
+
+    Args:
+        prediction: the generated mask, as `read_mask` takes it.
+        reference: the true mask, whose size counts.
+
+    Returns:
+        The overlap in [0, 1]; 1 where both masks are empty.
+    """
     given, wanted = read_masks(prediction, reference)
     sizes = int(given.sum()) + int(wanted.sum())
     return 2 * int((given & wanted).sum()) / sizes if sizes else 1.0
 
 
 def iou(prediction: Mask, reference: Mask) -> float:
-    """Jaccard 1912: |A and B| / |A or B|, in [0, 1]; 1 where both masks are empty."""
+    """Intersection over union of two masks (Jaccard 1912): |A and B| / |A or B|.
+
+    Args:
+        prediction: the generated mask, as `read_mask` takes it.
+        reference: the true mask, whose size counts.
+
+    Returns:
+        The overlap in [0, 1]; 1 where both masks are empty.
+    """
     given, wanted = read_masks(prediction, reference)
     union = int((given | wanted).sum())
     return int((given & wanted).sum()) / union if union else 1.0
@@ -60,9 +76,15 @@ def iou(prediction: Mask, reference: Mask) -> float:
 def hausdorff_95(prediction: Mask, reference: Mask) -> float:
     """The larger of the two 95th percentiles of the distances from each surface pixel to the other surface.
 
-    In pixels of the reference (Huttenlocher et al. 1993, with percentiles in the place of maxima). A surface pixel has
-    a neighbor outside, and what lies beyond the image's border counts as outside. 0 where both masks are empty, the
-    image's diagonal where one is.
+    It is the Hausdorff distance (Huttenlocher et al. 1993) with percentiles in the place of maxima. A surface pixel has
+    a neighbor outside, and what lies beyond the image's border counts as outside.
+
+    Args:
+        prediction: the generated mask, as `read_mask` takes it.
+        reference: the true mask, whose size counts.
+
+    Returns:
+        The distance in pixels of the reference; 0 where both masks are empty, the image's diagonal where one is.
     """
     given, wanted = read_masks(prediction, reference)
     if not given.any() and not wanted.any():

@@ -50,9 +50,17 @@ def nearest(queries: numpy.ndarray, training: numpy.ndarray) -> tuple[numpy.ndar
 
 
 def memorization_scores(generated: numpy.ndarray, held_out: numpy.ndarray) -> dict[str, Any]:
-    """The verdict from the nearest distances of generated images and of held-out real images, float64 (images,).
+    """The verdict from the distances of generated and of held-out real images to their nearest training images.
 
-    See `memorization` for what it returns.
+    Args:
+        generated: distances of generated images as `nearest` returns them, float64 (images,).
+        held_out: distances of real images that were not trained on, float64 (images,).
+
+    Returns:
+        What `memorization` returns, with its rule.
+
+    Raises:
+        ValueError: for an empty set.
     """
     if not len(generated) or not len(held_out):
         raise ValueError("memorization needs generated and held-out images: pass at least one of each.")

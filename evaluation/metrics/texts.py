@@ -26,7 +26,7 @@ def _bleu(order: int) -> Any:
 
 
 def rouge_scores(prediction: str, reference: str) -> dict[str, float]:
-    """ROUGE-1 and ROUGE-L F1 of one text."""
+    """`rouge_1` and `rouge_l`, F1 in [0, 1] with stemming, of one text (Lin 2004; rouge_score)."""
     found = _rouge().score(reference, prediction)
     return {"rouge_1": found["rouge1"].fmeasure, "rouge_l": found["rougeL"].fmeasure}
 
@@ -53,13 +53,19 @@ def bleu_from_statistics(totals: Sequence[float]) -> dict[str, float]:
 
 
 def corpus_bleu(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """BLEU-1 to 4 over a corpus."""
+    """BLEU-1 to 4 over a corpus (Papineni et al. 2002; sacrebleu), as `bleu_from_statistics` returns them.
+
+    Args:
+        predictions: generated texts, at least one.
+        references: the true text of each.
+    """
     rows = [bleu_statistics(*pair) for pair in zip(predictions, references, strict=True)]
     return bleu_from_statistics([sum(column) for column in zip(*rows, strict=True)])
 
 
 def sentence_bleu(prediction: str, reference: str) -> dict[str, float]:
-    """BLEU-1 to 4 of one text by nltk, smoothing method 1, words divided by spaces."""
+    """BLEU-1 to 4 of one text in [0, 1], by nltk with smoothing method 1 (Chen and Cherry 2014) over words divided by
+    spaces; 0 where a text has no word."""
     from nltk.translate.bleu_score import SmoothingFunction
     from nltk.translate.bleu_score import sentence_bleu as nltk_bleu
 
@@ -79,7 +85,15 @@ def cider_words(text: str) -> str:
 
 
 def cider_scores(predictions: Sequence[str], references: Sequence[str]) -> list[float]:
-    """CIDEr-D of each text; words are weighted by how many of the references hold them."""
+    """CIDEr-D of each text (Vedantam et al. 2015; pycocoevalcap); rare words of the references have more weight.
+
+    Args:
+        predictions: generated texts.
+        references: the true text of each; one alone weights no word, which gives 0.
+
+    Returns:
+        One score in [0, 10] for each text.
+    """
     from pycocoevalcap.cider.cider import Cider
 
     wanted = {index: [cider_words(text)] for index, text in enumerate(references)}
@@ -108,10 +122,10 @@ def _meteor() -> Any:
 
 
 def meteor_scores(predictions: Sequence[str], references: Sequence[str]) -> list[float]:
-    """METEOR 1.5 of each text.
+    """METEOR 1.5 of each text in [0, 1] (Denkowski and Lavie 2014; pycocoevalcap's Java program).
 
     Raises:
-        ValueError: saying what is missing.
+        ValueError: if pycocoevalcap or Java is missing; the message says what to install.
     """
     if problem := meteor_problem():
         raise ValueError(problem)

@@ -62,6 +62,7 @@ class UNet(nn.Module):
         self.out = nn.Conv2d(width, num_outputs, 1)
         if residual:
             nn.init.zeros_(self.out.weight)
+            assert self.out.bias is not None
             nn.init.zeros_(self.out.bias)
 
     def forward(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:

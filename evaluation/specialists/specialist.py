@@ -19,7 +19,7 @@ ANSWERS, SEGMENTATION = "answers", "segmentation"
 
 
 def pixels(image: Image.Image, side: int) -> torch.Tensor:
-    """Float (3, side, side) in [-1, 1]."""
+    """An image as a square input of the networks, float32 (3, side, side) in [-1, 1]."""
     small = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
     return torch.from_numpy(numpy.array(small)).permute(2, 0, 1).float() / 127.5 - 1
 
@@ -56,7 +56,7 @@ class Specialist:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Specialist":
-        """What `save` wrote.
+        """The specialist that `save` wrote into a folder.
 
         Raises:
             ValueError: if the folder holds no specialist.
@@ -73,7 +73,7 @@ class Specialist:
         return found
 
     def save(self, folder: str | Path) -> None:
-        """Design and weights."""
+        """Write `specialist.json` (the design) and one safetensors file of weights for each network."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, network in self.networks.items():
@@ -81,6 +81,7 @@ class Specialist:
         (folder / "specialist.json").write_text(json.dumps(self.design, indent=1, ensure_ascii=False) + "\n")
 
     def supports(self, task: str, sample: Sample | None = None) -> bool:
+        """Whether a network was trained for a task, and for a mask of this sample's target."""
         if TASKS[task].family == "answer":
             return ANSWERS in self.networks and (sample is None or bool(sample.inputs))
         if TASKS[task].family == "segmentation":
@@ -90,6 +91,7 @@ class Specialist:
 
     @torch.inference_mode()
     def predict(self, samples: Sequence[Sample]) -> list[Prediction]:
+        """A prediction for each sample of one task: an answer with its probability, or an image of the input's size."""
         task, side = samples[0].task, self.design["side"]
         batch = torch.stack([pixels(open_(sample.inputs[-1]), side) for sample in samples])
         if TASKS[task].family == "answer":

@@ -24,7 +24,7 @@ from .specialist import ANSWERS, SEGMENTATION, Specialist, pixels
 MOST_ANSWERS = 300
 BATCH = 32
 logger = logging.getLogger(__name__)
-# Images are kept as bytes: a quarter of the room of floats.
+# Images are kept as bytes: a quarter of the memory of floats.
 Rows = dict[str, list[Any]]
 
 
@@ -65,7 +65,18 @@ def _add(rows: dict[str, Rows], name: str, **values: Any) -> None:
 
 
 def fit(network: nn.Module, count: int, loss_of: Callable[[list[int]], torch.Tensor], steps: int, seed: int) -> float:
-    """Train a network on random batches of `count` rows; the mean loss of the last tenth of the steps."""
+    """Train a network on random batches of rows with AdamW and a one-cycle learning rate.
+
+    Args:
+        network: trained in place, and in evaluation mode afterwards.
+        count: number of rows to draw from.
+        loss_of: the loss of a batch, from the places of its rows.
+        steps: number of updates.
+        seed: of the drawing.
+
+    Returns:
+        The mean loss of the last tenth of the steps.
+    """
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
@@ -88,8 +99,10 @@ def train(samples: Iterable[Sample], steps: int, side: int = 64, seed: int = 0) 
     """Specialists for every task that the samples have.
 
     Args:
-        steps: of each network.
+        samples: the training split.
+        steps: updates of each network.
         side: pixels of a side of the images, divisible by 4.
+        seed: of initialization and batches.
     """
     torch.manual_seed(seed)
     rows, design = collect(samples, side)

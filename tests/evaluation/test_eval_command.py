@@ -1,4 +1,4 @@
-"""The command: results, resuming after SIGKILL, and one line for what a user can mend."""
+"""The command: results, resuming after SIGKILL, and one line for a user error."""
 
 import json
 import os

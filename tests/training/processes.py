@@ -79,7 +79,7 @@ def peak_while_loading(model: Path, folder: Path, processes: int) -> list[int]:
 
 
 def _environments(processes: int) -> list[dict[str, str]]:
-    """What torchrun tells every process."""
+    """What torchrun gives every process."""
     if processes == 1:
         return [{}]
     with socket.socket() as probe:
@@ -124,7 +124,7 @@ class Run:
 
     def errors(self, rank: int = 0) -> list[str]:
         """Lines that the command ended with."""
-        return [line for line in self.said(rank).splitlines() if line.startswith("unimedvl: ")]
+        return [line for line in self.said(rank).splitlines() if line.startswith("python -m unimedvl.training.run: ")]
 
 
 def finish(path: Path, *overrides: str, processes: int = 1) -> Run:

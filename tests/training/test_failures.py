@@ -39,7 +39,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(recipe, tmp_path):
     assert checkpoints(tmp_path / "full") == [last]
     assert not list((tmp_path / "full").glob(".*partial*"))
     finish(path)
-    # Its first entries count as shares of two steps, so histories differ; what was learnt does not.
+    # Its first entries count as shares of two steps, so histories differ; the trained weights do not.
     assert_close(tmp_path / "whole", tmp_path / "full", tolerance=0.0)
 
 
@@ -96,7 +96,9 @@ def test_a_damaged_shard_of_records_is_named(recipe, tmp_path, capsys, how):
     records = damaged(tmp_path / "records", how)
     path = recipe("damaged", data={"groups": [{"name": "all", "path": str(records), **RANGES}]})
     assert main([str(path)]) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("unimedvl:")]
+    (line,) = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("python -m unimedvl.training.run:")
+    ]
     assert str(records) in line and "build the records again" in line
 
 
@@ -109,7 +111,9 @@ def test_a_damaged_image_is_named_by_one_line(recipe, tmp_path, capsys, workers)
     groups = [{"name": "all", "path": str(tmp_path / "records"), **RANGES}]
     path = recipe("damaged", data={"groups": groups, "workers": workers})
     assert main([str(path)]) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("unimedvl:")]
+    (line,) = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("python -m unimedvl.training.run:")
+    ]
     assert f"{whole.id}: cut.png cannot be read" in line and "Traceback" not in line
 
 
@@ -118,7 +122,9 @@ def test_a_checkpoint_of_another_model_is_refused_and_kept(recipe, tmp_path, cap
     tiny_checkpoint(tmp_path / "other", num_hidden_layers=3)
     before = sorted((file, file.stat().st_mtime_ns) for file in last.rglob("*"))
     assert main([str(path), f"model={tmp_path / 'other'}"]) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("unimedvl:")]
+    (line,) = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("python -m unimedvl.training.run:")
+    ]
     assert "checkpoint-2 is a checkpoint of another model or recipe" in line
     assert sorted((file, file.stat().st_mtime_ns) for file in last.rglob("*")) == before
     # Other parts that learn are another optimizer.
@@ -132,8 +138,10 @@ def test_a_checkpoint_with_damaged_tensors_is_named(recipe, tmp_path, capsys):
     (shard,) = (last / "shards").iterdir()
     shard.write_bytes(b"\xff" * shard.stat().st_size)
     assert main([str(path)]) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("unimedvl:")]
-    assert "checkpoint-2 is damaged" in line and "go on from the one before" in line
+    (line,) = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("python -m unimedvl.training.run:")
+    ]
+    assert "checkpoint-2 is damaged" in line and "resume from the one before" in line
 
 
 @pytest.mark.parametrize("change", ["model_type", "tensor"])
@@ -146,5 +154,7 @@ def test_a_folder_that_holds_no_such_model_is_refused(recipe, place, tmp_path, c
     else:
         (wrong / "config.json").write_text('{"model_type": "bert"}')
     assert main([str(recipe("wrong", model=str(wrong)))]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("unimedvl:")]
+    lines = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("python -m unimedvl.training.run:")
+    ]
     assert len(lines) == 1 and str(wrong) in lines[0]

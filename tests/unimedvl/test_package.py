@@ -151,3 +151,31 @@ def test_nothing_imports_torchvision_or_flash_attention():
 def test_imports_are_found_inside_functions_too(line):
     assert "torchvision" in imported_by(f"def load():\n    {line}\n")
     assert imported_by(f"TEXT = {line!r}\nfrom . import torchvision") == set()
+
+
+# A function or class behind each link inside the package.
+BEHIND_LINKS = {
+    "modeling_unimedvl.upstream_layout_unimedvl": "build_config",
+    "processing.view_unimedvl": "View",
+    "unimed5m.sentences": "facts_phrase",
+    "training.data.packing": "PackPlanner",
+    "evaluation.metrics.images": "psnr",
+    "hub_cards.push": "push_folder",
+}
+
+
+def test_types_are_checked_across_folders(tmp_path):
+    """mypy reports wrong calls into another folder; behind a link that it cannot follow, every call is right."""
+    assert {module.partition(".")[0] for module in BEHIND_LINKS} == set(FOLDERS[1:])
+    lines = []
+    for module, name in BEHIND_LINKS.items():
+        lines += [f"from unimedvl.{module} import {name}", f"{name}(nothing_takes_this=1)"]
+    lines += ["PackPlanner(1)", 'facts_phrase("head CT", finding="hemorrhage")']
+    calls = tmp_path / "calls.py"
+    calls.write_text("\n".join(lines) + "\n")
+    # Libraries are left out, which takes seconds instead of minutes: a call into this package needs none of theirs.
+    command = [sys.executable, "-m", "mypy", "--no-site-packages", "--cache-dir", str(tmp_path / "cache"), str(calls)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    reported = {int(line) for line in re.findall(r"calls\.py:(\d+): error:", ran.stdout)}
+    right = {number for number, line in enumerate(lines, 1) if line.startswith("from ")} | {len(lines)}
+    assert reported == set(range(1, len(lines) + 1)) - right, ran.stdout + ran.stderr

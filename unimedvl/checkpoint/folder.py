@@ -183,7 +183,7 @@ def _weight_files(directory: Path) -> list[Path]:
 
 
 def fingerprint(files: Iterable[Path]) -> str:
-    """`weights:` and 16 hexadecimal digits that tell checkpoints apart."""
+    """`weights:` and 16 hexadecimal digits that distinguish checkpoints."""
     return f"weights:{hash_ends(files)[:16]}"
 
 

@@ -1,4 +1,4 @@
-"""What ran: digests of checkpoints, commits and versions, so that a run can be told from another and repeated."""
+"""What ran: digests of checkpoints, commits and versions, which distinguish runs and let one be repeated."""
 
 import importlib.metadata
 import platform
@@ -45,7 +45,7 @@ def weights_digest(path: str) -> str:
 
 
 def hub_commit(repository: str, revision: str | None) -> str:
-    """Commit of a Hub repository as it was loaded last, "" where the cache does not tell."""
+    """Commit of a Hub repository as it was loaded last, "" where the cache does not say."""
     from huggingface_hub import try_to_load_from_cache
 
     for name in ("config.json", "model_index.json"):

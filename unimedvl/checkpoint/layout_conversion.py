@@ -15,7 +15,12 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from ..modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
+from ..modeling_unimedvl.configuration_unimedvl import (
+    UniMedVLConfig,
+    UniMedVLTextConfig,
+    UniMedVLVAEConfig,
+    UniMedVLVisionConfig,
+)
 from ..modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
 from ..modeling_unimedvl.upstream_layout_unimedvl import (
     build_config,
@@ -202,6 +207,8 @@ def export_checkpoint(
 def _upstream_configs(config: UniMedVLConfig) -> dict[str, dict]:
     """The three configuration files of the upstream layout, by file name."""
     text, vision, vae = config.text_config, config.vision_config, config.vae_config
+    assert isinstance(text, UniMedVLTextConfig) and text.rope_parameters is not None
+    assert isinstance(vision, UniMedVLVisionConfig) and isinstance(vae, UniMedVLVAEConfig)
     copied = (
         *("hidden_act", "hidden_size", "initializer_range", "intermediate_size", "max_position_embeddings"),
         *("max_window_layers", "num_attention_heads", "num_hidden_layers", "num_key_value_heads", "rms_norm_eps"),
@@ -223,8 +230,13 @@ def _upstream_configs(config: UniMedVLConfig) -> dict[str, dict]:
     llm.update({name: getattr(text, name) for name in ("head_dim", "sliding_window") if getattr(text, name, None)})
     if rope.get("rope_type", "default") != "default":
         llm["rope_scaling"] = rope
-    copied = ("attention_dropout", "hidden_act", "hidden_size", "image_size", "intermediate_size", "layer_norm_eps")
-    vit = {name: getattr(vision, name) for name in (*copied, "num_attention_heads", "num_channels", "patch_size")}
+    vit = {
+        name: getattr(vision, name)
+        for name in (
+            *("attention_dropout", "hidden_act", "hidden_size", "image_size", "intermediate_size", "layer_norm_eps"),
+            *("num_attention_heads", "num_channels", "patch_size"),
+        )
+    }
     # The reference's loaders drop the last layer of what this file declares.
     vit.update(model_type="siglip_vision_model", num_hidden_layers=vision.num_hidden_layers + 1)
     channels = vae.block_out_channels
@@ -291,11 +303,15 @@ def _float_type(dtype: str | torch.dtype | None) -> torch.dtype | None:
 def _build_config(folder: Path, fields: dict) -> UniMedVLConfig:
     if fields.get("model_type") != UniMedVLConfig.model_type:
         raise ValueError(f"{folder} is a checkpoint of type {fields.get('model_type')!r}, not of 'unimedvl'.")
-    return build_config(UniMedVLConfig, folder, fields)
+    config = build_config(UniMedVLConfig, folder, fields)
+    assert isinstance(config, UniMedVLConfig)
+    return config
 
 
 def _weight_names(config: UniMedVLConfig) -> WeightNames:
-    return WeightNames(len(config.vae_config.block_out_channels), config.vae_config.layers_per_block)
+    vae = config.vae_config
+    assert isinstance(vae, UniMedVLVAEConfig)
+    return WeightNames(len(vae.block_out_channels), vae.layers_per_block)
 
 
 def _upstream_name(names: WeightNames, name: str) -> str:

@@ -13,8 +13,11 @@ from ..utils.json_files import read_json
 from .folder import Checkpoint, default_model, open_checkpoint
 
 if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
+
     from ..modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
     from ..modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
+    from ..processing.image_processing_unimedvl import UniMedVLImageProcessor
     from ..processing.processing_unimedvl import UniMedVLProcessor
 
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -60,7 +63,7 @@ def load(
     target = _find_device(device)
     options: dict = {"dtype": DTYPES[dtype], "device_map": {"": target}, "use_safetensors": True}
     if quantize not in (None, "nf4", "int8"):
-        raise ValueError(f"unknown quantisation {quantize!r}: choose nf4 or int8.")
+        raise ValueError(f"unknown quantization {quantize!r}: choose nf4 or int8.")
     checkpoint = open_checkpoint(default_model() if model is None else model, revision)
     if quantize is not None:
         options["quantization_config"] = _quantization(quantize, read_config(checkpoint.directory), target)
@@ -77,7 +80,7 @@ def load_processor(directory: str | os.PathLike) -> "UniMedVLProcessor":
     """The processor of a checkpoint folder, put together from the installed classes.
 
     (`UniMedVLProcessor.from_pretrained` looks its parts up in the folder's `auto_map`, which is the folder's code.)
-    A folder without processor settings, as the published ones are, gets the reference's, in the model's patch sizes.
+    A folder without processor settings, as upstream's are, gets the reference's, in the model's patch sizes.
 
     Raises:
         ValueError: if the folder's tokenizer cannot be read or is not of the Qwen2 family.
@@ -121,14 +124,18 @@ def read_config(directory: str | os.PathLike, **changes) -> "UniMedVLConfig":
         fields = upstream_config_dict(folder, overrides=changes)
     else:
         fields = read_json(folder / "config.json")
-    return build_config(UniMedVLConfig, folder, fields, **changes)
+    config = build_config(UniMedVLConfig, folder, fields, **changes)
+    assert isinstance(config, UniMedVLConfig)
+    return config
 
 
-def _default_image_processor(config: "UniMedVLConfig"):
+def _default_image_processor(config: "UniMedVLConfig") -> "UniMedVLImageProcessor":
     """The reference's resize rules, stated in the model's patches and latent tokens instead of in pixels."""
+    from ..modeling_unimedvl.configuration_unimedvl import UniMedVLVisionConfig
     from ..processing.image_processing_unimedvl import UniMedVLImageProcessor
 
     default = UniMedVLImageProcessor()
+    assert isinstance(config.vision_config, UniMedVLVisionConfig)
     patch, token = config.vision_config.patch_size, config.pixels_per_latent_token
     if (patch, token) == (default.patch_size, default.vae_transform["image_stride"]):
         return default
@@ -150,12 +157,15 @@ def _find_device(device: str) -> torch.device:
     return target
 
 
-def _quantization(kind: str, config: "UniMedVLConfig", device: torch.device):
+def _quantization(kind: str, config: "UniMedVLConfig", device: torch.device) -> "BitsAndBytesConfig":
     from transformers import BitsAndBytesConfig
+
+    from ..modeling_unimedvl.configuration_unimedvl import UniMedVLTextConfig
 
     if kind == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     text = config.text_config
+    assert isinstance(text, UniMedVLTextConfig) and text.num_key_value_heads is not None
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     sizes = (text.hidden_size, text.intermediate_size, head_dim * text.num_key_value_heads)
     # Its AVX-512 kernels repack weights in rows of whole blocks of 64 values, and fail on others in mid-answer.

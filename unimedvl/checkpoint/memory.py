@@ -7,8 +7,8 @@ from ..modeling_unimedvl.upstream_weights_unimedvl import StoredTensor
 
 BYTES_PER_VALUE = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 # Linear weights that 4-bit and 8-bit loading replaces; the rest stays in bfloat16.
-QUANTISED = re.compile(r"language_model\..*\b(self_attn|mlp|mlp_moe_gen)\..*proj(_moe_gen)?\.weight$")
-# 4 bits per value, and with double quantisation one scale of 8 bits per 64 values and one of 32 per 64 * 256.
+QUANTIZED = re.compile(r"language_model\..*\b(self_attn|mlp|mlp_moe_gen)\..*proj(_moe_gen)?\.weight$")
+# 4 bits per value, and with double quantization one scale of 8 bits per 64 values and one of 32 per 64 * 256.
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 
@@ -26,7 +26,7 @@ def estimate_memory(tensors: dict[str, StoredTensor]) -> dict[str, int]:
     linear = sum(
         math.prod(stored.shape)
         for name, stored in tensors.items()
-        if len(stored.shape) == 2 and QUANTISED.search(name)
+        if len(stored.shape) == 2 and QUANTIZED.search(name)
     )
     rest = total - linear
     return {

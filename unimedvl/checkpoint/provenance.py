@@ -139,6 +139,7 @@ def read_provenance(path: str | os.PathLike) -> dict[str, Any]:
     try:
         with Image.open(path, formats=["PNG"]) as image:
             image.load()
+            assert isinstance(image, PngImagePlugin.PngImageFile)
             text = image.text.get(RECORD_KEY)
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{str(path)!r} is not a readable PNG: give one that `unimedvl generate` wrote.") from error

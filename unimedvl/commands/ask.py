@@ -4,7 +4,7 @@ unimedvl ask --image retina.png "What kind of image is this?"
 unimedvl ask --model owner/name --image scan.dcm --window 40 400 --json "Is there a fracture?"
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Option
 
@@ -54,6 +54,7 @@ def ask(
     quantize: Quantize = None,
 ) -> Result:
     import torch
+    from transformers import BatchFeature
 
     if not question.strip():
         raise ValueError("the question is empty: write what you want to know.")
@@ -70,7 +71,7 @@ def ask(
     network, processor, checkpoint = load_model(
         model, revision=revision, dtype=dtype, device=device, quantize=quantize, understanding_only=True
     )
-    content = [{"type": "image", "image": source_image} for source_image in images]
+    content: list[dict[str, Any]] = [{"type": "image", "image": input_image} for input_image in images]
     content.append({"type": "text", "text": question})
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
@@ -81,12 +82,13 @@ def ask(
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
-    ).to(network.device, dtype=network.dtype)
-    sampling = {"do_sample": sample or temperature is not None}
+    )
+    assert isinstance(inputs, BatchFeature)
+    sampling: dict[str, Any] = {"do_sample": sample or temperature is not None}
     if temperature is not None:
         sampling["temperature"] = temperature
     torch.manual_seed(seed)
-    ids = network.generate(**inputs, max_new_tokens=max_new_tokens, **sampling)
+    ids = network.generate(**inputs.to(network.device, dtype=network.dtype), max_new_tokens=max_new_tokens, **sampling)
     text = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip()
     thought, answer = split_thought(text) if think else (None, text)
     say(NOTICE)

@@ -6,7 +6,7 @@
 Tensors stream through shard by shard; an interrupted run leaves no half-written folder.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
@@ -29,7 +29,7 @@ def convert(
     from ..checkpoint.conversion import convert_checkpoint, export_checkpoint
 
     chosen = {"dtype": dtype, "max_shard_size": max_shard_size, "weights": weights}
-    options = {name: value for name, value in chosen.items() if value is not None}
+    options: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     if to_upstream:
         if max_shard_size is not None or no_processor:
             raise ValueError("the upstream layout has one weight file: leave --max-shard-size and --no-processor out.")

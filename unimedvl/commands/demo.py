@@ -13,7 +13,8 @@ from .shared import NOTICE, silence_libraries
 
 QUESTION = "What imaging modality is this?"
 IMAGES = {"fundus photograph": "retina", "stained section": "immunohistochemistry"}
-PROMPTS = ("a chest X-ray", "a colonoscopy image, labeled polyp", "a blood smear light microscopy image")
+# In the words that the nano was trained on.
+PROMPTS = ("a chest X-ray", "a colonoscopy image, labelled polyp", "a blood smear light microscopy image")
 SEED = 0
 
 
@@ -33,9 +34,7 @@ def main(folder: str = "demo") -> None:
     print(f"model: {checkpoint.name} ({checkpoint.revision})")
 
     images = [Image.fromarray(getattr(data, name)()) for name in IMAGES.values()]
-    questions = [
-        [{"type": "image", "image": source_image}, {"type": "text", "text": QUESTION}] for source_image in images
-    ]
+    questions = [[{"type": "image", "image": image}, {"type": "text", "text": QUESTION}] for image in images]
     inputs = _inputs(processor, questions, "text").to(model.device)
     ids = model.generate(**inputs, max_new_tokens=32, do_sample=False)
     answers = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -8,7 +8,7 @@ unimedvl eval sheet OUT NEW_FOLDER          a reader study; `unimedvl eval reade
 unimedvl eval list
 
 --model takes any transformers image-text-to-text model, any diffusers pipeline, or baseline:NAME. Repeating a command
-that was stopped continues it.
+that was stopped resumes it.
 """
 
 from collections.abc import Callable
@@ -95,10 +95,10 @@ def evaluate_model(
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     state = join(device)
-    tell = say if state.is_main_process else _say_nothing
+    log = say if state.is_main_process else _say_nothing
     benchmarks = [_benchmark(entry, limit, comma_separated(tasks), comma_separated(split)) for entry in benchmark]
     settings, names = _scoring(
-        feature_extractor, resize, image_text_encoder, classifier, lpips, clinical, not no_meteor, rule, tell
+        feature_extractor, resize, image_text_encoder, classifier, lpips, clinical, not no_meteor, rule, log
     )
     path = model or str(default_model())
     predictor = _predictor(
@@ -130,7 +130,7 @@ def evaluate_model(
         },
         scoring=names,
     )
-    results = evaluate(run, predictor, benchmarks, settings, tell)
+    results = evaluate(run, predictor, benchmarks, settings, log)
     if not state.is_main_process:
         return None
     draw_all(results, benchmarks, run.out)
@@ -169,7 +169,7 @@ def _predictor(
         if name not in NAMES:
             raise ValueError(f"--model {path}: the baselines are {', '.join(NAMES)}.")
         if len(benchmarks) != 1:
-            raise ValueError("a baseline learns from one benchmark's training split: give one --benchmark.")
+            raise ValueError("a baseline is fitted to one benchmark's training split: give one --benchmark.")
         return Baseline(name, TrainingSplit(benchmarks[0].training()))
     return ModelPredictor(open_model(path, **options), seed, max_new_tokens)
 
@@ -183,7 +183,7 @@ def _scoring(
     clinical: list[str] | None,
     meteor: bool,
     rule: str | None,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> tuple["Settings", dict[str, Any]]:
     from ..evaluation.metrics.classifiers import load_classifier
     from ..evaluation.metrics.clinical_models import load_scorer
@@ -213,7 +213,7 @@ def _scoring(
     settings.meteor = meteor and not meteor_problem()
     names["METEOR"] = "1.5" if settings.meteor else "left out"
     if meteor and not settings.meteor:
-        tell(meteor_problem())
+        log(meteor_problem())
     if rule:
         names["rule"] = rule
         settings.rule = rule

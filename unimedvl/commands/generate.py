@@ -73,6 +73,7 @@ def generate(
     quantize: Quantize = None,
 ) -> Result:
     import torch
+    from transformers import BatchFeature
 
     if not prompt.strip():
         raise ValueError("the prompt is empty: describe the image.")
@@ -94,7 +95,7 @@ def generate(
     network, processor, checkpoint = load_model(
         model, revision=revision, dtype=dtype, device=device, quantize=quantize
     )
-    content: list[dict[str, Any]] = [{"type": "image", "image": source_image} for source_image in images]
+    content: list[dict[str, Any]] = [{"type": "image", "image": input_image} for input_image in images]
     content.append({"type": "text", "text": prompt})
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
@@ -105,8 +106,9 @@ def generate(
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
-    ).to(network.device, dtype=network.dtype)
-    chosen = {
+    )
+    assert isinstance(inputs, BatchFeature)
+    chosen: dict[str, Any] = {
         "num_inference_steps": steps,
         "guidance_scale": guidance,
         "image_guidance_scale": image_guidance,
@@ -119,7 +121,7 @@ def generate(
     settings = {name: value for name, value in chosen.items() if value is not None}
     torch.manual_seed(seed)
     output = network.generate(
-        **inputs,
+        **inputs.to(network.device, dtype=network.dtype),
         **settings,
         generation_mode="image",
         think=think,
@@ -128,7 +130,7 @@ def generate(
         generator=torch.Generator().manual_seed(seed),
         return_dict_in_generate=True,
     )
-    source_images = processor.post_process_multimodal_output(output.images, generation_mode="image")
+    generated = processor.post_process_multimodal_output(output.images, generation_mode="image")
     fields = {
         "model": checkpoint.name,
         "revision": checkpoint.revision,
@@ -137,9 +139,9 @@ def generate(
         "keep_prompt": keep_prompt,
         "input_hashes": image_hashes(image),
     }
-    for number, (path, source_image) in enumerate(zip(paths, source_images, strict=True)):
+    for number, (path, made) in enumerate(zip(paths, generated, strict=True)):
         made_with = {**settings, "think": think, "index": number}
-        save_generated_image(source_image, path, overwrite=force, settings=made_with, **fields)
+        save_generated_image(made, path, overwrite=force, settings=made_with, **fields)
     thought = processor.batch_decode(output.text)[0].strip() if output.text else None
     say(NOTICE)
     files = [str(path) for path in paths]

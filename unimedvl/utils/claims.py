@@ -24,7 +24,7 @@ def claim_folder(
 
     Args:
         folder: the folder.
-        identity: what tells the run from others, values that JSON can hold.
+        identity: what distinguishes the run from others, values that JSON can hold.
         mark: name of the file that keeps `identity` in the folder.
         kind: what the folder holds, for messages: "run", "build".
         words: for messages, what keys of `identity` are called.

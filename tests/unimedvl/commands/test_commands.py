@@ -161,7 +161,7 @@ def test_upstream_layout_without_tokenizer_converts_to_a_model_alone(tmp_path, c
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_quantised_loading(kind, tmp_path, capsys):
+def test_quantized_loading(kind, tmp_path, capsys):
     wide = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_key_value_heads": 2}
     tiny_checkpoint(tmp_path / "wide", **wide)
     flags = ["--model", tmp_path / "wide", "--quantize", kind]

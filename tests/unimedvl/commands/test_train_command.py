@@ -46,7 +46,7 @@ def test_a_recipe_with_changes_on_the_command_line(recipe, tmp_path, capsys):
         ([], "Missing argument 'RECIPE'"),
     ],
 )
-def test_what_a_user_can_mend_is_one_line(recipe, arguments, message, capsys):
+def test_a_user_error_is_one_line(recipe, arguments, message, capsys):
     assert main(["train", *[str(recipe) if name == "RECIPE" else name for name in arguments]]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("unimedvl: ") and message in line

@@ -83,7 +83,7 @@ def test_what_a_user_can_fix_is_one_line(error, said, capsys):
     assert code == 2 and "Traceback" in told and told.splitlines()[-1].startswith(PROGRAM)
 
 
-def test_an_interruption_is_told(capsys):
+def test_an_interruption_is_one_line(capsys):
     assert ended(KeyboardInterrupt(), capsys) == (130, f"{PROGRAM}: interrupted\n")
 
 
