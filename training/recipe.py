@@ -119,8 +119,8 @@ class TrainingRecipe:
         steps: optimizer steps.
         adapter: train this adapter on a frozen base instead of the weights themselves; none if absent.
         accumulation: micro-batches per step and process.
-        freeze: parts that do not learn: "llm", "vit", "vae", or "und", the understanding expert, whose weights stay in
-            the optimizer without gradients as in the reference.
+        freeze: parts that are not trained: "llm", "vit", "vae", or "und", the understanding expert, whose weights
+            stay in the optimizer without gradients, as upstream.
         ce_weight, mse_weight: of the two losses.
         timestep_shift: of the training times of groups that name none, above 0, above 1 for more noise.
         ema_decay: of the average of the weights, after each step; no average if 0.

@@ -40,7 +40,7 @@ class AdapterRecipe:
 
 @dataclass
 class RecordChoice:
-    """Records of a folder, see `conversations.read_records`.
+    """Which records of a folder are used, see `trl_datasets.read_records`.
 
     Attributes:
         path: folder of built or published records.
@@ -64,7 +64,7 @@ class TuningRecipe:
         method: one of `TUNING_METHODS`.
         model: checkpoint to start from, a folder or a name on the Hub.
         output_dir: checkpoints, logs, and the finished adapter in `final`.
-        train, evaluation: records to learn from, and held-out ones.
+        train, evaluation: records to train on, and held-out ones.
         adapter: see `AdapterRecipe`.
         rewards: weights of the rewards by name, see `rewards`; for the last two methods.
         arguments: fields of TRL's `SFTConfig`, `DPOConfig` or `GRPOConfig`, or of `FlowGRPOArguments`.

@@ -137,7 +137,7 @@ SIZES = {
         block=(64, 2, 24, 8),
         compile_backend="eager",
         flex_stance="force_eager",
-        golden_tests=("test_components.py", "test_text.py"),
+        golden_tests=("test_text.py",),
     ),
 }
 

@@ -195,7 +195,7 @@ def main(
     started = time.perf_counter()
     if split == "validation" and not records:
         raise ValueError("give the folder of built records with --records.")
-    if next(work_records(work, "train"), None) is None:  # which the judge learns from, after all else
+    if next(work_records(work, "train"), None) is None:  # which the judge is trained on, after all else
         raise ValueError(f"{work} holds no training records: prepare it again from more records.")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)

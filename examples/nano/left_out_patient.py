@@ -2,8 +2,8 @@
 
     python -m examples.nano.left_out_patient --work WORK --out OUT
 
-WORK is what `examples.nano.prepare` and `examples.nano.vision` have made. A common run learns super-resolution from
-other sources; then each patient's run learns translation from the other patient (`recipes/left-out-patient`).
+WORK is what `examples.nano.prepare` and `examples.nano.vision` have made. A common run trains super-resolution from
+other sources; then each patient's run trains translation from the other patient (`recipes/left-out-patient`).
 Compared with the best map from gray level to gray level, fitted on the same slices that the run was trained on. A
 stopped run resumes where it was. The autoencoder was trained on single slices of both patients, the ViT on their
 captions and on masks of other sources; no pair of the left-out patient was seen by any part.

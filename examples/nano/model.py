@@ -81,7 +81,7 @@ def build_processor(tokenizer: PreTrainedTokenizerBase, config: UniMedVLConfig) 
 
 @torch.no_grad()
 def initialize_vision(vit: UniMedVLVisionModel) -> None:
-    """Random weights from which a small ViT learns faster than from `initializer_range`.
+    """Random weights from which a small ViT trains faster than from `initializer_range`.
 
     Positions start as sines and cosines, and queries as keys, so that a patch attends to patches like itself and near
     it from the first step (Trockman and Kolter 2023, "Mimetic Initialization of Self-Attention Layers").

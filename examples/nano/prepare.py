@@ -139,7 +139,7 @@ def plain_prompt(record: Record, extra: dict) -> str:
 
 
 def nano_records(record: Record) -> Iterator[Record]:
-    """What the nano learns from one built record: small images and answers of few words.
+    """What the nano is trained on of one built record: small images and answers of few words.
 
     Answers of labels and of yes-or-no questions are the label and the word alone, images are made without a sentence
     beside them. Every image with a stated modality also becomes a question for it, a request in plain words, and a

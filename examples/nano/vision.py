@@ -2,7 +2,7 @@
 
     python -m examples.nano.vision --work WORK --out FOLDER [--steps 3600]
 
-The paper's ViT comes pre-trained on image-text pairs (SigLIP 2); the nano's learns from its own records. They hold a
+The paper's ViT comes pre-trained on image-text pairs (SigLIP 2); the nano's is trained on its own records. They hold a
 few dozen different captions, so the contrast of images and texts is a choice among all captions, and a mean of
 the features with one vector for each caption decides. The feature of a patch also decides which of its pixels belong
 to a structure, by a linear map for each kind of mask, where SigLIP 2 learns to localize. Vectors and maps are thrown

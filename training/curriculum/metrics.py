@@ -105,11 +105,11 @@ class Operations:
 
     def __init__(self, model: nn.Module):
         weights = [(_weight_kind(name), parameter) for name, parameter in model.named_parameters()]
-        learns = {part for part, parameter in weights if parameter.requires_grad}
+        trained = {part for part, parameter in weights if parameter.requires_grad}
         self.costs: Counter[str] = Counter()  # of a token, by part
         for part, parameter in weights:
             # Gradients reach the language model's frozen weights from the ViT as well.
-            passed = bool(learns & ({"vit"} if part == "vit" else {"vit", "und", "gen", "head"}))
+            passed = bool(trained & ({"vit"} if part == "vit" else {"vit", "und", "gen", "head"}))
             self.costs[part] += (6 if parameter.requires_grad else 4 if passed else 2) * _matrix_elements(parameter)
         config: Any = model.config
         text = config.text_config

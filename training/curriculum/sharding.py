@@ -66,7 +66,7 @@ def load_sharded(
 
     Args:
         checkpoint: in our layout.
-        frozen: parts that do not learn, see `freeze_parts`.
+        frozen: parts that are not trained, see `freeze_parts`.
         bf16: gather and compute weights in bfloat16; gradients are summed in float32 either way.
         device: of this process.
 
@@ -97,8 +97,8 @@ def load_sharded(
 
 
 def _shard(model: UniMedVLForConditionalGeneration, mesh: DeviceMesh, bf16: bool) -> None:
-    # Images are encoded outside of `forward`, and the tables must keep their precision: both stay whole. They never
-    # learn and are small.
+    # Images are encoded outside of `forward`, and the tables must keep their precision: both stay whole. They are
+    # never trained, and small.
     whole = {
         parameter
         for name, parameter in model.named_parameters()

@@ -343,8 +343,8 @@ class UniMedVLTrainer(Trainer):
         # The functions themselves come from the recipe.
         schedule = progress["schedule"] | {"lr_lambdas": [None] * len(progress["schedule"]["base_lrs"])}
         self.lr_scheduler.load_state_dict(schedule)
-        for group, rate in zip(optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
-            group["lr"] = rate
+        for group, learning_rate in zip(optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = learning_rate
 
     def carry(self, found: list[Path], stage: StageRecipe) -> None:
         """Start from the averages, and the moments if asked, of the stage before, where both stages train a weight."""

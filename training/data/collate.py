@@ -1,6 +1,6 @@
 """Samples of a micro-batch to the arguments of `UniMedVLForConditionalGeneration.forward`.
 
-All noise is drawn here, from a generator of each sample's own: what a sample learns from does not depend on its
+All noise is drawn here, from a generator of each sample's own: what a sample is trained on does not depend on its
 neighbors, the process, the number of processes, or on whether the run was interrupted.
 
 Shape legend: see `forward`.

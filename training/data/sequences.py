@@ -137,7 +137,7 @@ class Layout:
         """The sample of a record, which needs no image data but its sizes.
 
         Raises:
-            ValueError: if an image's size is unknown, or the record has nothing to learn.
+            ValueError: if an image's size is unknown, or the record has nothing to train on.
         """
         sample = TrainingSample(
             record.id,
@@ -154,7 +154,7 @@ class Layout:
         change = sample_seed(self.seed, epoch, record.id, "augmentation")
         sample.augmentation = draw_augmentation(self.group.augmentation, change, square)
         if not any(block.loss or block.kind == BlockKind.NOISED for block in sample.blocks):
-            raise ValueError(f"{record.id} has neither an answer nor an image to learn.")
+            raise ValueError(f"{record.id} has neither an answer nor an image to train on.")
         return sample
 
 

@@ -56,7 +56,7 @@ def language_trainer(
     Args:
         model: with its adapter (`adapters.load_with_adapter`), or bare to train everything that requires gradients.
         arguments: from `language_arguments`.
-        train_data, eval_data: from `conversations.conversation_data` for the same method.
+        train_data, eval_data: from `trl_datasets.conversation_data` for the same method.
         rewards: names from `rewards.TEXT_REWARDS`, for GRPO; their weights are `reward_weights` of the arguments.
 
     Raises:

@@ -62,7 +62,7 @@ def conversation(record: Record) -> list[dict[str, str]]:
     """The messages of an understanding record in TRL's form; its images stand in the column `images`.
 
     Raises:
-        ValueError: if the record makes images, which language tuning cannot learn from.
+        ValueError: if the record makes images, which language tuning cannot use.
     """
     if record.output_img:
         raise ValueError(f"{record.id} makes an image; language tuning takes records whose answers are text.")
@@ -152,6 +152,6 @@ def conversation_data(records: Iterable[Record], method: str) -> datasets.Datase
                 row |= {"chosen": [answer], "rejected": [{"role": "assistant", "content": wrong}]}
         rows.append(row)
     if not rows:
-        raise ValueError("No record is left to learn from: every source and task has a single answer.")
+        raise ValueError("No record is left to train on: every source and task has a single answer.")
     data = datasets.Dataset.from_list(rows)
     return data.cast_column("images", datasets.List(datasets.Image()))

@@ -1,4 +1,7 @@
-"""What happens to the figures of a part that breaks, hangs or dies, and what a wrong model makes of the exit code."""
+"""What happens to the figures of a part that breaks, hangs or dies, and what a wrong model makes of the exit code.
+
+Each child imports its libraries anew, which takes minutes together; `test_rehearsal` runs the whole script once.
+"""
 
 import json
 import shutil
@@ -29,6 +32,7 @@ def figures(document, part):
     return {figure["name"].partition(".")[2]: figure for figure in document["parts"][part]["figures"]}
 
 
+@pytest.mark.slow
 def test_an_error_in_a_step_loses_nothing_of_the_others(document):
     found = figures(document, "breaking")
     assert document["parts"]["breaking"]["status"] == "done"
@@ -42,11 +46,13 @@ def test_an_error_in_a_step_loses_nothing_of_the_others(document):
     assert "and said why" in found["breaks"]["traceback"]
 
 
+@pytest.mark.slow
 def test_a_value_that_is_no_number_is_no_figure(document):
     last = figures(document, "breaking")["last"]
     assert last["value"] is None and "nan" in last["reason"]
 
 
+@pytest.mark.slow
 def test_a_part_stopped_at_its_limit_keeps_its_figures(document):
     entry, found = document["parts"]["hanging"], figures(document, "hanging")
     assert entry["status"] == "stopped" and "limit of 60 s" in entry["reason"]
@@ -54,12 +60,14 @@ def test_a_part_stopped_at_its_limit_keeps_its_figures(document):
     assert {name: found[name]["status"] for name in ("hangs", "last")} == {"hangs": "not_run", "last": "not_run"}
 
 
+@pytest.mark.slow
 def test_a_part_whose_process_dies_keeps_its_figures_and_says_how_it_ended(document):
     entry, found = document["parts"]["dying"], figures(document, "dying")
     assert "exit code 7" in entry["reason"]
     assert found["first"]["value"] == 1.0 and found["dies"]["status"] == "not_run"
 
 
+@pytest.mark.slow
 def test_only_comparisons_fail_a_run(document):
     assert failures(document) == []
     shown = table(document)
@@ -68,6 +76,7 @@ def test_only_comparisons_fail_a_run(document):
             assert figure["name"] in shown
 
 
+@pytest.mark.slow
 def test_a_broken_weight_fails_the_run(tmp_path):
     """One weight of a copy of the golden checkpoint is changed: the records, and nothing else, must notice."""
     golden = tmp_path / "golden"
