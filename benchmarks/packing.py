@@ -5,7 +5,7 @@
 Writes TO/packing.json. Records have drawn sizes and texts, and are laid out by the recipes of unimedvl-14b as in
 training, without their pixels; a text has as many tokens as words. Counts, shares and waste repeat exactly; samples
 per second of processor time are of the machine, once with layouts and once for the planner alone. For comparison the
-released packing rule runs on the same records: every group opens each pack, the rest is drawn by weight, and a sample
+upstream packing rule runs on the same records: every group opens each pack, the rest is drawn by weight, and a sample
 that fits neither pack nor buffer is lost.
 """
 
@@ -144,8 +144,8 @@ def share_error(groups: list[GroupRecipe], drawn: list[int]) -> float:
     return max(abs(counts[number] / len(drawn) - group.weight / total) for number, group in enumerate(groups))
 
 
-def released_packs(recipe: TrainingRecipe, lost: list[SampleKey]) -> Iterator[list[tuple[SampleKey, int]]]:
-    """Packs by the released rule; what it loses is added to `lost`."""
+def upstream_packs(recipe: TrainingRecipe, lost: list[SampleKey]) -> Iterator[list[tuple[SampleKey, int]]]:
+    """Packs by the upstream rule; what it loses is added to `lost`."""
     groups, laid_out = recipe.data.groups, layouts(recipe)
     longest, draw = recipe.data.pack_tokens, random.Random(recipe.seed)
     expected, prefer_buffer, room = int(0.9 * longest), 16_384, 50
@@ -178,12 +178,12 @@ def released_packs(recipe: TrainingRecipe, lost: list[SampleKey]) -> Iterator[li
         yield pack
 
 
-def measure_released(recipe: TrainingRecipe, samples: int) -> dict[str, Any]:
-    """The released rule on the same mixture."""
+def measure_upstream(recipe: TrainingRecipe, samples: int) -> dict[str, Any]:
+    """The upstream rule on the same mixture."""
     lost: list[SampleKey] = []
     seen: list[SampleKey] = []
     tokens, packs = 0, 0
-    for pack in released_packs(recipe, lost):
+    for pack in upstream_packs(recipe, lost):
         seen += [key for key, _ in pack]
         tokens, packs = tokens + sum(count for _, count in pack), packs + 1
         if len(seen) >= samples:
@@ -202,7 +202,7 @@ def main(samples: int = 100_000, to: Path = RESULTS) -> None:
         recipe = load_recipe(f"unimedvl-14b/{stage}.yaml")
         assert isinstance(recipe, TrainingRecipe)
         report[stage] = measure(recipe, samples)
-        report[stage]["released_rule"] = measure_released(recipe, min(samples, SHARE_SAMPLES))
+        report[stage]["upstream_rule"] = measure_upstream(recipe, min(samples, SHARE_SAMPLES))
         print(stage, json.dumps(report[stage]), flush=True)
     to.mkdir(parents=True, exist_ok=True)
     (to / "packing.json").write_text(json.dumps(report, indent=1) + "\n")

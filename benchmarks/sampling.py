@@ -8,7 +8,9 @@ without an image in the context).
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -28,7 +30,7 @@ def reference_passes(settings: FlowSettings) -> int:
     return sum(branches if low < time <= high else 1 for time in times)
 
 
-def count(model, inputs: dict, settings: dict) -> dict:
+def count(model: Any, inputs: Mapping[str, Any], settings: dict[str, Any]) -> dict:
     """Passes of the language model during sampling, rows evaluated, and matmul FLOPs of the whole call."""
     calls = []
     original = model.model.predict_velocity
@@ -51,13 +53,13 @@ def main() -> None:
     processor = UniMedVLProcessor.from_pretrained(CHECKPOINT)
     image = Image.new("RGB", (64, 64), (90, 120, 150))
     text = {"type": "text", "text": "a chest X-ray"}
-    cases = {
+    cases: dict[str, tuple[list[dict[str, Any]], dict[str, float]]] = {
         "text to image": ([text], {}),
         "text to image, image scale 1.5": ([text], {"image_guidance_scale": 1.5}),
         "edit": ([{"type": "image", "image": image}, text], {}),
     }
     for name, (content, changes) in cases.items():
-        inputs = processor.apply_chat_template(
+        inputs: Any = processor.apply_chat_template(
             [{"role": "user", "content": content}],
             generation_mode="image",
             tokenize=True,

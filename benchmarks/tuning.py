@@ -253,7 +253,9 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
 def main(
     action: Literal["learn", "memory"],
     methods: Annotated[str, Option(metavar="A,B", help="What is trained.")] = ",".join(OBJECTIVES),
-    seeds: Annotated[str | None, Option(metavar="A,B", help="Of every method (default: as published).")] = None,
+    seeds: Annotated[
+        str | None, Option(metavar="A,B", help="Of every method (default: those of the stored results).")
+    ] = None,
     model: Annotated[Path, Option(help="Checkpoint (default: the nano).", show_default=False)] = CHECKPOINT,
     output: Annotated[Path, Option(help="File of the results.")] = RESULTS,
 ) -> None:

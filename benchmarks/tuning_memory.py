@@ -47,18 +47,20 @@ def write_wide_checkpoint(folder: Path) -> None:
     UniMedVLProcessor.from_pretrained(CHECKPOINT).save_pretrained(folder)
 
 
-def one_step(model: nn.Module, processor: UniMedVLProcessor) -> torch.optim.Optimizer:
+def one_step(model: nn.Module, processor: Any) -> torch.optim.Optimizer:
     """An AdamW step on one question about an image and one image to make."""
     image = {"type": "image", "image": Image.new("RGB", (64, 64), (90, 120, 150))}
     text = {"type": "text", "text": "a chest X-ray of the lungs, what is shown here?"}
-    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    options: dict[str, Any] = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
     asked = processor.apply_chat_template([[{"role": "user", "content": [image, text]}]], **options)
     loss = model(**asked, labels=asked["input_ids"]).loss
     loss.backward()
-    told = processor.apply_chat_template([[{"role": "user", "content": [text]}]], generation_mode="image", **options)
+    requested = processor.apply_chat_template(
+        [[{"role": "user", "content": [text]}]], generation_mode="image", **options
+    )
     bare = bare_model(model)
     sampler = FlowSampler(bare, FlowSettings.unguided(10, 1.0))
-    contexts = read_prompts(bare, Prompts.from_inputs(bare, told), None)
+    contexts = read_prompts(bare, Prompts.from_inputs(bare, requested), None)
     conditions = sampler.prepare(contexts, target_grids(bare.config, 1, 64, 64))
     state = torch.randn(*conditions.valid_RT.shape, bare.config.latent_dim)
     sampler.step(conditions, state, 0.5).velocity.square().mean().backward()
@@ -73,7 +75,7 @@ def measure(checkpoint: str, preset: str) -> dict[str, int]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     settings = PRESETS[preset]
     if settings is None:
-        model: nn.Module = UniMedVLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
+        model: Any = UniMedVLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
         model.model.vae.requires_grad_(False)
     else:
         model = load_with_adapter(checkpoint, AdapterRecipe(**settings), torch.float32)
@@ -94,14 +96,14 @@ def measure(checkpoint: str, preset: str) -> dict[str, int]:
     }
 
 
-def released_counts() -> dict[str, int]:
-    """Trainable parameters of every preset on the released model's shapes, without its weights."""
+def upstream_counts() -> dict[str, int]:
+    """Trainable parameters of every preset on the 14B model's shapes, without its weights."""
     counts = {}
     for preset, settings in PRESETS.items():
         if settings is not None and settings.get("quantize"):
             continue
         with init_empty_weights():
-            model: nn.Module = UniMedVLForConditionalGeneration(UniMedVLConfig())
+            model: Any = UniMedVLForConditionalGeneration(UniMedVLConfig())
             if settings is None:
                 model.model.vae.requires_grad_(False)
             else:
@@ -111,7 +113,7 @@ def released_counts() -> dict[str, int]:
 
 
 def measure_presets() -> dict[str, Any]:
-    """Every preset on the wide model, and what it would train of the released one."""
+    """Every preset on the wide model, and what it would train of the 14B model."""
     presets = {}
     with tempfile.TemporaryDirectory() as folder:
         write_wide_checkpoint(Path(folder))
@@ -122,7 +124,7 @@ def measure_presets() -> dict[str, Any]:
             print(preset, presets[preset], flush=True)
     for row in presets.values():
         row["peak_share_of_full"] = round(row["peak_above_base"] / presets["full"]["peak_above_base"], 3)
-    return {"model": WIDE, "dtype": "float32", "presets": presets, "released_trainable_parameters": released_counts()}
+    return {"model": WIDE, "dtype": "float32", "presets": presets, "upstream_trainable_parameters": upstream_counts()}
 
 
 if __name__ == "__main__":

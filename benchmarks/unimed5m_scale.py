@@ -5,7 +5,7 @@
 Each size runs in a process of its own, in a folder below WORK that is removed afterwards. Writes
 TO/unimed5m_scale.json and TO/unimed5m_scale.png. Peak memory is the largest sum of the proportional set sizes (PSS) of
 that process and all its descendants, sampled ten times a second: a page that several processes share counts once.
-Linux only, since only there the kernel tells it. "largest_process_bytes" is the kernel's own record of the largest
+Linux only, since only there the kernel reports it. "largest_process_bytes" is the kernel's own record of the largest
 resident set that any one of them had, which no sampling can miss.
 """
 

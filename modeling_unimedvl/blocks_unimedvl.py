@@ -10,6 +10,7 @@ Shape legend: B batch, S sequence, K key length.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -182,7 +183,7 @@ def build_attention_mask(
     RoPE ids are never given to the mask functions: tokens of one image share an id, which transformers would read as
     the start of a packed document.
     """
-    overlays = {}
+    overlays: dict[str, Any] = {}
     if layout is not None:
         if "flash" in (config._attn_implementation or ""):
             raise ValueError(
@@ -309,7 +310,7 @@ def pack_samples(
         without the dropped ones.
 
     Raises:
-        ValueError: if a `next_label` stands on the last block of a sample.
+        ValueError: if the last block of a sample has a `next_label`.
     """
     builder = _PackBuilder(
         {
@@ -335,7 +336,7 @@ def pack_samples(
             builder.pending_label = block.next_label
         if builder.pending_label is not None:
             raise ValueError(
-                f"sample {number} ends with a block that has a next_label: nothing follows it to predict."
+                f"Sample {number} ends with a block that has a next_label: nothing follows it to predict."
             )
     types = {"label_weights": torch.float32}
     return {

@@ -4,10 +4,11 @@ Shape legend: R rows, G key/value heads, K context tokens, E head dimension.
 """
 
 import copy
+from typing import Any
 from weakref import WeakSet
 
 import torch
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 # Any class of cache may hold images (dynamic, static, quantized, the caller's own), so the note is kept beside them.
 _CACHES_WITH_IMAGES: "WeakSet[Cache]" = WeakSet()
@@ -33,12 +34,15 @@ def branch_cache(cache: Cache) -> Cache:
 
 
 class FixedBlockLayer(DynamicLayer):
-    """Cache layer with room for one image block after its context: every update writes the same slots.
+    """Cache layer with slots for one image block after its context: every update writes the same slots.
 
     Args:
-        keys, values: (R, G, K + block length, E), the context and the room.
+        keys, values: (R, G, K + block length, E), the context and the slots of the block.
         context_length: K.
     """
+
+    keys: torch.Tensor
+    values: torch.Tensor
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, context_length: int):
         super().__init__()
@@ -62,5 +66,15 @@ class FixedBlockLayer(DynamicLayer):
 
 def first_rows(cache: Cache, rows: int) -> Cache:
     """A cache of `FixedBlockLayer` seen by its first rows only; shares memory."""
-    layers = [FixedBlockLayer(layer.keys[:rows], layer.values[:rows], layer.context_length) for layer in cache.layers]
+    layers: list[Any] = []
+    for layer in cache.layers:
+        assert isinstance(layer, FixedBlockLayer)
+        layers.append(FixedBlockLayer(layer.keys[:rows], layer.values[:rows], layer.context_length))
     return Cache(layers=layers)
+
+
+def layer_states(cache: Cache, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values (R, G, K, E) that a layer of a cache of attention layers holds."""
+    layer = cache.layers[index]
+    assert isinstance(layer, CacheLayerMixin) and layer.keys is not None and layer.values is not None
+    return layer.keys, layer.values

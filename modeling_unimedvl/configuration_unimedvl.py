@@ -4,6 +4,8 @@ Nothing in the model code holds a size of its own: patch sizes, latent channels,
 special token ids are read from here.
 """
 
+from typing import TYPE_CHECKING
+
 from transformers import PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
@@ -105,7 +107,7 @@ class UniMedVLVAEConfig(PreTrainedConfig):
         return 2 ** (len(self.block_out_channels) - 1)
 
     def autoencoder_arguments(self) -> dict:
-        """Keyword arguments for `diffusers.AutoencoderKL`."""
+        """Collect the keyword arguments of `diffusers.AutoencoderKL`."""
         names = (
             "in_channels",
             "out_channels",
@@ -155,9 +157,15 @@ class UniMedVLConfig(PreTrainedConfig):
     base_model_fsdp_plan = {}
     keys_to_ignore_at_inference = ["past_key_values"]
 
-    text_config: dict | PreTrainedConfig | None = None
-    vision_config: dict | PreTrainedConfig | None = None
-    vae_config: dict | PreTrainedConfig | None = None
+    if TYPE_CHECKING:
+        # What the fields below hold once they are built.
+        text_config: UniMedVLTextConfig
+        vision_config: UniMedVLVisionConfig
+        vae_config: UniMedVLVAEConfig
+    else:
+        text_config: dict | PreTrainedConfig | None = None
+        vision_config: dict | PreTrainedConfig | None = None
+        vae_config: dict | PreTrainedConfig | None = None
     visual_gen: bool = True
     latent_patch_size: int = 2
     max_latent_size: int = 64
@@ -193,7 +201,15 @@ class UniMedVLConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """Read `config.json`, or derive the fields from a folder in the upstream BAGEL / UniMedVL layout."""
+        """Read `config.json`, or derive the fields from a folder in the upstream BAGEL / UniMedVL layout.
+
+        Args:
+            pretrained_model_name_or_path: a folder or a Hub id.
+            **kwargs: as in transformers; `visual_gen` and special token ids replace what an upstream folder states.
+
+        Raises:
+            ValueError: for an upstream folder whose files are missing or contradict one another.
+        """
         if is_upstream_layout(pretrained_model_name_or_path):
             return upstream_config_dict(pretrained_model_name_or_path, overrides=kwargs), kwargs
         return super().get_config_dict(pretrained_model_name_or_path, **kwargs)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from .blocks_unimedvl import BlockKind, block_layout, rope_position_ids
-from .caches_unimedvl import FixedBlockLayer, branch_cache
+from .caches_unimedvl import FixedBlockLayer, branch_cache, layer_states
 from .prompts_unimedvl import PosteriorDraws, Prompts
 
 
@@ -54,9 +54,9 @@ class GuidanceContexts:
     """The contexts of one guidance step, over the same prompts.
 
     Attributes:
-        main: everything.
-        text: without the last text.
-        image: without images; None where that is the main context, which then stands for it.
+        main: the prompts with everything in them.
+        text: the prompts without their last text.
+        image: the prompts without images; None where that equals the main context, which then replaces it.
     """
 
     main: GenerationContext
@@ -150,7 +150,7 @@ def extend_context(
         images: `pixel_values`, `image_grid_thw` and `latent_values` of these tokens, as in `forward`.
     """
     mask = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
-    # One column more shows where the next token would stand.
+    # One column more shows where the next token would be.
     positions = rope_position_ids(block_layout(F.pad(kinds, (0, 1))), F.pad(mask.long(), (0, 1), value=1))
     cache, next_position = None, positions[:, -1]
     position_ids = positions[:, :-1]
@@ -175,7 +175,13 @@ def extend_context(
 
 
 def append_texts(model: PreTrainedModel, context: GenerationContext, texts: list[list[int]]) -> GenerationContext:
-    """Read one text for each prompt, given without markers."""
+    """Read one text for each prompt.
+
+    Args:
+        model: a `UniMedVLForConditionalGeneration`.
+        context: what was read before; stays usable.
+        texts: token ids of each prompt's text, without markers.
+    """
     bos, eos = model.config.bos_token_id, end_token_ids(model.config)[0]
     rows = [torch.tensor([bos, *text, eos]) for text in texts]
     return extend_context(model, context, *_left_padded(rows, context.input_ids))
@@ -184,7 +190,14 @@ def append_texts(model: PreTrainedModel, context: GenerationContext, texts: list
 def append_image(
     model: PreTrainedModel, context: GenerationContext, pixels: torch.Tensor, draws: PosteriorDraws
 ) -> GenerationContext:
-    """Read a generated image, float (3, H, W), as a clean VAE block, through the 8 bits a saved image has."""
+    """Read a generated image as a clean VAE block, through the 8 bits a saved image has.
+
+    Args:
+        model: a `UniMedVLForConditionalGeneration`.
+        context: what was read before, of one prompt; stays usable.
+        pixels: float (3, H, W) in [-1, 1].
+        draws: the posterior draw.
+    """
     levels = ((pixels * 0.5 + 0.5).clamp(0, 1) * 255).to(torch.uint8)
     reread = (levels.float() / 255 - 0.5) / 0.5
     latents = model.model.encode_latents([reread], draws.noise, draws.generator, draws.sample_mode)
@@ -209,7 +222,7 @@ def _left_padded(rows: list[torch.Tensor], like: torch.Tensor) -> tuple[torch.Te
 def stack_contexts(
     contexts: list[GenerationContext], row_index: torch.Tensor, block_length: int
 ) -> tuple[Cache, torch.Tensor, torch.Tensor]:
-    """Put contexts one below the other in a cache with room for a block.
+    """Put contexts one below the other in a cache with slots for a block.
 
     Args:
         contexts: over the same prompts, of any length.
@@ -223,20 +236,20 @@ def stack_contexts(
     width = max(context.mask.shape[1] for context in contexts)
     count = row_index.shape[0]
     rows = len(contexts) * count
-    layers = []
+    layers: list[Any] = []
     for index in range(len(contexts[0].cache.layers)):
-        sample = contexts[0].cache.layers[index].keys
+        sample, _ = layer_states(contexts[0].cache, index)
         buffers = [sample.new_zeros(rows, sample.shape[1], width + block_length, sample.shape[3]) for _ in range(2)]
         for number, context in enumerate(contexts):
-            layer = context.cache.layers[index]
+            keys_and_values = layer_states(context.cache, index)
             place = (
                 slice(number * count, (number + 1) * count),
                 slice(None),
-                slice(width - layer.keys.shape[2], width),
+                slice(width - keys_and_values[0].shape[2], width),
             )
-            for buffer, states in zip(buffers, (layer.keys, layer.values), strict=True):
+            for buffer, states in zip(buffers, keys_and_values, strict=True):
                 buffer[place] = states[row_index.to(states.device)]
-        layers.append(FixedBlockLayer(*buffers, context_length=width))
+        layers.append(FixedBlockLayer(buffers[0], buffers[1], context_length=width))
     valid = [F.pad(context.mask[row_index], (width - context.mask.shape[1], block_length)) for context in contexts]
     valid_RK = torch.cat(valid)
     valid_RK[:, width:] = True

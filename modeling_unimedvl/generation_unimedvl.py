@@ -2,13 +2,12 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from transformers import GenerationConfig, GenerationMixin
-from transformers.utils import ModelOutput
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
 from .blocks_unimedvl import block_layout, rope_position_ids
 from .caches_unimedvl import branch_cache
@@ -31,37 +30,27 @@ from .image_requests_unimedvl import (
     target_grids,
 )
 from .prompts_unimedvl import PROMPT_INPUTS, PosteriorDraws, Prompts, images_of_new_tokens, repeat_images
-from .sampling_unimedvl import FlowSampler, StepCallback
+from .sampling_unimedvl import FlowSampler, StepCallback, UniMedVLGenerateOutput, stack_if_equal
 
 IMAGE_INPUTS = ("pixel_values", "image_grid_thw", "latent_values")
 
 
-@dataclass
-class UniMedVLGenerateOutput(ModelOutput):
-    """Output of image and interleaved generation.
+if TYPE_CHECKING:
 
-    Attributes:
-        images: float pixels (N, 3, H, W) in about [-1, 1], or a list of (3, H, W) when sizes differ.
-        latents: final latent tokens (h * w, L) of each image, float32.
-        text: token ids of each prompt's thought (without markers), when `think=True`.
-        timesteps: float32 flow times of the updates.
-        segments: interleaved mode only, int64 id tensors and (3, H, W) image tensors in order.
-    """
-
-    images: torch.Tensor | list[torch.Tensor] | None = None
-    latents: list[torch.Tensor] | None = None
-    text: list[list[int]] | None = None
-    timesteps: torch.Tensor | None = None
-    segments: list[torch.Tensor] | None = None
+    class _Base(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  # they type their modalities differently
+        model: Any
+else:
+    _Base = GenerationMixin
 
 
-class UniMedVLGenerationMixin(GenerationMixin):
+class UniMedVLGenerationMixin(_Base):
     """`generate` in three modes. Text mode is GenerationMixin's own."""
 
     # ---------------------------------------------------------------------------------------------------------------
     # Text mode: what GenerationMixin needs to know about blocks
 
     def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs):
+        """Give a prompt the RoPE ids of its blocks, int64 (B, S), where transformers would count tokens."""
         input_ids = model_kwargs.get("input_ids")
         if input_ids is None or input_ids.shape[1] == 0:
             input_ids = inputs_tensor
@@ -71,6 +60,16 @@ class UniMedVLGenerationMixin(GenerationMixin):
         return rope_position_ids(block_layout(kinds), model_kwargs.get("attention_mask"))
 
     def prepare_inputs_for_generation(self, input_ids, *args, is_first_iteration=False, **kwargs):
+        """Prepare one pass: token kinds of the tokens it reads, and images only where their tokens are among them.
+
+        Args:
+            input_ids: int64 (B, S), everything read or generated so far.
+            is_first_iteration: whether this is the pass over the prompt.
+            *args, **kwargs: as in `GenerationMixin`.
+
+        Returns:
+            The arguments of `forward`.
+        """
         kinds = kwargs.get("mm_token_type_ids")
         if kinds is not None and input_ids is not None and kinds.shape[1] < input_ids.shape[1]:
             # Assisted decoding appends its candidates to the prompt before the first pass.
@@ -98,6 +97,7 @@ class UniMedVLGenerationMixin(GenerationMixin):
         return inputs
 
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
+        """Repeat prompts for beams and several returned sequences, images included, which are no rows of the batch."""
         if expand_size > 1 and input_ids is not None:
             kinds = model_kwargs.get("mm_token_type_ids")
             kinds = torch.zeros_like(input_ids) if kinds is None else kinds
@@ -119,12 +119,14 @@ class UniMedVLGenerationMixin(GenerationMixin):
         """Generate text, images, or both in turn.
 
         Args:
-            inputs: prompt ids, as in transformers; usually given as `input_ids` with the processor's other outputs.
+            inputs: prompt ids, int64 (B, S), as in transformers; usually given as `input_ids` with the processor's
+                other outputs.
             generation_mode: "text" (GenerationMixin with all its arguments), "image" (see `generate_images`) or
                 "interleaved" (see `generate_interleaved`).
+            **kwargs: what the processor returned, and the arguments of the mode.
 
         Returns:
-            text mode: what GenerationMixin returns. Image mode: float pixels (N, 3, H, W), a list when sizes differ,
+            Text mode: what GenerationMixin returns. Image mode: float pixels (N, 3, H, W), a list when sizes differ,
             or `UniMedVLGenerateOutput` with `return_dict_in_generate=True`. Interleaved mode: that output.
 
         Raises:
@@ -218,6 +220,12 @@ class UniMedVLGenerationMixin(GenerationMixin):
             return_dict_in_generate: return `UniMedVLGenerateOutput`.
             generation_config: carries `task_presets` and steers the thought; the model's own by default.
             **kwargs: further arguments steer the thought (`do_sample`, `temperature`, ...).
+
+        Returns:
+            Float pixels (N, 3, H, W) in about [-1, 1], a list when sizes differ, or `UniMedVLGenerateOutput`.
+
+        Raises:
+            ValueError: for unknown presets or arguments, and for values out of range.
         """
         if not is_integer(num_images_per_prompt) or num_images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt must be a whole number >= 1, not {num_images_per_prompt!r}.")
@@ -282,9 +290,12 @@ class UniMedVLGenerationMixin(GenerationMixin):
             max_new_tokens: length limit of each text.
             height, width: size of every image, or one for each image. Default: the i-th input image's size for the
                 i-th image, then the last one's, else the preset's.
-            latents: initial noise of each image. vae_noise: posterior noises in drawing order (input images, then for
-                each generated image one for the main and one for the text-guidance context).
-            Other arguments: see `generate_images`.
+            latents: initial noise of each image, (h * w, L).
+            vae_noise: posterior noises in drawing order (input images, then for each generated image one for the main
+                and one for the text-guidance context).
+            prompts, preset, generator, vae_sample_mode, callback_on_step_end, show_progress, generation_config: see
+                `generate_images`.
+            **kwargs: settings of the sampler, and options of the texts (`do_sample`, `temperature`, ...).
 
         Raises:
             ValueError: for a batch of more than one conversation or an unknown segment kind.
@@ -386,8 +397,3 @@ class UniMedVLGenerationMixin(GenerationMixin):
             stop = next((index for index, token_id in enumerate(row) if token_id in ends), len(row))
             texts.append(row[:stop])
         return texts
-
-
-def stack_if_equal(images: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
-    """Images of one size as one tensor, others as they are."""
-    return torch.stack(images) if len({image.shape for image in images}) == 1 else images

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedConfig
 
 from .blocks_unimedvl import BlockKind
 from .configuration_unimedvl import UniMedVLConfig
@@ -110,8 +110,9 @@ def target_grids(
     if (height is None) != (width is None):
         raise ValueError("Give height and width together, or neither.")
     unit, limit = config.pixels_per_latent_token, config.pixels_per_latent_token * config.max_latent_size
-    heights = list(height) if isinstance(height, (list, tuple)) else [height] * count
-    widths = list(width) if isinstance(width, (list, tuple)) else [width] * count
+    # What callers put into lists is checked below.
+    heights: list[Any] = list(height) if isinstance(height, (list, tuple)) else [height] * count
+    widths: list[Any] = list(width) if isinstance(width, (list, tuple)) else [width] * count
     if len(heights) != count or len(widths) != count:
         raise ValueError(f"height and width need one value or {count}, one for each image.")
     grids = []
@@ -150,7 +151,7 @@ def posterior_generators(
 
 
 def check_latents(
-    config: UniMedVLConfig, latents: torch.Tensor | list[torch.Tensor], grids: list[tuple[int, int]]
+    config: PreTrainedConfig, latents: torch.Tensor | list[torch.Tensor], grids: list[tuple[int, int]]
 ) -> list[torch.Tensor]:
     """Latent tokens as the caller gave them, as float32 (rows * columns, L) of each image.
 

@@ -76,7 +76,7 @@ register_default_targets(UniMedVLConfig.model_type)
 
 
 class ExpertRouting(NamedTuple):
-    """Where the tokens of a (B, S) batch go: rows of the flattened batch for each expert, and the way back."""
+    """Routing of the tokens of a (B, S) batch: rows of the flattened batch for each expert, and the inverse order."""
 
     und_index_U: torch.Tensor
     gen_index_T: torch.Tensor
@@ -107,6 +107,7 @@ class UniMedVLAttention(nn.Module):
         self.config = config
         self.layer_idx = layer_idx
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        assert config.num_key_value_heads is not None
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = True
@@ -143,10 +144,11 @@ class UniMedVLAttention(nn.Module):
         freeze_und: bool = False,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        states = self._project_understanding(und_UD)
+        states: tuple[torch.Tensor, ...] = self._project_understanding(und_UD)
         if freeze_und:
             states = tuple(state.detach() for state in states)
         if routing is not None:
+            assert gen_TD is not None, "a routing comes with generation tokens"
             states = tuple(
                 routing.join(und, gen) for und, gen in zip(states, self._project_generation(gen_TD), strict=True)
             )
@@ -368,7 +370,7 @@ class UniMedVLTextModel(UniMedVLPreTrainedModel):
         if self.config.freeze_und and self.training:
             und = und.detach()
         hidden_states = [inputs_embeds] if output_hidden_states else None
-        attentions = [] if output_attentions else None
+        attentions: list[torch.Tensor] | None = [] if output_attentions else None
         for layer in self.layers:
             und, gen, weights = layer(
                 und, gen, position_embeddings, attention_mask, routing, past_key_values=past_key_values, **kwargs
@@ -384,7 +386,8 @@ class UniMedVLTextModel(UniMedVLPreTrainedModel):
             final = routing.join(final, self.norm_moe_gen(gen))
         if hidden_states is not None:
             hidden_states.append(final)
-        return final, hidden_states and tuple(hidden_states), attentions and tuple(attentions)
+        all_hidden_states = None if hidden_states is None else tuple(hidden_states)
+        return final, all_hidden_states, None if attentions is None else tuple(attentions)
 
 
 class UniMedVLVisionEmbeddings(nn.Module):
@@ -392,6 +395,7 @@ class UniMedVLVisionEmbeddings(nn.Module):
 
     def __init__(self, config: UniMedVLVisionConfig, num_positions: int):
         super().__init__()
+        assert isinstance(config.patch_size, int)
         self.patch_embedding = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
         self.position_embedding = nn.Embedding(num_positions, config.hidden_size)
 
@@ -410,7 +414,7 @@ class UniMedVLVisionModel(UniMedVLPreTrainedModel):
     def __init__(self, config: UniMedVLVisionConfig, num_positions: int):
         super().__init__(config)
         self.embeddings = UniMedVLVisionEmbeddings(config, num_positions)
-        self.encoder = SiglipEncoder(config)
+        self.encoder = SiglipEncoder(config)  # type: ignore[arg-type]  # SigLIP itself passes a vision configuration
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
@@ -591,7 +595,7 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
         """Decode scaled latents (C, h, w) to float32 pixels (3, h * downsample, w * downsample), about [-1, 1]."""
         self.require_generation()
         config = self.config.vae_config
-        pixels: list[torch.Tensor | None] = [None] * len(latents)
+        pixels: dict[int, torch.Tensor] = {}
         by_size: dict[tuple[int, ...], list[int]] = {}
         for index, latent in enumerate(latents):
             by_size.setdefault(tuple(latent.shape), []).append(index)
@@ -601,7 +605,7 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
             decoded = self.vae.decode(raw).sample.float()
             for row, index in enumerate(indices):
                 pixels[index] = decoded[row]
-        return pixels
+        return [pixels[index] for index in range(len(latents))]
 
     def _for_autoencoder(self, tensor: torch.Tensor) -> torch.Tensor:
         # Offloaded weights lie on the meta device until a hook brings them in, together with their inputs.
@@ -755,14 +759,16 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
         layout = None
         if has_layout:
             if mm_token_type_ids is None:
-                raise ValueError("inputs_embeds with images need mm_token_type_ids to say where the images stand.")
+                raise ValueError("inputs_embeds with images need mm_token_type_ids to say where the images are.")
             mm_token_type_ids = mm_token_type_ids.to(inputs_embeds.device)
         if mm_token_type_ids is not None and inputs_embeds.shape[1] > 1:
             self._require_images(mm_token_type_ids, pixel_values is not None, has_latents)
         if has_layout:
+            assert mm_token_type_ids is not None
             layout = block_layout(mm_token_type_ids, block_ids, sample_ids)
 
         if pixel_values is not None:
+            assert mm_token_type_ids is not None
             inputs_embeds = self._merge_image_features(inputs_embeds, mm_token_type_ids, pixel_values, image_grid_thw)
         elif self.training and self._vision_is_trained():
             inputs_embeds = inputs_embeds + self._idle_vision_term().to(inputs_embeds)
@@ -996,7 +1002,10 @@ class UniMedVLForConditionalGeneration(UniMedVLPreTrainedModel, UniMedVLGenerati
 
         Two defaults are ours: weights in the upstream layout are renamed while they stream in, and 4-bit and 8-bit
         loading keeps the autoencoder, the ViT and the small projections in full precision unless
-        `llm_int8_skip_modules` says otherwise.
+        `llm_int8_skip_modules` says otherwise. Arguments: as in transformers, and fields of the configuration.
+
+        Raises:
+            ValueError: if weights are missing, damaged or do not fit the configuration.
         """
         quantization = kwargs.get("quantization_config")
         if isinstance(quantization, dict) and {"load_in_4bit", "load_in_8bit"} & quantization.keys():

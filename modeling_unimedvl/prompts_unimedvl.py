@@ -19,7 +19,7 @@ PROMPT_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", *_IMAGES)
 
 
 def execution_device(model: PreTrainedModel) -> torch.device:
-    """Where tensors are computed; offloaded weights themselves lie on the meta device."""
+    """The device on which tensors are computed; offloaded weights themselves lie on the meta device."""
     if model.device.type != "meta":
         return model.device
     hook = getattr(model.get_input_embeddings(), "_hf_hook", None)
@@ -106,7 +106,7 @@ def image_counts(kinds: torch.Tensor, kind: BlockKind) -> list[int]:
 
 
 def images_of_new_tokens(inputs: dict) -> dict:
-    """The images of the tokens that are not in the cache yet, when a conversation goes on with all its images."""
+    """The images of the tokens that are not in the cache yet, when a conversation continues with all its images."""
     runs = image_counts(inputs["mm_token_type_ids"], BlockKind.VIT)[0] if "mm_token_type_ids" in inputs else None
     grid = inputs.get("image_grid_thw")
     if runs is None or grid is None or runs >= grid.shape[0]:
@@ -121,7 +121,7 @@ def images_of_new_tokens(inputs: dict) -> dict:
 
 def repeat_images(kinds: torch.Tensor, expand_size: int, inputs: dict) -> dict:
     """Repeat each row's images `expand_size` times, as beams and several returned sequences repeat the row."""
-    repeated = {}
+    repeated: dict[str, Any] = {}
     if inputs.get("pixel_values") is not None:
         grid = inputs["image_grid_thw"]
         images = inputs["pixel_values"].split(grid.prod(dim=1).tolist())

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
+from transformers.utils import ModelOutput
 from transformers.utils import logging as transformers_logging
 
 from .caches_unimedvl import first_rows
@@ -38,7 +39,7 @@ class Conditions:
         position_ids_RT: rows of the latent position table.
         branches: names of the guidance branches, which lie one below the other in the rows of the caches.
         rope_ids: int64 (N * R,), the RoPE id of each row's block.
-        caches, masks: contexts with room for the block, and what the block may see of them, by the number of branches
+        caches, masks: contexts with slots for the block, and what the block may see of them, by the number of branches
             that a step evaluates.
     """
 
@@ -78,6 +79,25 @@ class FlowStep:
     branches: dict[str, torch.Tensor]
 
 
+@dataclass
+class UniMedVLGenerateOutput(ModelOutput):
+    """Output of image and interleaved generation.
+
+    Attributes:
+        images: float pixels (N, 3, H, W) in about [-1, 1], or a list of (3, H, W) when sizes differ.
+        latents: final latent tokens (h * w, L) of each image, float32.
+        text: token ids of each prompt's thought (without markers), when `think=True`.
+        timesteps: float32 flow times of the updates.
+        segments: interleaved mode only, int64 id tensors and (3, H, W) image tensors in order.
+    """
+
+    images: torch.Tensor | list[torch.Tensor] | None = None
+    latents: list[torch.Tensor] | None = None
+    text: list[list[int]] | None = None
+    timesteps: torch.Tensor | None = None
+    segments: list[torch.Tensor] | None = None
+
+
 class FlowSampler:
     """Samples images of one model with one set of settings.
 
@@ -111,7 +131,7 @@ class FlowSampler:
         """
         inner, device = self.model.model, execution_device(self.model)
         available = {"cond": contexts.main, "text": contexts.text, "image": contexts.image}
-        used = {name: available[name] for name in self.branches if available[name] is not None}
+        used = {name: context for name in self.branches if (context := available[name]) is not None}
         count, lengths = len(grids), [rows * columns for rows, columns in grids]
         width = max(lengths)
         positions = [F.pad(inner.latent_position_ids(*grid), (0, width - grid[0] * grid[1])) for grid in grids]
@@ -195,7 +215,7 @@ class FlowSampler:
                 length = self.schedule[number] - self.schedule[number + 1]
                 state = state - step.velocity * length.to(state.device)
                 if on_step_end is not None:
-                    values = {"latents": state, "velocity": step.velocity}
+                    values: dict[str, Any] = {"latents": state, "velocity": step.velocity}
                     values |= {f"velocity_{name}": step.branches.get(name) for name in ("cond", "text", "image")}
                     values = {
                         name: None if value is None else conditions.unpad(value) for name, value in values.items()
@@ -211,3 +231,8 @@ class FlowSampler:
         """Latent tokens (h * w, L) of each image to float32 pixels (3, H, W), about [-1, 1]."""
         inner = self.model.model
         return inner.decode_latents([inner.latent_grid(part, *grid) for part, grid in zip(tokens, grids, strict=True)])
+
+
+def stack_if_equal(images: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
+    """Images of one size as one tensor, others as they are."""
+    return torch.stack(images) if len({image.shape for image in images}) == 1 else images

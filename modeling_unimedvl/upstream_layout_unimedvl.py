@@ -2,7 +2,7 @@
 
 An upstream folder holds `llm_config.json`, `vit_config.json`, one main weight file (`ema.safetensors` or a sibling),
 the FLUX autoencoder in `ae.safetensors` and Qwen2.5 tokenizer files. Its root `config.json` is absent, broken or stale
-in some releases, and `vit_config.json` counts the ViT layers before or after the reference drops the last one; so
+in some repositories, and `vit_config.json` counts the ViT layers before or after the reference drops the last one; so
 sizes come from the headers of the weight files wherever the weights know them.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from .flow_unimedvl import TASK_PRESETS
@@ -77,7 +77,7 @@ SIZES = (
     "patch_size",
     "num_channels",
 )
-# Settings that no weight tells.
+# Settings that no weight determines.
 ROOT_FIELDS: dict[str, type | tuple[type, ...]] = {
     "connector_act": str,
     "interpolate_pos": bool,
@@ -108,7 +108,7 @@ QWEN_VOCABULARY = 151657
 
 
 def root_config(folder: Path) -> dict:
-    """The root `config.json`, or {} where it is absent or broken, as in some releases."""
+    """The root `config.json`, or {} where it is absent or broken, as in some upstream repositories."""
     try:
         return read_json(folder / "config.json")
     except ValueError:
@@ -222,7 +222,7 @@ def _side(folder: Path, tensors: Mapping[str, StoredTensor], name: str) -> int:
 
 
 def _count(tensors: Mapping[str, StoredTensor], pattern: str) -> int:
-    """How many different indices stand at the pattern's group, which must be 0, 1, 2, ... without a gap."""
+    """How many different indices the pattern's group takes, which must be 0, 1, 2, ... without a gap."""
     indices = {int(match[1]) for match in map(re.compile(pattern).match, tensors) if match}
     return next(index for index in range(len(indices) + 1) if index not in indices)
 
@@ -289,6 +289,7 @@ def tokenizer_ids(folder: Path) -> dict[str, int] | None:
 def _special_token_ids(folder: Path, llm: Mapping[str, Any], vocabulary: int, overrides: Mapping[str, Any]) -> dict:
     """Ids from the caller, else from the tokenizer, else Qwen2.5's, else the last places of a small vocabulary."""
     known = tokenizer_ids(folder)
+    ids: dict[str, Any]
     if known is not None:
         ids = {name: known[token] for name, (token, _) in SPECIAL_TOKENS.items() if token in known}
     elif vocabulary >= QWEN_VOCABULARY:
@@ -306,7 +307,7 @@ def _special_token_ids(folder: Path, llm: Mapping[str, Any], vocabulary: int, ov
             if not isinstance(ids[name], int) or not 0 <= ids[name] < vocabulary:
                 raise ValueError(f"{name} {ids[name]!r} is no row of the {vocabulary} embeddings in {folder}.")
         elif name in MARKERS:
-            raise ValueError(f"nothing in {folder} tells the id of {token}: add tokenizer files, or give {name}=ID.")
+            raise ValueError(f"Nothing in {folder} states the id of {token}: add tokenizer files, or give {name}=ID.")
         else:
             # A placeholder: any row that no other token uses.
             ids[name] = next(row for row in reversed(range(vocabulary)) if row not in ids.values())
@@ -347,7 +348,9 @@ def default_generation_config(config: PreTrainedConfig) -> GenerationConfig:
 # Loading without conversion
 
 
-def prepare_direct_load(model_class: type, folder: str | os.PathLike, options: Mapping[str, Any]) -> dict[str, Any]:
+def prepare_direct_load(
+    model_class: type[PreTrainedModel], folder: str | os.PathLike, options: Mapping[str, Any]
+) -> dict[str, Any]:
     """Arguments for `from_pretrained(None, ...)` that load an upstream folder as it is.
 
     The state dict holds views of the mapped files under our names, so tensors stream in as from a checkpoint of ours.
@@ -364,7 +367,7 @@ def prepare_direct_load(model_class: type, folder: str | os.PathLike, options: M
     tensors, _ = upstream_tensors(folder)
     config = options.pop("config", None)
     if not isinstance(config, PreTrainedConfig):
-        config_class = model_class.config_class
+        config_class: Any = model_class.config_class
         fields = {field.name for field in dataclasses.fields(config_class)} - {"dtype"}
         changes = {name: options.pop(name) for name in list(options) if name in fields}
         if config is None:
@@ -382,6 +385,7 @@ def prepare_direct_load(model_class: type, folder: str | os.PathLike, options: M
     state_dict = {}
     for key, stored in tensors.items():
         name = names.to_ours(key)
+        assert name is not None, "an exact fit leaves no unknown tensor"
         state_dict[name] = map_tensor(stored).view(shapes[name])
     return {
         "generation_config": default_generation_config(config),

@@ -38,7 +38,7 @@ POINTWISE = re.compile(r"^model\.vae\.(en|de)coder\.mid_block\.attentions\.0\.to
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: its file, its name there, its safetensors type name, its shape and its first byte."""
+    """The place of a tensor: its file, its name there, its safetensors type name, its shape and its first byte."""
 
     file: Path
     key: str
@@ -178,7 +178,7 @@ def upstream_tensors(
         name = name.removeprefix("vae_model.")
         if name in group:
             raise ValueError(
-                f"the tensor {name} is twice in {folder} ({group[name].file.name}, {stored.file.name}): keep one."
+                f"The tensor {name} is twice in {folder} ({group[name].file.name}, {stored.file.name}): keep one."
             )
         group[name] = stored
     if any(name.startswith(AUTOENCODER_HALVES) for name in tensors):
@@ -193,7 +193,12 @@ def upstream_tensors(
 
 
 def autoencoder_modules(levels: int, layers_per_block: int) -> dict[str, str]:
-    """FLUX module name to diffusers module name, for an autoencoder of so many resolutions and encoder layers."""
+    """FLUX module name to diffusers module name, for an autoencoder with `levels` resolutions.
+
+    Args:
+        levels: number of resolutions.
+        layers_per_block: residual layers of each resolution of the encoder; the decoder has one more.
+    """
     modules = {}
 
     def resnet(theirs: str, ours: str):
@@ -223,7 +228,12 @@ def autoencoder_modules(levels: int, layers_per_block: int) -> dict[str, str]:
 
 
 class WeightNames:
-    """The two-way table of tensor names for an autoencoder of so many resolutions and encoder layers."""
+    """The two-way table of tensor names for an autoencoder with `levels` resolutions.
+
+    Args:
+        levels: number of resolutions.
+        layers_per_block: residual layers of each resolution of the encoder.
+    """
 
     def __init__(self, levels: int, layers_per_block: int):
         self._diffusers = autoencoder_modules(levels, layers_per_block)

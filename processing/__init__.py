@@ -1,1 +1,1 @@
-"""From people's files to tensors: image processor, processor, chat template, medical formats."""
+"""Conversion of users' files to tensors: image processor, processor, chat template, medical formats."""

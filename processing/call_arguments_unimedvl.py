@@ -35,8 +35,12 @@ IGNORED_SETTINGS = (
 
 
 def flat_options(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of `__call__`, with the groups transformers allows flattened. Raises ValueError for others."""
-    # Not `ProcessorMixin._merge_kwargs`: it only warns of a misspelt argument and goes on without it.
+    """Flatten the groups that transformers allows in the keyword arguments of `__call__`.
+
+    Raises:
+        ValueError: for an argument that is not one of the processor's.
+    """
+    # Not `ProcessorMixin._merge_kwargs`: it only warns of a misspelled argument and ignores it.
     options = dict(kwargs)
     for group in SETTING_GROUPS:
         options |= options.pop(group, None) or {}

@@ -17,8 +17,16 @@ def plain_conversations(
 ) -> tuple[list[list[dict[str, Any]]], bool]:
     """Conversations the template can render, and whether a batch was given.
 
-    Images are left out of the image items, and with `mark` every text stands between the two marks (which are
-    removed from the texts themselves). Raises ValueError for everything malformed.
+    Images are left out of the image items, and with `mark` every text is enclosed in the two marks (which are
+    removed from the texts themselves).
+
+    Args:
+        conversation: one conversation or a batch of them, as `apply_chat_template` takes them.
+        start_mark, end_mark: single characters.
+        mark: whether to mark.
+
+    Raises:
+        ValueError: for everything malformed.
     """
     conversations, is_batch = _as_batch(conversation)
 
@@ -49,9 +57,19 @@ def plain_conversations(
 def conversations_with_images(
     conversation: Any, images: list, allow_url: bool, max_pixels: int
 ) -> list[list[Image.Image]]:
-    """The loaded images of each conversation; image items without one take the next of `images`."""
+    """Load the images of each conversation; image items without one take the next of `images`.
+
+    Args:
+        conversation: one conversation or a batch of them.
+        images: images for the items that have none, in order.
+        allow_url: whether http(s) URLs may be fetched.
+        max_pixels: larger images are refused.
+
+    Raises:
+        ValueError: for an image that can not be read, and if `images` are too few or too many.
+    """
     remaining = list(images)
-    loaded = []
+    loaded: list[list[Image.Image]] = []
     for messages in _as_batch(conversation)[0]:
         loaded.append([])
         for _, items in _messages_with_items(messages):
@@ -86,7 +104,7 @@ def _as_batch(conversation: Any) -> tuple[list, bool]:
 
 def _messages_with_items(messages: list) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Every message with its items (none where the content is a string), checked."""
-    checked = []
+    checked: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
     for message in messages:
         if not isinstance(message, dict):
             raise ValueError(f'A message must be {{"role": ..., "content": ...}}, not a {type(message).__name__}.')

@@ -38,6 +38,12 @@ class DicomSeries:
     Slices count from the patient's left, posterior or inferior end, as those of NIfTI volumes do. Where positions are
     missing or repeated the instance numbers give the order, else the names of the files.
 
+    Args:
+        folder: the files lie directly in it.
+
+    Attributes:
+        paths: the files in order.
+
     Raises:
         ValueError: one sentence that quotes no tag, for a folder without DICOM images or with several series.
     """
@@ -79,7 +85,11 @@ class DicomSeries:
         return self._file(index).image(view, self.black_white)
 
     def black_white(self, view: View) -> tuple[float, float]:
-        """The values that the percentiles of all slices make black and white."""
+        """Count all slices for the values that their percentiles make black and white.
+
+        Raises:
+            ValueError: one sentence, for damaged files or too many values.
+        """
         if view.percentiles not in self._ranges:
             check_volume_size(len(self.paths) * self._values_per_slice)
             files = (self._file(index) for index in range(len(self.paths)))

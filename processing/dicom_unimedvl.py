@@ -99,6 +99,10 @@ class DicomFile:
     Args:
         stream: a binary file object, read to its end.
 
+    Attributes:
+        size: (columns, rows) of a frame, in stored pixels.
+        frames: number of frames, at least 1.
+
     Raises:
         ValueError: one sentence that quotes no tag, for a file that is damaged or holds no readable image.
     """
@@ -152,6 +156,11 @@ class DicomFile:
         outside the pixel padding value, of all frames (or whatever `series_range` makes black and white in the series
         that the file belongs to) or of this one. A window holds for each channel of a color image. MONOCHROME1 is
         inverted; palettes and YBR become RGB. Overlays are not drawn. Warns if the file declares burned-in annotation.
+        (DICOM part 3, C.7.6.3 and C.11.)
+
+        Args:
+            view: what to show; it may choose no slice unless `series_range` is given.
+            series_range: black and white of the series for a view, see `black_white`.
 
         Raises:
             ValueError: one sentence that quotes no tag, for a frame that does not exist or can not be decoded.
@@ -160,6 +169,7 @@ class DicomFile:
             view.refuse_slice()
         check_image_size(*self.size, view.max_pixels)
         index = checked_index(view.frame, self.frames, "frame", default=self.frames // 2)
+        levels: np.ndarray | None
         if self._burned_in:
             warnings.warn(
                 "The DICOM file declares burned-in annotation: its pixels may show who the patient is.", stacklevel=2
@@ -191,14 +201,22 @@ class DicomFile:
         return square_pixels(image_from_uint8(levels), column_spacing, row_spacing, view.max_pixels)
 
     def black_white(self, view: View) -> tuple[float, float]:
-        """The values that the percentiles of all frames make black and white."""
+        """Count all frames for the values that their percentiles make black and white.
+
+        Raises:
+            ValueError: one sentence, for damaged frames or too many values.
+        """
         if view.percentiles not in self._ranges:
             check_volume_size(self.frames * self.size[0] * self.size[1])
             self._ranges[view.percentiles] = counted_range(self.counted_values(view), view)
         return self._ranges[view.percentiles]
 
     def counted_values(self, view: View) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        """Every frame after the modality LUT, (H, W), and where it is padded (None: nowhere)."""
+        """Decode every frame after the modality LUT, (H, W), and where it is padded (None: nowhere).
+
+        Raises:
+            ValueError: one sentence that quotes no tag, for a frame that can not be decoded.
+        """
         check_image_size(*self.size, view.max_pixels)
         for index in range(self.frames):
             try:
@@ -283,7 +301,11 @@ class DicomFile:
 
 
 def dicom_libraries() -> tuple[Any, Any]:
-    """pydicom and its pixels. Raises ValueError where they are not installed."""
+    """Import pydicom and pydicom.pixels.
+
+    Raises:
+        ValueError: where they are not installed.
+    """
     try:
         return importlib.import_module("pydicom"), importlib.import_module("pydicom.pixels")
     except ImportError:
@@ -291,7 +313,15 @@ def dicom_libraries() -> tuple[Any, Any]:
 
 
 def transfer_syntax(stream: Any, pydicom: Any) -> str | None:
-    """The transfer syntax the file's meta information states, read without the data set behind it."""
+    """Read the transfer syntax of a file's meta information, without the data set behind it.
+
+    Args:
+        stream: the file, at its start, where it is left.
+        pydicom: the module.
+
+    Returns:
+        The UID, or None for a file without meta information.
+    """
     if stream.read(132)[128:] != b"DICM":
         stream.seek(0)
         return None
@@ -308,7 +338,15 @@ def _color_levels(array: np.ndarray, bits_stored: int, view: View) -> np.ndarray
 
 
 def counted_range(frames: Iterable[tuple[np.ndarray, np.ndarray | None]], view: View) -> tuple[float, float]:
-    """What becomes black and white of several frames of values: padding counts only if there is nothing else."""
+    """Find what becomes black and white of several frames; padding counts only if there is nothing else.
+
+    Args:
+        frames: values (H, W) and where they are padding, as `DicomFile.counted_values` yields them.
+        view: its window, else its percentiles decide.
+
+    Raises:
+        ValueError: if no value is finite.
+    """
     values, counted = [], []
     for frame, padding in frames:
         values.append(frame)

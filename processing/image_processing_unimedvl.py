@@ -53,15 +53,25 @@ def reference_size(
        would do; the reference shrinks further, and the weights were trained that way.)
     3. If the longer side still exceeds `max_image_size`, scale it down; the shorter side may end below the minimum.
 
-    `num_images` is the number of images in the sample; the reference counts them in understanding training only.
-    Raises ValueError for sizes below one pixel.
+    Args:
+        width, height: of the original, in pixels.
+        max_image_size, min_image_size: bounds of the longer and the shorter side, in pixels.
+        image_stride: every side becomes a multiple of it, in pixels.
+        max_pixels: bound of the area.
+        num_images: images in the sample, which share `max_pixels`; the reference counts them in understanding
+            training only.
+
+    Raises:
+        ValueError: for sizes below one pixel.
     """
     if min(width, height, max_image_size, min_image_size, image_stride, max_pixels, num_images) < 1:
         raise ValueError("Image sizes, limits, strides and image counts must be at least 1: pass positive integers.")
 
+    def snapped(side: int) -> int:
+        return max(image_stride, int(round(side / image_stride) * image_stride))
+
     def scaled(width: int, height: int, scale: float) -> tuple[int, int]:
-        sides = (round(width * scale), round(height * scale))
-        return tuple(max(image_stride, int(round(side / image_stride) * image_stride)) for side in sides)
+        return snapped(round(width * scale)), snapped(round(height * scale))
 
     scale = min(max_image_size / max(width, height), 1.0)
     scale = max(scale, min_image_size / min(width, height))
@@ -74,8 +84,13 @@ def reference_size(
 
 
 def convert_to_rgb(image: Image.Image) -> Image.Image:
-    """RGB copy of an 8-bit image as the reference makes it: RGBA or a transparent color goes on white, the rest is
-    PIL's conversion (which drops the alpha of "LA")."""
+    """Convert an 8-bit image to RGB as the reference does.
+
+    RGBA or a transparent color is pasted on white, the rest is PIL's conversion (which drops the alpha of "LA").
+
+    Raises:
+        ValueError: for a LAB image.
+    """
     if image.mode == "RGBA" or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         white = Image.new(mode="RGB", size=image.size, color=(255, 255, 255))
@@ -111,30 +126,49 @@ def flatten_images(images: Any) -> list:
     return [images]
 
 
+def images_of_texts(images: Any, counts: list[int], image_token: str) -> list[list]:
+    """Give each text its images.
+
+    Args:
+        images: flat, or one list per text.
+        counts: placeholders of each text.
+        image_token: the placeholder, for the message.
+
+    Raises:
+        ValueError: if there are other images than placeholders.
+    """
+    flat = flatten_images(images)
+    nested = isinstance(images, list | tuple) and any(isinstance(entry, list | tuple) for entry in images)
+    given = [len(flatten_images(entry)) for entry in images] if nested else None
+    if sum(counts) != len(flat) or (given is not None and len(given) == len(counts) and given != counts):
+        raise ValueError(
+            f"The texts hold {counts} {image_token} placeholders but {given or len(flat)} images were given: write "
+            "one placeholder per image, or use apply_chat_template, which does."
+        )
+    remaining = iter(flat)
+    return [[next(remaining) for _ in range(count)] for count in counts]
+
+
 class UniMedVLImageProcessor(PilBackend):
     """Images to the tensors of UniMedVL, bit-equal to the reference for plain 8-bit images.
 
-    Settings (constructor arguments, saved in `processor_config.json`, each overridable per call); a transform is a
-    dict of `max_image_size`, `min_image_size`, `image_stride` and optionally `max_pixels`:
-      understanding_transform: for the ViT in text mode (the reference's question answering and training).
-      vae_transform: for the images the VAE encodes in image and interleaved mode; its stride is VAE stride times
-        latent patch, the pixels one latent token covers.
-      vit_transform: for the ViT where the image also goes through the VAE. (387 is the published value.)
-      pipeline: "chain" resizes with `vae_transform` first and feeds that image to VAE and ViT, as the reference's
-        InterleaveInferencer does; "direct" gives the ViT the original. None: "direct" with `understanding_transform`
-        in text mode, "chain" otherwise. "chain" in text mode uses `vit_transform`.
-      patch_size: side in pixels of a ViT patch; divides the strides of both ViT transforms.
-      max_image_pixels: larger inputs are refused (the reference's limit is 20,000,000).
+    The settings below are saved in `processor_config.json` and can be overridden in every call, which takes the
+    arguments of `preprocess`. A transform is a dict of `max_image_size`, `min_image_size`, `image_stride` and
+    optionally `max_pixels`, see `reference_size`.
 
-    `processor(images, generation_mode="text"|"image"|"interleaved", num_images=1, allow_url=False,
-    return_tensors=None, **settings)` takes whatever `open_image` takes, in any nesting, and returns
-      pixel_values (sum_patches, patch_size**2 * 3) float32 in [-1, 1], rows (py, px, channel),
-      image_grid_thw (N, 3) int64, rows (1, patch rows, patch columns),
-    and in image and interleaved mode also
-      latent_pixel_values (N, 3, Hmax, Wmax) float32 in [-1, 1], zero padded at the bottom and the right,
-      latent_image_sizes (N, 2) int64, rows (height, width) in pixels without the padding.
-    Without images it returns nothing. `return_tensors` is "pt", "np" or None (as "np"). Raises ValueError for
-    unreadable images and impossible settings.
+    Args:
+        understanding_transform (dict): for the ViT in text mode (the reference's question answering and training).
+        vae_transform (dict): for the images the VAE encodes in image and interleaved mode; its stride is VAE stride
+            times latent patch, the pixels one latent token covers.
+        vit_transform (dict): for the ViT where the image also goes through the VAE. (387 is upstream's value.)
+        pipeline (str | None): "chain" resizes with `vae_transform` first and feeds that image to VAE and ViT, as the
+            reference's InterleaveInferencer does; "direct" gives the ViT the original. None is "direct" with
+            `understanding_transform` in text mode, "chain" otherwise. "chain" in text mode uses `vit_transform`.
+        patch_size (int): side in pixels of a ViT patch; divides the strides of both ViT transforms.
+        max_image_pixels (int): larger inputs are refused (the reference's limit is 20,000,000).
+
+    Raises:
+        ValueError: for impossible settings.
     """
 
     model_input_names = ["pixel_values", "image_grid_thw", "latent_pixel_values", "latent_image_sizes"]
@@ -205,7 +239,26 @@ class UniMedVLImageProcessor(PilBackend):
         return_tensors: str | None = None,
         **overrides,
     ) -> BatchFeature:
-        """See the class. `num_images`: how many images share the pixel budget of a sample (1 at inference)."""
+        """Make the tensors of images; calling the image processor calls this.
+
+        Args:
+            images: whatever `open_image` takes, in any nesting.
+            generation_mode: "text", "image" or "interleaved".
+            num_images: how many images share the pixel budget of a sample (1 at inference).
+            allow_url: fetch images given as http(s) URLs. Refused by default.
+            return_tensors: "pt", "np" or None (as "np").
+            **overrides: settings of the class for this call.
+
+        Returns:
+            `pixel_values`, float32 (sum of patches, patch_size**2 * 3) in [-1, 1], each row ordered (row, column,
+            channel); `image_grid_thw`, int64 (N, 3), rows (1, patch rows, patch columns). In image and interleaved
+            mode also `latent_pixel_values`, float32 (N, 3, H, W) in [-1, 1], zero padded at the bottom and the right,
+            and `latent_image_sizes`, int64 (N, 2), (height, width) in pixels without the padding. Without images it
+            is empty.
+
+        Raises:
+            ValueError: for unreadable images and impossible settings.
+        """
         if generation_mode not in GENERATION_MODES:
             raise ValueError(f"generation_mode={generation_mode!r}: choose one of {', '.join(GENERATION_MODES)}.")
         if return_tensors not in (None, "pt", "np"):
@@ -219,6 +272,7 @@ class UniMedVLImageProcessor(PilBackend):
             patches.append(patchify_pixels(pixels_from_image(vit_image), settings["patch_size"]))
             grids.append((1, *(side // settings["patch_size"] for side in reversed(vit_image.size))))
             if generation_mode != "text":
+                assert vae_image is not None, "every mode with latents resizes for the VAE"
                 latents.append(pixels_from_image(vae_image))
         if not patches:
             return BatchFeature({}, tensor_type=return_tensors)
@@ -242,7 +296,9 @@ class UniMedVLImageProcessor(PilBackend):
             vae_image = resize_image(image, settings["vae_transform"], num_images)
         elif pipeline == "direct":
             vit_transform = settings["understanding_transform"]
-        return resize_image(vae_image if pipeline == "chain" else image, vit_transform, num_images), vae_image
+        vit_source = vae_image if pipeline == "chain" else image
+        assert vit_source is not None, "the chain begins with the image for the VAE"
+        return resize_image(vit_source, vit_transform, num_images), vae_image
 
 
 def resize_image(image: Image.Image, transform: dict[str, int], num_images: int = 1) -> Image.Image:

@@ -1,4 +1,4 @@
-"""The one door for images: DICOM, NIfTI, 16-bit and float images, arrays, URLs."""
+"""The one entry point for images: DICOM, NIfTI, 16-bit and float images, arrays, URLs."""
 
 import base64
 import binascii

@@ -28,7 +28,14 @@ MAX_HEADER_BYTES = 2**24
 
 
 def nifti_version(header: bytes) -> int | None:
-    """1 or 2 if the first 348 bytes of an unpacked file are a single-file NIfTI header, else None."""
+    """Recognize a single-file NIfTI header in the first 348 bytes of an unpacked file.
+
+    Returns:
+        1 or 2, the version of the format; None for anything else.
+
+    Raises:
+        ValueError: for one file of a pair.
+    """
     if header[344:348] == b"ni1\0":
         raise ValueError("The file is half of a NIfTI pair (.hdr and .img): save the volume as one .nii.gz file.")
     if header[344:348] == b"n+1\0":
@@ -37,7 +44,15 @@ def nifti_version(header: bytes) -> int | None:
 
 
 def unpacked_header(stream: Any, is_gzip: bool) -> bytes:
-    """The first 540 bytes, decompressed, without reading further; `stream` is left at its start."""
+    """Read the first 540 bytes, decompressed, and no further.
+
+    Args:
+        stream: the file, at its start, where it is left.
+        is_gzip: whether the file is packed.
+
+    Raises:
+        ValueError: for a damaged gzip file.
+    """
     if not is_gzip:
         header = stream.read(540)
         stream.seek(0)
@@ -59,6 +74,11 @@ class NiftiVolume:
         header_bytes: its first 540 bytes, unpacked.
         is_gzip: whether the file is packed.
 
+    Attributes:
+        shape: voxels along the three axes of the array.
+        frames: number of frames, 1 for a 3-D volume.
+        is_color: whether voxels are RGB.
+
     Raises:
         ValueError: one sentence, for a file that is damaged, suspiciously large or holds no real numbers.
     """
@@ -73,8 +93,9 @@ class NiftiVolume:
             spatialimages = importlib.import_module("nibabel.spatialimages")
         except ImportError:
             raise ValueError('NIfTI files need nibabel: pip install "unimedvl[medical]".') from None
-        classes = {1: nifti.Nifti1Header, 2: nifti2.Nifti2Header}
-        header_class = classes[nifti_version(header_bytes)]
+        version = nifti_version(header_bytes)
+        assert version is not None, "only NIfTI headers lead here"
+        header_class = {1: nifti.Nifti1Header, 2: nifti2.Nifti2Header}[version]
         try:
             # Its log would add lines about the header to the one sentence below.
             with imageglobals.LoggingOutputSuppressor():
@@ -148,7 +169,15 @@ class NiftiVolume:
         return square_pixels(image_from_uint8(levels), self._zooms[columns], self._zooms[rows], view.max_pixels)
 
     def black_white(self, view: View, frame: int = 0) -> tuple[float, float]:
-        """The values that become black and white in every slice of a frame."""
+        """Find the values that become black and white in every slice of a frame.
+
+        Args:
+            view: its window, else its percentiles of the whole frame decide.
+            frame: from 0.
+
+        Raises:
+            ValueError: one sentence, for a damaged file or one without finite values.
+        """
         assert view.percentiles_of == "volume"
         key = (frame, view.window, view.percentiles)
         if key not in self._ranges:
@@ -206,7 +235,11 @@ class NiftiVolume:
 
 
 def _checked_shape(shape: tuple[int, ...], dtype: np.dtype, offset: int) -> tuple[int, ...]:
-    """The shape with at least three axes. Raises ValueError for what can not be shown or is suspiciously large."""
+    """Check a header's shape and give it at least three axes.
+
+    Raises:
+        ValueError: for what can not be shown or is suspiciously large.
+    """
     if not 1 < len(shape) or min(shape) < 1:
         raise ValueError(f"The NIfTI volume has the shape {shape}: pass one with at least two axes and no empty one.")
     if not ({"R", "G", "B"} <= dtype.fields.keys() if dtype.fields else dtype.kind in "buif"):

@@ -14,6 +14,25 @@ def generated(output: Any, name: str) -> Any:
     return output if isinstance(output, torch.Tensor) else getattr(output, name, output)
 
 
+def decoded(tokenizer: Any, ids: Any, **options: Any) -> list[str]:
+    """Decode token ids (B, S), (S,) or a list of such rows.
+
+    Args:
+        tokenizer: decodes each row.
+        ids: a tensor, an array or lists.
+        **options: arguments of the tokenizer's `decode`.
+
+    Raises:
+        ValueError: for pixels.
+    """
+    if isinstance(ids, torch.Tensor) and ids.is_floating_point():
+        raise ValueError("These are pixels, not token ids: pass generation_mode='image'.")
+    if isinstance(ids, torch.Tensor | np.ndarray):
+        ids = ids.tolist()
+    rows = ids if ids and not isinstance(ids[0], int) else [ids]
+    return [tokenizer.decode(row, **options) for row in rows]
+
+
 def are_images(images: Any) -> bool:
     """Whether this is a PIL image or a non-empty list of them."""
     return isinstance(images, Image.Image) or (
@@ -22,10 +41,15 @@ def are_images(images: Any) -> bool:
 
 
 def images_from_pixels(pixels: Any) -> list[Image.Image]:
-    """PIL RGB images of float pixels in [-1, 1]: (N, 3, H, W), (3, H, W) or a list of (3, H, W).
+    """Convert float pixels in [-1, 1] to PIL RGB images.
 
-    The level is truncated, not rounded, as in the BAGEL reference. Raises ValueError for other shapes and for
-    non-finite values.
+    The level is truncated, not rounded, as in the BAGEL reference.
+
+    Args:
+        pixels: (N, 3, H, W), (3, H, W) or a list of (3, H, W).
+
+    Raises:
+        ValueError: for other shapes and for non-finite values.
     """
     if isinstance(pixels, torch.Tensor) and pixels.ndim == 3:
         pixels = [pixels]
@@ -49,7 +73,14 @@ def class_maps_from_images(
     palette: list | None,
     size: Any,
 ) -> list[torch.Tensor]:
-    """Class maps by the rule of `UniMedVLProcessor.post_process_masks`."""
+    """Read PIL images as class maps by the rule of `UniMedVLProcessor.post_process_masks`, which see.
+
+    Returns:
+        int64 (H, W) for each image.
+
+    Raises:
+        ValueError: for an argument out of range.
+    """
     if palette is None:
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or not 1 <= num_classes <= 255:
             raise ValueError(f"num_classes={num_classes!r}: pass the number of classes besides background, 1 to 255.")

@@ -17,7 +17,11 @@ NOTHING_FINITE = "The image holds no finite value (all NaN or infinite): check h
 
 
 def check_image_size(width: int, height: int, max_pixels: int = MAX_IMAGE_PIXELS) -> None:
-    """Raise ValueError for sizes (pixels) that are empty, larger than `max_pixels`, or absurdly elongated."""
+    """Refuse sizes (in pixels) that are empty, larger than `max_pixels`, or absurdly elongated.
+
+    Raises:
+        ValueError: for such a size.
+    """
     if width < 1 or height < 1:
         raise ValueError(f"The image is empty ({width} x {height} pixels): pass one with at least one pixel.")
     if width * height > max_pixels:
@@ -32,7 +36,11 @@ def check_image_size(width: int, height: int, max_pixels: int = MAX_IMAGE_PIXELS
 
 
 def check_volume_size(values: int) -> None:
-    """Raise ValueError for more values than are sorted together for their percentiles."""
+    """Refuse more values than are sorted together for their percentiles.
+
+    Raises:
+        ValueError: for more than `MAX_VOLUME_VALUES`.
+    """
     if values > MAX_VOLUME_VALUES:
         raise ValueError(
             f"The slices hold {values} values together, more than the {MAX_VOLUME_VALUES} whose percentiles are taken:"
@@ -41,7 +49,11 @@ def check_volume_size(values: int) -> None:
 
 
 def checked_window(window: Any) -> tuple[float, float] | None:
-    """(center, width) as floats, or None. Raises ValueError unless it is two finite numbers with a positive width."""
+    """Check a window: (center, width) as floats, or None.
+
+    Raises:
+        ValueError: unless it is two finite numbers with a positive width.
+    """
     if window is None:
         return None
     try:
@@ -54,7 +66,11 @@ def checked_window(window: Any) -> tuple[float, float] | None:
 
 
 def checked_percentiles(percentiles: Any) -> tuple[float, float]:
-    """(low, high) in 0..100 as floats. Raises ValueError unless low < high."""
+    """Check percentiles: (low, high) in 0..100 as floats.
+
+    Raises:
+        ValueError: unless they are two numbers with low < high.
+    """
     try:
         low, high = (float(value) for value in percentiles)
     except (TypeError, ValueError):
@@ -65,7 +81,17 @@ def checked_percentiles(percentiles: Any) -> tuple[float, float]:
 
 
 def checked_index(index: Any, count: int, name: str, default: int) -> int:
-    """`default` for None, else `index` itself if it is one of 0..count-1. Raises ValueError otherwise."""
+    """Check an index: `default` for None, else `index` itself.
+
+    Args:
+        index: what the caller chose.
+        count: how many there are.
+        name: the argument, for the message.
+        default: what None means.
+
+    Raises:
+        ValueError: unless the index is one of 0..count-1.
+    """
     if index is None:
         return default
     if isinstance(index, bool) or not isinstance(index, int | np.integer) or not 0 <= index < count:
@@ -76,8 +102,10 @@ def checked_index(index: Any, count: int, name: str, default: int) -> int:
 def value_range(chunks: Iterable[np.ndarray], percentiles: tuple[float, float]) -> tuple[float, float]:
     """The two `percentiles` of all finite values in arrays of any real dtype; minimum and maximum where they coincide.
 
-    The numbers become black and white. They are equal for a constant image. Raises ValueError if no value is
-    finite.
+    The numbers become black and white. They are equal for a constant image.
+
+    Raises:
+        ValueError: if no value is finite.
     """
     parts = [chunk[np.isfinite(chunk)] if chunk.dtype.kind == "f" else chunk.ravel() for chunk in chunks]
     values = parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -95,8 +123,10 @@ def value_range(chunks: Iterable[np.ndarray], percentiles: tuple[float, float]) 
 def values_to_uint8(values: np.ndarray, black_white: tuple[float, float]) -> np.ndarray:
     """Map numbers of any real dtype and shape linearly to uint8 0..255, rounding half to even.
 
-    Values outside the range `black_white` and infinities are clipped; NaN becomes 0. Raises ValueError if no value is
-    finite.
+    Values outside the range `black_white` and infinities are clipped; NaN becomes 0.
+
+    Raises:
+        ValueError: if no value is finite.
     """
     low, high = black_white
     values = values.astype(np.float64)
@@ -115,9 +145,18 @@ def square_pixels(
     max_pixels: int = MAX_IMAGE_PIXELS,
     resample: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Image.Image:
-    """The image with square pixels of the finer of its two spacings (of columns, of rows; any one unit).
+    """Give an image square pixels of the finer of its two spacings.
 
     A difference below 1 % is left alone: it is that of every scanner's "square" pixels.
+
+    Args:
+        image: with pixels of any aspect.
+        column_spacing, row_spacing: distances between columns and between rows, in any one unit.
+        max_pixels: larger results are refused.
+        resample: the filter.
+
+    Raises:
+        ValueError: if the result is too large or too elongated.
     """
     finer = min(column_spacing, row_spacing)
     if max(column_spacing, row_spacing) / finer < 1.01:

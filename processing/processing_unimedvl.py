@@ -15,25 +15,30 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from .call_arguments_unimedvl import IGNORED_SETTINGS, IMAGE_SETTINGS, SETTING_GROUPS, TEXT_SETTINGS, flat_options
 from .chat_template_unimedvl import CHAT_TEMPLATE
 from .conversations_unimedvl import conversations_with_images, plain_conversations
-from .image_processing_unimedvl import GENERATION_MODES, UniMedVLImageProcessor, flatten_images
-from .outputs_unimedvl import are_images, class_maps_from_images, generated, images_from_pixels
-from .token_rows_unimedvl import control_token_id, marked_parts, padded, truncated
+from .image_processing_unimedvl import GENERATION_MODES, UniMedVLImageProcessor, flatten_images, images_of_texts
+from .outputs_unimedvl import are_images, class_maps_from_images, decoded, generated, images_from_pixels
+from .token_rows_unimedvl import check_placeholders, control_token_id, marked_parts, padded, span_masks, truncated
 
-# Unicode non-characters, which stand around the texts of a conversation in safe mode. They never reach the tokenizer.
+# Unicode non-characters, which enclose the texts of a conversation in safe mode. They never reach the tokenizer.
 VERBATIM_START, VERBATIM_END = "\ufdd0", "\ufdd1"
 
 
 class UniMedVLProcessor(ProcessorMixin):
     """An image processor and a Qwen2-family tokenizer as one processor.
 
-    image_processor: `UniMedVLImageProcessor`. tokenizer: any tokenizer that knows the Qwen2 control tokens named
-    below; they are looked up, never added (adding them would change the size of the embedding table). Padding goes to
-    the left, as generation needs; set `processor.tokenizer.padding_side` or pass `padding_side` to change it.
-    chat_template: the template without role words the model was trained with, unless another is given.
-
-    Token kinds in `mm_token_type_ids`: 0 text and markers, 1 ViT patch of an image (`image_token`), 2 VAE latent of a
+    Token kinds in `mm_token_type_ids`: 0 text and markers, 1 ViT patch of an image (`image_token`), 2 VAE latent of an
     image (`latent_token`). An image is `<|vision_start|>`, its tokens, `<|vision_end|>`; in image and interleaved
-    mode it enters twice, as latents, then as patches.
+    mode it enters twice, as latents, then as patches (UniMedVL section 3.3, after BAGEL).
+
+    Args:
+        image_processor: a `UniMedVLImageProcessor`; by default one with the reference's settings.
+        tokenizer: any tokenizer that knows the Qwen2 control tokens named below. They are looked up, never added
+            (that would change the size of the embedding table). Its padding side becomes left, as generation needs;
+            set `processor.tokenizer.padding_side` or pass `padding_side` to change it.
+        chat_template: a Jinja template; by default the one without role words that the model was trained with.
+
+    Raises:
+        ValueError: if the tokenizer is missing or does not know a control token.
     """
 
     _auto_class = "AutoProcessor"
@@ -47,8 +52,12 @@ class UniMedVLProcessor(ProcessorMixin):
         if tokenizer is None:
             raise ValueError("UniMedVLProcessor needs a tokenizer: pass AutoTokenizer.from_pretrained(directory).")
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
-        for name in ("bos", "eos", "vision_start", "vision_end", "image", "latent"):
-            setattr(self, f"{name}_token_id", control_token_id(tokenizer, getattr(self, f"{name}_token")))
+        self.bos_token_id = control_token_id(tokenizer, self.bos_token)
+        self.eos_token_id = control_token_id(tokenizer, self.eos_token)
+        self.vision_start_token_id = control_token_id(tokenizer, self.vision_start_token)
+        self.vision_end_token_id = control_token_id(tokenizer, self.vision_end_token)
+        self.image_token_id = control_token_id(tokenizer, self.image_token)
+        self.latent_token_id = control_token_id(tokenizer, self.latent_token)
         if tokenizer.pad_token_id is None:
             known = tokenizer.convert_tokens_to_ids("<|endoftext|>") not in (None, tokenizer.unk_token_id)
             tokenizer.pad_token = "<|endoftext|>" if known else self.eos_token
@@ -56,9 +65,12 @@ class UniMedVLProcessor(ProcessorMixin):
 
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
-        """The hook of `from_pretrained` that loads the parts. The image processor is this code's own class and the
-        tokenizer one of transformers', so unlike loading by auto class it needs no trust in code of the repository.
-        Where only a tokenizer is found the image processor gets the reference's settings."""
+        """Load the parts for `from_pretrained`, whose hook this is.
+
+        The image processor is this code's own class and the tokenizer one of transformers', so unlike loading by auto
+        class it needs no trust in code of the repository. Where only a tokenizer is found the image processor gets
+        the reference's settings.
+        """
         own = {name: value for name, value in kwargs.items() if name != "trust_remote_code"}
         has_settings = processor_dict or cached_file(
             pretrained_model_name_or_path,
@@ -93,24 +105,27 @@ class UniMedVLProcessor(ProcessorMixin):
         verbatim_marks: bool = False,
         **kwargs,
     ) -> BatchFeature:
-        """Model inputs of rendered prompts (B texts) and their images.
+        """Make the model inputs of rendered prompts (B texts) and their images.
 
-        text: prompts as `apply_chat_template(..., tokenize=False)` renders them, one `<|image_pad|>` per image, and
-          in image and interleaved mode one `<|vision_pad|>` before it. Other text is tokenized as it stands.
-        images: flat, or one list per text; anything `open_image` reads.
-        generation_mode: "text", "image" or "interleaved"; by default read off the placeholders.
-        allow_url: fetch images given as http(s) URLs. Refused by default.
-        split_special_tokens: tokenize control tokens in `text` as plain characters, so nothing in it is parsed.
-          (`apply_chat_template` has the same argument for conversations.)
-        padding (default True where tensors are returned), padding_side, truncation, max_length, pad_to_multiple_of,
-          return_tensors ("pt", "np" or None for unpadded lists): as for tokenizers. `text_kwargs`, `images_kwargs` and
-          `common_kwargs` may group them. Settings of the image processor (`pipeline`, `vit_transform`, ...) hold for
-          this call.
-        verbatim_marks: set by `apply_chat_template`, whose safe mode marks the parts of `text` not to parse.
+        Args:
+            images: flat, or one list per text; anything `open_image` reads.
+            text: prompts as `apply_chat_template(..., tokenize=False)` renders them, one `<|image_pad|>` per image,
+                and in image and interleaved mode one `<|vision_pad|>` before it. Other text is tokenized as it is.
+            videos, audio: refused.
+            generation_mode: "text", "image" or "interleaved"; by default read off the placeholders.
+            allow_url: fetch images given as http(s) URLs. Refused by default.
+            verbatim_marks: set by `apply_chat_template`, whose safe mode marks the parts of `text` not to parse.
+            **kwargs: as for tokenizers `padding` (True by default where tensors are returned), `padding_side`,
+                `truncation`, `max_length`, `pad_to_multiple_of` and `return_tensors` ("pt", "np" or None for unpadded
+                lists); `split_special_tokens` tokenizes control tokens in `text` as plain characters. Settings of the
+                image processor hold for this call. `text_kwargs`, `images_kwargs` and `common_kwargs` may group them.
 
-        Returns a BatchFeature of input_ids, attention_mask and mm_token_type_ids (B, S) int64 and, if there are
-        images, what the image processor returns (tensors also where return_tensors is None). Raises ValueError if
-        placeholders and images do not match or an argument is wrong.
+        Returns:
+            `input_ids`, `attention_mask` and `mm_token_type_ids`, int64 (B, S), and with images what the image
+            processor returns (tensors also where `return_tensors` is None).
+
+        Raises:
+            ValueError: if placeholders and images do not match, or an argument is wrong.
         """
         if videos is not None or audio is not None:
             raise ValueError("UniMedVL reads text and images only: leave videos and audio out.")
@@ -120,13 +135,15 @@ class UniMedVLProcessor(ProcessorMixin):
             raise ValueError("text must be a non-empty string or a list of them: render it with apply_chat_template.")
 
         encoded = [self._encode(entry, options.get("split_special_tokens", False), verbatim_marks) for entry in texts]
-        images_per_text = self._images_per_text(images, [ids for ids, _ in encoded])
+        counts = [ids.count(self.image_token_id) for ids, _ in encoded]
+        images_per_text = images_of_texts(images, counts, self.image_token)
         has_latents = any(self.latent_token_id in ids for ids, _ in encoded)
         if generation_mode is None:
             generation_mode = "image" if has_latents else "text"
         if generation_mode not in GENERATION_MODES:
             raise ValueError(f"generation_mode={generation_mode!r}: choose one of {', '.join(GENERATION_MODES)}.")
-        self._check_latent_placeholders([ids for ids, _ in encoded], generation_mode)
+        for ids, _ in encoded:
+            check_placeholders(ids, generation_mode, self.latent_token_id, self.image_token_id, self.tokenizer)
 
         pixel_inputs = self.image_processor(
             images_per_text,
@@ -137,7 +154,7 @@ class UniMedVLProcessor(ProcessorMixin):
         )
         rows = self._expanded_rows(encoded, pixel_inputs, options)
         return_tensors = options.get("return_tensors")
-        data = padded(rows, self.tokenizer, options)
+        data: dict[str, Any] = dict(padded(rows, self.tokenizer, options))
         if return_tensors is not None:
             to_tensor = torch.tensor if return_tensors == "pt" else np.array
             data = {key: value if key == "offset_mapping" else to_tensor(value) for key, value in data.items()}
@@ -167,24 +184,32 @@ class UniMedVLProcessor(ProcessorMixin):
     ) -> str | list[str] | BatchFeature | Any:
         """Render a conversation (or a batch of them) and, with `tokenize=True, return_dict=True`, make model inputs.
 
-        conversation: messages `{"role": "system" | "user" | "assistant", "content": str or list of items}`; an item is
-          `{"type": "text", "text": str}` or `{"type": "image", "image": image}` where the image is anything
-          `open_image` reads (keys "path", "base64" and, with `allow_url`, "url" work too). An image item may also
-          hold the fields of a `View`: window, frame, plane, slice_index, percentiles, percentiles_of. Image items
-          without an image take theirs from `images` in `processor_kwargs`, in order.
-        generation_mode: "text" (default), "image" or "interleaved": decides how images enter and that a text answer
-          is prompted for with `add_generation_prompt`. think: begin with the reference's thinking instruction (to
-          reason in text mode, to plan in the others).
-        split_special_tokens: control tokens written in the texts of the conversation stay plain characters. Off by
-          default, as in the reference, which parses them. `sanitize_control_tokens` is transformers' name for it.
-        continue_final_message: let the model go on with the last text instead of beginning a turn.
-        return_assistant_tokens_mask: add `assistant_masks` (B, S), 1 on what an answering model has to produce: the
-          tokens of assistant texts and the end token after each.
-        processor_kwargs, and other keyword arguments that `__call__` knows: passed on to it; the rest are variables of
-          the chat template, if it is another than the package's own.
+        Args:
+            conversation: messages `{"role": "system" | "user" | "assistant", "content": str or list of items}`; an
+                item is `{"type": "text", "text": str}` or `{"type": "image", "image": image}` where the image is
+                anything `open_image` reads (keys "path", "base64" and, with `allow_url`, "url" work too). An image
+                item may also hold the fields of a `View`. Image items without an image take the next of `images`.
+            chat_template: a template, or the name of one of the processor's.
+            tools, documents: variables of the template; the package's own ignores them.
+            generation_mode: "text" (default), "image" or "interleaved": decides how images enter.
+            think: begin with the reference's thinking instruction (to reason in text mode, else to plan).
+            add_generation_prompt: begin the model's turn; in text mode only.
+            continue_final_message: let the model continue the last text instead of beginning a turn.
+            return_assistant_tokens_mask: add `assistant_masks` (B, S), 1 on what an answering model has to produce:
+                the tokens of assistant texts and the end token after each.
+            tokenize, return_tensors, return_dict: see the returned value and `__call__`.
+            split_special_tokens: control tokens written in the texts stay plain characters. Off by default, as in the
+                reference, which parses them. `sanitize_control_tokens` is transformers' name for it.
+            allow_url: fetch images given as http(s) URLs. Refused by default.
+            processor_kwargs: `images` and arguments of `__call__`.
+            **kwargs: the same; others are variables of the chat template, if it is not the package's own.
 
-        Without `tokenize` returns the text (a list for a batch); with it, what `__call__` returns, or only its
-        input_ids if not `return_dict`. Raises ValueError for malformed conversations.
+        Returns:
+            The text (a list for a batch); with `tokenize`, the `input_ids` or, with `return_dict`, what `__call__`
+            returns.
+
+        Raises:
+            ValueError: for malformed conversations and wrong arguments.
         """
         template = self._chosen_template(chat_template)
         passed_on = dict(processor_kwargs or {})
@@ -193,7 +218,7 @@ class UniMedVLProcessor(ProcessorMixin):
         generation_mode = passed_on.pop("generation_mode", generation_mode) or "text"
         allow_url = passed_on.pop("allow_url", allow_url)
         known = {*TEXT_SETTINGS, *IMAGE_SETTINGS, *IGNORED_SETTINGS, *SETTING_GROUPS}
-        # Misspelt arguments would otherwise pass for variables of the template.
+        # Misspelled arguments would otherwise pass for variables of the template.
         passed_on |= {name: kwargs.pop(name) for name in list(kwargs) if name in known or template == CHAT_TEMPLATE}
         options = flat_options(passed_on)
         if return_tensors not in (None, "auto"):
@@ -209,7 +234,7 @@ class UniMedVLProcessor(ProcessorMixin):
             raise ValueError("return_assistant_tokens_mask needs tokenize=True and return_dict=True.")
 
         conversations, is_batch = plain_conversations(conversation, VERBATIM_START, VERBATIM_END, mark=safe)
-        rendered, answer_spans = render_jinja_template(
+        rendered, answer_spans = render_jinja_template(  # type: ignore[str-unpack]  # annotated as one str
             conversations=conversations,
             tools=tools,
             documents=documents,
@@ -237,10 +262,7 @@ class UniMedVLProcessor(ProcessorMixin):
             **options,
         )
         if return_assistant_tokens_mask:
-            masks = [
-                [int(any(start < span[1] and end > span[0] for span in spans)) for start, end in offsets]
-                for spans, offsets in zip(answer_spans, inputs.pop("offset_mapping"), strict=True)
-            ]
+            masks = span_masks(answer_spans, inputs.pop("offset_mapping"))
             like = inputs["input_ids"]
             is_tensor, is_array = isinstance(like, torch.Tensor), isinstance(like, np.ndarray)
             inputs["assistant_masks"] = torch.tensor(masks) if is_tensor else np.array(masks) if is_array else masks
@@ -252,12 +274,10 @@ class UniMedVLProcessor(ProcessorMixin):
 
     def _encode(self, text: str, split_special_tokens: bool, verbatim_marks: bool) -> tuple[list[int], list[tuple]]:
         """Token ids of `text` and their character spans in it; marked parts, or all of it, are not parsed."""
-        parts = [(text, 0, split_special_tokens)]
-        if verbatim_marks:
-            parts = list(marked_parts(text, VERBATIM_START, VERBATIM_END))
+        whole = [(text, 0, split_special_tokens)]
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
-        for part, start, verbatim in parts:
+        for part, start, verbatim in marked_parts(text, VERBATIM_START, VERBATIM_END) if verbatim_marks else whole:
             encoding = self.tokenizer(
                 part,
                 add_special_tokens=False,
@@ -275,34 +295,6 @@ class UniMedVLProcessor(ProcessorMixin):
     @property
     def _image_ids(self) -> set[int]:
         return {self.vision_start_token_id, self.vision_end_token_id, self.image_token_id, self.latent_token_id}
-
-    def _images_per_text(self, images: Any, rows: list[list[int]]) -> list[list]:
-        """The images of each row, checked against its placeholders."""
-        counts = [row.count(self.image_token_id) for row in rows]
-        flat = flatten_images(images)
-        nested = isinstance(images, list | tuple) and any(isinstance(entry, list | tuple) for entry in images)
-        given = [len(flatten_images(entry)) for entry in images] if nested else None
-        if sum(counts) != len(flat) or (given is not None and len(given) == len(counts) and given != counts):
-            raise ValueError(
-                f"The texts hold {counts} {self.image_token} placeholders but {given or len(flat)} images were given: "
-                "write one placeholder per image, or use apply_chat_template, which does."
-            )
-        remaining = iter(flat)
-        return [[next(remaining) for _ in range(count)] for count in counts]
-
-    def _check_latent_placeholders(self, rows: list[list[int]], generation_mode: str) -> None:
-        for row in rows:
-            order = [token for token in row if token in (self.latent_token_id, self.image_token_id)]
-            if generation_mode == "text" and self.latent_token_id in order:
-                raise ValueError(
-                    f"The text holds {self.latent_token}, which stands for a VAE image: remove it, or pass "
-                    "generation_mode='image'."
-                )
-            if generation_mode != "text" and order != [self.latent_token_id, self.image_token_id] * (len(order) // 2):
-                raise ValueError(
-                    f"In {generation_mode} mode each image needs {self.latent_token} and then {self.image_token}: "
-                    f"render the text with apply_chat_template(generation_mode={generation_mode!r})."
-                )
 
     def _expanded_rows(
         self, encoded: list[tuple[list[int], list[tuple]]], pixel_inputs: BatchFeature, options: dict[str, Any]
@@ -338,17 +330,26 @@ class UniMedVLProcessor(ProcessorMixin):
         generation_mode: str | None = "text",
         **kwargs,
     ) -> list:
-        """What `generate` returned, for people.
+        """Convert what `generate` returned to texts and PIL images.
 
-        "text" (or None): ids (B, S), (S,) or a list of them -> list of str.
-        "image": float pixels (N, 3, H, W), (3, H, W) or a list of (3, H, W) in [-1, 1], or generate's output object
-          -> list of PIL images. Levels are `(x * 0.5 + 0.5).clamp(0, 1) * 255` truncated, as in the reference.
-        "interleaved": segments in order (str, id tensors, pixel tensors), a list of such lists for a batch, or
-          generate's output object -> the same with str and PIL images.
-        Other arguments go to the tokenizer's decoding. Raises ValueError for other inputs.
+        Args:
+            generated_outputs: generate's output object, or in mode "text" (or None) ids (B, S), (S,) or a list of
+                them; in mode "image" float pixels (N, 3, H, W), (3, H, W) or a list of (3, H, W) in [-1, 1]; in mode
+                "interleaved" segments in order (str, id tensors, pixel tensors), or a list of such lists for a batch.
+            skip_special_tokens: leave control tokens out of texts.
+            generation_mode: the mode of the call of `generate`.
+            **kwargs: arguments of the tokenizer's decoding.
+
+        Returns:
+            A list of str, of PIL images (levels `(x * 0.5 + 0.5).clamp(0, 1) * 255` truncated, as in the reference),
+            or of both in order.
+
+        Raises:
+            ValueError: for outputs of another mode.
         """
         if generation_mode in (None, "text"):
-            return self._decoded(generated(generated_outputs, "sequences"), skip_special_tokens, **kwargs)
+            ids = generated(generated_outputs, "sequences")
+            return decoded(self.tokenizer, ids, skip_special_tokens=skip_special_tokens, **kwargs)
         if generation_mode == "image":
             return images_from_pixels(generated(generated_outputs, "images"))
         if generation_mode != "interleaved":
@@ -364,16 +365,8 @@ class UniMedVLProcessor(ProcessorMixin):
             elif isinstance(segment, torch.Tensor) and segment.is_floating_point():
                 results += images_from_pixels(segment)
             else:
-                results += self._decoded(segment, skip_special_tokens, **kwargs)
+                results += decoded(self.tokenizer, segment, skip_special_tokens=skip_special_tokens, **kwargs)
         return results
-
-    def _decoded(self, ids: Any, skip_special_tokens: bool, **kwargs) -> list[str]:
-        if isinstance(ids, torch.Tensor) and ids.is_floating_point():
-            raise ValueError("These are pixels, not token ids: pass generation_mode='image'.")
-        if isinstance(ids, torch.Tensor | np.ndarray):
-            ids = ids.tolist()
-        rows = ids if ids and not isinstance(ids[0], int) else [ids]
-        return [self.tokenizer.decode(row, skip_special_tokens=skip_special_tokens, **kwargs) for row in rows]
 
     def post_process_masks(
         self,
@@ -382,16 +375,25 @@ class UniMedVLProcessor(ProcessorMixin):
         palette: list | None = None,
         size: tuple[int, int] | list[tuple[int, int]] | None = None,
     ) -> list[torch.Tensor]:
-        """Class maps (H, W) int64 of generated masks: 0 is background, 1..K the classes.
+        """Read generated masks as class maps.
 
-        The rule. The image is taken to uint8 as in `post_process_multimodal_output`. Without a palette the level of
+        The image is taken to uint8 as in `post_process_multimodal_output`. Without a palette the level of
         a pixel is the mean of its channels, class k of K = `num_classes` owns the level round(255 * k / K), and a
         pixel belongs to the class with the nearest level, the lower one in a tie. For one class that is a threshold at
         one half. With a `palette`, a list of (R, G, B) in 0..255 whose first entry is the background, a pixel belongs
         to the nearest color (Euclidean), the earlier one in a tie.
 
-        images: what that method takes in image mode, or PIL images. size: (height, width) of the result, or one
-        per image; resized by nearest neighbor. Raises ValueError for wrong arguments.
+        Args:
+            images: what `post_process_multimodal_output` takes in image mode, or PIL images.
+            num_classes: K, the number of classes besides background, 1 to 255; ignored with a palette.
+            palette: 2 to 256 colors, the background first.
+            size: (height, width) of the result in pixels, or one per image; resized by nearest neighbor.
+
+        Returns:
+            A class map for each image, int64 (H, W): 0 is background, 1..K the classes.
+
+        Raises:
+            ValueError: for an argument out of range.
         """
-        source_images = images if are_images(images) else images_from_pixels(generated(images, "images"))
-        return class_maps_from_images(source_images, num_classes, palette, size)
+        shown = images if are_images(images) else images_from_pixels(generated(images, "images"))
+        return class_maps_from_images(shown, num_classes, palette, size)

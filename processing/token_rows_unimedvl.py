@@ -6,7 +6,11 @@ from typing import Any
 
 
 def control_token_id(tokenizer: Any, token: str) -> int:
-    """Id of a control token. Raises ValueError unless the tokenizer parses the token as one."""
+    """Look up the id of a control token.
+
+    Raises:
+        ValueError: unless the tokenizer parses the token as one.
+    """
     token_id = tokenizer.convert_tokens_to_ids(token)
     if token_id is None or token_id == tokenizer.unk_token_id or token not in tokenizer.get_added_vocab():
         raise ValueError(
@@ -17,10 +21,11 @@ def control_token_id(tokenizer: Any, token: str) -> int:
 
 
 def marked_parts(text: str, start_mark: str, end_mark: str) -> Iterator[tuple[str, int, bool]]:
-    """(part, its start in `text`, verbatim) of a prompt whose verbatim parts stand between the two marks.
+    """(part, its start in `text`, verbatim) of a prompt whose verbatim parts are enclosed in the two marks.
 
-    Raises ValueError if the marks are not in pairs: then a template has cut a text apart and nothing can tell which of
-    its parts are a user's.
+    Raises:
+        ValueError: if the marks are not in pairs: then a template has cut a text apart, and which of its parts are a
+            user's is unknown.
     """
     position, verbatim = 0, False
     for mark in [*re.finditer(f"[{start_mark}{end_mark}]", text), None]:
@@ -32,10 +37,51 @@ def marked_parts(text: str, start_mark: str, end_mark: str) -> Iterator[tuple[st
         position, verbatim = end + 1, not verbatim
 
 
+def check_placeholders(row: list[int], generation_mode: str, latent_id: int, image_id: int, tokenizer: Any) -> None:
+    """Raise ValueError unless the image placeholders of a row of ids are those of the mode, before they are repeated.
+
+    Args:
+        row: ids of one prompt.
+        generation_mode: "text" knows no latents; in "image" and "interleaved" a latent precedes each image.
+        latent_id, image_id: the two placeholders.
+        tokenizer: names them in the message.
+    """
+    order = [token for token in row if token in (latent_id, image_id)]
+    latent, image = (tokenizer.convert_ids_to_tokens(token_id) for token_id in (latent_id, image_id))
+    if generation_mode == "text" and latent_id in order:
+        raise ValueError(
+            f"The text holds {latent}, which represents a VAE image: remove it, or pass generation_mode='image'."
+        )
+    if generation_mode != "text" and order != [latent_id, image_id] * (len(order) // 2):
+        raise ValueError(
+            f"In {generation_mode} mode each image needs {latent} and then {image}: render the text with "
+            f"apply_chat_template(generation_mode={generation_mode!r})."
+        )
+
+
+def span_masks(spans: list[list[tuple[int, int]]], offsets: list[list[tuple[int, int]]]) -> list[list[int]]:
+    """Mark the tokens of each row that overlap one of its spans; both are (start, end) in characters of its text.
+
+    Returns:
+        1 for a token that overlaps a span, else 0.
+    """
+    return [
+        [int(any(start < span[1] and end > span[0] for span in row_spans)) for start, end in row_offsets]
+        for row_spans, row_offsets in zip(spans, offsets, strict=True)
+    ]
+
+
 def truncated(row: dict[str, list], image_ids: set[int], max_length: int | None, tokenizer: Any) -> dict[str, list]:
     """The row cut to `max_length` (or the tokenizer's own limit) on the tokenizer's truncation side.
 
-    Raises ValueError if that would remove any part of an image.
+    Args:
+        row: columns of equal length by name, `input_ids` among them.
+        image_ids: ids of placeholders and markers of images.
+        max_length: limit in tokens.
+        tokenizer: gives the side and the default limit.
+
+    Raises:
+        ValueError: if that would remove any part of an image.
     """
     limit = max_length or tokenizer.model_max_length
     excess = len(row["input_ids"]) - limit
@@ -53,7 +99,13 @@ def truncated(row: dict[str, list], image_ids: set[int], max_length: int | None,
 def padded(rows: list[dict[str, list]], tokenizer: Any, options: dict[str, Any]) -> dict[str, list]:
     """Columns of the rows, padded as the options of `__call__` say, with their attention_mask.
 
-    `padding` None means True where tensors are wanted. Raises ValueError for options that do not fit.
+    Args:
+        rows: `input_ids`, `mm_token_type_ids` and `offset_mapping` of each text.
+        tokenizer: pads.
+        options: arguments of `__call__`; `padding` None means True where tensors are wanted.
+
+    Raises:
+        ValueError: for options that do not fit.
     """
     as_tensors = options.get("return_tensors") is not None
     padding, side = options.get("padding"), options.get("padding_side")

@@ -1,4 +1,4 @@
-"""Tiny stand-ins for published artifacts, built in a moment and shared by the tests of several folders."""
+"""Tiny substitutes for upstream artifacts, built in a moment and shared by the tests of several folders."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ SENTENCES = (
 
 
 def make_tokenizer(directory: str | Path | None = None, without: tuple[str, ...] = ()) -> Qwen2Tokenizer:
-    """A Qwen2 tokenizer of 320 byte-level BPE entries and the control tokens, which come last, as published ones do.
+    """A Qwen2 tokenizer of 320 byte-level BPE entries and the control tokens, which come last, as upstream ones do.
 
     Saved to `directory` if given. `without`: control tokens to leave out.
     """

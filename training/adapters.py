@@ -39,9 +39,9 @@ def load_with_adapter(
 
     Args:
         checkpoint: a folder or a name on the Hub.
-        recipe: "nf4" in it loads the experts in 4 bits with double quantisation; the ViT, the autoencoder and the
+        recipe: "nf4" in it loads the experts in 4 bits with double quantization; the ViT, the autoencoder and the
             small projections keep their precision.
-        dtype: of the base weights that are not quantised, and of the computation with those that are.
+        dtype: of the base weights that are not quantized, and of the computation with those that are.
         gradient_checkpointing: recompute activations in the backward pass.
         options: further arguments of `from_pretrained` (`device_map`, `revision`, ...).
     """
@@ -61,7 +61,7 @@ def load_with_adapter(
     return get_peft_model(model, adapter_config(recipe))
 
 
-def bare_model(model: nn.Module) -> nn.Module:
+def bare_model(model: nn.Module) -> Any:
     """The model below its adapter, or the model itself if it has none."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 

@@ -1,7 +1,7 @@
 """Checkpoints that are whole or absent, without pickle: tensors in safetensors, everything else in JSON.
 
 Tensors go through `torch.distributed.checkpoint` in its safetensors form: every process writes what it holds, and a
-checkpoint can be gone on from with another number of processes, sharded or not.
+checkpoint can be resumed with another number of processes, sharded or not.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ import torch.distributed.checkpoint as distributed_checkpoint
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from unimedvl.utils.json_files import write_json
 from unimedvl.utils.whole_files import partial_folder, replacing_folder
@@ -181,7 +182,8 @@ def stored_tensors(checkpoint: Path) -> dict[str, torch.Size]:
         metadata = HuggingFaceStorageReader(str(checkpoint / SHARDS)).read_metadata()
     except (SafetensorError, FileNotFoundError) as error:
         raise _damaged(checkpoint, error) from error
-    return {name: entry.size for name, entry in metadata.state_dict_metadata.items()}
+    entries = metadata.state_dict_metadata
+    return {name: entry.size for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
 
 
 def load_tensors(tensors: Mapping[str, torch.Tensor], checkpoint: Path) -> None:
@@ -208,7 +210,7 @@ def load_tensors(tensors: Mapping[str, torch.Tensor], checkpoint: Path) -> None:
 
 
 def _damaged(checkpoint: Path, error: BaseException) -> ValueError:
-    return ValueError(f"{checkpoint} is damaged ({_reason(error)}): remove it to go on from the one before.")
+    return ValueError(f"{checkpoint} is damaged ({_reason(error)}): remove it to resume from the one before.")
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, torch.Tensor]:
@@ -240,7 +242,7 @@ def load_optimizer(
     steps: Mapping[str, float],
     strict: bool = True,
 ) -> None:
-    """Go on with an optimizer's moments.
+    """Resume with an optimizer's moments.
 
     Args:
         names: name of every parameter by its `id`.
@@ -256,7 +258,7 @@ def load_optimizer(
         raise ValueError(
             f"{checkpoint} holds the optimizer's state of {others[0]}, which this run does not train: check `freeze`."
         )
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for name in parameters.keys() & steps.keys():
         moments = {key: torch.zeros_like(parameters[name]) for key in ("exp_avg", "exp_avg_sq")}
         # The step count lies where AdamW keeps it, on the CPU.
@@ -281,7 +283,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Go on from `random_state`."""
+    """Resume from `random_state`."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]

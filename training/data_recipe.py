@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
-DROPOUT_SCOPES = ("all", "released")
+DROPOUT_SCOPES = ("all", "upstream")
 VIT_SOURCES = ("original", "vae")
 
 
@@ -38,7 +38,7 @@ class ConditionDropout:
 
     Attributes:
         text, vit, vae: for every prompt, ViT image and clean VAE image, drawn for each block on its own.
-        scope: "all" drops every condition of an image to be made, and the ViT images of understanding; "released" is
+        scope: "all" drops every condition of an image to be made, and the ViT images of understanding; "upstream" is
             what the authors' loaders do: prompts of text-to-image and ViT images of understanding alone.
     """
 
@@ -110,7 +110,7 @@ class GroupRecipe:
         understanding: sizes of images that are only read.
         augmentation: see `AugmentationRecipe`.
         timestep_shift: of the training times, above 0, above 1 for more noise; the run's if None. Where the inputs
-            decide the image to be made, little is learnt of them while it can be seen through its noise.
+            decide the image to be made, little is learned about them while it can be seen through its noise.
     """
 
     name: str
@@ -146,7 +146,7 @@ class DataRecipe:
         rows_per_batch: packed rows in a micro-batch.
         open_packs: rows that are filled at the same time; more waste less and reorder more.
         condition_dropout: see `ConditionDropout`.
-        vit_source: what a conditioning image's ViT view is resized from: the "original", as in the released training,
+        vit_source: what a conditioning image's ViT view is resized from: the "original", as in upstream's training,
             or its "vae" view, as in the processor.
         latent_cache: folder for the autoencoder's posteriors of images seen before; none if empty.
         workers: processes that decode images, 0 for none.

@@ -6,14 +6,16 @@ import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from .data_recipe import DataRecipe, GroupRecipe, check_shift
 from .tuning_recipe import AdapterRecipe, TuningRecipe
+
+# OmegaConf is imported where YAML is read: who makes recipes in Python, as on a bare GPU machine, does without it.
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 PARTS = ("llm", "vit", "vae", "others")
 SCHEDULES = ("constant", "cosine")
@@ -28,7 +30,7 @@ Recipe = TypeVar("Recipe")
 
 @dataclass
 class OptimizerRecipe:
-    """AdamW and its schedule; the defaults are the released training's.
+    """AdamW and its schedule; the defaults are upstream's.
 
     Attributes:
         learning_rate: of all parts that `learning_rates` does not name.
@@ -58,7 +60,7 @@ class OptimizerRecipe:
 
 @dataclass
 class ValidationRecipe:
-    """Losses on records that are not learnt from, without condition dropout and with the same noise every time.
+    """Losses on records that are not trained on, without condition dropout and with the same noise every time.
 
     Attributes:
         every: steps between validations; none if 0.
@@ -262,6 +264,9 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> TrainingReci
         ValueError: in one sentence, for a file that is no recipe, an unknown key (with the nearest one that exists), a
             missing one, or a value of the wrong type.
     """
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     path = find_recipe(path)
     try:
         values = OmegaConf.load(path)
@@ -291,7 +296,10 @@ def split_overrides(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
     return parts
 
 
-def _override(values: DictConfig, text: str) -> None:
+def _override(values: "DictConfig", text: str) -> None:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     name, separator, value = text.partition("=")
     if not separator or not name:
         raise ValueError(f"{text!r} is no override: write key=value, with dots into sections.")
@@ -304,12 +312,15 @@ def _override(values: DictConfig, text: str) -> None:
         raise ValueError(f"{text!r}: {_sentence(error)}") from error
 
 
-def from_mapping(kind: type[Recipe], values: dict[Any, Any] | DictConfig, where: str) -> Recipe:
+def from_mapping(kind: type[Recipe], values: "dict[Any, Any] | DictConfig", where: str) -> Recipe:
     """An object of a dataclass from nested dicts and lists; OmegaConf checks and converts the values.
 
     Raises:
         ValueError: naming `where` and the key.
     """
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     key: Any = None
     try:
         given = values if isinstance(values, DictConfig) else OmegaConf.create(values)

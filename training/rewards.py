@@ -78,15 +78,15 @@ def dice(images: Sequence[Image.Image], examples: Sequence[Mapping[str, Any]]) -
     return [masks.dice(image, example["reference"]) for image, example in zip(images, examples, strict=True)]
 
 
-def psnr(source_images: Sequence[Image.Image], examples: Sequence[Mapping[str, Any]]) -> list[float]:
+def psnr(generated: Sequence[Image.Image], examples: Sequence[Mapping[str, Any]]) -> list[float]:
     """PSNR to `reference` in dB (`metrics.images.psnr`), at most `MOST_PSNR`, which equal images get."""
-    ratios = [images.psnr(image, example["reference"]) for image, example in zip(source_images, examples, strict=True)]
+    ratios = [images.psnr(image, example["reference"]) for image, example in zip(generated, examples, strict=True)]
     return [MOST_PSNR if ratio is None else min(MOST_PSNR, ratio) for ratio in ratios]
 
 
-def ssim(source_images: Sequence[Image.Image], examples: Sequence[Mapping[str, Any]]) -> list[float]:
+def ssim(generated: Sequence[Image.Image], examples: Sequence[Mapping[str, Any]]) -> list[float]:
     """Structural similarity to `reference`, in [-1, 1] (`metrics.images.ssim`)."""
-    return [images.ssim(image, example["reference"]) for image, example in zip(source_images, examples, strict=True)]
+    return [images.ssim(image, example["reference"]) for image, example in zip(generated, examples, strict=True)]
 
 
 class AnswerReward:

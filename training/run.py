@@ -1,4 +1,4 @@
-"""Run a recipe or a curriculum, going on where it was stopped.
+"""Run a recipe or a curriculum, resuming where it was stopped.
 
 unimedvl train RECIPE.yaml [key=value ...]
 torchrun --nproc_per_node N -m unimedvl.training.run RECIPE.yaml [key=value ...]
@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import datasets
 import torch
@@ -42,7 +42,7 @@ FINISHED = {"model": "final", "ema": "final-ema"}
 
 
 def run_recipe(recipe: TrainingRecipe, before: Path | None = None, carried: StageRecipe | None = None) -> Path:
-    """Train one stage, or go on with it, and return the folder of its finished model.
+    """Train one stage from its start or its newest checkpoint, and return the folder of its finished model.
 
     A stage that is finished already is left as it is.
 
@@ -66,8 +66,9 @@ def run_recipe(recipe: TrainingRecipe, before: Path | None = None, carried: Stag
     held_out = open_validation(recipe) if recipe.validation.every else None
     checkpoint = open_checkpoint(recipe.model)
     processor = load_processor(checkpoint.directory)
+    model: Any
     if recipe.adapter is not None:
-        # Weights that do not learn need no float32.
+        # Frozen weights need no float32.
         kept = torch.bfloat16 if recipe.bf16 else torch.float32
         model = load_with_adapter(str(checkpoint.directory), recipe.adapter, kept)
     elif recipe.parallelism == "fsdp2" and state.num_processes > 1:
@@ -99,10 +100,10 @@ def run_recipe(recipe: TrainingRecipe, before: Path | None = None, carried: Stag
     trainer = UniMedVLTrainer(model, recipe, packed(recipe.data, groups), processor, cache, validation)
     found = checkpoints(output)
     if found:
-        logger.info("going on from %s", found[-1])
+        logger.info("resuming from %s", found[-1])
     elif before is not None and carried is not None:
         trainer.carry(checkpoints(before), carried)
-    trainer.go_on(found[-1] if found else None)
+    trainer.resume(found[-1] if found else None)
     trainer.save_stage(output / FINISHED["model"], average=False)
     if trainer.average is not None:
         trainer.save_stage(output / FINISHED["ema"], average=True)
@@ -183,7 +184,7 @@ def run_command(
     except RuntimeError as error:
         if several_processes() and _is_lost_process(error):
             raise ValueError(
-                "another process of this run is gone: see what it said, and start again; the run goes on from its "
+                "another process of this run is gone: see what it said, and start again; the run resumes from its "
                 "last checkpoint."
             ) from error
         raise

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_tuning(recipe: TuningRecipe) -> Path:
-    """Tune, or go on with it, and return the folder of the finished adapter.
+    """Run a tuning recipe from the start or from its newest checkpoint, and return the folder of the finished adapter.
 
     Raises:
         ValueError: for records, rewards or settings that cannot be used.
@@ -39,7 +39,7 @@ def run_tuning(recipe: TuningRecipe) -> Path:
     state = PartialState()
     if state.is_main_process:
         with whole_folder(final) as partial:
-            model.save_pretrained(partial)
+            model.save_pretrained(str(partial))
             processor.save_pretrained(partial)
     state.wait_for_everyone()
     return final

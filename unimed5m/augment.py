@@ -22,7 +22,7 @@ from .pipeline import Executor, Job, ShardTask, batches, check_apart, parquet_wr
 from .planning import REWRITTEN_TASKS, CaptionAugmenter, Writer, rewrite
 from .schema import ARROW_SCHEMA, Record, Turn, record_id, to_table
 from .shards import build_sources, shards_of_all, unfinished
-from .tasks import SHORT_NAMES
+from .templates.words import SHORT_NAMES
 
 STEPS = ("plan", "rewrite")
 PLANNED_TASKS = frozenset({"caption", "report"})
@@ -135,14 +135,14 @@ def augment(
     """
     unknown = [step for step in steps if step not in STEPS]
     if unknown or not steps:
-        raise ValueError(f"steps: expected some of {', '.join(STEPS)}, found {', '.join(unknown) or 'none'}")
+        raise ValueError(f"steps: expected some of {', '.join(STEPS)}, found {', '.join(unknown) or 'none'}.")
     sources, output = shards_of_all(records), Path(output)
     check_apart(sources, output)
     keep_out_of_git(output)
-    told = {"writer": name, "steps": sorted(steps), **(settings or {})}
-    job = Job("augment", AugmentShard(writer, name, tuple(steps)), told)
+    answers_depend_on = {"writer": name, "steps": sorted(steps), **(settings or {})}
+    job = Job("augment", AugmentShard(writer, name, tuple(steps)), answers_depend_on)
     with unfinished(output, "summary"):
         receipts = run_job(job, sources, output, executor)
         counts = {key: sum(receipt[key] for receipt in receipts) for key in ("read", "planned", "rewritten", "failed")}
-        write_json(output / "augment.json", {**counts, **told, "sources": build_sources(records)})
+        write_json(output / "augment.json", {**counts, **answers_depend_on, "sources": build_sources(records)})
     return counts

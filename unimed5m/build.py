@@ -153,7 +153,7 @@ def _first_reason(folder: Path) -> str:
 
 
 def _state(source: RecordSource, root: Path) -> str:
-    """A digest of the source's options and its folder's content, where the source can tell it cheaply."""
+    """A digest of the source's options and its folder's content, where the source can compute it cheaply."""
     fingerprint = getattr(source, "fingerprint", None)
     return fingerprint(root) if fingerprint is not None else hashlib.sha256(str(root).encode()).hexdigest()
 

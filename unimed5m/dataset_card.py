@@ -24,6 +24,7 @@ PLOTTED = ("modality", "sub_task_type")
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
 

@@ -20,6 +20,7 @@ from .planning import plan_from_facts
 from .schema import Record, RecordImage
 from .sentences import facts_phrase, facts_sentence
 from .task_images import index_mask, pixels_of, stored_image
+from .templates.words import MODALITY_NAMES, SHORT_NAMES
 
 NAME = "unimed-mini"
 SPLITS = ("train", "validation")
@@ -44,7 +45,7 @@ LESION_SOURCES = {
     "brain-tumor-classification": True,
     "busi": False,
 }
-# Labels as they read after "is there"; the others read well as they stand.
+# Labels as they read after "is there"; the others read well as they are.
 LABEL_NOUNS = {
     "benign": "a benign lesion",
     "malignant": "a malignant lesion",
@@ -79,7 +80,7 @@ IMAGE_NOUNS = frozenset({"radiograph", "photograph", "B-scan", "CT", "MRI", "ult
 # Kinds of label that describe how the image was made, and what to call them in a question.
 ACQUISITION_KINDS = {"sequence": "MRI sequence", "acquisition": "contrast phase", "stain": "staining method"}
 
-# One in so many images also becomes such a record; the questions are easy and the images would repeat too often.
+# One in this many images also becomes such a record; the questions are easy and the images would repeat too often.
 MODALITY_QUESTION_SHARE = 3
 SUPER_RESOLUTION_SHARE = 4
 PLANNED_SHARE = 4
@@ -199,7 +200,7 @@ def _row_records(row: dict[str, Any], context: _Context) -> Iterator[Record]:
         yield from _segmentations(row, origin, image)
     if row["target_image"] is not None:
         yield from _pairs(row, context, origin, image)
-    if row["modality"] in tasks.MODALITY_NAMES and row["id"] not in context.repeated:
+    if row["modality"] in MODALITY_NAMES and row["id"] not in context.repeated:
         yield from _descriptions(row, origin, image)
 
 
@@ -328,7 +329,7 @@ def _descriptions(row: dict[str, Any], origin: tasks.Origin, image: RecordImage)
     view = VIEWS.get(row["plane"].lower(), "")
     acquired = row["label_kind"] in (*ACQUISITION_KINDS, "annotated cell count")
     finding = "" if acquired else " and ".join(row["labels"] or [])
-    facts = [("modality", tasks.MODALITY_NAMES[row["modality"]]), ("image type", origin.description)]
+    facts = [("modality", MODALITY_NAMES[row["modality"]]), ("image type", origin.description)]
     side = "laterality" if view.endswith("eye") else "view"
     facts += [(name, value) for name, value in (("anatomy", row["anatomy"]), (side, view)) if value]
     site = row["anatomy"] if row["anatomy"] and row["anatomy"] not in origin.description else ""
@@ -338,22 +339,22 @@ def _descriptions(row: dict[str, Any], origin: tasks.Origin, image: RecordImage)
     phrase = facts_phrase(origin.description, where, finding)
 
     def sentence(task: str) -> str:
-        modality = tasks.SHORT_NAMES[row["modality"]]
+        modality = SHORT_NAMES[row["modality"]]
         return facts_sentence(origin.record_id(task), modality, origin.description, where, finding)
 
     if _one_in(MODALITY_QUESTION_SHARE, row, "modality"):
-        yield tasks.acquisition(origin, image, "imaging modality", tasks.MODALITY_NAMES[row["modality"]])
+        yield tasks.acquisition(origin, image, "imaging modality", MODALITY_NAMES[row["modality"]])
     if view and _one_in(MODALITY_QUESTION_SHARE, row, "view"):
         yield tasks.acquisition(origin, image, side, view)
     yield tasks.caption(origin, [image], sentence("caption"))
     yield tasks.text_to_image(origin, image, phrase)
     if _one_in(PLANNED_SHARE, row, "planned"):
         key = origin.record_id("planned_text_to_image")
-        plan = plan_from_facts(key, phrase, tasks.SHORT_NAMES[row["modality"]], facts)
+        plan = plan_from_facts(key, phrase, SHORT_NAMES[row["modality"]], facts)
         yield tasks.planned_text_to_image(origin, image, plan)
     if _one_in(WRITING_SHARE, row, "writing"):
         yield tasks.writing_dialogue(origin, facts, sentence("dialogue"))
-    # What was enlarged before has no detail that a model could learn to restore.
+    # What was enlarged before has no detail that a model could be trained to restore.
     enlarged = "upsampled" in (row["notes"] or "")
     if not enlarged and (row["modality"] == "MRI" or _one_in(SUPER_RESOLUTION_SHARE, row, "super_resolution")):
         scale = 2 if _one_in(2, row, "scale") else 4

@@ -105,14 +105,18 @@ class Job:
 
 
 class Executor(Protocol):
+    """Runs a job's shards in some order and place; returns when every one has its receipt."""
+
     def run(self, job: "Job", tasks: Sequence[ShardTask]) -> None: ...
 
 
 def receipt_path(task: ShardTask, job: str) -> Path:
+    """Where the receipt of one shard of a job lies."""
     return Path(task.output) / "receipts" / job / f"{task.name}.json"
 
 
 def fingerprint(job: Job, task: ShardTask) -> str:
+    """SHA-256 of all that a shard's result follows from: the job, its settings, its inputs, this package's version."""
     inputs = [parquet_identity(task.source)]
     for path in job.extra_inputs(task) if job.extra_inputs else ():
         inputs.append(parquet_identity(path))
@@ -123,6 +127,7 @@ def fingerprint(job: Job, task: ShardTask) -> str:
 
 
 def is_finished(job: Job, task: ShardTask) -> bool:
+    """Whether a shard's receipt is of this job and these inputs, and its files have the sizes that it names."""
     receipt = _read(receipt_path(task, job.name))
     return receipt["fingerprint"] == fingerprint(job, task) and receipt["files"] == _sizes(task, receipt["files"])
 
@@ -187,7 +192,7 @@ class LocalExecutor:
 
     def __init__(self, processes: int = 1) -> None:
         if processes < 1:
-            raise ValueError(f"the number of processes must be 1 or more, found {processes}")
+            raise ValueError(f"the number of processes must be 1 or more, found {processes}.")
         self.processes = processes
 
     def run(self, job: Job, tasks: Sequence[ShardTask]) -> None:
@@ -214,7 +219,7 @@ class LocalExecutor:
 
 @dataclass(frozen=True)
 class _ShardCall:
-    """One row of the map. `child` tells that it is done in a process that must not outlive the one that started it."""
+    """One row of the map. `child`: in a process that must not outlive the one that started it."""
 
     job: Job
     child: bool = False
@@ -249,7 +254,7 @@ class RayExecutor:
 
     def __init__(self, workers: int = 2) -> None:
         if workers < 1:
-            raise ValueError(f"the number of workers must be 1 or more, found {workers}")
+            raise ValueError(f"the number of workers must be 1 or more, found {workers}.")
         self.workers = workers
 
     def run(self, job: Job, tasks: Sequence[ShardTask]) -> None:
@@ -269,7 +274,7 @@ def check_apart(sources: Iterable[str | Path], output: str | Path) -> None:
     """Raises ValueError where results would be written among the records that they are made from."""
     output = Path(output).resolve()
     if any(Path(source).resolve().parent in (output, output / "data") for source in sources):
-        raise ValueError(f"{output} holds the records that are read; choose another folder for the result")
+        raise ValueError(f"{output} holds the records that are read; choose another folder for the result.")
 
 
 def run_job(
@@ -291,7 +296,7 @@ def run_job(
     output = Path(output).resolve()
     names = shard_names(sources)
     if len(set(names)) != len(names):
-        raise ValueError("two input shards have the same file name; give every shard a name of its own")
+        raise ValueError("two input shards have the same file name; give every shard a name of its own.")
     tasks = [
         ShardTask(name, str(Path(source).resolve()), str(output)) for name, source in zip(names, sources, strict=True)
     ]
@@ -380,4 +385,5 @@ class _Beside:
 
 
 def beside(folder: str | Path) -> Callable[[ShardTask], Sequence[Path]]:
+    """For `Job.extra_inputs`: the file of the same shard in another folder."""
     return _Beside(str(folder))

@@ -1,7 +1,7 @@
 """Caption augmented generation (paper, appendix A.3): describe the image, fuse with its caption, plan in words.
 
 The writer is any vision-language model behind `Writer`. `TransformersWriter` runs one from a folder or Hub name; the
-authors used MedGemma 27B, whose weights could not be had for testing here.
+authors used MedGemma 27B, whose weights were not available for testing here.
 """
 
 import dataclasses

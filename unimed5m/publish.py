@@ -83,7 +83,7 @@ class PublishShard:
     Attributes:
         embed: see `may_embed`.
         public: data sets whose names of files and groups are public already.
-        key: of the digests that stand for all other names.
+        key: of the digests that replace all other names.
     """
 
     embed: tuple[str, ...]
@@ -281,7 +281,7 @@ def publish(
     output, sources = Path(output), shards_of_all(records)
     stems = set(shard_names(sources))
     if any(f"{split}-{stem}" in stems for split in SPLITS for stem in stems):
-        raise ValueError(f"two shards in {records} differ in a leading split name only; give them other names")
+        raise ValueError(f"two shards in {records} differ in a leading split name only; give them other names.")
     known = public_datasets().union(public)
     # Nobody without the records can compute it, and equal records give equal digests.
     key = hashlib.sha256("".join(parquet_identity(path) for path in sources).encode()).hexdigest()
@@ -295,13 +295,13 @@ def publish(
         and not (earlier / "publish").exists()
         and not is_unfinished(output, "card")
     ):
-        raise ValueError(f"{output} holds other files; choose a new folder for the repository")
+        raise ValueError(f"{output} holds other files; choose a new folder for the repository.")
     # Records without the card that describes them are not published.
     with unfinished(output, "card"):
         receipts = run_job(job, sources, output, executor)
         statistics = add_up(receipts)
         if not statistics["records"]:
-            raise ValueError(f"the shards of {records} hold no record; there is nothing to publish")
+            raise ValueError(f"the shards of {records} hold no record; there is nothing to publish.")
         write_card(output, name, statistics)
         write_json(output / "statistics.json", statistics)
     return statistics
@@ -351,7 +351,14 @@ def push_to_hub(folder: str | Path, repo_id: str, private: bool = True, revision
 
     Files of an earlier upload that are published no longer are deleted from the repository.
 
-    Raises ValueError where the folder was not published, or not completely.
+    Args:
+        folder: what `publish` wrote.
+        repo_id: "name/repository"; made if missing.
+        private: whether a new repository is private.
+        revision: branch; the default one if None.
+
+    Raises:
+        ValueError: where the folder was not published, or not completely.
     """
     from huggingface_hub import HfApi
 
@@ -375,6 +382,6 @@ def check_published(folder: Path) -> None:
     """Raises ValueError where the folder was not published, or not completely."""
     if not (folder / "statistics.json").is_file():
         raise ValueError(
-            f"expected a published folder, found no statistics.json in {folder}; publish the records first"
+            f"expected a published folder, found no statistics.json in {folder}; publish the records first."
         )
     check_finished(folder)

@@ -33,7 +33,7 @@ def relink(published: str | Path, sources: str | Path | Sequence[str | Path], ou
     keep_out_of_git(output)
     earlier = list(output.glob("data/*.parquet"))
     if earlier and not is_unfinished(output, "relink"):
-        raise ValueError(f"{output} holds relinked records already; choose another folder, with all sources at once")
+        raise ValueError(f"{output} holds relinked records already; choose another folder, with all sources at once.")
     found = missing = 0
     with unfinished(output, "relink"):
         for path in earlier:

@@ -12,12 +12,10 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import datasets
 import pyarrow
-
-if TYPE_CHECKING:
-    import datasets
 
 IMAGE_PLACEHOLDER = "<image>"
 
@@ -52,15 +50,12 @@ ROLES = ("human", "gpt")
 UNKNOWN = "unknown"
 
 
-def features(*, decode: bool = True) -> "datasets.Features":
+def features(*, decode: bool = True) -> datasets.Features:
     """The columns of a record for `datasets`.
 
     Args:
         decode: True gives images as PIL images; False gives the stored bytes, which `Record.from_row` needs.
     """
-    # It takes seconds to import, and whoever only holds records does not need it.
-    import datasets
-
     text = datasets.Value("string")
     image = {
         "image": datasets.Image(decode=decode),
@@ -98,8 +93,19 @@ def features(*, decode: bool = True) -> "datasets.Features":
     )
 
 
-FEATURES = features()
-ARROW_SCHEMA: pyarrow.Schema = FEATURES.arrow_schema
+FEATURES: "datasets.Features"
+ARROW_SCHEMA: pyarrow.Schema
+
+
+def __getattr__(name: str) -> Any:
+    """`FEATURES` and `ARROW_SCHEMA`, made at their first use for the sake of `features`' import."""
+    if name == "FEATURES":
+        value: Any = features()
+    elif name == "ARROW_SCHEMA":
+        value = features().arrow_schema
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return globals().setdefault(name, value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +145,7 @@ class RecordImage:
         """Read an entry of `input_img` or `output_img` whose image is undecoded.
 
         Raises:
-            ValueError: if the image is a decoded image: its original bytes are lost.
+            ValueError: if the image is decoded: its original bytes are lost.
         """
         image = row["image"]
         if image is not None and not isinstance(image, Mapping):
@@ -361,7 +367,7 @@ def record_id(dataset: str, original_id: str, task: str, variant: str = "") -> s
         dataset: name of the source.
         original_id: the sample's name in the source.
         task: sub-task type of the record.
-        variant: tells several records of one sample and task apart (question number, class, scale).
+        variant: distinguishes several records of one sample and task (question number, class, scale).
     """
     return _digest([dataset, original_id, task, variant])[:24]
 
@@ -389,7 +395,7 @@ def _digest(value: object) -> str:
 
 def to_table(records: Iterable[Record]) -> pyarrow.Table:
     """The records as an Arrow table with `ARROW_SCHEMA`."""
-    return pyarrow.Table.from_pylist([record.to_row() for record in records], schema=ARROW_SCHEMA)
+    return pyarrow.Table.from_pylist([record.to_row() for record in records], schema=features().arrow_schema)
 
 
 def from_table(table: pyarrow.Table) -> list[Record]:

@@ -1,4 +1,4 @@
-"""The files of sharded work: found by folder, told apart by content, written in fixed bytes, read in small batches."""
+"""The files of sharded work: found by folder, identified by content, written in fixed bytes, read in batches."""
 
 import hashlib
 import io
@@ -16,7 +16,7 @@ from unimedvl.utils.whole_files import replacing
 
 # Images dominate a row: a hundred rows keep one batch in tens of megabytes and are the Hub's advice for row groups.
 BATCH_ROWS = 100
-# What tells of a folder which source its records are from.
+# The files that state which source a folder's records are from.
 MARKS = ("build.json", "augment.json", "qc.json")
 RECORD_COLUMNS = ("id", "sub_task_type", "input_img", "message")
 UNFINISHED_SUFFIX = ".unfinished"
@@ -38,7 +38,7 @@ def shard_paths(folder: str | Path) -> list[Path]:
             for path in paths:
                 _check_columns(path)
             return paths
-    raise ValueError(f"expected Parquet shards in {folder} or {folder / 'data'}, found none; build the records first")
+    raise ValueError(f"expected Parquet shards in {folder} or {folder / 'data'}, found none; build the records first.")
 
 
 def _check_columns(path: Path) -> None:
@@ -50,7 +50,7 @@ def _check_columns(path: Path) -> None:
     missing = [name for name in RECORD_COLUMNS if name not in names]
     if missing:
         raise ValueError(
-            f"{path}: expected records with the column {missing[0]}, found {', '.join(names[:6]) or 'none'}"
+            f"{path}: expected records with the column {missing[0]}, found {', '.join(names[:6]) or 'none'}."
         )
 
 
@@ -60,12 +60,12 @@ def record_folders(records: str | Path | Sequence[str | Path]) -> list[Path]:
 
 
 def build_sources(records: str | Path | Sequence[str | Path]) -> list[str]:
-    """The sources that record folders were built from, also by way of `augment` and `check`; "" where none is told."""
+    """The sources that record folders were built from, also through `augment` and `check`; "" where none is stated."""
     found: list[str] = []
     for folder in record_folders(records):
         marks = [json.loads(mark.read_text()) for name in MARKS if (mark := folder / name).is_file()]
-        told = [source for mark in marks for source in mark.get("sources", [mark.get("source", "")])]
-        found += told or [""]
+        stated = [source for mark in marks for source in mark.get("sources", [mark.get("source", "")])]
+        found += stated or [""]
     return sorted(set(found))
 
 
@@ -77,11 +77,11 @@ def shards_of_all(records: str | Path | Sequence[str | Path]) -> list[Path]:
     """
     folders = record_folders(records)
     if len({folder.resolve() for folder in folders}) != len(folders):
-        raise ValueError("the same record folder is given twice; name each once")
+        raise ValueError("the same record folder is given twice; name each once.")
     paths = [path for folder in folders for path in shard_paths(folder)]
     names = shard_names(paths)
     if len(set(names)) != len(names):
-        raise ValueError("two record folders have the same name and the same shards; rename one of the folders")
+        raise ValueError("two record folders have the same name and the same shards; rename one of the folders.")
     return paths
 
 
@@ -99,7 +99,7 @@ def check_finished(folder: Path) -> None:
     marks = sorted(path.name for path in (folder / "receipts").glob(f"*{UNFINISHED_SUFFIX}"))
     if marks:
         names = ", ".join(mark.removesuffix(UNFINISHED_SUFFIX) for mark in marks)
-        raise ValueError(f"{folder} is unfinished ({names} did not end well); repeat the command that writes it")
+        raise ValueError(f"{folder} is unfinished ({names} did not end well); repeat the command that writes it.")
 
 
 def _unfinished_mark(folder: Path, name: str) -> Path:
@@ -136,7 +136,7 @@ def parquet_identity(path: str | Path) -> str:
         tail = file.read()
         length = int.from_bytes(tail[:4], "little") + 8
         if len(tail) < 8 or tail[4:] != b"PAR1" or length > size:
-            raise ValueError(f"{path} is not a complete Parquet file; build it again")
+            raise ValueError(f"{path} is not a complete Parquet file; build it again.")
         if SEAL in (pq.read_metadata(path).metadata or {}):
             file.seek(size - length)
             return hashlib.sha256(file.read()).hexdigest()
@@ -168,6 +168,7 @@ class SealedWriter(pq.ParquetWriter):
         super().__init__(self._file, schema.with_metadata(metadata), **options)
 
     def close(self) -> None:
+        """Write the footer with the digest; a second call does nothing."""
         if self.is_open:
             self.add_key_value_metadata({SEAL: self._file.digest.hexdigest()})
             super().close()
@@ -190,6 +191,7 @@ def parquet_writer(path: str | Path, schema: pa.Schema) -> SealedWriter:
 
 
 def write_table(path: str | Path, table: pa.Table) -> None:
+    """Write a table as one sealed row group, whole or not at all."""
     with replacing(path) as partial, parquet_writer(partial, table.schema) as writer:
         writer.write_table(table, row_group_size=max(1, table.num_rows))
 

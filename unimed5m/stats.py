@@ -245,7 +245,7 @@ def _page(paths: Sequence[Path], chosen: Mapping[str, Sequence[str]], total: int
 def shown(record: Record) -> dict[str, Any]:
     """A record for the page: its turns cut at the placeholders, images as data addresses."""
     waiting = {"human": list(record.input_img), "gpt": list(record.output_img)}
-    turns = []
+    turns: list[dict[str, Any]] = []
     for turn in record.message:
         parts: list[dict[str, str]] = []
         for index, text in enumerate(turn.value.split(IMAGE_PLACEHOLDER)):

@@ -17,6 +17,7 @@ from unimedvl.processing.view_unimedvl import View
 
 from .clean_image_files import plain_jpeg, plain_png
 from .schema import Record, RecordImage
+from .templates.words import CENTRAL_PLACE, HORIZONTAL_PLACES, VERTICAL_PLACES
 
 RESAMPLING = ("bicubic", "k-space")
 # Gray levels between a drawn lesion and its surroundings.
@@ -125,7 +126,11 @@ def pixels_of(source_image: RecordImage) -> numpy.ndarray:
 
 
 def index_mask(source_image: RecordImage) -> numpy.ndarray:
-    """The class numbers of a mask image (gray or palette), (height, width) uint8."""
+    """The class numbers of a mask image (gray or palette), (height, width) uint8.
+
+    Raises:
+        ValueError: if the image has no bytes.
+    """
     if source_image.data is None:
         raise ValueError(f"{source_image.path}: expected a mask's bytes, found a path only.")
     with Image.open(io.BytesIO(source_image.data)) as image:
@@ -177,7 +182,8 @@ def draw_lesion(pixels: numpy.ndarray, seed: int, *, bright: bool) -> tuple[nump
         bright: a spot lighter than its surroundings (an opacity), or darker.
 
     Returns:
-        The altered image and the place in words, "upper left" to "lower right" with "centre".
+        The altered image, of the shape and type of `pixels`, and the place in words: one of `VERTICAL_PLACES` and one
+        of `HORIZONTAL_PLACES` ("upper left"), or `CENTRAL_PLACE`.
 
     Raises:
         ValueError: if the image is too small.
@@ -200,10 +206,10 @@ def draw_lesion(pixels: numpy.ndarray, seed: int, *, bright: bool) -> tuple[nump
     if pixels.ndim == 3:
         opacity = opacity[..., None]
     altered = numpy.rint(pixels * (1 - opacity) + color * opacity).astype(numpy.uint8)
-    vertical = ("upper", "middle", "lower")[min(int(3 * row / height), 2)]
-    horizontal = ("left", "centre", "right")[min(int(3 * column / width), 2)]
-    place = "centre" if (vertical, horizontal) == ("middle", "centre") else f"{vertical} {horizontal}"
-    return altered, place
+    vertical = VERTICAL_PLACES[min(int(3 * row / height), 2)]
+    horizontal = HORIZONTAL_PLACES[min(int(3 * column / width), 2)]
+    central = (vertical, horizontal) == (VERTICAL_PLACES[1], HORIZONTAL_PLACES[1])
+    return altered, CENTRAL_PLACE if central else f"{vertical} {horizontal}"
 
 
 def _inner_place(gray: numpy.ndarray, color: float, generator: numpy.random.Generator) -> tuple[float, float]:

@@ -1,6 +1,11 @@
-"""From unimodal data to records: one function per task, plain values in, a `Record` out.
+"""Records from unimodal data: one function per task, plain values in, a `Record` out.
 
-Where an output image stands in the answer is part of the task (paper, section 3.3; the released loaders): staining,
+Every function takes the `origin` of a sample; its description, license, split and group become the record's. `variant`
+distinguishes several records of one sample and task (question number, class); texts are the source's own, and stray
+placeholders in them are removed. Images are `RecordImage`s with bytes. Ids, phrasings and drawn images follow from the
+origin and the task alone: a rebuilt record is the same, byte for byte.
+
+The place of an output image in the answer is part of the task (paper, section 3.3; the upstream loaders): staining,
 super-resolution, segmentation, restoration and text-to-image answer in words first, cross-modal synthesis and
 counterfactuals show the image first. `image_first` holds that table.
 """
@@ -17,30 +22,12 @@ from .schema import IMAGE_PLACEHOLDER, Record, RecordImage, Turn, record_id
 from .sentences import cased, clean
 from .task_images import class_mask, draw_lesion, drawn_image, lower_resolution, pixels_of
 from .templates import choose
+from .templates.words import SHORT_NAMES
 
 # Sources whose loaders put the image before the text, whatever the task, and the tasks that do so in any source.
 IMAGE_FIRST_DATASETS = frozenset({"icg-cxr", "brats2023", "synthrad2023"})
 TEXT_FIRST_DATASETS = frozenset({"vl-health"})
 IMAGE_FIRST_TASKS = frozenset({"cross_modal", "counterfactual"})
-
-MODALITY_NAMES = {
-    "CFP": "color fundus photography",
-    "CXR": "chest X-ray",
-    "CT": "computed tomography",
-    "HIS": "microscopy",
-    "MRI": "magnetic resonance imaging",
-    "OCT": "optical coherence tomography",
-    "US": "ultrasound",
-    "ENDO": "endoscopy",
-    "DERM": "dermoscopy",
-}
-SHORT_NAMES = MODALITY_NAMES | {
-    "CFP": "color fundus",
-    "CT": "CT",
-    "MRI": "MRI",
-    "OCT": "OCT",
-    "RAD": "radiology",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +163,7 @@ def caption(origin: Origin, images: Sequence[RecordImage], text: str, variant: s
 def report(
     origin: Origin, images: Sequence[RecordImage], text: str, variant: str = "", *, note: bool = False
 ) -> Record:
-    """The source's report of a study, or (`note`) its clinical note, which also tells about the patient."""
+    """The source's report of a study, or (`note`) its clinical note, which also describes the patient."""
     key = origin.record_id("report", variant)
     human = choose("clinical_note" if note else "report", "human", key, description=origin.description)
     return _understanding(origin, key, "report", images, human, clean(text))
@@ -255,7 +242,7 @@ def segmentation(
 
 
 def super_resolution(origin: Origin, image: RecordImage, scale: int, method: str) -> Record:
-    """The image from a copy of lower resolution on the same grid (`images.lower_resolution`)."""
+    """The image from a copy of lower resolution on the same grid (`task_images.lower_resolution`)."""
     key = origin.record_id("super_resolution", f"{scale}/{method}")
     coarse = drawn_image(
         lower_resolution(pixels_of(image), scale, method), f"{origin.original_id}.{method}{scale}.png"
@@ -280,7 +267,7 @@ def virtual_staining(origin: Origin, source: RecordImage, stained: RecordImage, 
 
 
 def cross_modal(origin: Origin, source: RecordImage, other: RecordImage, source_name: str, target_name: str) -> Record:
-    """The same anatomy in another modality or sequence. For the way back call it with both swapped."""
+    """The same anatomy in another modality or sequence. For the inverse task call it with both swapped."""
     key = origin.record_id("cross_modal", f"{source_name}/{target_name}")
     texts = {"origin": source_name, "target": target_name}
     return _editing(origin, key, "cross_modal", [source], other, "cross_modal", texts, texts)
@@ -301,7 +288,12 @@ def synthetic_counterfactual(origin: Origin, image: RecordImage, *, removed: boo
     """A pair with a drawn lesion: added to the image, or (`removed`) present before and gone after.
 
     The record says that it is synthetic in `synthetic`, `provenance` and `extra`, and in the words of both turns:
-    "artificial" stands before the lesion.
+    "artificial" precedes the lesion.
+
+    Args:
+        image: at least 32 pixels on each side.
+        removed: whether the drawn lesion is in the prior image rather than in the follow-up.
+        bright: a lesion lighter than its surroundings (an opacity), or darker.
     """
     key = origin.record_id("counterfactual", "removed" if removed else "added")
     altered, place = draw_lesion(pixels_of(image), int(key[:16], 16), bright=bright)

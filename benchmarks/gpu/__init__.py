@@ -1,1 +1,1 @@
-"""What one GPU shows in four minutes: correctness, speed and memory of the published architecture (docs/gpu.md)."""
+"""What one GPU shows in four minutes: correctness, speed and memory of the 14B architecture (docs/gpu.md)."""

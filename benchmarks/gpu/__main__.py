@@ -1,4 +1,4 @@
-"""Correctness, speed and memory of the published architecture on one GPU, in less than four minutes.
+"""Correctness, speed and memory of the 14B architecture on one GPU, in less than four minutes.
 
     python -m benchmarks.gpu [--parts correctness denoise decode train memory] [--out outputs/gpu] [--plan]
     python -m benchmarks.gpu --size tiny --device cpu          # the rehearsal

@@ -1,11 +1,10 @@
-"""The published architecture with random weights made on the device, and its operations in closed form."""
+"""The 14B architecture with random weights made on the device, and its operations in closed form."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from unimedvl.modeling_unimedvl.blocks_unimedvl import BlockKind
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
@@ -17,7 +16,7 @@ WEIGHT_SPREAD = 0.02
 
 @dataclass(frozen=True)
 class Size:
-    """What is measured at: the published sizes on a GPU, or a rehearsal of the same steps.
+    """What is measured at: the 14B sizes on a GPU, or a rehearsal of the same steps.
 
     Attributes:
         config: makes the configuration; keyword arguments change its text part.
@@ -58,7 +57,7 @@ class Size:
 
 
 def full_config(**text: Any) -> UniMedVLConfig:
-    """The published sizes, which are the configuration's defaults."""
+    """The 14B sizes, which are the configuration's defaults."""
     return UniMedVLConfig(text_config=text)
 
 
@@ -73,7 +72,8 @@ def tiny_config(**text: Any) -> UniMedVLConfig:
         "num_key_value_heads": 1,
         "max_position_embeddings": 1024,
     }
-    tokens = ("pad", "bos", "eos", "vision_start", "vision_end", "latent", "image")
+    names = ("pad", "bos", "eos", "vision_start", "vision_end", "latent", "image")
+    token_ids: dict[str, Any] = {f"{name}_token_id": 300 + index for index, name in enumerate(names)}
     return UniMedVLConfig(
         text_config=sizes | text,
         vision_config={
@@ -93,7 +93,7 @@ def tiny_config(**text: Any) -> UniMedVLConfig:
         },
         max_latent_size=8,
         vit_max_num_patch_per_side=8,
-        **{f"{name}_token_id": 300 + index for index, name in enumerate(tokens)},
+        **token_ids,
     )
 
 
@@ -157,7 +157,8 @@ def random_model(
     Norm weights are 1, biases 0, everything else normal with a standard deviation of 0.02; position tables and rotary
     frequencies hold what they have to.
     """
-    model = on_meta(config).to(dtype).to_empty(device=device).eval()
+    outline: Any = on_meta(config)
+    model: UniMedVLForConditionalGeneration = outline.to(dtype).to_empty(device=device).eval()
     torch.manual_seed(seed)
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
@@ -206,18 +207,20 @@ def prompt(
         images["latent_pixel_values"] = torch.rand(1, 3, vae_side, vae_side, generator=generator) * 2 - 1
         images["latent_image_sizes"] = torch.tensor([[vae_side, vae_side]])
     if vit_grid is not None:
-        patches, patch = vit_grid[0] * vit_grid[1], config.vision_config.patch_size
+        vision: Any = config.vision_config
+        patches, patch = vit_grid[0] * vit_grid[1], vision.patch_size
         blocks.append((config.image_token_id, BlockKind.VIT, patches))
         images["pixel_values"] = torch.rand(patches, 3 * patch**2, generator=generator) * 2 - 1
         images["image_grid_thw"] = torch.tensor([[1, *vit_grid]])
     assert rows == 1 or not images
-    ids, kinds = [], []
+    ids: list[int] = []
+    kinds: list[int] = []
     for token, kind, count in blocks:
         ids += [config.vision_start_token_id, *[token] * count, config.vision_end_token_id]
         kinds += [0, *[int(kind)] * count, 0]
-    batch = [
-        ids + [config.bos_token_id, *drawn_ids(config, text_tokens, row), config.eos_token_id] for row in range(rows)
-    ]
+    start: Any = config.bos_token_id
+    end: Any = config.eos_token_id
+    batch = [[*ids, start, *drawn_ids(config, text_tokens, row), end] for row in range(rows)]
     inputs = {"input_ids": torch.tensor(batch), **images}
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     if images:
@@ -228,7 +231,7 @@ def prompt(
 
 def layer_weights(config: UniMedVLConfig) -> int:
     """Weights of the matrices that a token passes in one layer, in either expert."""
-    text = config.text_config
+    text: Any = config.text_config
     head = text.hidden_size // text.num_attention_heads
     heads = 2 * text.num_attention_heads + 2 * text.num_key_value_heads
     return text.hidden_size * (heads * head + 3 * text.intermediate_size)
@@ -241,7 +244,8 @@ def update_flops(config: UniMedVLConfig, tokens: int, contexts: list[int]) -> in
         tokens: latent tokens of the image.
         contexts: key length of each guidance context, as the pass computes it.
     """
-    text, hidden = config.text_config, config.text_config.hidden_size
+    text: Any = config.text_config
+    hidden = text.hidden_size
     block = tokens + 2
     linear = 2 * text.num_hidden_layers * layer_weights(config) * block + 2 * 2 * config.latent_dim * hidden * tokens
     time = 2 * (TIME_FEATURES + hidden) * hidden
@@ -249,7 +253,7 @@ def update_flops(config: UniMedVLConfig, tokens: int, contexts: list[int]) -> in
     return len(contexts) * linear + time + sum(attention)
 
 
-def decode_bytes(model: nn.Module, context: int, rows: int) -> int:
+def decode_bytes(model: Any, context: int, rows: int) -> int:
     """Bytes that one decoding step has to read: the weights of a text token once, and each row's keys and values."""
     parts = [model.model.language_model.layers, model.model.language_model.norm, model.lm_head]
     weights = sum(
@@ -263,6 +267,6 @@ def decode_bytes(model: nn.Module, context: int, rows: int) -> int:
 
 def cache_bytes_per_token(config: UniMedVLConfig, element_size: int = 2) -> int:
     """Bytes of the keys and values of one token in all layers."""
-    text = config.text_config
+    text: Any = config.text_config
     head = text.hidden_size // text.num_attention_heads
     return 2 * text.num_hidden_layers * text.num_key_value_heads * head * element_size

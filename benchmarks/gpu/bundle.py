@@ -49,6 +49,7 @@ CODE = (
     "unimedvl",
     "tests/__init__.py",
     "tests/conftest.py",
+    "evaluation",
     "tests/tiny.py",
     "tests/golden",
 )

@@ -78,12 +78,11 @@ def greedy(model: Any, device: torch.device, vit_grid: tuple[int, int] | None = 
 def velocities(model: Any, device: torch.device) -> dict[str, torch.Tensor]:
     """Velocity of the first update from a text, and from a text and an image; posterior noise is drawn on the CPU."""
     side, found = image_side(model), {}
-    for name, contexts, image in (
-        ("image", 2, {}),
-        ("edit", 3, {"vit_grid": VIT_GRID, "vae_side": side}),
-    ):
-        inputs, branches = prompt(model.config, device, TEXT_TOKENS, **image), []
-        denoised(model, inputs, side, contexts, 2, lambda step, values, kept=branches: kept.append(values))
+    image: dict[str, Any] = {"vit_grid": VIT_GRID, "vae_side": side}
+    for name, contexts, shown in (("image", 2, {}), ("edit", 3, image)):
+        inputs = prompt(model.config, device, TEXT_TOKENS, **shown)
+        branches: dict[int, dict[str, Any]] = {}
+        denoised(model, inputs, side, contexts, 2, branches.__setitem__)
         found[name] = branches[0]["velocity_cond"][0]
     return found
 
@@ -225,7 +224,7 @@ def offload(bench: Bench) -> None:
     exact_arithmetic()
     model = on_device(bench)
     layers = model.config.text_config.num_hidden_layers
-    # Everything is on the CPU in a rehearsal, so that there the disk stands for it.
+    # Everything is on the CPU in a rehearsal, so the disk replaces it there.
     elsewhere = "cpu" if bench.device.type == "cuda" else "disk"
     places = {
         name: str(bench.device) for name in ("lm_head", *(f"model.{part}" for part, _ in model.model.named_children()))

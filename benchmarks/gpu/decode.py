@@ -1,6 +1,7 @@
 """Text decoding: tokens per second with a growing and a fixed cache, and the share of the memory bandwidth."""
 
 import statistics
+from functools import partial
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ def dynamic_cache(bench: Bench) -> None:
     model = the_model(bench)
     for rows in (1, bench.size.batch):
         time_ms, logits = decoded(bench, model, rows)
-        bench.shared(f"logits{rows}", lambda logits=logits: logits)
+        bench.shared(f"logits{rows}", partial(torch.Tensor.detach, logits))
         record_decoding(bench, f"decode.dynamic.batch{rows}", rows, time_ms)
 
 
@@ -107,9 +108,8 @@ def static_cache(bench: Bench) -> None:
 def static_cache_compiled(bench: Bench) -> None:
     """A cache of fixed size and the whole step compiled with CUDA graphs, as transformers does it by itself."""
     real = bench.size.compile_backend == "inductor"
-    settings = CompileConfig(
-        backend=bench.size.compile_backend, mode="reduce-overhead" if real else None, fullgraph=False, dynamic=False
-    )
+    mode: dict[str, Any] = {"mode": "reduce-overhead"} if real else {}
+    settings: Any = CompileConfig(backend=bench.size.compile_backend, fullgraph=False, dynamic=False, **mode)
     settings._compile_all_devices = True
     against_dynamic(bench, "decode.static_compiled.batch1", 1, compile_config=settings)
 

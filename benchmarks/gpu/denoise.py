@@ -63,7 +63,7 @@ def denoised(
 
 def inputs_for(bench: Bench, model: Any, side: int, contexts: int) -> dict[str, torch.Tensor]:
     """A text, and for three contexts the image that is edited, as VAE and ViT blocks."""
-    image = {"vit_grid": bench.size.vit_grid, "vae_side": side} if contexts == 3 else {}
+    image: dict[str, Any] = {"vit_grid": bench.size.vit_grid, "vae_side": side} if contexts == 3 else {}
     return prompt(model.config, bench.device, min(TEXT_TOKENS, bench.size.prompt_tokens), **image)
 
 
@@ -97,7 +97,8 @@ def timed_updates(
     `start` is called after the first update.
     """
     model = the_model(bench)
-    clock, velocities = Clock(bench.device), []
+    clock = Clock(bench.device)
+    velocities: list[torch.Tensor] = []
 
     def on_update(step: int, values: dict[str, Any]) -> None:
         clock.mark()

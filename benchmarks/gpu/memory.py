@@ -74,6 +74,7 @@ def quantize(model: Any, kind: str) -> None:
             continue
         parent_name, _, leaf = name.rpartition(".")
         weight, bias = module.weight.data, module.bias
+        layer: Any
         with torch.device("meta"):
             if kind == "nf4":
                 layer = bnb.nn.Linear4bit(
@@ -89,9 +90,8 @@ def quantize(model: Any, kind: str) -> None:
                 )
         if kind == "nf4":
             # Moving quantizes, also to the device that the weight is on.
-            layer.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", module=layer).to(
-                weight.device
-            )
+            packed: Any = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", module=layer)
+            layer.weight = packed.to(weight.device)
         else:
             # Moving quantizes weights of the CPU only.
             codes, scales, _ = bnb.functional.int8_vectorwise_quant(weight.to(torch.float16))

@@ -1,4 +1,4 @@
-"""Training: a few layers at their published width, a full step and a LoRA step with gradient checkpointing."""
+"""Training: a few layers at the 14B model's width, a full step and a LoRA step with gradient checkpointing."""
 
 import statistics
 from collections.abc import Callable
@@ -36,11 +36,13 @@ def packed_batch(config: UniMedVLConfig, size: Size, device: torch.device) -> tu
         own = owners == number
         counts = (int((own & labels).sum()), int((own & (kinds == BlockKind.NOISED)).sum()), int(own.sum()))
         infos.append(SampleInfo(f"sample-{number}", "drawn", "none", "all", 0, 0, *counts))
-    patches, patch = size.vit_grid[0] * size.vit_grid[1], config.vision_config.patch_size
+    vision: Any = config.vision_config
+    vae: Any = config.vae_config
+    patches, patch = size.vit_grid[0] * size.vit_grid[1], vision.patch_size
     cells = side * config.latent_patch_size
-    latent = (config.vae_config.latent_channels, cells, cells)
+    latent = (vae.latent_channels, cells, cells)
     names = ("input_ids", "mm_token_type_ids", "position_ids", "block_ids", "sample_ids", "labels")
-    batch = {name: pack[name].to(device) for name in names}
+    batch: dict[str, Any] = {name: pack[name].to(device) for name in names}
     generator = torch.Generator().manual_seed(2)
 
     def drawn(*shape: int) -> torch.Tensor:
@@ -99,7 +101,7 @@ def cut_model(bench: Bench) -> Any:
 
 
 def full_step(bench: Bench) -> None:
-    """Every weight but the autoencoder's learns."""
+    """Every weight but the autoencoder's is trained."""
     model = cut_model(bench)
     record_steps(bench, "train.full", model, model)
 

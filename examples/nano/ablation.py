@@ -7,9 +7,9 @@ draws as many samples of each of its groups as every other arm, within a micro-b
 steps follows, so that an arm of both sides makes as many as the two of one side together. Arms of a seed start from
 the same weights: those of `WORK/start` (autoencoder, and ViT pre-trained on captions and masks) with a language model
 of the seed. They see images of 32 pixels and are scored on the held-out part of the training split, which no arm
-learns from. A stopped run goes on where it was; finished parts are kept.
+is trained on. A stopped run resumes where it was; finished parts are kept.
 
-What a claim stands or falls with was chosen before any run: the held-out loss of its side. The other scores are shown
+What decides a claim was chosen before any run: the held-out loss of its side. The other scores are shown
 beside it.
 """
 
@@ -32,6 +32,7 @@ from typer import Option
 from unimedvl.checkpoint.loading import load, load_processor, read_config
 from unimedvl.evaluation.metrics.intervals import student_interval
 from unimedvl.evaluation.metrics.masks import dice
+from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
 from unimedvl.processing.image_processing_unimedvl import resize_image
 from unimedvl.training.curriculum.validation import Validation
@@ -84,7 +85,9 @@ def make_start(work: Path, out: Path, seed: int) -> Path:
     if not (folder / "ready").is_file():
         loaded = load(work / "start", dtype="float32", device="cpu")
         torch.manual_seed(seed)
-        model = UniMedVLForConditionalGeneration(loaded.model.config)
+        config = loaded.model.config
+        assert isinstance(config, UniMedVLConfig)
+        model = UniMedVLForConditionalGeneration(config)
         initialize_attention(model.model.language_model)
         for part in ("vae", "vit_model"):
             getattr(model.model, part).load_state_dict(getattr(loaded.model.model, part).state_dict())
@@ -205,7 +208,7 @@ def run_arm(arm: str, seed: int, share: float, start: Path, work: Path, out: Pat
         "share": share,
         "samples": samples,
         "scores": score(arm, start, model, work),
-        # A run that was stopped tells its last part only.
+        # A run that was stopped reports its last part only.
         "training_seconds": round(trained),
     }
     write_json(result, values)
@@ -254,7 +257,7 @@ def table(results: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> 
             cells.append(f"{numpy.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})" if values else "")
         yield f"| {name} | " + " | ".join(cells) + " |"
     yield ""
-    yield "| claim | by (the first is what the claim stands or falls with) | gain (95 % over seeds) | verdict |"
+    yield "| claim | by (the first decides the claim) | gain (95 % over seeds) | verdict |"
     yield "|---|---|---|---|"
     for row in rows:
         low, high = row["interval"]

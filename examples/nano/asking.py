@@ -26,8 +26,8 @@ class Nano:
     """
 
     def __init__(self, folder: str, sampling: Mapping[str, Any] | None = None):
-        self.wrapper: Any = open_model(folder)
-        self.model, self.processor = self.wrapper.model, self.wrapper.processor
+        wrapper: Any = open_model(folder)
+        self.wrapper, self.model, self.processor = wrapper, wrapper.model, wrapper.processor
         for preset in self.model.generation_config.task_presets.values():
             preset.update(sampling or {})
 
@@ -41,7 +41,7 @@ class Nano:
         self, prompts: Sequence[str], preset: str, images: Sequence[Image.Image] | None = None, seed: int = 0
     ) -> list[Image.Image]:
         """One image for each prompt, from an image where there are images; each has a seed of its own."""
-        given = images or [None] * len(prompts)
+        given: Sequence[Image.Image | None] = images or [None] * len(prompts)
         asked = [conversation(prompt, image) for prompt, image in zip(prompts, given, strict=True)]
         seeds = range(seed, seed + len(asked))
         starts = range(0, len(asked), BATCH)

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from unimedvl.utils.command_line import run_module
 
 from .prepare import image_of, is_image_request, record_digests, work_records
 from .resumable_loop import EVERY, ResumableSteps
+
+# An `AutoencoderKL`: diffusers' types hide that it is a module.
+Autoencoder: TypeAlias = Any
 
 AUTOENCODER_CONFIG = {
     "in_channels": 3,
@@ -52,7 +55,7 @@ def center_square(image: Image.Image, side: int) -> Image.Image:
     """The central square, resized to `side` x `side` pixels (bicubic)."""
     short = min(image.size)
     left, top = (image.width - short) // 2, (image.height - short) // 2
-    return image.crop((left, top, left + short, top + short)).resize((side, side), Image.BICUBIC)
+    return image.crop((left, top, left + short, top + short)).resize((side, side), Image.Resampling.BICUBIC)
 
 
 def random_crop(image: Image.Image, shape: tuple[int, int], random: np.random.Generator) -> Image.Image:
@@ -64,11 +67,11 @@ def random_crop(image: Image.Image, shape: tuple[int, int], random: np.random.Ge
     top = random.uniform(0, image.height - crop_height)
     left = random.uniform(0, image.width - crop_width)
     box = (left, top, left + crop_width, top + crop_height)
-    crop = image.resize((width, height), Image.BICUBIC, box=box)
+    crop = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
     return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if random.random() < 0.5 else crop
 
 
-def initialize(autoencoder: AutoencoderKL) -> None:
+def initialize(autoencoder: Autoencoder) -> None:
     """Start every residual branch at zero and keep the variance through the other convolutions.
 
     The short runs of a nano gain 1.8 dB over PyTorch's default, which shrinks the signal at every layer.
@@ -79,6 +82,7 @@ def initialize(autoencoder: AutoencoderKL) -> None:
                 torch.nn.init.zeros_(module.weight)
             else:
                 torch.nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+            assert module.bias is not None
             torch.nn.init.zeros_(module.bias)
 
 
@@ -99,7 +103,7 @@ def read_images(work: Path, split: str) -> tuple[list[Image.Image], list[Image.I
     return images, masks
 
 
-def reconstruction_psnr(autoencoder: AutoencoderKL, images: Sequence[Image.Image], side: int = 64) -> float:
+def reconstruction_psnr(autoencoder: Autoencoder, images: Sequence[Image.Image], side: int = 64) -> float:
     """Mean PSNR in dB over the central squares of the images as 8-bit images, latents at their mode."""
     squares = [center_square(source_image, side) for source_image in images]
     made: list[np.ndarray] = []
@@ -120,7 +124,7 @@ def train_autoencoder(
     learning_rate: float = 1.5e-3,
     seed: int = 0,
     config: dict | None = None,
-) -> tuple[AutoencoderKL, dict]:
+) -> tuple[Autoencoder, dict]:
     """Train for `steps`, from the last checkpoint in `folder` on, and save there; returns the autoencoder and its
     record (steps, seconds, PSNR in dB).
 
@@ -133,7 +137,8 @@ def train_autoencoder(
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
     config = config or AUTOENCODER_CONFIG
-    autoencoder = AutoencoderKL(**config).to(memory_format=torch.channels_last)
+    autoencoder: Autoencoder = AutoencoderKL(**config)
+    autoencoder = autoencoder.to(memory_format=torch.channels_last)
     initialize(autoencoder)
     optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
@@ -141,11 +146,11 @@ def train_autoencoder(
     course = ResumableSteps(folder, steps, autoencoder, optimizer, schedule, random, settings)
     for step in course:
         shape = SHAPES[random.integers(len(SHAPES))]
-        batch = []
+        crops = []
         for _ in range(batch_size):
             pool = masks if masks and random.random() < MASK_SHARE else images
-            batch.append(pixels(random_crop(pool[int(random.integers(len(pool)))], shape, random)))
-        batch = torch.stack(batch).contiguous(memory_format=torch.channels_last)
+            crops.append(pixels(random_crop(pool[int(random.integers(len(pool)))], shape, random)))
+        batch = torch.stack(crops).contiguous(memory_format=torch.channels_last)
         posterior = autoencoder.encode(batch).latent_dist
         error = autoencoder.decode(posterior.sample()).sample - batch
         divergence = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).mean()
@@ -170,7 +175,7 @@ def train_autoencoder(
     return autoencoder, record
 
 
-def scale_latents(autoencoder: AutoencoderKL, images: Sequence[Image.Image], side: int = 64) -> None:
+def scale_latents(autoencoder: Autoencoder, images: Sequence[Image.Image], side: int = 64) -> None:
     """Set `scaling_factor` and `shift_factor` from the latents of about 1024 images spread over the data."""
     chosen = images[:: max(1, len(images) // 1024)]
     latents = []

@@ -129,8 +129,11 @@ def main(
         raise ValueError(f"{out} is no name of a PNG: choose one that ends in .png.")
     nano = Nano(model)
     out.parent.mkdir(parents=True, exist_ok=True)
-    edits = kind == "edits" and work is not None
-    sheet = edit_sheet(nano, work, with_inputs, seed) if edits else contact_sheet(nano, seed)
+    if kind == "edits":
+        assert work is not None
+        sheet = edit_sheet(nano, work, with_inputs, seed)
+    else:
+        sheet = contact_sheet(nano, seed)
     sheet.save(out)
 
 

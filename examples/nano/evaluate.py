@@ -27,9 +27,9 @@ from unimedvl.evaluation.metrics.intervals import mean_interval
 from unimedvl.evaluation.metrics.masks import dice
 from unimedvl.evaluation.statistics import paired_difference
 from unimedvl.processing.image_processing_unimedvl import resize_image
-from unimedvl.unimed5m import tasks
 from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Record, RecordImage
 from unimedvl.unimed5m.task_images import lower_resolution, pixels_of
+from unimedvl.unimed5m.templates.words import MODALITY_NAMES
 from unimedvl.utils.command_line import run_module
 
 from .asking import Nano
@@ -41,7 +41,7 @@ MODALITY_QUESTION = "What imaging modality is this?"
 DIAGNOSES = {
     "NIH pneumonia / no finding": "nih-chestxray14-subset",
     "LC25000 lung, 3 classes": "lc25000-lung",
-    "brain tumour, 4 classes": "brain-tumor-classification",
+    "brain tumor, 4 classes": "brain-tumor-classification",
 }
 SEGMENTATIONS = {
     "polyp": "kvasir-seg",
@@ -87,7 +87,7 @@ def _shown(records: Sequence[Record]) -> list[Record]:
 def score_modality(nano: Nano, records: Sequence[Record]) -> dict[str, Any]:
     chosen = _shown(records)
     answers = nano.ask([rgb(record.output_img[0]) for record in chosen], [MODALITY_QUESTION] * len(chosen))
-    names = [tasks.MODALITY_NAMES[record.modality] for record in chosen]
+    names = [MODALITY_NAMES[record.modality] for record in chosen]
     wrong = Counter(
         f"{record.dataset} -> {answer}"
         for record, answer, name in zip(chosen, answers, names, strict=True)
@@ -199,7 +199,11 @@ def main(
         raise ValueError(f"{work} holds no training records: prepare it again from more records.")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-    asked = list(work_records(work, "validation") if split == "held-out" else read_records(records, "validation"))
+    if split == "held-out":
+        asked = list(work_records(work, "validation"))
+    else:
+        assert records is not None
+        asked = list(read_records(records, "validation"))
     results = evaluate(Nano(model), asked, work)
     results["seconds"] = round(time.perf_counter() - started)
     if out is not None:

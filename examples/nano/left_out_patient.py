@@ -4,9 +4,9 @@
 
 WORK is what `examples.nano.prepare` and `examples.nano.vision` have made. A common run learns super-resolution from
 other sources; then each patient's run learns translation from the other patient (`recipes/left-out-patient`).
-Compared with the best map from gray level to gray level, fitted on the same slices that the run learnt from. A stopped
-run goes on where it was. The autoencoder was trained on single slices of both patients, the ViT on their captions and
-on masks of other sources; no pair of the left-out patient was seen by any part.
+Compared with the best map from gray level to gray level, fitted on the same slices that the run was trained on. A
+stopped run resumes where it was. The autoencoder was trained on single slices of both patients, the ViT on their
+captions and on masks of other sources; no pair of the left-out patient was seen by any part.
 """
 
 import json
@@ -58,14 +58,14 @@ def gray_level_map(records: Sequence[Record]) -> numpy.ndarray:
     return numpy.interp(numpy.arange(256), levels, total[levels] / count[levels])
 
 
-def score(model: Path, learnt: Sequence[Record], left_out: Sequence[Record]) -> dict[str, dict]:
+def score(model: Path, training: Sequence[Record], left_out: Sequence[Record]) -> dict[str, dict]:
     """Mean PSNR of the model and of the gray-level map for each translation, over the left-out patient's slices.
 
     Without intervals: the slices are of one patient, and one patient does not say how others differ.
     """
     nano, results = Nano(str(model), EDITING), {}
     for origin, target in TRANSLATIONS:
-        chosen, table = of_kind(left_out, origin, target), gray_level_map(of_kind(learnt, origin, target))
+        chosen, table = of_kind(left_out, origin, target), gray_level_map(of_kind(training, origin, target))
         truths = [seen(record.output_img[0]) for record in chosen]
         made = nano.draw([question_of(r) for r in chosen], "cross_modal", [rgb(r.input_img[0]) for r in chosen])
         mapped = [
@@ -98,14 +98,14 @@ def main(
     )
     results = {}
     for patient in sorted({record.group_id for record in found}):
-        learnt = [record for record in found if record.group_id != patient]
+        training = [record for record in found if record.group_id != patient]
         name = patient.rpartition(":")[2]
         folder = out / f"without-{name}"
         (folder / "records" / "data").mkdir(parents=True, exist_ok=True)
-        write_table(shard_of(folder / "records", "train"), to_table(learnt))
+        write_table(shard_of(folder / "records", "train"), to_table(training))
         overrides = [f"model={common}", f"output_dir={folder / 'run'}", f"data.path={folder / 'records'}"]
         model = run(RECIPES / "left-out-patient" / "patient.yaml", overrides)
-        results[name] = score(model, learnt, [record for record in found if record.group_id == patient])
+        results[name] = score(model, training, [record for record in found if record.group_id == patient])
         print(name, json.dumps(results[name]), flush=True)
     write_json(out / "results.json", {"side": SIDE, "left out": results})
 

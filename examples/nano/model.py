@@ -1,6 +1,7 @@
 """Sizes of the nano, the weights it starts from, and the settings of its processor and its sampler."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,7 +47,7 @@ def image_transform(stride: int, side: int = SIDE) -> dict[str, int]:
 def build_config(tokenizer: PreTrainedTokenizerBase, vae_config: dict) -> UniMedVLConfig:
     """The nano's configuration; `vae_config` holds the fields of the trained autoencoder."""
     known = UniMedVLVAEConfig().autoencoder_arguments()
-    ids = {
+    tokens = {
         "bos_token_id": "<|im_start|>",
         "eos_token_id": "<|im_end|>",
         "pad_token_id": "<|endoftext|>",
@@ -55,6 +56,7 @@ def build_config(tokenizer: PreTrainedTokenizerBase, vae_config: dict) -> UniMed
         "image_token_id": "<|image_pad|>",
         "latent_token_id": "<|vision_pad|>",
     }
+    token_ids: dict[str, Any] = {name: tokenizer.convert_tokens_to_ids(token) for name, token in tokens.items()}
     return UniMedVLConfig(
         text_config={**TEXT_CONFIG, "vocab_size": len(tokenizer), "pad_token_id": None},
         vision_config=VISION_CONFIG,
@@ -62,7 +64,7 @@ def build_config(tokenizer: PreTrainedTokenizerBase, vae_config: dict) -> UniMed
         latent_patch_size=LATENT_PATCH,
         max_latent_size=TABLE_SIDE,
         vit_max_num_patch_per_side=TABLE_SIDE,
-        **{name: tokenizer.convert_tokens_to_ids(token) for name, token in ids.items()},
+        **token_ids,
     )
 
 
@@ -89,7 +91,8 @@ def initialize_vision(vit: UniMedVLVisionModel) -> None:
             module.weight.normal_(0, module.in_features**-0.5)
     positions = vit.embeddings.position_embedding.weight
     positions.copy_(sinusoidal_position_table(positions.shape[1], TABLE_SIDE) / 2)
-    for layer in vit.encoder.layers:
+    layers: Any = vit.encoder.layers
+    for layer in layers:
         layer.self_attn.q_proj.weight.mul_(0.7)
         layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
         for last in (layer.self_attn.out_proj, layer.mlp.fc2):
@@ -104,7 +107,7 @@ def initialize_attention(language_model: UniMedVLTextModel) -> None:
     these carry the same position; the rotation by their distance weakens this.
     """
     for layer in language_model.layers:
-        attention = layer.self_attn
+        attention: Any = layer.self_attn
         attention.k_proj.weight.normal_(0, attention.k_proj.in_features**-0.5)
         for projection in (attention.q_proj, attention.q_proj_moe_gen, attention.k_proj_moe_gen):
             projection.weight.copy_(attention.k_proj.weight)

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy
 import pyarrow.parquet as parquet
@@ -33,6 +33,7 @@ from unimedvl.unimed5m import tasks
 from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Record, RecordImage, Turn, from_table, to_table
 from unimedvl.unimed5m.shards import batches, shard_paths, write_table
 from unimedvl.unimed5m.task_images import drawn_image, pixels_of
+from unimedvl.unimed5m.templates.words import MODALITY_NAMES
 from unimedvl.utils.claims import claim_folder
 from unimedvl.utils.command_line import run_module
 from unimedvl.utils.digests import hash_file
@@ -167,12 +168,12 @@ def _shown(record: Record, shrunk: Record, extra: dict) -> Iterator[Record]:
     yield shrunk.replace(id=f"{record.id}-plain", message=plain)
     origin = _origin(record, extra)
     (image,) = shrunk.output_img
-    asked = tasks.acquisition(origin, image, "imaging modality", tasks.MODALITY_NAMES[record.modality])
+    asked = tasks.acquisition(origin, image, "imaging modality", MODALITY_NAMES[record.modality])
     question = asked.message[0].value
     number = _number(f"modality/{record.id}")
     if number % 2:
         question = f"{IMAGE_PLACEHOLDER}\n{MODALITY_QUESTIONS[number // 2 % len(MODALITY_QUESTIONS)]}"
-    answer = tasks.MODALITY_NAMES[record.modality]
+    answer = MODALITY_NAMES[record.modality]
     message = (Turn("human", question), Turn("gpt", answer))
     # The built question of one image in three has the id of this one; a name of its own keeps ids unique.
     yield asked.replace(id=f"{asked.id}-modality", sub_task_type="modality", message=message)
@@ -309,8 +310,9 @@ def prepare_start(work: Path, autoencoder: str, vision: Path | None, seed: int) 
         initialize_vision(model.model.vit_model)
     else:
         load_model(model.model.vit_model, vision / VISION_FILE)
-    model.generation_config = default_generation_config(config)
-    model.generation_config.task_presets = nano_presets(model.generation_config.task_presets)
+    settings: Any = default_generation_config(config)
+    settings.task_presets = nano_presets(settings.task_presets)
+    model.generation_config = settings
     model.save_pretrained(work / "start")
     build_processor(tokenizer, config).save_pretrained(work / "start")
     return sum(parameter.numel() for parameter in model.parameters())
@@ -346,7 +348,7 @@ def main(
     if vision is not None and not autoencoder:
         raise ValueError("a start with --vision needs --autoencoder too.")
     if autoencoder:
-        # Wrong folders are told before the work.
+        # Wrong folders are reported before the work.
         read_json(Path(autoencoder) / "config.json")
         if vision is not None and not (vision / VISION_FILE).is_file():
             raise ValueError(f"{vision} holds no pre-trained ViT: see examples/nano/vision.py.")

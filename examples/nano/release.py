@@ -10,7 +10,7 @@ import shutil
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Option
 
@@ -59,8 +59,9 @@ def release(model_folder: str | Path, out: str | Path) -> None:
             raise ValueError(f"{out} holds {path.name}, which no release has written: choose another folder.")
     model = load(model_folder, dtype="float32", device="cpu").model
     processor = UniMedVLProcessor.from_pretrained(model_folder)
-    model.generation_config = default_generation_config(model.config)
-    model.generation_config.task_presets = nano_presets(model.generation_config.task_presets)
+    settings: Any = default_generation_config(model.config)
+    settings.task_presets = nano_presets(settings.task_presets)
+    model.generation_config = settings
     cache = out / CACHE
     # In the folder, and so on its disk: a full one leaves the release before as it is.
     with scratch_folder(cache / "release") as partial:

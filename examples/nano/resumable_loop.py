@@ -1,4 +1,4 @@
-"""Training loops of the nano's parts that are no stage of the curriculum: they go on where they were stopped."""
+"""Training loops of the nano's parts that are no stage of the curriculum: they resume where they were stopped."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -34,7 +34,7 @@ class ResumableSteps:
     """The numbers of the steps of a training with AdamW and a schedule, from the last checkpoint in a folder on.
 
     A step belongs to the next checkpoint when the following number is asked for. The two newest checkpoints stay in
-    the folder, so that one that lost a part of a file costs `EVERY` steps; a run that was stopped and gone on with
+    the folder, so that one that lost a part of a file costs `EVERY` steps; a run that was stopped and resumed
     ends in the same weights as one that was not.
 
     Raises:

@@ -4,7 +4,7 @@
 
 The paper's ViT comes pre-trained on image-text pairs (SigLIP 2); the nano's learns from its own records. They hold a
 few dozen different captions, so the contrast of images and texts is a choice among all captions, and a mean of
-the features with one vector for each caption decides. The feature of a patch also tells which of its pixels belong
+the features with one vector for each caption decides. The feature of a patch also decides which of its pixels belong
 to a structure, by a linear map for each kind of mask, where SigLIP 2 learns to localize. Vectors and maps are thrown
 away.
 """
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy
 import torch
@@ -41,7 +41,7 @@ from .resumable_loop import EVERY, ResumableSteps
 CANVAS = 88  # longer side in pixels of the records' images
 MIRRORED = ("CT", "MRI", "US", "HIS", "ENDO", "OCT")  # left is left in a chest film
 TURNED = ("HIS", "ENDO")
-# Sources whose captions are told apart by what the image shows, not by what kind of image it is.
+# Sources whose captions are distinguished by what the image shows, not by what kind of image it is.
 FOCUS = ("brain-tumor-classification", "nih-chestxray14-subset", "lc25000-lung")
 
 
@@ -122,26 +122,26 @@ def images_of(
     return RecordImages(torch.stack(pixels), torch.tensor(sizes).float(), torch.tensor(captions), modalities, sources)
 
 
-def views(source_images: RecordImages, index: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+def views(originals: RecordImages, index: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
     """Square views (N, 3, SIDE, SIDE) in [-1, 1]: random ones, or with no generator the central squares."""
-    pixels = source_images.pixels[index].float() / 127.5 - 1.0
-    shorter = source_images.sizes[index].min(dim=1).values
-    grid = _grid(source_images, index, shorter, generator)
+    pixels = originals.pixels[index].float() / 127.5 - 1.0
+    shorter = originals.sizes[index].min(dim=1).values
+    grid = _grid(originals, index, shorter, generator)
     images = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
     return images if generator is None else _lit(images, generator)
 
 
 def masked_views(
-    source_images: RecordImages, masks: torch.Tensor, index: torch.Tensor, generator: torch.Generator | None
+    originals: RecordImages, masks: torch.Tensor, index: torch.Tensor, generator: torch.Generator | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Views of whole images, black beside them, and of their masks (N, SIDE, SIDE) in [0, 1].
 
     Args:
         masks: uint8 (N, CANVAS, CANVAS), 0 or 255.
     """
-    pixels = source_images.pixels[index].float() / 127.5
-    longer = source_images.sizes[index].max(dim=1).values
-    grid = _grid(source_images, index, longer, generator)
+    pixels = originals.pixels[index].float() / 127.5
+    longer = originals.sizes[index].max(dim=1).values
+    grid = _grid(originals, index, longer, generator)
     both = torch.cat([pixels, masks[index].float()[:, None] / 255], dim=1)
     sampled = F.grid_sample(both, grid, padding_mode="zeros", align_corners=False)
     images = sampled[:, :3] - 1.0
@@ -209,8 +209,9 @@ class CaptionChoice(nn.Module):
 
     def __init__(self, vit: nn.Module, captions: int, kinds: int):
         super().__init__()
-        self.vit, self.head = vit, nn.Linear(vit.config.hidden_size, captions)
-        self.mask_head = nn.Linear(vit.config.hidden_size, kinds * VIT_PATCH**2)
+        config: Any = vit.config
+        self.vit, self.head = vit, nn.Linear(config.hidden_size, captions)
+        self.mask_head = nn.Linear(config.hidden_size, kinds * VIT_PATCH**2)
         rows = torch.arange(SIDE // VIT_PATCH)
         self.positions = (rows[:, None] * TABLE_SIDE + rows[None, :]).flatten()
 
@@ -240,15 +241,15 @@ def mask_loss(scores: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def overlaps(model: CaptionChoice, source_images: RecordImages, masks: torch.Tensor) -> dict[str, float]:
+def overlaps(model: CaptionChoice, originals: RecordImages, masks: torch.Tensor) -> dict[str, float]:
     """Mean Dice over the images of each source."""
     model.eval()
     found: dict[str, list[float]] = {}
-    for index in torch.arange(len(source_images.captions)).split(64):
-        images, real = masked_views(source_images, masks, index, None)
-        drawn = model.masks(model.features(images), source_images.captions[index]) > 0
+    for index in torch.arange(len(originals.captions)).split(64):
+        images, real = masked_views(originals, masks, index, None)
+        drawn = model.masks(model.features(images), originals.captions[index]) > 0
         for place, mask, truth in zip(index.tolist(), drawn.numpy(), (real > 0.5).numpy(), strict=True):
-            found.setdefault(source_images.sources[place], []).append(dice(mask, truth))
+            found.setdefault(originals.sources[place], []).append(dice(mask, truth))
     model.train()
     return {f"Dice {source}": round(sum(values) / len(values), 3) for source, values in sorted(found.items())}
 

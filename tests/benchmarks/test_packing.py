@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks.packing import RESULTS, STAGES, measure, measure_released
+from benchmarks.packing import RESULTS, STAGES, measure, measure_upstream
 from unimedvl.training.recipe import load_recipe
 
 
@@ -16,8 +16,8 @@ def test_a_small_run_loses_nothing(stage):
     assert result["samples_per_second"] > 0
 
 
-def test_the_released_rule_leaves_the_shares():
-    result = measure_released(load_recipe("unimedvl-14b/stage-1.yaml"), 500)
+def test_the_upstream_rule_leaves_the_shares():
+    result = measure_upstream(load_recipe("unimedvl-14b/stage-1.yaml"), 500)
     assert result["samples"] >= 500 and result["largest_share_error"] > 0.02
 
 

@@ -1,6 +1,7 @@
 """Runs: everything is scored, a stopped run ends with the same bytes, and what needs no model is caught."""
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 
@@ -330,6 +331,8 @@ def test_reader_study_is_blind_and_scored(finished, tmp_path):
             sizes.add(image.size)
             assert not image.info
     assert len(sizes) == 1
+    shown = re.findall(r'src="([^"]+)"', (study / "index.html").read_text())
+    assert len(shown) == 8 and all((study / name).is_file() for name in shown)
     lines = ["number,rating,comment"] + [f"{n},{5 if entry['generated'] else 2}," for n, entry in key.items()]
     with pytest.raises(ValueError, match="no filled-in form"):
         score_study(study)

@@ -52,7 +52,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(line)
 
 
-# Arguments of tests that stand for every recorded run of a kind.
+# Arguments of tests that represent every recorded run of a kind.
 RUNS: dict[str, Callable[[Golden], list[str]]] = {
     "t2i_run": lambda golden: golden.runs("infer.json", "/t2i", having="prompt"),
     "t2i_batch": lambda golden: golden.runs("infer.json", "/t2i", having="prompts"),

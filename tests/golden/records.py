@@ -235,7 +235,7 @@ class Golden:
         return unnoticed
 
     def shares_of_tolerance(self) -> dict[str, tuple[float, str]]:
-        """Of each file, the largest error of a floating-point tensor as a share of what is allowed, and its name."""
+        """The largest error of a floating-point tensor in each file, as a share of what is allowed, and its name."""
         worst: dict[str, tuple[float, str]] = {}
         for file, name, judge in self._comparisons:
             if file not in self._tensors or not self._tensors[file][name].is_floating_point():
@@ -287,7 +287,7 @@ class Golden:
         return lines
 
     def exclusions_used(self) -> list[str]:
-        """One line per entry of the exclusion list that stands for records of this folder."""
+        """One line per entry of the exclusion list that represents records of this folder."""
         counts = Counter(
             self.exclusion(file, name)
             for file, names in self.records.items()

@@ -1,4 +1,4 @@
-"""From the reference's way of speaking to the package's: contexts, answers, caches, images."""
+"""Translation of the reference's terms into the package's: contexts, answers, caches, images."""
 
 import re
 from dataclasses import dataclass, field
@@ -106,7 +106,7 @@ def position_ids_of(
 
 
 def decode(ids: list[int], config) -> str:
-    """The fixtures' stand-in tokenizer, and the reference's cut around it: what follows BOS, up to EOS."""
+    """The fixtures' substitute tokenizer, and the reference's cut around it: what follows BOS, up to EOS."""
     ours = ("bos_token_id", "eos_token_id", "vision_start_token_id", "vision_end_token_id")
     names = {getattr(config, key): name for key, name in zip(ours, MARKER_NAMES.values(), strict=True)}
     text = " ".join(names.get(token, f"t{token}") for token in ids)
@@ -149,7 +149,7 @@ class Context:
         return pack_samples([self.blocks], **special_ids(self.config))
 
     def segments(self) -> list[slice]:
-        """Where each block lies in the sequence."""
+        """The place of each block in the sequence."""
         lengths = [
             2 + (len(block.token_ids) if block.kind == BlockKind.TEXT else block.grid[0] * block.grid[1])
             for block in self.blocks
@@ -272,9 +272,9 @@ def our_name(name: str) -> str:
 
 
 def load_model(golden: Golden, freeze_und: bool = False) -> UniMedVLForConditionalGeneration:
-    """The checkpoint of the folder, read as it was published, in float32.
+    """The checkpoint of the folder, read in the upstream layout, in float32.
 
-    There are no tokenizer files in it, so the special tokens are told; so are the fields that the reference takes
+    There are no tokenizer files in it, so the special tokens are given; so are the fields that the reference takes
     from its code and not from a file. The two placeholder ids never reach an embedding.
     """
     special_tokens = golden.value(JSON, "/special_tokens")

@@ -1,4 +1,4 @@
-"""From the reference's sampling runs to arguments of `generate`, and back to the records of a run."""
+"""Translation of the reference's sampling runs into arguments of `generate`, and of results into records of a run."""
 
 from dataclasses import dataclass
 

@@ -10,7 +10,7 @@ from .reference import JSON, our_name
 WEIGHTS = "ckpt/ema.safetensors"
 AUTOENCODER = "ckpt/ae.safetensors"
 
-# Names of the autoencoder's weights in the published file, and in diffusers; {up} counts from the other end there.
+# Names of the autoencoder's weights in upstream's file, and in diffusers; {up} counts from the other end there.
 AUTOENCODER_NAMES = (
     (r"encoder\.down\.(?P<level>\d+)\.block\.(\d+)\.", r"encoder.down_blocks.{level}.resnets.\2."),
     (r"encoder\.down\.(?P<level>\d+)\.downsample\.", r"encoder.down_blocks.{level}.downsamplers.0."),
@@ -27,7 +27,7 @@ AUTOENCODER_NAMES = (
 
 
 def autoencoder_name(name: str, levels: int) -> str:
-    """Our name of a weight of the published autoencoder file."""
+    """Our name of a weight of upstream's autoencoder file."""
     for pattern, replacement in AUTOENCODER_NAMES:
         match = re.search(pattern, name)
         if match:
@@ -52,7 +52,7 @@ def test_autoencoder_weights(golden, model):
     levels = len(model.config.vae_config.block_out_channels)
     for name in golden.tensor_names(AUTOENCODER):
         ours = model.get_parameter(autoencoder_name(name, levels))
-        # The published file keeps the attention's matrices as 1 x 1 convolutions.
+        # Upstream's file keeps the attention's matrices as 1 x 1 convolutions.
         shape = golden.recorded(AUTOENCODER, name).shape
         if ours.numel() == shape.numel():
             ours = ours.reshape(shape)

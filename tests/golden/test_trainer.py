@@ -182,7 +182,7 @@ def test_the_collator_makes_the_recorded_packs(golden, model, train_images, drop
 
 
 def recorded_sample(golden, sample, source_images: RecordImages, number: int) -> tuple[TrainingSample, Record]:
-    """A recorded sample as the training's own layouts would hand it on."""
+    """A recorded sample as the training's own layouts would pass it."""
     images, held = [], []
     for block, index in zip(sample.blocks, sample.images, strict=True):
         if block.grid is None or block.dropped:

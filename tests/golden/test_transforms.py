@@ -1,4 +1,4 @@
-"""From image files to pixels: color conversion, resize arithmetic, patches, position ids."""
+"""Conversion of image files to pixels: color conversion, resize arithmetic, patches, position ids."""
 
 import hashlib
 

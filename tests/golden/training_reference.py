@@ -1,4 +1,4 @@
-"""From the reference's sequence plans to blocks, packs and the arguments of a training forward."""
+"""Translation of the reference's sequence plans into blocks, packs and the arguments of a training forward."""
 
 import itertools
 from dataclasses import dataclass, field

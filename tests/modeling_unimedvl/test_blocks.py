@@ -44,7 +44,7 @@ def random_samples(seed: int) -> list[list[Block]]:
 
 
 def slow_mask_and_positions(samples):
-    """The published rule, token by token."""
+    """The reference's rule, token by token."""
     tokens = []
     for number, blocks in enumerate(samples):
         position = 0

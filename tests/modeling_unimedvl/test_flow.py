@@ -102,7 +102,7 @@ def test_every_step_combines_its_branches_by_the_reference_formula(model, edit, 
         assert found == pytest.approx(restated(plain, text, given, 4.0, 2.0, renorm), abs=1e-5)
         guided = restated(plain, text, given, 4.0, 1.0, renorm, least=1.0)
         shorter += int((numpy.linalg.norm(guided, axis=-1) < numpy.linalg.norm(plain, axis=-1)).sum())
-    assert len(steps) == 4 and shorter > 0, "no token tells whether a short velocity may grow"
+    assert len(steps) == 4 and shorter > 0, "no token shows whether a short velocity may grow"
 
 
 @pytest.mark.parametrize(

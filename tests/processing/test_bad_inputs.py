@@ -192,7 +192,7 @@ def test_a_url_is_never_fetched_unasked(monkeypatch, processor):
     with pytest.raises(ValueError, match="allow_url"):
         openai = {"type": "image_url", "image_url": {"url": url}}
         processor.apply_chat_template([{"role": "user", "content": [openai]}], tokenize=True, return_dict=True)
-    # Nor does a saved setting open the door.
+    # Nor does a saved setting allow it.
     with pytest.raises(ValueError, match="allow_url"):
         UniMedVLImageProcessor(allow_url=True)(url)
 

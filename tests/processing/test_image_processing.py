@@ -71,7 +71,7 @@ def test_recorded_tensors_are_equal_to_the_bit(records):
 
 @pytest.mark.parametrize(
     "size, expected",
-    # Published sizes of the reference's understanding transform.
+    # Upstream sizes of the reference's understanding transform.
     [((512, 512), (518, 518)), ((256, 256), (378, 378)), ((2048, 1536), (980, 728)), ((33, 57), (378, 658))],
 )
 def test_published_sizes(size, expected):
@@ -168,7 +168,7 @@ def test_direct_and_chain_differ_in_image_mode(image_processor):
     assert not np.array_equal(chain["pixel_values"], direct["pixel_values"])
 
 
-def test_transparency_goes_on_white():
+def test_transparency_is_pasted_on_white():
     image = Image.new("RGBA", (30, 30), (10, 20, 30, 0))
     assert convert_to_rgb(image).getpixel((0, 0)) == (255, 255, 255)
     palette = Image.new("P", (30, 30), 0)

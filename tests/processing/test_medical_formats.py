@@ -19,8 +19,7 @@ from pydicom.uid import RLELossless
 
 from tests.processing.conftest import random_image
 from tests.processing.medical_files import PATIENT, make_dicom, make_nifti, read_dicom_file, write_dicom
-from unimedvl.processing.dicom_unimedvl import frame_count
-from unimedvl.processing.medical_formats_unimedvl import load_medical_image
+from unimedvl.processing.medical_formats_unimedvl import load_medical_image, opened
 
 RAMP = (np.arange(60 * 50, dtype=np.int16) - 1000).reshape(60, 50)
 
@@ -157,7 +156,7 @@ def test_dicom_warns_of_burned_in_annotation():
 
 
 def test_dicom_reads_no_element_but_those_of_pixels(monkeypatch):
-    """Of the data set, only the groups of the image's pixels leave the parser, whatever else the file holds."""
+    """Only the groups of the image's pixels leave the parser, whatever else the data set holds."""
     data = read_dicom_file(make_dicom(RAMP, frames=0, WindowCenter="0", WindowWidth="500"))
     # Every text that identifies somebody in the groups of identification, patient, acquisition, study and procedure.
     for tag, (kind, multiplicity, _, retired, keyword) in DicomDictionary.items():
@@ -173,7 +172,8 @@ def test_dicom_reads_no_element_but_those_of_pixels(monkeypatch):
 
     monkeypatch.setattr(pydicom, "dcmread", watched)
     assert np.array_equal(levels(content), levels(make_dicom(RAMP, WindowCenter="0", WindowWidth="500")))
-    assert frame_count(content) == 1
+    with opened(content) as file:
+        assert file.frames == 1
     monkeypatch.undo()
     present = {tag.group for tag in pydicom.dcmread(io.BytesIO(content)).keys()}
     assert present > {0x08, 0x10, 0x18, 0x20, 0x32, 0x38, 0x40} and len(read) >= 2

@@ -156,10 +156,10 @@ def test_deterministic_and_the_conversation_is_left_alone(processor):
 @pytest.mark.parametrize("mode", ["text", "image"])
 def test_rendering_first_and_tokenizing_later(processor, mode):
     rendered = processor.apply_chat_template(BATCH, generation_mode=mode)
-    source_images = [[item["image"] for m in chat for item in m["content"] if "image" in item] for chat in BATCH]
+    nested = [[item["image"] for m in chat for item in m["content"] if "image" in item] for chat in BATCH]
     direct = inputs_of(processor, BATCH, generation_mode=mode)
     # As nested lists, as one flat list, and with the mode read off the placeholders.
-    for images in (source_images, sum(source_images, [])):
+    for images in (nested, sum(nested, [])):
         later = processor(text=rendered, images=images, return_tensors="pt")
         assert set(later) == set(direct) and all(torch.equal(later[key], direct[key]) for key in direct)
 

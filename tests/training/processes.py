@@ -79,7 +79,7 @@ def peak_while_loading(model: Path, folder: Path, processes: int) -> list[int]:
 
 
 def _environments(processes: int) -> list[dict[str, str]]:
-    """What torchrun tells every process."""
+    """What torchrun gives every process."""
     if processes == 1:
         return [{}]
     with socket.socket() as probe:

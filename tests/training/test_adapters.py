@@ -1,4 +1,4 @@
-"""Presets sit where they say, learn through the trainer, go on where they stopped, and come back exactly."""
+"""Presets sit where they say, are trained, resume where they stopped, and load exactly."""
 
 import shutil
 from pathlib import Path

@@ -39,7 +39,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(recipe, tmp_path):
     assert checkpoints(tmp_path / "full") == [last]
     assert not list((tmp_path / "full").glob(".*partial*"))
     finish(path)
-    # Its first entries count as shares of two steps, so histories differ; what was learnt does not.
+    # Its first entries count as shares of two steps, so histories differ; the trained weights do not.
     assert_close(tmp_path / "whole", tmp_path / "full", tolerance=0.0)
 
 
@@ -141,7 +141,7 @@ def test_a_checkpoint_with_damaged_tensors_is_named(recipe, tmp_path, capsys):
     (line,) = [
         line for line in capsys.readouterr().err.splitlines() if line.startswith("python -m unimedvl.training.run:")
     ]
-    assert "checkpoint-2 is damaged" in line and "go on from the one before" in line
+    assert "checkpoint-2 is damaged" in line and "resume from the one before" in line
 
 
 @pytest.mark.parametrize("change", ["model_type", "tensor"])

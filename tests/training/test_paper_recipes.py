@@ -38,7 +38,7 @@ def test_a_stage_has_the_papers_numbers(stage):
     assert (recipe.ce_weight, recipe.mse_weight, recipe.ema_decay) == (0.25, 1.0, 0.995)
     dropout = recipe.data.condition_dropout
     assert (dropout.text, dropout.vit, dropout.vae, dropout.scope) == (0.3, 0.05, 0.05, "all")
-    # What the paper leaves open: the released code's.
+    # What the paper leaves open: upstream's.
     optimizer = recipe.optimizer
     assert (optimizer.schedule, optimizer.warmup_steps, optimizer.max_grad_norm) == ("constant", 2000, 1.0)
     assert (optimizer.betas, optimizer.eps, optimizer.weight_decay) == ([0.9, 0.95], 1e-15, 0.0)

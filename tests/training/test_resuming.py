@@ -114,7 +114,7 @@ def test_a_curriculum_killed_ten_times_ends_in_the_same_bits(recipe, tmp_path):
     assert_same_stages(tmp_path)
 
 
-def test_a_stage_can_go_on_with_the_averages_and_moments_of_the_one_before(recipe, tmp_path):
+def test_a_stage_can_resume_with_the_averages_and_moments_of_the_one_before(recipe, tmp_path):
     path = curriculum(recipe, tmp_path, "carried", steps=3, weights="model", optimizer="carried")
     run(path, [])
     first, second = (tmp_path / "carried" / stage for stage in ("first", "second"))
@@ -131,7 +131,7 @@ def test_a_stage_can_go_on_with_the_averages_and_moments_of_the_one_before(recip
 
 
 @pytest.mark.slow
-def test_shares_are_gone_on_with_by_two_processes_or_by_one(recipe, tmp_path):
+def test_shares_are_resumed_by_two_processes_or_by_one(recipe, tmp_path):
     changes = {"parallelism": "fsdp2", "save_steps": 1}
     finish(recipe("whole", **changes), processes=2)
     finish(recipe("parts", **changes, steps=2), processes=2)
@@ -180,7 +180,7 @@ def test_changed_data_is_noticed(recipe, tmp_path, capsys):
         ("data.groups.0.timestep_shift=2", "timestep_shift"),
     ],
 )
-def test_other_samples_or_noise_are_not_gone_on_with(recipe, tmp_path, capsys, change, named):
+def test_other_samples_or_noise_are_not_resumed(recipe, tmp_path, capsys, change, named):
     path = recipe("settings")
     run(path, ["steps=2"])
     for name in ("final", "final-ema"):

@@ -67,7 +67,7 @@ def kits(root: Path) -> Counts:
         labels[1, 4:12, 4:12] = 1
         labels[2, 4:12, 4:12], labels[2, 5:8, 5:8] = 1, 2
         save_volume(folder / "segmentation.nii.gz", labels)
-    # Kidney in two slices of each case, tumour in one.
+    # Kidney in two slices of each case, tumor in one.
     return {"segmentation": 6}
 
 

@@ -56,7 +56,7 @@ def test_unknown_columns_of_any_type_survive_us(tmp_path, name):
     assert parquet.read_table(tmp_path / "ours.parquet").equals(parquet.read_table(tmp_path / "theirs.parquet"))
 
 
-def test_a_column_that_cannot_be_carried_is_told():
+def test_a_column_that_cannot_be_carried_is_an_error():
     with pytest.raises(ValueError, match="expected numbers, texts, times, .* found <object"):
         typed_json.packed([object()])
 
@@ -114,7 +114,7 @@ def test_an_edited_caption_is_written(captions, expected):
     assert bagel.to_row(edited(record, "new ü"), bagel.TEXT_TO_IMAGE) == row | {"captions": expected}
 
 
-def test_captions_that_are_no_texts_are_told(tmp_path):
+def test_captions_that_are_no_texts_are_an_error(tmp_path):
     parquet.write_table(pyarrow.table({"image": [PNG], "captions": ['{"a": 3}']}), tmp_path / "b.parquet")
     with pytest.raises(ValueError, match="row 0: expected captions or instructions in words, found 3"):
         list(bagel.read(tmp_path / "b.parquet", bagel.TEXT_TO_IMAGE))
@@ -149,7 +149,7 @@ def test_half_surrogates_of_foreign_lines_survive_us(tmp_path):
     assert (tmp_path / "again.jsonl").read_text() == line
 
 
-def test_spellings_of_json_text_are_told_apart():
+def test_spellings_of_json_text_are_distinguished():
     value = {"ü": [1, 2.5, None]}
     for spelling in ([False, False], [True, False], [False, True], [True, True]):
         assert extra_fields.spelling_of(extra_fields.spelled(value, spelling), value) == spelling

@@ -1,4 +1,4 @@
-"""What a run tells about itself: losses by task and modality, shares, padding, speed and floating point operations."""
+"""What a run reports of itself: losses by task and modality, shares, padding, speed, floating point operations."""
 
 import math
 from collections import Counter
@@ -99,8 +99,8 @@ class Operations:
     """Floating point operations of training steps, without those that checkpointing repeats.
 
     Two for each weight and token forwards and four backwards, in the expert that the token goes through, and 12 times
-    layers, width and squared length of a sample for attention. Weights that do not learn take two backwards where
-    something before them learns, and none elsewhere.
+    layers, width and squared length of a sample for attention. Frozen weights take two backwards where
+    something before them is trained, and none elsewhere.
     """
 
     def __init__(self, model: nn.Module):
@@ -111,11 +111,16 @@ class Operations:
             # Gradients reach the language model's frozen weights from the ViT as well.
             passed = bool(learns & ({"vit"} if part == "vit" else {"vit", "und", "gen", "head"}))
             self.costs[part] += (6 if parameter.requires_grad else 4 if passed else 2) * _matrix_elements(parameter)
-        text = model.config.text_config
+        config: Any = model.config
+        text = config.text_config
         self.attention = 12 * text.num_hidden_layers * text.hidden_size
 
-    def __call__(self, batch: Mapping[str, Any]) -> float:
-        """Of a micro-batch."""
+    def __call__(self, batch: Mapping[str, Any]) -> int:
+        """Operations of one micro-batch, on this process.
+
+        Args:
+            batch: a collated micro-batch with its `BatchInfo` under "info".
+        """
         info: BatchInfo = batch["info"]
         kinds = batch["mm_token_type_ids"]
         latents = int((kinds >= BlockKind.CLEAN).sum())
@@ -130,7 +135,7 @@ class Operations:
 
 
 def _matrix_elements(parameter: nn.Parameter) -> int:
-    """Elements of a matrix, 0 for anything else; of 4-bit weights those that they stand for."""
+    """Elements of a matrix, 0 for anything else; of 4-bit weights those that they represent."""
     packed = getattr(parameter, "quant_state", None)
     shape = parameter.shape if packed is None else packed.shape
     return math.prod(shape) if len(shape) > 1 else 0

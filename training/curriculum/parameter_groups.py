@@ -1,6 +1,7 @@
-"""Which weights learn, at which rate."""
+"""Which weights are trained, at which learning rate."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,23 +20,24 @@ def part_of(name: str) -> str:
 
 
 def freeze_parts(model: nn.Module, frozen: Iterable[str]) -> None:
-    """Stop the named parts from learning; weights that never learn (tables, the autoencoder) stay as they are.
+    """Freeze the named parts; weights that are never trained (tables, the autoencoder) stay as they are.
 
     "und" detaches the understanding expert's stream instead: its weights stay in the optimizer without gradients,
-    and the text head may still learn (BAGEL's `freeze_und`).
+    and the text head may still be trained (BAGEL's `freeze_und`).
     """
     frozen = set(frozen)
     for name, parameter in model.named_parameters():
         if part_of(name) in frozen:
             parameter.requires_grad_(False)
-    model.config.text_config.freeze_und = "und" in frozen
+    config: Any = model.config
+    config.text_config.freeze_und = "und" in frozen
 
 
 def make_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.AdamW:
-    """AdamW with one group for each part that learns, and for each name in `learning_rates`.
+    """AdamW with one group for each part that is trained, and for each name in `learning_rates`.
 
     Raises:
-        ValueError: if nothing learns, or a name of `learning_rates` begins no trained weight's.
+        ValueError: if nothing is trained, or a name of `learning_rates` begins no trained weight's.
     """
     prefixes = sorted((name for name in recipe.learning_rates if "." in name), key=len, reverse=True)
     groups: dict[str, list[nn.Parameter]] = {}
@@ -44,7 +46,7 @@ def make_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.Ada
             group = next((prefix for prefix in prefixes if name.startswith(prefix)), part_of(name))
             groups.setdefault(group, []).append(parameter)
     if not groups:
-        raise ValueError("Nothing is left to learn: shorten `freeze`.")
+        raise ValueError("No weight is left to train: shorten `freeze`.")
     unused = [prefix for prefix in prefixes if prefix not in groups]
     if unused:
         raise ValueError(f"optimizer.learning_rates: no trained weight's name begins with {unused[0]!r}.")
@@ -60,7 +62,7 @@ def make_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.Ada
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: OptimizerRecipe, steps: int):
-    """The schedule of a run of `steps`: the first step of a warm-up has a rate of 0, as in the reference."""
+    """The schedule of a run of `steps`: the first step of a warm-up has a learning rate of 0, as upstream."""
     if recipe.schedule == "constant":
         return get_scheduler("constant_with_warmup", optimizer, num_warmup_steps=recipe.warmup_steps)
     return get_scheduler(

@@ -8,6 +8,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as distributed
@@ -22,6 +23,7 @@ from transformers.distributed import DistributedConfig
 
 from unimedvl.checkpoint.folder import Checkpoint
 from unimedvl.checkpoint.loading import read_config
+from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
 
 from .parameter_groups import freeze_parts
@@ -87,8 +89,9 @@ def load_sharded(
     model.generation_config = GenerationConfig.from_pretrained(checkpoint.directory)
     model.name_or_path = model.config.name_or_path = str(checkpoint.directory)
     # Transformers' Trainer then leaves wrapping and the summing of gradients to the model.
-    model._is_fsdp_managed_module = True
-    model._is_distributed_loading_by_transformers = True
+    marked: Any = model
+    marked._is_fsdp_managed_module = True
+    marked._is_distributed_loading_by_transformers = True
     model.config.distributed_config = DistributedConfig(fsdp_size=distributed.get_world_size())
     return model
 
@@ -140,7 +143,7 @@ def save_whole(model: UniMedVLForConditionalGeneration, folder: Path) -> None:
     first = distributed.get_rank() == 0
     if first:
         with torch.device("meta"):
-            outline = UniMedVLForConditionalGeneration(type(model.config).from_dict(model.config.to_dict()))
+            outline = UniMedVLForConditionalGeneration(UniMedVLConfig.from_dict(model.config.to_dict()))
         outline.generation_config = model.generation_config
         outline.save_pretrained(folder, state_dict={"model.nothing": torch.zeros(1)})
         (folder / "model.safetensors").unlink()
@@ -153,7 +156,7 @@ def save_whole(model: UniMedVLForConditionalGeneration, folder: Path) -> None:
             groups.append([])
             size = tensor.numel() * tensor.element_size()
         groups[-1].append(name)
-    places = {}
+    places: dict[str, str] = {}
     for number, names in enumerate(groups, start=1):
         file = "model.safetensors" if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         places |= dict.fromkeys(names, file)

@@ -51,7 +51,7 @@ class UniMedVLTrainer(Trainer):
 
     Both losses are divided by their true token counts over the whole accumulation window and all processes, so
     neither the split into micro-batches nor the number of processes changes a step. Checkpoints are whole or absent
-    and hold weights, averages, optimizer, schedule, all generators and the place in the data; going on from one gives
+    and hold weights, averages, optimizer, schedule, all generators and the place in the data; resuming from one gives
     the same bits as never having stopped.
 
     Args:
@@ -72,18 +72,21 @@ class UniMedVLTrainer(Trainer):
         cache: LatentCache | None = None,
         validation: Validation | None = None,
     ):
-        self.recipe, self.cache, self.validation = recipe, cache, validation
+        self.recipe, self.records, self.cache, self.validation = recipe, data, cache, validation
+        self.processor, self.folder = processor, Path(recipe.output_dir)
         freeze_parts(model, recipe.freeze)
-        model.config.ce_loss_weight, model.config.mse_loss_weight = recipe.ce_weight, recipe.mse_weight
+        config: Any = model.config
+        config.ce_loss_weight, config.mse_loss_weight = recipe.ce_weight, recipe.mse_weight
         self.planner_state: dict[str, Any] | None = None
-        # A chain over the ids of all records learnt from, in their order.
+        # A chain over the ids of all records trained on, in their order.
         self.order = ""
         self.accounts = Accounts()
         self.operations, self.peak = Operations(model), peak_flops(recipe.peak_tflops)
         self._recent: deque[float] = deque(maxlen=100)
         self._window: list[BatchInfo] = []
         self._step_loss, self._observed = 0.0, -1
-        self._since, self._begun = time.perf_counter(), None
+        self._since = time.perf_counter()
+        self._begun: tuple[int, float] | None = None
         super().__init__(model=model, args=training_arguments(recipe), train_dataset=data, processing_class=processor)
         # After the model has moved to its device.
         self.average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
@@ -104,7 +107,7 @@ class UniMedVLTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         # Accelerate would deal the stream out a second time: every process takes its own part already.
         return DataLoader(
-            self.train_dataset,
+            self.records,
             batch_size=None,
             num_workers=self.args.dataloader_num_workers,
             # Its workers' seed would else be drawn from the global generator once more at every resuming.
@@ -113,7 +116,7 @@ class UniMedVLTrainer(Trainer):
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    ) -> tuple[list[dict[str, Any]], Any]:
         """The micro-batches of a step, and the number of tokens that carry each loss in all of them, everywhere."""
         batches = [next(epoch_iterator) for _ in range(num_batches)]
         for batch in batches:
@@ -240,7 +243,7 @@ class UniMedVLTrainer(Trainer):
                 with self.compute_loss_context_manager():
                     sheet = sample_sheet(bare, self.processing_class, self.recipe.samples)
                 if self.args.should_save:
-                    save_sheet(sheet, Path(self.args.output_dir) / "samples", step)
+                    save_sheet(sheet, self.folder / "samples", step)
         finally:
             bare.train()
             if self.average is not None:
@@ -252,12 +255,14 @@ class UniMedVLTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            self.optimizer = make_optimizer(model or self.model, self.recipe.optimizer)
+            trained = model or self.model
+            assert trained is not None
+            self.optimizer = make_optimizer(trained, self.recipe.optimizer)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         if self.lr_scheduler is None:
-            chosen = optimizer or self.optimizer
+            chosen: Any = optimizer or self.optimizer
             self.lr_scheduler = make_schedule(
                 getattr(chosen, "optimizer", chosen), self.recipe.optimizer, num_training_steps
             )
@@ -275,7 +280,7 @@ class UniMedVLTrainer(Trainer):
 
     def _weights(self) -> dict[str, torch.Tensor]:
         """Weights by "weights.NAME" and averages by "average.NAME", as a checkpoint holds them; of an adapter's run
-        those that learn, since the base does not change."""
+        those that are trained, since the base does not change."""
         state = dict(self.bare.state_dict())
         if self.recipe.adapter is not None:
             state = {name: state[name] for name, weight in self.bare.named_parameters() if weight.requires_grad}
@@ -283,7 +288,7 @@ class UniMedVLTrainer(Trainer):
         return tensors | (self.average.tensors() if self.average is not None else {})
 
     def _save_checkpoint(self, model, trial) -> None:
-        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        folder = self.folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         optimizer, names = self._bare_optimizer(), self._names()
         assert self.lr_scheduler is not None
         states, orders = gather(random_state()), gather(self.order)
@@ -301,31 +306,31 @@ class UniMedVLTrainer(Trainer):
                     "optimizer_steps": optimizer_steps(optimizer, names),
                     "recent": list(self._recent),
                     "world": self.args.world_size,
-                    "settings": self.train_dataset.settings(),
+                    "settings": self.records.settings(),
                 }
                 (partial / "progress.json").write_text(json.dumps(progress))
         if self.args.should_save:
-            keep_newest(self.args.output_dir, self.recipe.keep_checkpoints)
+            keep_newest(self.folder, self.recipe.keep_checkpoints)
         self.accelerator.wait_for_everyone()
 
     def _save_settings(self, folder: Path) -> None:
         with undistributed(self.bare.config):
             self.bare.config.save_pretrained(folder)
         self.bare.generation_config.save_pretrained(folder)
-        self.processing_class.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         tensors = self._weights()
         check_names(folder, tensors)
         progress = self._progress(folder)
-        check_settings(folder, progress.get("settings", {}), self.train_dataset.settings())
+        check_settings(folder, progress.get("settings", {}), self.records.settings())
         load_tensors(tensors, folder)
         self.planner_state = progress["planner"]
         self._recent.extend(progress["recent"])
         if len(progress["order"]) == self.args.world_size:
             self.order = progress["order"][self.args.process_index]
-        self.train_dataset.load_state_dict(self.planner_state)
+        self.records.load_state_dict(self.planner_state)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -367,7 +372,7 @@ class UniMedVLTrainer(Trainer):
     def _progress(folder: Path) -> dict[str, Any]:
         return json.loads((folder / "progress.json").read_text())
 
-    def go_on(self, checkpoint: Path | None) -> None:
+    def resume(self, checkpoint: Path | None) -> None:
         """Train from a checkpoint, or from the start, to the last step."""
         if checkpoint is not None:
             state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
@@ -390,6 +395,6 @@ class UniMedVLTrainer(Trainer):
             elif self.args.should_save:
                 bare.save_pretrained(partial)
             if self.args.should_save:
-                self.processing_class.save_pretrained(partial)
+                self.processor.save_pretrained(partial)
         if chosen is not None:
             chosen.exchange(bare)

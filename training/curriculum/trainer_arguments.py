@@ -1,4 +1,4 @@
-"""What transformers' `Trainer` is told of a recipe."""
+"""A recipe as the arguments of transformers' `Trainer`."""
 
 from typing import Any
 

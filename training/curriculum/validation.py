@@ -1,4 +1,4 @@
-"""What is looked at while a run goes on: losses on records that are not learnt from, images, lines of progress."""
+"""What is measured during a run: losses on held-out records, images, lines of progress."""
 
 import contextlib
 import dataclasses
@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
 from transformers import TrainerCallback
 
 from ..data.dataset import EmptyGroupError, PackedRecords, RecordGroup
@@ -60,7 +59,7 @@ class Validation:
         self.recipe, self.records, self.count, self.cache = recipe, records, count, cache
 
     @torch.no_grad()
-    def __call__(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+    def __call__(self, model: Any, device: torch.device) -> dict[str, float]:
         """Losses by "validation/NAME", over all processes; each must call it."""
         accounts = Accounts()
         for batch in itertools.islice(self.records, self.count):

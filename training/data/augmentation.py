@@ -63,7 +63,7 @@ class Augmentation:
 
 
 def draw_augmentation(recipe: AugmentationRecipe, seed: int, square: bool) -> Augmentation | None:
-    """The change that a seed stands for, None if the recipe changes nothing.
+    """The change that a seed gives, None if the recipe changes nothing.
 
     Args:
         square: whether all images of the record are as wide as high; others are never turned by a quarter.
@@ -77,7 +77,7 @@ def draw_augmentation(recipe: AugmentationRecipe, seed: int, square: bool) -> Au
     upside_down = recipe.flip_vertical and draw.random() < 0.5
     turns = draw.randrange(4) if recipe.quarter_turns and square else 0
     brightness = draw.uniform(1.0 - recipe.brightness, 1.0 + recipe.brightness)
-    gains = tuple(brightness * draw.uniform(1.0 - recipe.color, 1.0 + recipe.color) for _ in range(3))
+    red, green, blue = (brightness * draw.uniform(1.0 - recipe.color, 1.0 + recipe.color) for _ in range(3))
     contrast = draw.uniform(1.0 - recipe.contrast, 1.0 + recipe.contrast)
     box = (left, top, left + side, top + side)
-    return Augmentation(box, mirrored, upside_down, turns, gains, contrast, recipe.outputs)
+    return Augmentation(box, mirrored, upside_down, turns, (red, green, blue), contrast, recipe.outputs)

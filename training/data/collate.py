@@ -123,29 +123,31 @@ class Collator:
         generator = torch.Generator().manual_seed(sample_seed(self.seed, sample.epoch, sample.record_id, "noise"))
         decoded: dict[tuple[bool, int], Image.Image] = {}
         change = sample.augmentation
+        vision: Any = self.config.vision_config
+        vae: Any = self.config.vae_config
 
         def view(image: SampleImage) -> numpy.ndarray:
             place = (image.output, image.index)
             if place not in decoded:
                 opened = _open(record, image)
                 decoded[place] = opened if change is None else change.geometry(opened)
-            source_image = decoded[place]
+            resized = decoded[place]
             for size in image.steps:
-                source_image = source_image.resize(size, Image.Resampling.BICUBIC)
-            pixels = pixels_from_image(source_image)
+                resized = resized.resize(size, Image.Resampling.BICUBIC)
+            pixels = pixels_from_image(resized)
             return pixels if change is None else change.intensity(pixels, image.output)
 
         kinds = [block.kind for block in sample.blocks if block.token_ids is None and not block.dropped]
         for image, kind in zip(sample.images, kinds, strict=True):
             if not image.latent:
-                patch = self.config.vision_config.patch_size
+                patch = vision.patch_size
                 views.patches.append(patchify_pixels(view(image), patch))
                 width, height = image.steps[-1]
                 views.grids.append((1, height // patch, width // patch))
                 continue
             width, height = image.steps[-1]
-            factor = self.config.vae_config.downsample
-            shape = (self.config.vae_config.latent_channels, height // factor, width // factor)
+            factor = vae.downsample
+            shape = (vae.latent_channels, height // factor, width // factor)
             item = LatentInput("", torch.randn(shape, generator=generator))
             if self.cache is not None:
                 item.key = latent_key(_image(record, image).sha256, image.steps)
@@ -220,16 +222,16 @@ def _image(record: Record, image: SampleImage):
 
 
 def _open(record: Record, image: SampleImage) -> Image.Image:
-    source_image = _image(record, image)
-    if source_image.data is None:
-        raise ValueError(f"{record.id} has no image data ({source_image.path}): relink the published records first.")
+    stored = _image(record, image)
+    if stored.data is None:
+        raise ValueError(f"{record.id} has no image data ({stored.path}): relink the published records first.")
     try:
-        opened = convert_to_rgb(load_medical_image(source_image.data))
+        opened = convert_to_rgb(load_medical_image(stored.data))
     except ValueError as error:
-        raise ValueError(f"{record.id}: {source_image.path} cannot be read: {error}") from error
-    if opened.size != (source_image.width, source_image.height):
+        raise ValueError(f"{record.id}: {stored.path} cannot be read: {error}") from error
+    if opened.size != (stored.width, stored.height):
         raise ValueError(
-            f"{record.id}: {source_image.path} has {opened.width} x {opened.height} pixels, its record says "
-            f"{source_image.width} x {source_image.height}; build the records again."
+            f"{record.id}: {stored.path} has {opened.width} x {opened.height} pixels, its record says "
+            f"{stored.width} x {stored.height}; build the records again."
         )
     return opened

@@ -5,9 +5,8 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy
 import pyarrow
 import pyarrow.parquet as parquet
@@ -23,6 +22,10 @@ from .packing import Pack, PackPlanner, SampleKey
 from .posterior_cache import LatentCache
 from .sequences import ImageSize, Layout, Outline, TrainingSample
 
+# `datasets` is imported where record folders are read: the trainer runs on other batches without it.
+if TYPE_CHECKING:
+    import datasets
+
 
 class EmptyGroupError(ValueError):
     """A folder holds no record of the kind that a group wants."""
@@ -37,6 +40,8 @@ class RecordGroup:
     """
 
     def __init__(self, recipe: GroupRecipe):
+        import datasets
+
         self.recipe = recipe
         paths = published_paths(recipe.path, recipe.split)
         try:
@@ -95,9 +100,11 @@ def _damaged(paths: Sequence[Path]) -> Path | None:
 
 
 @functools.lru_cache(maxsize=16)
-def _shared_rows(files: tuple[tuple[str, int], ...]) -> tuple[datasets.Dataset, dict[str, numpy.ndarray]]:
+def _shared_rows(files: tuple[tuple[str, int], ...]) -> "tuple[datasets.Dataset, dict[str, numpy.ndarray]]":
     """The rows of Parquet files, given with their times of change, and the columns that groups choose by: groups of
     one folder share them."""
+    import datasets
+
     rows = datasets.Dataset.from_parquet([path for path, _ in files], features=features(decode=False))
     names = ("split", "main_task_type", "sub_task_type", "dataset", "modality")
     return rows, {name: numpy.asarray(rows.data.column(name).to_pylist(), dtype=str) for name in names}
@@ -153,6 +160,7 @@ class PackedRecords(IterableDataset):
         self.groups, self.recipe, self.seed = list(groups), recipe, seed
         self.rank, self.world = rank, world
         # Wordings repeat from record to record, and a sample is laid out once to be planned and once to be packed.
+        vision: Any = config.vision_config
         encode = functools.lru_cache(maxsize=1 << 16)(encode)
         self.sample = functools.lru_cache(maxsize=1 << 12)(self._sample)
         self.layouts = [
@@ -161,7 +169,7 @@ class PackedRecords(IterableDataset):
                 recipe.condition_dropout,
                 recipe.vit_source,
                 encode,
-                config.vision_config.patch_size,
+                vision.patch_size,
                 config.pixels_per_latent_token,
                 seed,
             )
@@ -183,7 +191,7 @@ class PackedRecords(IterableDataset):
         return json.loads(json.dumps({"seed": self.seed, "timestep_shift": shifts, **kept}))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after the micro-batch whose `BatchInfo.state` this is.
+        """Resume after the micro-batch whose `BatchInfo.state` this is.
 
         Raises:
             ValueError: if the data are not those of the state.

@@ -1,4 +1,4 @@
-"""Samples to packed rows: every group's share kept, no sample lost, and a state from which the stream goes on exactly.
+"""Samples to packed rows: every group's share kept, no sample lost, and a state from which the stream resumes exactly.
 
 The planner decides only which sample goes into which pack; it needs lengths, no images. Its stream depends on the data
 and the seed alone, so every process plans the same one and takes its own part of it.
@@ -31,7 +31,7 @@ class Pack:
     Attributes:
         keys: its samples in order.
         num_tokens: their tokens.
-        state: the planner's state after this pack; a planner that loads it goes on with the next one.
+        state: the planner's state after this pack; a planner that loads it resumes with the next one.
     """
 
     keys: tuple[SampleKey, ...]
@@ -92,7 +92,7 @@ class PackPlanner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after the pack that carried `state`.
+        """Resume after the pack that carried `state`.
 
         Raises:
             ValueError: if the groups hold other numbers of records than when the state was taken.

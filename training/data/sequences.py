@@ -1,4 +1,4 @@
-"""From a record to the blocks of a training sample (paper, section 3.1 and the released loaders).
+"""From a record to the blocks of a training sample (paper, section 3.1, and upstream's loaders).
 
 | sample | blocks |
 |---|---|
@@ -201,7 +201,7 @@ class _Builder:
         dropout = self.layout.dropout
         chosen = self.draw.random() < getattr(dropout, condition)
         understanding_image = condition == "vit" and not self.makes_images
-        if dropout.scope == "released":
+        if dropout.scope == "upstream":
             prompt = condition == "text" and self.makes_images and not self.record.input_img
             return chosen and (prompt or understanding_image)
         return chosen and (self.makes_images or understanding_image)

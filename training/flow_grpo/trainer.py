@@ -27,6 +27,7 @@ from unimedvl.modeling_unimedvl.flow_unimedvl import FlowSettings
 from unimedvl.modeling_unimedvl.image_requests_unimedvl import target_grids
 from unimedvl.modeling_unimedvl.sampling_unimedvl import FlowSampler
 
+from ..adapters import bare_model
 from ..checkpoints import checkpoints, keep_newest, whole_folder
 from .policy import ImagePrompts, Rollout, log_probability, sample_trajectory, sde_step
 
@@ -160,8 +161,8 @@ class FlowGRPOTrainer:
         self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
         if not self.parameters:
             raise ValueError("The model has no trainable parameter: add an adapter or unfreeze a part.")
-        self.policy = model.get_base_model() if isinstance(model, PeftModel) else model
-        self.reference = None
+        self.policy = bare_model(model)
+        self.reference: Any = None
         if not isinstance(model, PeftModel) and arguments.kl_weight > 0:
             self.reference = deepcopy(model).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
@@ -222,7 +223,7 @@ class FlowGRPOTrainer:
         prompts = self.image_prompts(examples, arguments.group_size)
         trajectory = sample_trajectory(self.sampler, prompts, arguments.noise_level, noise)
         repeated = [example for example in examples for _ in range(arguments.group_size)]
-        return Rollout(prompts, trajectory, self.score(trajectory.states[-1], repeated), draw)
+        return Rollout(prompts, trajectory, self.score(list(trajectory.states[-1]), repeated), draw)
 
     # --- Learning ----------------------------------------------------------------------------------------------------
 
@@ -274,7 +275,7 @@ class FlowGRPOTrainer:
         return totals
 
     def train(self) -> list[dict[str, float]]:
-        """Run up to `max_steps`, going on from the newest checkpoint in `output_dir` if there is one.
+        """Run up to `max_steps`, resuming from the newest checkpoint in `output_dir` if there is one.
 
         Returns:
             The history: one dict a rollout with rewards, KL, share of clipped ratios and gradient norm, and
@@ -372,7 +373,7 @@ class FlowGRPOTrainer:
         try:
             weights, moments = (load_file(folder / f"{name}.safetensors") for name in ("weights", "optimizer"))
         except SafetensorError as error:
-            raise ValueError(f"{folder} is damaged ({error}): remove it to go on from the one before.") from error
+            raise ValueError(f"{folder} is damaged ({error}): remove it to resume from the one before.") from error
         if weights.keys() != self.parameters.keys():
             raise ValueError(f"{folder} holds other parameters than this model trains: choose another output_dir.")
         with torch.no_grad():

@@ -76,4 +76,5 @@ def language_trainer(
     unknown = sorted(set(rewards) - TEXT_REWARDS.keys())
     if unknown or not rewards:
         raise ValueError(f"rewards must name some of {', '.join(TEXT_REWARDS)}, not {', '.join(unknown) or 'none'}.")
-    return GRPOTrainer(reward_funcs=[TEXT_REWARDS[name] for name in rewards], **common)
+    functions: list[Any] = [TEXT_REWARDS[name] for name in rewards]
+    return GRPOTrainer(reward_funcs=functions, **common)

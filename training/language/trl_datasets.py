@@ -10,7 +10,7 @@ import datasets
 from PIL import Image
 
 from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Record, RecordImage, features
-from unimedvl.unimed5m.tasks import MODALITY_NAMES
+from unimedvl.unimed5m.templates.words import MODALITY_NAMES
 
 from ..data.dataset import published_paths
 
@@ -84,7 +84,7 @@ def generation_examples(records: Iterable[Record]) -> list[dict[str, Any]]:
 
     Returns:
         Dicts with `prompt`, `images` (RGB inputs), `reference` (the record's own image, RGB), `label` (its modality's
-        code), and `question` and `answer` about the modality where the record tells it.
+        code), and `question` and `answer` about the modality where the record states it.
 
     Raises:
         ValueError: for a record that makes no image or several, or has more than one question.

@@ -136,8 +136,11 @@ class Source(abc.ABC):
             split: only records of this split.
             shard: (index, count): only every count-th unit, beginning with the index-th. The shards of all indices
                 together hold each record once.
-            problem: told why a unit was left out, once for each. Without it a unit with a missing or damaged file
-                stops the walk; one that is left out on purpose never does.
+            problem: called with the reason why a unit was left out, once for each. Without it a unit with a missing or
+                damaged file stops the walk; one that is left out on purpose never does.
+
+        Yields:
+            Valid records of `split`, or of all splits.
 
         Raises:
             ValueError: one line with what was expected and what was found.
@@ -152,7 +155,7 @@ class Source(abc.ABC):
         found = False
         for position, unit in enumerate(self.units(root)):
             found = True
-            # Where a unit's split is known its images are not opened in vain.
+            # Where a unit's split is known its images are not opened.
             if position % count != index or (split and self.split_of_unit(unit) not in ("", split)):
                 continue
             try:
@@ -172,7 +175,7 @@ class Source(abc.ABC):
             raise self.wrong_folder(root, self.card.layout)
 
     def split_of_unit(self, unit: Any) -> str:
-        """The split that all records of a unit are in, "" if only its content or group tells."""
+        """The split that all records of a unit are in, "" if only its content or group decides."""
         return ""
 
     def fingerprint(self, root: Path | str) -> str:

@@ -1,6 +1,6 @@
 """Sources for folders of no particular publisher.
 
-What the files can not tell stands in an optional `source.json` in the folder; see `settings.Settings`. Which images
+What the files cannot say is in an optional `source.json` in the folder; see `settings.Settings`. Which images
 belong to one patient is such a thing: without `"group": "(patient[0-9]+)"` every image file is its own group, and the
 slices of a patient come to lie on both sides of a split. A table's column `group` counts before that.
 """

@@ -44,7 +44,7 @@ class TableSource(Source):
         read: the records of a row, called as read(source, image folder, unit).
         needs_files: other paths that the folder must have.
         first_only: read only the first pattern that matches, where a set is published in two forms.
-        row_split: the split of a row, where its table does not tell.
+        row_split: the split of a row, where its table does not say.
         row_group: the group of a row, where the publisher's splits share groups. Rows of training and validation
             whose group is also in the test split, and rows of training whose group is in validation, are left out:
             the publisher's test split stays whole.
@@ -138,7 +138,7 @@ class MaskSource(Source):
         group: the group of an image's path below the folder; every image is its own by default ("" as well).
         extra: values for the record's `extra`, from the image's path.
         read: the stored values of a mask file.
-        lone_masks: pattern of the masks, where one without an image of its name is a mistake to be told.
+        lone_masks: pattern of the masks, where one without an image of its name is an error.
     """
 
     parts: tuple[tuple[MaskPart, ...], ...]
@@ -211,7 +211,7 @@ def glob_text(text: str) -> str:
 
 def _flat(mask: np.ndarray) -> np.ndarray:
     """A mask (H, W) from one (H, W) or (H, W, 3)."""
-    return mask if mask.ndim == 2 else mask.any(axis=-1)
+    return mask if mask.ndim == 2 else np.any(mask, axis=-1)
 
 
 def bright(levels: np.ndarray) -> np.ndarray:

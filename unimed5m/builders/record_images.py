@@ -24,7 +24,7 @@ from ..task_images import encoded_image, upright_image
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 # PNG and JPEG files go into records byte by byte.
 STORED_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
-# No scanner's slices are thicker than so many pixels are wide; a damaged header may say so.
+# No scanner's slices are thicker than `MOST_STRETCHED` pixels are wide; a damaged header may say so.
 MOST_STRETCHED = 100
 # In masks of these formats every value has a seam of others around it.
 LOSSY_FORMATS = frozenset({"JPEG", "MPO", "JPEG2000", "WEBP", "AVIF"})
@@ -116,7 +116,7 @@ class SeriesReader:
             else:
                 yield name, image, path.parent.relative_to(root).as_posix(), slice_view
                 return
-        # Files that can not be read as a series are volumes of their own.
+        # Files that cannot be read as a series are volumes of their own.
         for place, image, frame_view in file_frames(path, root, view):
             yield place, image, name, frame_view
 
@@ -125,7 +125,7 @@ class SeriesReader:
             self._folder = folder
             try:
                 self._series = DicomSeries(folder)
-            # Several series, or a file that can not be read; it is named where it is read itself.
+            # Several series, or a file that cannot be read; it is named where it is read itself.
             except ValueError:
                 self._series = None
         return self._series
@@ -155,7 +155,7 @@ def read_levels(path: Path, known: Sequence[int] = ()) -> np.ndarray:
     """The stored values of a mask file, (H, W) or (H, W, 3), integers, without any windowing and without transparency.
 
     Args:
-        known: the values that a mask has besides 0, if they are to be told apart. In a file of a lossy format every
+        known: the values that a mask has besides 0, if they are to be distinguished. In a file of a lossy format every
             pixel gets the nearest of them; without any, more than half of the range counts as 255.
 
     Raises:
@@ -235,7 +235,7 @@ class Volume:
 
 
 def _check_gzip(path: Path) -> None:
-    """Unpack a file to its end, where its checksum stands; a reader that stops after the voxels never gets there."""
+    """Unpack a file to its end, where its checksum is; a reader that stops after the voxels never gets there."""
     with gzip.open(path) as stream:
         while stream.read(1 << 20):
             pass

@@ -4,38 +4,17 @@ from pathlib import Path
 
 import numpy as np
 
+from ..templates.words import KIDNEY_LESION
 from .base import Card, Source
 from .readers import Channel, MaskPart, MaskSource, VolumeSource, any_value, bright
 
 TORCH_EM = "https://github.com/constantinpape/torch-em/blob"
 ABDOMEN_WINDOW = (40.0, 400.0)
-# First frames of CVC-ClinicDB's sequences (29 are told apart); a sequence is one patient's polyp.
+# First frames of CVC-ClinicDB's sequences (29 are distinguished); a sequence is one patient's polyp.
 CVC_STARTS = (
-    1,
-    26,
-    51,
-    68,
-    79,
-    104,
-    127,
-    152,
-    178,
-    200,
-    206,
-    228,
-    253,
-    278,
-    298,
-    318,
-    343,
-    364,
-    384,
-    409,
-    429,
-    448,
-    467,
-)
-CVC_STARTS += (479, 504, 529, 547, 572, 592)  # fmt: skip
+    1, 26, 51, 68, 79, 104, 127, 152, 178, 200, 206, 228, 253, 278, 298, 318, 343, 364, 384, 409, 429, 448, 467,
+    479, 504, 529, 547, 572, 592,
+)  # fmt: skip
 
 
 def _cvc_sequence(path: Path) -> str:
@@ -68,14 +47,14 @@ SOURCES: tuple[Source, ...] = (
             layout="data/case_00000/imaging.nii.gz and segmentation.nii.gz",
             layout_source="https://github.com/neheller/kits19/blob/02ff2f9a1a30ed6dfa007a862e7a2e0c0c50c1ac/README.md",
             paper="Table 18",
-            notes="Slices lie along the first axis, whatever the header says; window 40/400 HU. Label 2 is tumour; "
+            notes="Slices lie along the first axis, whatever the header says; window 40/400 HU. Label 2 is tumor; "
             "kidney is labels 1 to 3.",
         ),
         tasks=("segmentation",),
         cases=("data/case_*", "dataset/case_*", "case_*"),
         channels={"ct": Channel("imaging.nii.gz", "abdominal CT slice", "CT", ABDOMEN_WINDOW)},
         labels="segmentation.nii.gz",
-        structures={"kidneys": (1, 2, 3), "kidney tumour": (2,)},
+        structures={"kidneys": (1, 2, 3), KIDNEY_LESION: (2,)},
         on="ct",
         slice_axis=0,
     ),

@@ -92,7 +92,7 @@ def read_settings(root: Path) -> Settings:
     if settings.both_directions and settings.origin == settings.target:
         raise ValueError(
             f"{path}: expected two names in origin and target, found {settings.origin!r} twice: "
-            "name them apart, or set both_directions to false."
+            "give them different names, or set both_directions to false."
         )
     return settings
 

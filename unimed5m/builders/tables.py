@@ -8,7 +8,7 @@ import pickle
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 # Characters read at once from a JSON array.
 CHUNK = 1 << 20
@@ -31,7 +31,7 @@ def rows(path: Path) -> Iterator[Row]:
     if suffix not in _READERS:
         raise ValueError(f"{path}: expected a table ({', '.join(sorted(_READERS))}), found {path.name}.")
     try:
-        with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as stream:
+        with _opened(path) as stream:
             for row in _READERS[suffix](stream, suffix):
                 if not isinstance(row, dict):
                     raise ValueError(f"expected rows with named columns, found {type(row).__name__}")
@@ -45,6 +45,13 @@ def rows(path: Path) -> Iterator[Row]:
 def is_table(path: Path) -> bool:
     """Whether `rows` reads files of that name."""
     return _suffix_of(path) in _READERS
+
+
+def _opened(path: Path) -> IO[bytes]:
+    if path.name.endswith(".gz"):
+        # A GzipFile reads as any binary stream does; typeshed derives it from another class.
+        return cast(IO[bytes], gzip.open(path))
+    return open(path, "rb")
 
 
 def _suffix_of(path: Path) -> str:

@@ -65,7 +65,7 @@ class UniMed5M(datasets.GeneratorBasedBuilder):
             raise ValueError(
                 f"{self.config.name}: expected data_dir with {get_source(self.config.source).card.layout}, found none."
             )
-        # A split without records becomes an empty file; telling which are empty would take a walk of its own.
+        # A split without records becomes an empty file; finding out which are empty would take a walk of its own.
         return [
             datasets.SplitGenerator(
                 name=split, gen_kwargs={"folder": str(folder), "split": split, "parts": list(range(PARTS))}

@@ -2,8 +2,8 @@
 
 | module | layout | which records |
 |---|---|---|
-| `authors` | the authors' JSON lines beside a folder of images | all |
-| `released` | Parquet with base64 images, as UniMedVL-5M was released | all |
+| `unimedvl_jsonl` | the authors' JSON lines beside a folder of images | all |
+| `base64_parquet` | Parquet with base64 images, as in the upstream parts of UniMedVL-5M | all |
 | `llava` | LLaVA's JSON lines | those that answer in words only |
 | `bagel` | BAGEL's text-to-image and editing Parquet | those that answer with one image |
 

@@ -100,7 +100,7 @@ def from_row(row: dict[str, Any], original_id: str) -> Record:
     """The record of a row.
 
     Args:
-        original_id: tells the row apart in its data set.
+        original_id: name that distinguishes the row in its data set.
 
     Raises:
         ValueError: if a part has another form.
@@ -159,7 +159,7 @@ def _style(row: dict[str, Any]) -> dict[str, Any]:
     for name in ("input_img", "output_img"):
         for entry in _listed(row.get(name)):
             key = _image_key(entry) if isinstance(entry, dict) else None
-            value = entry if isinstance(entry, str | bytes) else None if key is None else entry[key]
+            value: Any = entry if isinstance(entry, str | bytes) else None if key is None else entry[key]
             if value is not None:
                 struct = isinstance(value, dict)
                 value = value.get("bytes") if struct else value

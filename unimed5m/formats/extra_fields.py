@@ -70,7 +70,7 @@ def imported(
     """A record of an object that was not written by us: what it does not say is "unknown", its split is "train".
 
     Args:
-        original_id: tells the object apart in its data set: file name and row.
+        original_id: name that distinguishes the object in its data set: file name and row.
     """
     task = sub_task_type or UNKNOWN
     return Record(

@@ -69,7 +69,7 @@ def from_object(value: dict[str, Any], root: Path, original_id: str, *, images: 
     """The record of a JSON object.
 
     Args:
-        original_id: tells the object apart in its data set.
+        original_id: name that distinguishes the object in its data set.
 
     Raises:
         ValueError: if an image is missing or a part has another form.

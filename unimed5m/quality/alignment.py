@@ -42,6 +42,8 @@ class Captioner(Protocol):
 
 
 class TextEncoder(Protocol):
+    """Embeds texts. `name` identifies model and settings."""
+
     name: str
 
     def encode(self, texts: Sequence[str]) -> numpy.ndarray:
@@ -50,6 +52,8 @@ class TextEncoder(Protocol):
 
 
 class ImageTextEncoder(Protocol):
+    """Embeds images and texts into one space. `name` identifies model and settings."""
+
     name: str
 
     def similarity(self, images: Sequence[Image.Image], texts: Sequence[str]) -> numpy.ndarray:
@@ -59,6 +63,8 @@ class ImageTextEncoder(Protocol):
 
 @dataclass(frozen=True)
 class AlignmentModels:
+    """The three models of the alignment score (paper, section 3.1)."""
+
     captioner: Captioner
     text_encoder: TextEncoder
     image_text_encoder: ImageTextEncoder
@@ -96,6 +102,7 @@ class Alignment:
     )
 
     def settings(self) -> Mapping[str, Any]:
+        """What the scores depend on besides the records, JSON-safe."""
         return {"models": self.models, "captions": self.captions, "tasks": list(self.tasks)}
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -127,7 +134,16 @@ class Alignment:
 def score(
     models: AlignmentModels, images: Sequence[Image.Image], texts: Sequence[str], captions: int = CAPTIONS
 ) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Raw cosines (S, M), float (images,) each in [-1, 1]."""
+    """The raw scores of images with texts (paper, section 3.1).
+
+    Args:
+        images: RGB, one per text.
+        texts: the original texts.
+        captions: machine captions per image (the paper's K).
+
+    Returns:
+        S and M, cosines in [-1, 1], float64 (images,) each.
+    """
     s = text_similarity(models.text_encoder, texts, caption_once(models.captioner, images, captions))
     return s, numpy.asarray(models.image_text_encoder.similarity(images, texts), dtype=numpy.float64)
 
@@ -158,9 +174,17 @@ def text_similarity(encoder: TextEncoder, texts: Sequence[str], captions: Sequen
 
 
 def normalize(values: numpy.ndarray, how: str = "affine") -> numpy.ndarray:
-    """Cosines to [0, 1]. Equal values of a `minmax` scope become 0.5."""
+    """Map cosines to [0, 1].
+
+    Args:
+        values: cosines in [-1, 1], (records,); for "minmax" those of one ranking scope, at least one.
+        how: "affine" gives (1 + c) / 2, "minmax" stretches to the whole range; equal values become 0.5.
+
+    Raises:
+        ValueError: for another `how`.
+    """
     if how not in NORMALIZATIONS:
-        raise ValueError(f"expected a normalization out of {', '.join(NORMALIZATIONS)}, found {how!r}")
+        raise ValueError(f"expected a normalization out of {', '.join(NORMALIZATIONS)}, found {how!r}.")
     if how == "affine":
         return numpy.clip((1.0 + values) / 2.0, 0.0, 1.0)
     low, high = float(values.min()), float(values.max())
@@ -170,15 +194,21 @@ def normalize(values: numpy.ndarray, how: str = "affine") -> numpy.ndarray:
 def final_scores(
     s: numpy.ndarray, m: numpy.ndarray, how: str = "affine"
 ) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
-    """Normalized S and M, and 0.5 S + M in [0, 1.5]."""
+    """Normalized S and M in [0, 1], and S_final = 0.5 S + M in [0, 1.5] (equation 2), (records,) each."""
     s, m = normalize(s, how), normalize(m, how)
     return s, m, 0.5 * s + m
 
 
 @dataclass(frozen=True)
 class Selection:
-    """How scored records are ranked: within `scope`, the best `keep` of `splits` stay; other splits are only
-    scored. With `report`, the others stay as well and are reported.
+    """How scored records are ranked.
+
+    Attributes:
+        keep: share in (0, 1] of the best records of a scope that stay.
+        scope: within what records are ranked and `minmax` scales: one of `SCOPES`.
+        normalization: one of `NORMALIZATIONS`.
+        splits: those whose records are ranked; other splits are only scored.
+        report: the records beyond `keep` stay as well and are reported.
     """
 
     keep: float = 0.5
@@ -189,12 +219,13 @@ class Selection:
 
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
-            raise ValueError(f"expected a ranking scope out of {', '.join(SCOPES)}, found {self.scope!r}")
+            raise ValueError(f"expected a ranking scope out of {', '.join(SCOPES)}, found {self.scope!r}.")
         if not 0.0 < self.keep <= 1.0:
-            raise ValueError(f"expected the kept share in (0, 1], found {self.keep}")
+            raise ValueError(f"expected the kept share in (0, 1], found {self.keep}.")
         normalize(numpy.zeros(1), self.normalization)
 
     def scope_of(self, row: Mapping[str, Any]) -> str:
+        """The name of a record's ranking scope, "" for the global one."""
         return {"global": "", "modality": row["modality"], "source": row["dataset"]}[self.scope]
 
 
@@ -234,8 +265,15 @@ def shuffled_texts(
 ) -> list[str | None]:
     """Each text replaced by another one of its block, with the block's frequencies.
 
-    A text is never replaced by an equal one, which would be no error to find, nor, where `facts` are given, by the
-    text of an entry with equal facts, which would be true as well. Entries for which nothing is left are None.
+    Args:
+        texts: the true texts.
+        blocks: of each text, the block within which it is exchanged.
+        seed: of the draws.
+        facts: what each text says; texts with equal facts are as true as one another and are not exchanged. By
+            default texts are equal only if their words are.
+
+    Returns:
+        A false text for each entry, None where the block has none.
     """
     members: dict[Any, list[int]] = defaultdict(list)
     for index, block in enumerate(blocks):

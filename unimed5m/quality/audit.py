@@ -41,7 +41,7 @@ COLUMNS = ("id", "main_task_type", "sub_task_type", "modality", "dataset", "inpu
 def stratified_sample(labels: Sequence[str], size: int, seed: int = 0) -> list[int]:
     """Indices of `size` entries (all, if there are fewer), in proportion to the labels' frequencies, sorted.
 
-    Every label that occurs gets at least one place while places last; the rest go by largest remainder.
+    Every label that occurs gets at least one place while places last; the rest go by largest remainder (Hamilton).
     """
     places: dict[str, list[int]] = defaultdict(list)
     for index, label in enumerate(labels):
@@ -77,7 +77,7 @@ def write_sheet(
             never written over.
     """
     if size < 1 or experts < 1:
-        raise ValueError(f"an audit needs 1 record and 1 expert or more, found size {size} and {experts} experts")
+        raise ValueError(f"an audit needs 1 record and 1 expert or more, found size {size} and {experts} experts.")
     paths, output = shard_paths(records), Path(output)
     labels = [
         label for path in paths for batch in batches(path, ("modality",)) for label in batch["modality"].to_pylist()
@@ -93,7 +93,7 @@ def write_sheet(
     sheet = _empty_sheet([row["id"] for row in rows])
     for path in sorted(output.glob("scores-expert-*.csv")):
         if path.read_bytes() != sheet:
-            raise ValueError(f"{path} is filled or of another audit; choose a new folder for the sheets")
+            raise ValueError(f"{path} is filled or of another audit; choose a new folder for the sheets.")
     with replacing(output / "audit.html") as partial:
         partial.write_text(_page(rows), encoding="utf-8")
     for expert in range(1, experts + 1):
@@ -146,15 +146,15 @@ def read_scores(paths: Sequence[str | Path]) -> tuple[list[str], numpy.ndarray]:
     or one sheet given twice.
     """
     if not paths:
-        raise ValueError("expected one filled score sheet per expert, found none")
+        raise ValueError("expected one filled score sheet per expert, found none.")
     if len({Path(path).resolve() for path in paths}) != len(paths):
-        raise ValueError("the same score sheet is given twice; name each expert's sheet once")
+        raise ValueError("the same score sheet is given twice; name each expert's sheet once.")
     tables = [_read_sheet(Path(path)) for path in paths]
     ids = list(tables[0])
     scores = numpy.full((len(tables), len(ids), len(DIMENSIONS)), numpy.nan)
     for expert, (path, table) in enumerate(zip(paths, tables, strict=True)):
         if set(table) != set(ids):
-            raise ValueError(f"{path} holds other records than {paths[0]}; use the sheets of one audit")
+            raise ValueError(f"{path} holds other records than {paths[0]}; use the sheets of one audit.")
         for index, name in enumerate(ids):
             scores[expert, index] = table[name]
     return ids, scores
@@ -170,12 +170,12 @@ def _read_sheet(path: Path) -> dict[str, list[float]]:
         missing = [name for name in ("id", *DIMENSIONS) if name not in (reader.fieldnames or ())]
         if missing:
             raise ValueError(
-                f"{path}: expected the column {missing[0]}, found {', '.join(reader.fieldnames or ['nothing'])}"
+                f"{path}: expected the column {missing[0]}, found {', '.join(reader.fieldnames or ['nothing'])}."
             )
         scores: dict[str, list[float]] = {}
         for row in reader:
             if row["id"] in scores:
-                raise ValueError(f"{path}: the record {row['id']} stands in two lines; keep one")
+                raise ValueError(f"{path}: the record {row['id']} is in two lines; keep one.")
             scores[row["id"]] = [_score(path, row, name) for name in DIMENSIONS]
         return scores
 
@@ -189,9 +189,9 @@ def _score(path: Path, row: Mapping[str, str], name: str) -> float:
     except ValueError:
         value = float("nan")
     if not 0 <= value <= highest:
-        raise ValueError(f"{path}: {row['id']}: {name}: expected a number from 0 to {highest}, found {text!r}")
+        raise ValueError(f"{path}: {row['id']}: {name}: expected a number from 0 to {highest}, found {text!r}.")
     if highest == 1 and value not in (0.0, 1.0):
-        raise ValueError(f"{path}: {row['id']}: {name}: expected 0 or 1, found {text!r}")
+        raise ValueError(f"{path}: {row['id']}: {name}: expected 0 or 1, found {text!r}.")
     return value
 
 

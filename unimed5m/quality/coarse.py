@@ -2,7 +2,7 @@
 
 Paper, section 3.1: keep a record iff the shorter side of its images has 128 pixels or more and its text has 10 to 1024
 characters. We take "text" as the record's whole text (every turn, placeholders removed) and add the limits of the
-authors' loader: images that decode and have at most 20 million pixels. Damaged images are told apart from unwanted
+authors' loader: images that decode and have at most 20 million pixels. Damaged images are distinguished from unwanted
 ones: they do not decode, or their bytes are not those whose SHA-256 the record holds.
 """
 
@@ -20,7 +20,7 @@ from .record_texts import CAPTION_TASKS, whole_text
 
 UNDECODABLE = "undecodable"
 ALTERED = "altered"
-# Damage drops a record of whatever task, and keeps it apart.
+# Damage drops a record of any task into quarantine.
 DAMAGES = (UNDECODABLE, ALTERED)
 TOO_MANY_PIXELS = "too_many_pixels"
 ENFORCE = ("captions", "all", "none")
@@ -28,6 +28,8 @@ ENFORCE = ("captions", "all", "none")
 
 @dataclass(frozen=True)
 class Verdict:
+    """Why a record fails: a reason of the ledger and, in words, what was found."""
+
     reason: str
     detail: str
 
@@ -59,9 +61,10 @@ class CoarseFilter:
 
     def __post_init__(self) -> None:
         if self.enforce not in ENFORCE:
-            raise ValueError(f"expected enforce to be one of {', '.join(ENFORCE)}, found {self.enforce!r}")
+            raise ValueError(f"expected enforce to be one of {', '.join(ENFORCE)}, found {self.enforce!r}.")
 
     def settings(self) -> Mapping[str, Any]:
+        """All limits, JSON-safe."""
         return dict(self.__dict__)
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -77,6 +80,7 @@ class CoarseFilter:
         return pa.Table.from_pylist(rows, schema=self.schema)
 
     def enforces(self, row: Mapping[str, Any]) -> bool:
+        """Whether a failure drops this record, by its task."""
         return self.enforce == "all" or (self.enforce == "captions" and row["sub_task_type"] in CAPTION_TASKS)
 
     def judge(self, row: Mapping[str, Any]) -> Verdict | None:
@@ -90,7 +94,7 @@ class CoarseFilter:
                 continue
             try:
                 image = Image.open(io.BytesIO(data))
-                # The header tells the size: an oversized image is never decoded.
+                # The header states the size: an oversized image is never decoded.
                 if image.width * image.height <= self.max_pixels:
                     image.load()
             except Image.DecompressionBombError:

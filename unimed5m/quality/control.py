@@ -102,7 +102,7 @@ def quality_control(
     settings = settings or QualitySettings()
     for name in settings.benchmarks:
         if not re.fullmatch(r"[\w-][\w.-]*", name):
-            raise ValueError(f"benchmarks: expected a name of letters, digits, '-', '_' and '.', found {name!r}")
+            raise ValueError(f"benchmarks: expected a name of letters, digits, '-', '_' and '.', found {name!r}.")
     sources, output = shards_of_all(records), Path(output)
     check_apart(sources, output)
     keep_out_of_git(output)
@@ -119,7 +119,7 @@ def quality_control(
         alignment = output / "measures" / settings.alignment.name
     names = shard_names(sources)
     decide(names, output, coarse, fingerprints, alignment, settings)
-    # Records never stand beside the counts of an earlier check.
+    # Records are never beside the counts of an earlier check.
     with unfinished(output, "summary"):
         receipts = run_job(Job("apply", apply_shard, {}, beside(output / "decisions")), sources, output, executor)
         return summarize(receipts, output, settings, build_sources(records))
@@ -234,8 +234,8 @@ def apply_shard(task: ShardTask) -> dict[str, Any]:
                 if broken.num_rows:
                     quarantine.write_table(broken)
     reasons = Counter(zip(ledger["stage"].to_pylist(), ledger["reason"].to_pylist(), strict=True))
-    told = decisions["reported"].filter(decisions["reason"].is_null()).to_pylist()
-    reported = Counter(fault for faults in told if faults for fault in faults.split(SEPARATOR))
+    kept_faults = decisions["reported"].filter(decisions["reason"].is_null()).to_pylist()
+    reported = Counter(fault for faults in kept_faults if faults for fault in faults.split(SEPARATOR))
     scored = decisions["s_final"].is_valid().to_pylist().count(True)
     assert kept + lost.num_rows == start == decisions.num_rows
     return {
@@ -265,7 +265,11 @@ def with_scores(table: pa.Table, decisions: pa.Table) -> pa.Table:
 def summarize(
     receipts: Sequence[Mapping[str, Any]], output: Path, settings: QualitySettings, sources: Sequence[str]
 ) -> dict[str, Any]:
-    """Add up the shards, check that the counts reconcile and write `qc.json`."""
+    """Add up the receipts of the shards, check that the counts reconcile and write `qc.json`.
+
+    Returns:
+        What `qc.json` holds: records read, kept and dropped, by stage and reason.
+    """
     dropped: dict[str, Counter[str]] = {stage: Counter() for stage in STAGES}
     reported: Counter[str] = Counter()
     for receipt in receipts:

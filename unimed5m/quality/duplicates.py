@@ -24,7 +24,7 @@ _PAIR_BLOCK = 4_000_000
 
 @dataclass
 class FingerprintTable:
-    """The fingerprints of a list of records in order; image `owner[i]` belongs to record `owner[i]`."""
+    """The fingerprints of a list of records in order."""
 
     ids: list[str] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
@@ -94,7 +94,16 @@ def close_pairs(hashes: Sequence[int], distance: int = MAX_DISTANCE) -> Iterator
 def neighbors(
     table: FingerprintTable, distance: int = MAX_DISTANCE, correlation: float = MIN_CORRELATION
 ) -> dict[int, set[int]]:
-    """For each image that has any, the other images that are the same by hash and thumbnail."""
+    """For each image that has any, the other images that are the same by hash and thumbnail.
+
+    Args:
+        table: fingerprints; images are indices into its `hashes`.
+        distance: most bits, of 64, in which two hashes of the same image differ.
+        correlation: least Pearson correlation of their thumbnails, in [-1, 1].
+
+    Returns:
+        Image -> the same images, in both directions; images without any are absent.
+    """
     found: dict[int, set[int]] = defaultdict(set)
     for left, right in close_pairs(table.hashes, distance):
         for start in range(0, len(left), 100_000):

@@ -87,6 +87,7 @@ class TransformersCaptioner:
         self.sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p}
 
     def caption(self, images: Sequence[Image.Image], count: int) -> list[list[str]]:
+        """`count` captions of each image: the greedy one, then draws seeded by the image's pixels."""
         with _reproducible(), torch.random.fork_rng(enabled=True):
             return [self._captions(image, count) for image in images]
 
@@ -129,6 +130,7 @@ class TransformersTextEncoder:
         self.prefix, self.max_length, self.batch = prefix, max_length, batch
 
     def encode(self, texts: Sequence[str]) -> numpy.ndarray:
+        """Unit vectors, float32 (texts, dimensions)."""
         # Templated texts repeat; sorted by length, a batch pads little.
         new = sorted(set(texts), key=lambda text: (len(text), text))
         known: dict[str, numpy.ndarray] = {}
@@ -163,6 +165,7 @@ class TransformersImageTextEncoder:
         self.max_length, self.batch = max_length, batch
 
     def similarity(self, images: Sequence[Image.Image], texts: Sequence[str]) -> numpy.ndarray:
+        """The cosine of each image with its text, float32 (images,) in [-1, 1]."""
         scores = []
         with _reproducible():
             for start in range(0, len(images), self.batch):

@@ -29,18 +29,20 @@ def thumbnail(image: Image.Image) -> bytes:
     return image.convert("L").resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX).tobytes()
 
 
-def is_telling(image: Image.Image) -> bool:
+def is_distinctive(image: Image.Image) -> bool:
+    """Whether the image has gray levels enough for its hash to identify it (`MIN_GRAY_LEVELS`)."""
     levels = numpy.bincount(numpy.asarray(image.convert("L")).ravel(), minlength=256)
     return int((levels > 0).sum()) >= MIN_GRAY_LEVELS
 
 
 def short_digest(data: bytes) -> int:
+    """A 64-bit digest of bytes."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """Measures the fingerprints of records: all telling images (masks and damaged images are left out) and the
+    """Measures the fingerprints of records: all distinctive images (masks and damaged images are left out) and the
     text.
     """
 
@@ -62,6 +64,7 @@ class Fingerprints:
     )
 
     def settings(self) -> Mapping[str, Any]:
+        """What the fingerprints depend on, JSON-safe."""
         return {"side": THUMBNAIL_SIDE, "levels": MIN_GRAY_LEVELS, "imagehash": imagehash.__version__}
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -77,7 +80,7 @@ class Fingerprints:
                 except DAMAGED:
                     # The coarse filter gives the reason; here the record only has one image less to compare.
                     continue
-                if is_telling(image):
+                if is_distinctive(image):
                     hashes.append(perceptual_hash(image))
                     thumbnails.append(thumbnail(image))
             rows.append(

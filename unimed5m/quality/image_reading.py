@@ -20,13 +20,15 @@ def stored_bytes(source_image: Mapping[str, Any]) -> bytes | None:
 
 
 def images(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The entries of a row's input images, then of its output images."""
     return [*(row["input_img"] or []), *(row["output_img"] or [])]
 
 
 def open_stored_image(data: bytes, mode: str | None = None) -> Image.Image:
     """Decode an image completely, in `mode` if given.
 
-    Raises one of `DAMAGED` where the bytes are no complete image.
+    Raises:
+        DAMAGED: one of these where the bytes are no complete image.
     """
     image = Image.open(io.BytesIO(data))
     image.load()
@@ -36,7 +38,10 @@ def open_stored_image(data: bytes, mode: str | None = None) -> Image.Image:
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
     """Convert, keeping the order of 16-bit gray levels, which Pillow's own conversion would clip at 255."""
     if image.mode in ("I;16", "I;16B", "I", "F"):
-        low, high = image.convert("F").getextrema()
+        values = image.convert("F")
+        low, high = values.getextrema()
+        assert isinstance(low, float) and isinstance(high, float), "mode F has one band"
         scale = 255.0 / (high - low) if high > low else 0.0
-        image = image.convert("F").point(lambda value: value * scale - low * scale).convert("L")
+        offset = low * scale
+        image = values.point(lambda value: value * scale - offset).convert("L")
     return image.convert(mode)

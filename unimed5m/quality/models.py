@@ -74,6 +74,7 @@ class ModelPaths:
 
 
 def is_compact_scorer(path: str) -> bool:
+    """Whether a folder holds what `train_scorer` writes."""
     return (Path(path) / "neighbors.npy").is_file()
 
 

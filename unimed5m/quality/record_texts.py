@@ -31,13 +31,13 @@ def original_text(row: Mapping[str, Any]) -> str:
     question is one of our phrasings; a text-to-image record is described by its prompt.
     """
     asked = [turn["value"] for turn in row["message"] if turn["from"] == "human"]
-    told = [turn["value"] for turn in row["message"] if turn["from"] == "gpt"]
+    answered = [turn["value"] for turn in row["message"] if turn["from"] == "gpt"]
     if row["sub_task_type"] in ("text_to_image", "planned_text_to_image"):
         parts = asked
     elif row["sub_task_type"] in ("caption", "report"):
-        parts = told
+        parts = answered
     else:
-        parts = asked + told
+        parts = asked + answered
     return " ".join(" ".join(parts).replace(IMAGE_PLACEHOLDER, " ").split())
 
 
@@ -50,7 +50,7 @@ def described_image(row: Mapping[str, Any]) -> bytes | None:
 
 
 def stated_facts(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the source states about a record's image, as far as its texts can tell: records with equal facts have
+    """What the source states about a record's image, as far as its texts say: records with equal facts have
     texts that are true of each other's images.
 
     A text that somebody wrote about this one image (a report, a question of the source) is a fact of its own.

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -42,7 +43,7 @@ class CompactScorer(nn.Module):
 
     def __init__(self, width: int = 128, buckets: int = 8192, channels: Sequence[int] = (24, 48, 96, 128)) -> None:
         super().__init__()
-        self.settings = {"width": width, "buckets": buckets, "channels": list(channels)}
+        self.settings: dict[str, Any] = {"width": width, "buckets": buckets, "channels": list(channels)}
         self.name = "compact scorer"
         layers: list[nn.Module] = [
             nn.Conv2d(3, channels[0], 5, stride=2, padding=2),
@@ -51,7 +52,7 @@ class CompactScorer(nn.Module):
         ]
         for before, after in pairwise(channels):
             layers += [nn.Conv2d(before, after, 3, padding=1), nn.GroupNorm(8, after), nn.SiLU(), nn.MaxPool2d(2)]
-        # Places are kept apart: texts name sides.
+        # No pooling over places: texts name sides.
         places = (SIDE >> len(channels)) ** 2
         layers += [nn.Flatten(), nn.Dropout(0.4), nn.Linear(channels[-1] * places, width)]
         self.image = nn.Sequential(*layers)
@@ -65,17 +66,20 @@ class CompactScorer(nn.Module):
         return nn.functional.normalize(self.image(values), dim=-1)
 
     def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """N texts to unit vectors (N, width)."""
         ids = [word_ids(text, self.settings["buckets"]) for text in texts]
         offsets = torch.tensor([0, *numpy.cumsum([len(entry) for entry in ids])[:-1].tolist()])
         bag = self.text(torch.tensor([number for entry in ids for number in entry]), offsets)
         return nn.functional.normalize(self.project(torch.nn.functional.silu(bag)), dim=-1)
 
     def image_vectors(self, images: Sequence[Image.Image]) -> numpy.ndarray:
+        """N PIL images to unit vectors, float32 (N, width)."""
         with _reproducible():
             # One by one: a convolution's rounding may follow the batch size.
             return torch.cat([self.encode_images(torch.from_numpy(pixels(image))[None]) for image in images]).numpy()
 
     def similarity(self, images: Sequence[Image.Image], texts: Sequence[str]) -> numpy.ndarray:
+        """The cosine of each image with its text, float32 (images,) in [-1, 1]."""
         if not images:
             return numpy.zeros(0, dtype=numpy.float32)
         vectors = self.image_vectors(images)
@@ -83,6 +87,7 @@ class CompactScorer(nn.Module):
             return (vectors * self.encode_texts(texts).numpy()).sum(axis=1)
 
     def save(self, folder: str | Path) -> None:
+        """Write weights (safetensors) and settings to a folder, which is made if missing."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self.state_dict(), str(folder / "model.safetensors"))
@@ -93,7 +98,9 @@ class CompactScorer(nn.Module):
         """Read a folder that `save` wrote. Raises ValueError where there is none."""
         folder = Path(folder)
         if not (folder / "model.safetensors").is_file():
-            raise ValueError(f"expected a trained scorer (model.safetensors) in {folder}; train one with train_scorer")
+            raise ValueError(
+                f"expected a trained scorer (model.safetensors) in {folder}; train one with train_scorer."
+            )
         scorer = cls(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
         scorer.load_state_dict(load_file(str(folder / "model.safetensors")))
         scorer.name = f"compact scorer {folder}"
@@ -103,8 +110,8 @@ class CompactScorer(nn.Module):
 class RetrievalCaptioner:
     """Captions an image with texts of the training images nearest to it in the scorer's image space.
 
-    Stands in where no captioning model is at hand. An image never gets its own text: images with the same vector
-    are passed over.
+    It replaces a captioning model where none is available. An image never gets its own text: images with the same
+    vector are skipped.
     """
 
     def __init__(self, scorer: CompactScorer, vectors: numpy.ndarray, texts: Sequence[str]) -> None:
@@ -112,6 +119,7 @@ class RetrievalCaptioner:
         self.name = f"nearest of {len(texts)} training texts by {scorer.name}"
 
     def caption(self, images: Sequence[Image.Image], count: int) -> list[list[str]]:
+        """The `count` nearest texts of each image, nearest first."""
         similarity = self.scorer.image_vectors(images) @ self.vectors.T
         similarity[similarity > 0.99999] = -2.0
         order = numpy.argsort(-similarity, axis=1, kind="stable")
@@ -124,5 +132,6 @@ class RetrievalCaptioner:
 
     @classmethod
     def load(cls, folder: str | Path) -> "RetrievalCaptioner":
+        """Read what `save` wrote, and the scorer beside it. Raises ValueError where there is no scorer."""
         texts = json.loads((Path(folder) / "neighbors.json").read_text(encoding="utf-8"))
         return cls(CompactScorer.load(folder), numpy.load(Path(folder) / "neighbors.npy"), texts)

@@ -1,4 +1,4 @@
-"""Do the alignment scores tell true texts from exchanged ones? AUROC of S, M and S_final.
+"""Do the alignment scores distinguish true texts from exchanged ones? AUROC of S, M and S_final.
 
     python -m unimedvl.unimed5m.quality.separation RECORDS --text-encoder MINILM --scorer SCORER
         [--captioner MODEL [--trust-remote-code]] [--split validation] [--max-records N]
@@ -6,7 +6,7 @@
 Each text is exchanged for another one in three ways:
 
 * `within`: any different text of its source and task. Templates word the same facts in many ways, so that many of
-  these texts are as true as the one they replace and no score can tell them apart;
+  these texts are as true as the one they replace and no score can distinguish them;
 * `other_facts`: a text of its source and task about an image of which the source states something else;
 * `across`: a text of another modality, within its task.
 
@@ -66,12 +66,12 @@ def read_samples(
         try:
             image = opened.setdefault(stored[place], open_stored_image(stored[place], "RGB"))
         except DAMAGED:
-            # A damaged image has no true text to tell from others.
+            # A damaged image has no true text to distinguish from others.
             continue
         kept.append(samples[place])
         images.append(image)
     if not kept:
-        raise ValueError(f"expected {split} records with an image and a text about it in {records}, found none")
+        raise ValueError(f"expected {split} records with an image and a text about it in {records}, found none.")
     return kept, images
 
 
@@ -162,7 +162,7 @@ def _figures(
 
 def _area(true: numpy.ndarray, false: numpy.ndarray) -> float:
     """The chance that a true text scores above an exchanged one."""
-    area = auroc(numpy.concatenate([true, false]), numpy.repeat([1, 0], [len(true), len(false)]))
+    area = auroc([*true.tolist(), *false.tolist()], [1] * len(true) + [0] * len(false))
     assert area is not None, "there are as many true texts as exchanged ones"
     return area
 

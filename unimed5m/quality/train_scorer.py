@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy
 import torch
@@ -49,7 +49,13 @@ class Pairs:
 def read_pairs(records: str | Path, split: str = "train", limit: int | None = None) -> Pairs:
     """The images of a split's records whose text describes an image, each once, with their texts, captions first.
 
-    With `limit`, a random part of so many images. Raises ValueError where there is none.
+    Args:
+        records: folder of built records.
+        split: "train", "validation" or "test".
+        limit: number of images in a random part; all by default.
+
+    Raises:
+        ValueError: where no record of the split has a text about an image that decodes.
     """
     places: dict[bytes, int] = {}
     images: list[numpy.ndarray] = []
@@ -68,7 +74,7 @@ def read_pairs(records: str | Path, split: str = "train", limit: int | None = No
                     try:
                         images.append(pixels(open_stored_image(data, "RGB")))
                     except DAMAGED:
-                        # Damaged files are the coarse filter's to report; nothing can be learned from them.
+                        # Damaged files are the coarse filter's to report; nothing can be trained on them.
                         continue
                     places[digest] = len(texts)
                     texts.append([])
@@ -76,7 +82,7 @@ def read_pairs(records: str | Path, split: str = "train", limit: int | None = No
                 said = texts[places[digest]]
                 said.insert(0 if row["sub_task_type"] == "caption" else len(said), original_text(row))
     if not images:
-        raise ValueError(f"expected {split} records with an image and a text about it in {records}, found none")
+        raise ValueError(f"expected {split} records with an image and a text about it in {records}, found none.")
     chosen = numpy.random.default_rng(0).permutation(len(images))[:limit] if limit else range(len(images))
     return Pairs(
         numpy.stack([images[place] for place in chosen]),
@@ -85,20 +91,35 @@ def read_pairs(records: str | Path, split: str = "train", limit: int | None = No
     )
 
 
-def train(pairs: Pairs, epochs: int = EPOCHS, batch: int = 32, rate: float = 1e-3, seed: int = 0) -> CompactScorer:
+def train(
+    pairs: Pairs, epochs: int = EPOCHS, batch: int = 32, learning_rate: float = 1e-3, seed: int = 0
+) -> CompactScorer:
     """Fit the contrastive loss of CLIP in both directions; equal texts count as matching each other's images.
 
-    Batches are filled source by source: what sets images of one source apart is what is hard to learn.
+    Batches are filled source by source: distinguishing images of one source is hard.
+
+    Args:
+        pairs: images and their texts.
+        epochs: passes over the images.
+        batch: images per step.
+        learning_rate: highest learning rate of AdamW on the one-cycle schedule; words get ten times of it.
+        seed: of the weights, the order and the augmentation.
+
+    Returns:
+        The trained scorer, in evaluation mode.
     """
     torch.manual_seed(seed)
     scorer = CompactScorer().train()
-    told = [*scorer.text.parameters(), *scorer.project.parameters()]
+    text_parameters = [*scorer.text.parameters(), *scorer.project.parameters()]
     # A word's vector moves only in the batches that hold the word.
-    groups = [{"params": [*scorer.image.parameters(), scorer.scale]}, {"params": told, "lr": 10 * rate}]
-    optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.05)
+    groups: list[dict[str, Any]] = [
+        {"params": [*scorer.image.parameters(), scorer.scale]},
+        {"params": text_parameters, "lr": 10 * learning_rate},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=0.05)
     steps = max(1, len(pairs.texts) // batch)
-    rates = [group["lr"] for group in optimizer.param_groups]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=epochs * steps, pct_start=0.15)
+    highest = [group["lr"] for group in optimizer.param_groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, total_steps=epochs * steps, pct_start=0.15)
     generator = numpy.random.default_rng(seed)
     for epoch in range(epochs):
         order, total, started = _order(pairs.sources, batch, generator), 0.0, time.monotonic()
@@ -136,7 +157,7 @@ def _order(sources: Sequence[str], batch: int, generator: numpy.random.Generator
 def _said(
     texts: Sequence[Sequence[str]], chosen: numpy.ndarray, generator: numpy.random.Generator
 ) -> tuple[list[str], torch.Tensor]:
-    """Up to four texts of each image, each text once, and which image (row) each text (column) is told of."""
+    """Up to four texts of each image, each text once, and which image (row) each text (column) describes."""
     columns: dict[str, int] = {}
     marks: list[tuple[int, int]] = []
     for row, place in enumerate(chosen):

@@ -26,13 +26,13 @@ def model():
     return model
 
 
-def test_the_published_architecture_has_its_number_of_weights():
+def test_the_14b_architecture_has_its_number_of_weights():
     model = on_meta(full_config())
     autoencoder = sum(parameter.numel() for parameter in model.model.vae.parameters())
     assert sum(parameter.numel() for parameter in model.parameters()) - autoencoder == 14_607_260_128
 
 
-def test_the_published_cache_takes_56_kibibytes_a_token():
+def test_the_cache_of_the_14b_architecture_takes_56_kibibytes_a_token():
     assert cache_bytes_per_token(full_config()) == 57_344
 
 

@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.gpu.__main__ import PARTS, Part, main, plan, start_record, supervise
-from benchmarks.gpu.bundle import LIMIT_BYTES, WHEELS, copy, size_of
 from benchmarks.gpu.record import ROOT, failures, table
 
 GOLDEN = ROOT / "tests" / "golden" / "fixtures"
@@ -98,11 +97,3 @@ def test_unknown_limits_are_refused(capsys):
     with pytest.raises(SystemExit) as raised:
         main(["--limit", "traing=3"])
     assert raised.value.code == 2 and "PART=SECONDS" in capsys.readouterr().err
-
-
-def test_a_bundle_is_small_and_names_its_commit(tmp_path):
-    copy(tmp_path / "bundle")
-    wheels = size_of(WHEELS) if WHEELS.exists() else 45 << 20
-    code = size_of(tmp_path / "bundle") - (size_of(WHEELS) if WHEELS.exists() else 0)
-    assert code + wheels <= LIMIT_BYTES
-    assert (tmp_path / "bundle" / "COMMIT").read_text().strip()

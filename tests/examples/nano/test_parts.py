@@ -56,7 +56,7 @@ def same(first, second):
 
 
 @pytest.mark.parametrize("part", ["vision", "autoencoder"])
-def test_a_part_that_was_stopped_goes_on_as_if_it_had_not_been(part, work, tmp_path, monkeypatch):
+def test_a_part_that_was_stopped_resumes_as_if_it_had_not_been(part, work, tmp_path, monkeypatch):
     monkeypatch.setattr(resumable_loop, "EVERY", 2)
 
     def train(folder, count=11):
@@ -65,8 +65,8 @@ def test_a_part_that_was_stopped_goes_on_as_if_it_had_not_been(part, work, tmp_p
         return autoencoder.train_autoencoder(work, folder, count, batch_size=1)
 
     patched = (vision, "views") if part == "vision" else (autoencoder, "random_crop")
-    (whole, measured), (gone_on, measured_then) = whole_and_stopped(train, *patched, tmp_path)
-    assert same(whole.state_dict(), gone_on.state_dict())
+    (whole, measured), (resumed, measured_then) = whole_and_stopped(train, *patched, tmp_path)
+    assert same(whole.state_dict(), resumed.state_dict())
     assert {**measured, "seconds": 0} == {**measured_then, "seconds": 0}
     finished, _ = train(tmp_path / "stopped")
     assert same(whole.state_dict(), finished.state_dict())
@@ -196,7 +196,7 @@ def test_runs_of_another_start_are_not_taken_for_these(finished, work, tmp_path)
         prepare.keep_start(work, tmp_path)
 
 
-def test_records_without_a_held_out_part_are_told_before_the_work(work, tmp_path):
+def test_records_without_a_held_out_part_are_reported_before_the_work(work, tmp_path):
     shutil.copytree(work / "records", tmp_path / "records")
     prepare.write_table(prepare.shard_of(tmp_path / "records", "validation"), prepare.to_table([]))
     for part in (autoencoder.read_images, lambda *place: vision.read_images(*place, [])):

@@ -11,8 +11,8 @@ from examples.nano import (
     tokenizer,
 )
 from tests.examples.nano.conftest import drawn
-from unimedvl.unimed5m import tasks
 from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER
+from unimedvl.unimed5m.templates.words import MODALITY_NAMES
 
 
 def training_records(work):
@@ -44,7 +44,7 @@ def test_answers_are_short_and_images_come_without_words(work):
         elif record.sub_task_type == "diagnosis":
             assert answer == json.loads(record.extra)["label"]
         elif record.sub_task_type == "modality":
-            assert answer == tasks.MODALITY_NAMES[record.modality]
+            assert answer == MODALITY_NAMES[record.modality]
 
 
 def test_conversations_ask_every_question_once_in_several_orders(work):

@@ -66,7 +66,7 @@ NOT_THERE = ["--work", "not-there", "--out", "never-made"]
     ],
     ids=lambda value: value.__name__.rpartition(".")[2] if hasattr(value, "__name__") else "",
 )
-def test_a_folder_that_is_not_there_is_told_in_one_line(module, arguments, message, tmp_path, monkeypatch, capsys):
+def test_a_folder_that_is_not_there_is_reported_in_one_line(module, arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run_module(module.main, arguments) == 2
     said = capsys.readouterr().err
@@ -105,10 +105,10 @@ def test_a_release_holds_the_stages_weights_the_nanos_presets_and_what_was_writt
     with pytest.raises(ValueError, match="the checkpoint .* itself"):
         release.release(finished, finished)
     assert run_module(release.main, ["--model", str(finished), "--out", str(tmp_path)]) == 0
-    stage, released = (asking.Nano(str(folder)).model for folder in (finished, tmp_path))
-    weights = released.state_dict()
+    stage, written = (asking.Nano(str(folder)).model for folder in (finished, tmp_path))
+    weights = written.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in stage.state_dict().items())
-    presets = released.generation_config.task_presets
+    presets = written.generation_config.task_presets
     assert presets == nano_presets(presets) and presets["t2i"]["height"] == 64
     assert (tmp_path / "README.md").read_text() == "card"
     assert {path.name for path in tmp_path.glob("*.safetensors")} == {"model.safetensors"}

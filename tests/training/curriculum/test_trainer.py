@@ -74,7 +74,7 @@ def test_a_finished_run_is_left_alone(recipe, tmp_path):
         ({"freeze": ["llm", "vit", "vae", "und"], "data": {"pack_tokens": 20}}, "longer than sample_tokens"),
     ],
 )
-def test_what_a_user_can_mend_is_one_line(recipe, capsys, changes, message):
+def test_user_errors_are_one_line(recipe, capsys, changes, message):
     assert main([str(recipe("wrong", **changes))]) == 2
     lines = [
         line for line in capsys.readouterr().err.splitlines() if line.startswith("python -m unimedvl.training.run:")

@@ -1,4 +1,4 @@
-"""Validation, images, guards and what the log tells."""
+"""Validation, images, guards and what the log reports."""
 
 import itertools
 from collections import deque

@@ -205,7 +205,7 @@ def test_workers_give_the_stream_in_order(make):
 
 
 @pytest.mark.parametrize("stop", [1, 4])
-def test_the_stream_goes_on_from_a_state(make, stop):
+def test_the_stream_resumes_from_a_state(make, stop):
     whole = take(make(), stop + 3)
     again = make()
     again.load_state_dict(whole[stop - 1]["info"].state)

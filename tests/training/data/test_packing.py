@@ -1,4 +1,4 @@
-"""The planner loses nothing, keeps shares, fills rows, and goes on exactly where it was."""
+"""The planner loses nothing, keeps shares, fills rows, and resumes exactly where it was."""
 
 import itertools
 import json

@@ -74,7 +74,7 @@ def test_sizes_follow_the_groups_ranges():
     assert chained.images[1].steps[0] == chained.images[0].steps[0] and len(chained.images[1].steps) == 2
 
 
-@pytest.mark.parametrize("scope", ["all", "released"])
+@pytest.mark.parametrize("scope", ["all", "upstream"])
 def test_conditions_are_dropped_as_often_as_asked_and_nothing_else(scope):
     made = layout(ConditionDropout(0.3, 0.2, 0.1, scope))
     counts: dict[str, Counter] = {}
@@ -85,8 +85,8 @@ def test_conditions_are_dropped_as_often_as_asked_and_nothing_else(scope):
                 name = "answer" if block.loss else BlockKind(block.kind).name
                 counts[task][name] += block.dropped
     rates = {task: {name: count / 3000 for name, count in rows.items()} for task, rows in counts.items()}
-    released = scope == "released"
-    edit = {"CLEAN": 0.0 if released else 0.1, "VIT": 0.0 if released else 0.2, "TEXT": 0.0 if released else 0.3}
+    upstream = scope == "upstream"
+    edit = {"CLEAN": 0.0 if upstream else 0.1, "VIT": 0.0 if upstream else 0.2, "TEXT": 0.0 if upstream else 0.3}
     expected = {
         "vqa": {"VIT": 0.2, "TEXT": 0.0, "answer": 0.0},
         "dialogue": {"TEXT": 0.0, "answer": 0.0},

@@ -265,7 +265,7 @@ def test_resuming_equals_running_through(tmp_path):
         assert torch.equal(value, parts.parameters[name]), name
 
 
-def test_other_settings_do_not_go_on_from_a_checkpoint(tmp_path):
+def test_other_settings_do_not_resume_from_a_checkpoint(tmp_path):
     make_trainer(tmp_path / "run", tmp_path / "model", max_steps=1).train()
     with pytest.raises(ValueError, match="group_size"):
         make_trainer(tmp_path / "run", tmp_path / "model", group_size=3).train()

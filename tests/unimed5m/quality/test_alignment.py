@@ -99,8 +99,8 @@ def test_exchanged_texts_differ_and_stay_in_their_block():
 
 
 def test_exchanged_texts_state_other_facts():
-    texts = ["no tumour", "without tumour", "a tumour", "tumour seen"]
-    facts = ["none", "none", "tumour", "tumour"]
+    texts = ["no tumor", "without tumor", "a tumor", "tumor seen"]
+    facts = ["none", "none", "tumor", "tumor"]
     for seed in range(5):
         others = shuffled_texts(texts, [1] * 4, seed, facts)
         assert all(facts[texts.index(other)] != fact for other, fact in zip(others, facts, strict=True))

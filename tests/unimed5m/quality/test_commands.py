@@ -63,7 +63,7 @@ def test_bad_input_is_one_clear_line(records, tmp_path, capsys, words, message):
     assert message in errors and len(errors.strip().splitlines()) == 1
 
 
-def test_weights_are_told_apart_by_content(tmp_path):
+def test_weights_are_distinguished_by_content(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"0" * 100)
     before = weights_digest(str(tmp_path))
     assert before == weights_digest(str(tmp_path)) in ModelPaths(str(tmp_path), "b").describe()
