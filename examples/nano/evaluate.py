@@ -147,7 +147,7 @@ def score_segmentation(nano: Nano, records: Sequence[Record], source: str) -> di
 
 
 def score_super_resolution(nano: Nano, records: Sequence[Record], most: int) -> dict[str, Any]:
-    """Score super-resolution by 4 up to the nano's resolution, against bicubic interpolation and the autoencoder alone."""
+    """Score super-resolution by a factor of 4, against bicubic interpolation and the autoencoder alone."""
     chosen = _shown(records)
     chosen = chosen[:: max(1, len(chosen) // most)]
     truths = [seen(record.output_img[0]) for record in chosen]
