@@ -66,6 +66,17 @@ def evaluate(
 ) -> dict[str, Any]:
     """Predict, score and write everything; resume a run that was stopped.
 
+    Args:
+        run: the settings, with the folder to write.
+        predictor: the model, a baseline or a specialist.
+        benchmarks: the benchmarks and their data, each once.
+        settings: how to score.
+        say: called with lines of progress.
+
+    Returns:
+        The content of `results.json`: `model`, `weights`, `scoring` and `benchmarks`; in processes other than the main
+        one `benchmarks` is empty.
+
     Raises:
         ValueError: if the folder holds another run, a benchmark is given twice or its folder is not what it should
             be, or the model answers nothing of what is asked.

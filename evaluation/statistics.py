@@ -54,7 +54,7 @@ def paired_difference(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values corrected for the number of tests (Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure").
+    """P-values corrected for the number of tests by the step-down rule of Holm 1979 (Scandinavian J. of Statistics 6).
 
     Args:
         p_values: in [0, 1], one for each test.

@@ -36,10 +36,15 @@ SECRET = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
 def check_folder(directory: str | os.PathLike) -> list[str]:
     """The files that a push would send, after checking that the folder is fit to be published.
 
+    Args:
+        directory: the folder of a checkpoint in the transformers layout.
+
+    Returns:
+        Paths relative to the folder, with forward slashes, in order.
+
     Raises:
-        ValueError: if the folder is not a whole checkpoint, holds pickles, links to anything but this package's
-            model and processor code, access tokens or unknown files, or
-            has no card with a license.
+        ValueError: if the folder is not a whole checkpoint, if it holds pickles, access tokens, unknown files or links
+            to anything but this package's model and processor code, or if it has no card with a license.
     """
     folder = Path(directory)
     if not folder.is_dir():

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     class _Base(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  # they type their modalities differently
         model: Any
+        config: Any
 else:
     _Base = GenerationMixin
 

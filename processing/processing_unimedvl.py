@@ -234,7 +234,7 @@ class UniMedVLProcessor(ProcessorMixin):
             raise ValueError("return_assistant_tokens_mask needs tokenize=True and return_dict=True.")
 
         conversations, is_batch = plain_conversations(conversation, VERBATIM_START, VERBATIM_END, mark=safe)
-        rendered, answer_spans = render_jinja_template(  # type: ignore[str-unpack]  # annotated as one str
+        rendering: Any = render_jinja_template(
             conversations=conversations,
             tools=tools,
             documents=documents,
@@ -244,6 +244,7 @@ class UniMedVLProcessor(ProcessorMixin):
             add_generation_prompt=add_generation_prompt,
             **{**self.tokenizer.special_tokens_map, **kwargs, "generation_mode": generation_mode, "think": think},
         )
+        rendered, answer_spans = rendering
         if not tokenize:
             texts = [re.sub(f"[{VERBATIM_START}{VERBATIM_END}]", "", text) for text in rendered]
             return texts if is_batch else texts[0]

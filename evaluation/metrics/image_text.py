@@ -43,8 +43,8 @@ class TransformersImageText:
     def similarity(self, images: Sequence[Image.Image], texts: Sequence[str]) -> numpy.ndarray:
         found = []
         for start in range(0, len(images), BATCH):
-            source_images = [image.convert("RGB") for image in images[start : start + BATCH]]
-            pixels = self.processor(images=source_images, return_tensors="pt")["pixel_values"]
+            batch = [image.convert("RGB") for image in images[start : start + BATCH]]
+            pixels = self.processor(images=batch, return_tensors="pt")["pixel_values"]
             words = self.processor(
                 text=list(texts[start : start + BATCH]), return_tensors="pt", padding=True, truncation=True
             )

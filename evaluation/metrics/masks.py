@@ -76,8 +76,8 @@ def iou(prediction: Mask, reference: Mask) -> float:
 def hausdorff_95(prediction: Mask, reference: Mask) -> float:
     """The larger of the two 95th percentiles of the distances from each surface pixel to the other surface.
 
-    It is the Hausdorff distance (Huttenlocher et al. 1993) with percentiles in the place of maxima. A surface pixel has
-    a neighbor outside, and what lies beyond the image's border counts as outside.
+    It is the Hausdorff distance (Huttenlocher et al. 1993) with percentiles in the place of maxima. A surface pixel
+    has a neighbor outside, and what lies beyond the image's border counts as outside.
 
     Args:
         prediction: the generated mask, as `read_mask` takes it.

@@ -100,7 +100,7 @@ def reader_study(predictions: Sequence[float], references: Sequence[int], thresh
 
     Readers rate each image from 1 (surely real) to 5 (surely generated) without knowing which it is.
     true_positive_rate: generated images rated above the threshold; true_negative_rate: real images rated at most it;
-    balanced_accuracy: their mean, 0.5 where readers cannot distinguish them. auroc: area under the ROC of the ratings, ties
+    balanced_accuracy: their mean, 0.5 where readers only guess. auroc: area under the ROC of the ratings, ties
     counted half. The paper's study (A.6.1: 50 + 50 images, two experts): 0.64, 0.80, 0.72.
 
     Args:

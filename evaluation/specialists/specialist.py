@@ -91,7 +91,7 @@ class Specialist:
 
     @torch.inference_mode()
     def predict(self, samples: Sequence[Sample]) -> list[Prediction]:
-        """A prediction for each sample of one task: an answer with its probability, or an image of the input's size."""
+        """An answer with its probability, or an image of the input's size, for each sample of one task."""
         task, side = samples[0].task, self.design["side"]
         batch = torch.stack([pixels(open_(sample.inputs[-1]), side) for sample in samples])
         if TASKS[task].family == "answer":

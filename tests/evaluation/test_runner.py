@@ -25,7 +25,7 @@ from unimedvl.evaluation.visuals import draw_all
 
 
 class Painter:
-    """Answers everything from the sample's own seed; counts what it was asked, and stops when told to."""
+    """Answers everything from the sample's own seed; counts what it was asked, and stops where it is asked to."""
 
     name = "painter"
     settings: dict = {}

@@ -1,4 +1,4 @@
-"""Specialists learn from the training split what a benchmark asks, and are scored like any model."""
+"""Specialists are trained on the training split for what a benchmark asks, and are scored like any model."""
 
 import json
 
@@ -50,7 +50,7 @@ def test_a_wrong_call_of_the_training_gets_one_line(benchmark, tmp_path, capsys)
 
 
 @pytest.mark.slow
-def test_learns_to_find_the_mask(records):
+def test_training_finds_the_mask(records):
     """On drawn images, whose masks lie in one place, a short training beats an empty mask by far."""
     data = BenchmarkData(get_benchmark("unimed-mini"), records, tasks=["segmentation"])
     made = train(data.training(), steps=150, side=32)

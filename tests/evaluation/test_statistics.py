@@ -24,7 +24,7 @@ def distances(groups: list[str]) -> dict:
 
 
 def test_intervals_of_sets_resample_whole_groups():
-    """Ten copies of each patient's image tell no more than one: the interval does not become narrower."""
+    """Ten copies of each patient's image say no more than one: the interval does not become narrower."""
     names = [chr(number) for number in range(ord("a"), ord("a") + 16)]
     areas = [area(names * times) for times in (1, 10)]
     assert areas[1]["high"] - areas[1]["low"] == pytest.approx(areas[0]["high"] - areas[0]["low"], rel=0.05)

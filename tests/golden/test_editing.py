@@ -15,14 +15,14 @@ from .sampling_reference import (
 FILE = "gen_edit.safetensors"
 
 
-def edit_context(golden, model, source_images, pointer: str) -> Context:
+def edit_context(golden, model, images, pointer: str) -> Context:
     """All input images, each as VAE and ViT blocks, then the instruction."""
-    images = golden.argument(JSON, f"{pointer}/images")
-    if images is None:
-        images = [golden.argument(JSON, f"{pointer}/image")]
+    indices = golden.argument(JSON, f"{pointer}/images")
+    if indices is None:
+        indices = [golden.argument(JSON, f"{pointer}/image")]
     context = Context(model.config)
-    for index in images:
-        context.vae(source_images.vae_pixels(index)).vit(*source_images.vit_patches(index, after_vae=True))
+    for index in indices:
+        context.vae(images.vae_pixels(index)).vit(*images.vit_patches(index, after_vae=True))
     return context.text(golden.argument(JSON, f"/prompts/{golden.argument(JSON, f'{pointer}/prompt')}"))
 
 

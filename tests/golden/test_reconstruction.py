@@ -56,10 +56,10 @@ def test_all_images_in_turn(golden, model, images, reconstruction_ver1):
 
 
 @torch.no_grad()
-def test_first_image_after_the_answer(golden, model, source_images, reconstruction_ver0):
+def test_first_image_after_the_answer(golden, model, images, reconstruction_ver0):
     """Answer in one context; then a fresh context of the first image and the answer, without the question."""
     pointer = f"/think/{reconstruction_ver0}"
-    context, images = question_context(golden, model, source_images, pointer)
+    context, indices = question_context(golden, model, images, pointer)
     max_length = golden.argument(JSON, f"{pointer}/max_think_token_n")
     arguments = sampling_arguments(golden, pointer)
     first = context.latent_pixels[:1]
@@ -72,26 +72,24 @@ def test_first_image_after_the_answer(golden, model, source_images, reconstructi
     count = len(context.latent_pixels)
     reply = compare_margin(golden, model, pointer, context, max_length, posterior[:count])
     compare_answer(golden, model, reconstruction_ver0, reply)
-    fresh = (
-        Context(model.config).vae(first[0]).vit(*source_images.vit_patches(images[0], after_vae=True)).text(reply[1:])
-    )
+    fresh = Context(model.config).vae(first[0]).vit(*images.vit_patches(indices[0], after_vae=True)).text(reply[1:])
     flow = sample(
         model, fresh, size, latents=noise[-1:], vae_noise=posterior[count:], preset="reconstruction", **arguments
     )
     compare_image(golden, reconstruction_ver0, 0, flow.tensors, TENSOR)
 
 
-def question_context(golden, model, source_images, pointer: str) -> tuple[Context, list[int]]:
+def question_context(golden, model, images, pointer: str) -> tuple[Context, list[int]]:
     """The inputs in order, images as VAE and ViT blocks; and which images they are."""
-    context, images = Context(model.config), []
+    context, indices = Context(model.config), []
     for name in golden.argument(JSON, f"{pointer}/inputs"):
-        index = source_images.index_of(name)
+        index = images.index_of(name)
         if index is None:
             context.text(golden.argument(JSON, f"/prompts/{name}"))
         else:
-            context.vae(source_images.vae_pixels(index)).vit(*source_images.vit_patches(index, after_vae=True))
-            images.append(index)
-    return context, images
+            context.vae(images.vae_pixels(index)).vit(*images.vit_patches(index, after_vae=True))
+            indices.append(index)
+    return context, indices
 
 
 def compare_image(golden, run: str, index: int, tensors: dict[str, torch.Tensor], tolerance: float):

@@ -181,18 +181,18 @@ def test_the_collator_makes_the_recorded_packs(golden, model, train_images, drop
     assert [bool(time > 0) for time in ours["flow_timesteps"]] == noised
 
 
-def recorded_sample(golden, sample, source_images: RecordImages, number: int) -> tuple[TrainingSample, Record]:
+def recorded_sample(golden, sample, images: RecordImages, number: int) -> tuple[TrainingSample, Record]:
     """A recorded sample as the training's own layouts would pass it."""
-    images, held = [], []
+    entries, held = [], []
     for block, index in zip(sample.blocks, sample.images, strict=True):
         if block.grid is None or block.dropped:
             continue
         latent = block.kind != BlockKind.VIT
-        cell = source_images.processor.vae_transform["image_stride"] if latent else source_images.processor.patch_size
+        cell = images.processor.vae_transform["image_stride"] if latent else images.processor.patch_size
         size = (block.grid[1] * cell, block.grid[0] * cell)
-        images.append(SampleImage(False, len(held), (size,), latent))
-        data = source_images.files[index].read_bytes()
-        width, height = read_size(source_images, index)
+        entries.append(SampleImage(False, len(held), (size,), latent))
+        data = images.files[index].read_bytes()
+        width, height = read_size(images, index)
         held.append(RecordImage(data, f"{len(held)}.png", height, width))
     record = Record(
         id=f"sample-{number}",
@@ -210,7 +210,7 @@ def recorded_sample(golden, sample, source_images: RecordImages, number: int) ->
         split="train",
         group_id=f"sample-{number}",
     )
-    blocks = TrainingSample(record.id, "recorded", "CXR", "all", 0, sample.blocks, images)
+    blocks = TrainingSample(record.id, "recorded", "CXR", "all", 0, sample.blocks, entries)
     return blocks, record
 
 

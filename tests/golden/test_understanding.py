@@ -86,12 +86,12 @@ def test_image_resized_for_the_autoencoder_first(golden, model, images):
 
 
 @torch.no_grad()
-def test_several_turns_with_two_images(golden, model, source_images):
+def test_several_turns_with_two_images(golden, model, images):
     """Operations of the record one by one on a growing cache; answers by `generate` from the start."""
     record = golden.value(JSON, "/und/multiturn")
     if record is None:
         return
-    images = iter(golden.argument(JSON, "/und/multiturn/images"))
+    indices = iter(golden.argument(JSON, "/und/multiturn/images"))
     whole, cache = Context(model.config), DynamicCache(config=model.config.text_config)
     answers: dict[str, Answer] = {}
 
@@ -107,7 +107,7 @@ def test_several_turns_with_two_images(golden, model, source_images):
         name = operation.split()[0]
         segment = Context(model.config)
         if name == "image":
-            segment.vit(*source_images.vit_patches(next(images), after_vae=True))
+            segment.vit(*images.vit_patches(next(indices), after_vae=True))
         elif f"{name}_ids" in record:
             segment.text(reply_to_context(name).ids[1:])
         else:

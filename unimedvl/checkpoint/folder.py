@@ -104,7 +104,15 @@ def open_checkpoint(model: str | os.PathLike, revision: str | None = None) -> Ch
 
 
 def peek_checkpoint(model: str | os.PathLike, revision: str | None = None) -> Checkpoint:
-    """As `open_checkpoint`, but of a Hub id only the settings and the headers of weight files are downloaded."""
+    """Open a checkpoint like `open_checkpoint`, but download only settings and headers of weights of a Hub id.
+
+    Args:
+        model: a folder, or a Hub id `owner/name`.
+        revision: branch, tag or commit of a Hub id.
+
+    Raises:
+        ValueError: for what `open_checkpoint` refuses, or if the Hub does not give the headers.
+    """
     if Path(model).expanduser().exists():
         return open_checkpoint(model, revision)
     directory, name, commit = _locate(os.fspath(model), revision, SETTINGS_PATTERNS)

@@ -31,7 +31,15 @@ RUN = "run.json"
 
 
 def weights_digest(path: str) -> str:
-    """SHA-256 over the digests of a folder's deciding files in order of their names, "" for a Hub id."""
+    """The digest of everything in a checkpoint's folder that decides its answers.
+
+    Args:
+        path: a folder, or a Hub id.
+
+    Returns:
+        SHA-256 over names and contents of weights, presets, tokenizers, templates and code, in the order of the names,
+        as hexadecimal digits; "" for a Hub id.
+    """
     folder = Path(path)
     if not folder.is_dir():
         return ""

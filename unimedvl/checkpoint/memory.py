@@ -20,7 +20,12 @@ def stored_bytes(tensors: dict[str, StoredTensor]) -> int:
 def estimate_memory(tensors: dict[str, StoredTensor]) -> dict[str, int]:
     """Bytes that the weights take in memory by loading type; activations and caches come on top.
 
-    `int8` and `nf4` are bitsandbytes loading: the linear layers of both experts shrink, the rest stays bfloat16.
+    Args:
+        tensors: the stored tensors by name, in either layout.
+
+    Returns:
+        Bytes for `float32`, `bfloat16`, and for `int8` and `nf4` through bitsandbytes, where the linear layers of both
+        experts shrink and the rest stays bfloat16.
     """
     total = sum(math.prod(stored.shape) for stored in tensors.values())
     linear = sum(

@@ -32,6 +32,7 @@ class OutgoingTensor:
 
     @property
     def num_bytes(self) -> int:
+        """Size of the values as written."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
@@ -45,6 +46,10 @@ def new_folder(target: Path, num_bytes: int) -> Iterator[Path]:
     """A folder to fill, which becomes `target` when the block ends and disappears when it fails.
 
     A killed run leaves it unnamed; the next run into the same target clears it.
+
+    Args:
+        target: the folder; it must not exist, or be empty.
+        num_bytes: room that the disk must have.
 
     Raises:
         ValueError: if another run writes `target`, or if the disk refuses or has less room than `num_bytes`.
@@ -62,6 +67,15 @@ def new_folder(target: Path, num_bytes: int) -> Iterator[Path]:
 
 
 def write_files(files: Mapping[Path, Mapping[str, OutgoingTensor]], progress: bool) -> None:
+    """Write safetensors files one after the other, with one progress bar over all of them.
+
+    Args:
+        files: the tensors of each file, by their names in it.
+        progress: whether a terminal shows the bar.
+
+    Raises:
+        ValueError: if a finite value is too large for float16.
+    """
     total = sum(map(total_bytes, files.values()))
     with tqdm(
         total=total, unit="B", unit_scale=True, desc="Writing weights", disable=None if progress else True
@@ -76,6 +90,11 @@ def write_safetensors(path: Path, items: Mapping[str, OutgoingTensor], advance: 
     The library's own writers (`save_file`, `serialize_file`) want all tensors of a file at once, which for a cast
     29 GB `ema.safetensors` no memory holds. The format: the header's length in 8 bytes, the header as JSON padded to
     8 bytes, then the tensors without gaps, widest type first so that each is aligned.
+
+    Args:
+        path: the file.
+        items: its tensors by name.
+        advance: called with the number of bytes of each piece.
 
     Raises:
         ValueError: if a finite value is too large for float16.

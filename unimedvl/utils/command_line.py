@@ -68,7 +68,12 @@ def add_command(
 
 
 def printing(function: Callable[..., Any], *, as_json: bool) -> Callable[..., None]:
-    """A function of the same parameters and those of `--debug` and `--json` that prints what `function` returns."""
+    """A function of the same parameters and those of `--debug` and `--json` that prints what `function` returns.
+
+    Args:
+        function: returns text, None, or a `Result`.
+        as_json: whether it returns a `Result`, which `--json` prints as JSON.
+    """
 
     @functools.wraps(function)
     def run(*arguments: Any, debug_: bool = False, json_: bool = False, **options: Any) -> None:

@@ -39,7 +39,7 @@ def test_interval_agrees_with_the_bootstrap_of_scipy():
 
 
 def test_groups_are_resampled_as_a_whole():
-    """Ten copies of each of 40 patients tell no more than the 40 patients."""
+    """Ten copies of each of 40 patients say no more than the 40 patients."""
     values = numpy.random.default_rng(1).normal(size=40)
     alone = mean_interval(values.tolist(), [str(n) for n in range(40)])
     copied = mean_interval(numpy.repeat(values, 10).tolist(), [str(n) for n in numpy.repeat(range(40), 10)])

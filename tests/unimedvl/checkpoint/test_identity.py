@@ -1,4 +1,4 @@
-"""What tells a run from another."""
+"""What distinguishes one run from another."""
 
 import pytest
 from huggingface_hub import constants

@@ -178,7 +178,7 @@ def test_every_variant_of_the_layout_converts(tmp_path, weights, root, dropped):
     assert config.vae_config.latent_channels == sizes.latent_channels
     assert config.vae_config.block_out_channels == list(sizes.channels)
     assert config.text_config.rope_parameters["rope_theta"] == 500000.0
-    # Only what no weight tells comes from a root config.
+    # Only what no weight says comes from a root config.
     stated = ("gelu", True, 4.0, 0.25, 0.5) if root == "bagel" else ("gelu_pytorch_tanh", False, 1.0, 0.3611, 0.1159)
     vae = config.vae_config
     assert stated == (

@@ -26,16 +26,16 @@ def image() -> Image.Image:
     return Image.radial_gradient("L").convert("RGB")
 
 
-def test_round_trip(tmp_path, source_image):
+def test_round_trip(tmp_path, image):
     path = tmp_path / "out.png"
-    record = save_generated_image(source_image, path, **FIELDS)
+    record = save_generated_image(image, path, **FIELDS)
     assert read_provenance(path) == record
     assert record["ai_generated"] is True
     assert record["seed"] == 7 and record["settings"]["preset"] == "t2i" and record["revision"] == "0123abc"
-    with Image.open(path) as image:
-        assert image.convert("RGB").tobytes() == source_image.tobytes()
-        assert image.text["AI-generated"] == "true"
-        description = ElementTree.fromstring(image.info["XML:com.adobe.xmp"]).find(".//{*}Description")
+    with Image.open(path) as reopened:
+        assert reopened.convert("RGB").tobytes() == image.tobytes()
+        assert reopened.text["AI-generated"] == "true"
+        description = ElementTree.fromstring(reopened.info["XML:com.adobe.xmp"]).find(".//{*}Description")
     term = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"
     assert description.attrib[term] == DIGITAL_SOURCE_TYPE
 

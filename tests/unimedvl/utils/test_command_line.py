@@ -77,10 +77,10 @@ def test_wrong_words_are_one_line(words, said, capsys):
     ],
 )
 def test_what_a_user_can_fix_is_one_line(error, said, capsys):
-    code, told = ended(error, capsys)
-    assert code == 2 and told.startswith(PROGRAM + said) and told.count("\n") == 1 and "Traceback" not in told
-    code, told = ended(error, capsys, "--debug")
-    assert code == 2 and "Traceback" in told and told.splitlines()[-1].startswith(PROGRAM)
+    code, printed = ended(error, capsys)
+    assert code == 2 and printed.startswith(PROGRAM + said) and printed.count("\n") == 1 and "Traceback" not in printed
+    code, printed = ended(error, capsys, "--debug")
+    assert code == 2 and "Traceback" in printed and printed.splitlines()[-1].startswith(PROGRAM)
 
 
 def test_an_interruption_is_one_line(capsys):
