@@ -63,6 +63,7 @@ def outline(group: str, index: int) -> Outline:
 
 
 def layouts(recipe: TrainingRecipe) -> list[Layout]:
+    """A layout for each group of a recipe; a text has as many tokens as words."""
     data = recipe.data
     return [
         Layout(
@@ -124,6 +125,7 @@ def measure(recipe: TrainingRecipe, samples: int) -> dict[str, Any]:
 
 
 def plan(recipe: TrainingRecipe, length: Callable[[SampleKey], int]) -> PackPlanner:
+    """The planner of a recipe over the drawn records."""
     data = recipe.data
     assert data.sample_tokens is not None
     return PackPlanner(

@@ -98,8 +98,11 @@ def log_probabilities(model, processor, shown: list[Slide], questions: list[str]
 
 
 def text_objectives(method: str, model, processor, held_out: list[Slide]) -> np.ndarray:
-    """For every held-out slide the objective of a method, and whether the right answer is more probable than the wrong
-    one: float (R, 2)."""
+    """The objective of a method on held-out slides.
+
+    Returns:
+        Float (R, 2): for every slide the objective, and whether the right answer is more probable than the wrong one.
+    """
     asked = [QUESTIONS[method](slide) for slide in held_out]
     questions, right, wrong = (list(texts) for texts in zip(*asked, strict=True))
     training = model.training
@@ -221,7 +224,7 @@ def learn(method: str, seed: int, checkpoint: Path) -> dict[str, Any]:
 
 
 def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """By method: base, tuned and gain over the seeds."""
+    """Base, tuned and gain over the seeds, by method."""
     summary = {}
     for method in OBJECTIVES:
         own = [run for run in runs if run["method"] == method]

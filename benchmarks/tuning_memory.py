@@ -24,6 +24,8 @@ from unimedvl.modeling_unimedvl.sampling_unimedvl import FlowSampler
 from unimedvl.training.adapters import adapter_config, bare_model, load_with_adapter
 from unimedvl.training.tuning_recipe import AdapterRecipe
 
+from .gpu.architecture import full_config
+
 CHECKPOINT = Path(__file__).parents[1] / "hub_cards" / "unimedvl-nano"
 PRESETS: dict[str, dict[str, Any] | None] = {
     "full": None,
@@ -103,7 +105,7 @@ def upstream_counts() -> dict[str, int]:
         if settings is not None and settings.get("quantize"):
             continue
         with init_empty_weights():
-            model: Any = UniMedVLForConditionalGeneration(UniMedVLConfig())
+            model: Any = UniMedVLForConditionalGeneration(full_config())
             if settings is None:
                 model.model.vae.requires_grad_(False)
             else:

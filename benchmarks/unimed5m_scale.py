@@ -123,6 +123,7 @@ class PeakMemory:
 
 
 def bytes_below(folder: Path) -> int:
+    """Bytes of the files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*.parquet"))
 
 

@@ -288,7 +288,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> TrainingReci
 
 
 def split_overrides(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Those that a curriculum's file takes itself, and those for its stages."""
+    """Divide overrides into those of the curriculum's own keys and those for its stages."""
     own = {item.name for item in dataclasses.fields(CurriculumRecipe)}
     parts: tuple[list[str], list[str]] = ([], [])
     for text in overrides:

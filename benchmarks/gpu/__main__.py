@@ -41,6 +41,7 @@ PARTS = (
 
 
 def plan(limits: dict[str, float]) -> str:
+    """A table of the parts with their limits in seconds and what the time goes to."""
     rows = [f"{part.name:12} {limits[part.name]:4.0f} s  {part.plan}" for part in PARTS if part.name in limits]
     return "\n".join([*rows, f"{'together':12} {sum(limits.values()):4.0f} s at most"])
 

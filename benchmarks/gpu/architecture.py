@@ -7,7 +7,12 @@ from typing import Any
 import torch
 
 from unimedvl.modeling_unimedvl.blocks_unimedvl import BlockKind
-from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
+from unimedvl.modeling_unimedvl.configuration_unimedvl import (
+    UniMedVLConfig,
+    UniMedVLTextConfig,
+    UniMedVLVAEConfig,
+    UniMedVLVisionConfig,
+)
 from unimedvl.modeling_unimedvl.flow_unimedvl import TIME_FEATURES, sinusoidal_position_table
 from unimedvl.modeling_unimedvl.modeling_unimedvl import PositionEmbedding, UniMedVLForConditionalGeneration
 
@@ -58,7 +63,11 @@ class Size:
 
 def full_config(**text: Any) -> UniMedVLConfig:
     """The 14B sizes, which are the configuration's defaults."""
-    return UniMedVLConfig(text_config=text)
+    return UniMedVLConfig(
+        text_config=UniMedVLTextConfig(**text),
+        vision_config=UniMedVLVisionConfig(),
+        vae_config=UniMedVLVAEConfig(),
+    )
 
 
 def tiny_config(**text: Any) -> UniMedVLConfig:
@@ -75,22 +84,22 @@ def tiny_config(**text: Any) -> UniMedVLConfig:
     names = ("pad", "bos", "eos", "vision_start", "vision_end", "latent", "image")
     token_ids: dict[str, Any] = {f"{name}_token_id": 300 + index for index, name in enumerate(names)}
     return UniMedVLConfig(
-        text_config=sizes | text,
-        vision_config={
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 1,
-            "patch_size": 6,
-            "image_size": 48,
-        },
-        vae_config={
-            "block_out_channels": [8, 8, 16],
-            "layers_per_block": 1,
-            "latent_channels": 4,
-            "norm_num_groups": 4,
-            "sample_size": 32,
-        },
+        text_config=UniMedVLTextConfig(**(sizes | text)),
+        vision_config=UniMedVLVisionConfig(
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=1,
+            patch_size=6,
+            image_size=48,
+        ),
+        vae_config=UniMedVLVAEConfig(
+            block_out_channels=[8, 8, 16],
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=32,
+        ),
         max_latent_size=8,
         vit_max_num_patch_per_side=8,
         **token_ids,

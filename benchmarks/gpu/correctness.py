@@ -59,6 +59,7 @@ def on_device(bench: Bench) -> Any:
 
 
 def image_side(model: Any) -> int:
+    """Pixels along one side of the images made: three latent tokens."""
     return 3 * model.config.pixels_per_latent_token
 
 
@@ -71,6 +72,7 @@ def answers(model: Any, device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def greedy(model: Any, device: torch.device, vit_grid: tuple[int, int] | None = None) -> torch.Tensor:
+    """Greedy ids (1, T) of an answer to a text, or to a question about an image of `vit_grid` patches."""
     inputs = prompt(model.config, device, TEXT_TOKENS, vit_grid=vit_grid)
     return model.generate(**inputs, do_sample=False, max_new_tokens=ANSWER_TOKENS, min_new_tokens=ANSWER_TOKENS).cpu()
 
@@ -100,11 +102,13 @@ def training_step(model: Any, device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def compare(bench: Bench, name: str, ours: torch.Tensor, plain: torch.Tensor, limit: float) -> None:
+    """Record the relative L2 distance of two results as a comparison with a limit."""
     gaps = differences(ours, plain)
     bench.record.comparison(f"correctness.{name}", gaps["relative_l2"], limit, "relative L2", **gaps)
 
 
 def same_ids(bench: Bench, name: str, ours: torch.Tensor, plain: torch.Tensor) -> None:
+    """Record how many ids differ as a comparison with 0."""
     bench.record.comparison(f"correctness.{name}", int((ours.cpu() != plain.cpu()).sum()), 0, "ids that differ")
 
 

@@ -49,7 +49,7 @@ def decoded(bench: Bench, model: Any, rows: int, **options: Any) -> tuple[float,
 
 
 def the_model(bench: Bench) -> Any:
-    """For understanding only: decoding touches no generation weight."""
+    """The model loaded for understanding only: decoding touches no generation weight."""
 
     def make() -> Any:
         config = bench.size.config()
@@ -60,6 +60,7 @@ def the_model(bench: Bench) -> Any:
 
 
 def record_decoding(bench: Bench, name: str, rows: int, time_ms: float, believed: bool = True) -> None:
+    """Record tokens per second, and the share of the measured bandwidth that the bytes read take."""
     model = the_model(bench)
     context = bench.size.prompt_tokens + bench.size.new_tokens // 2
     # The copy's rate counts a read and a write for each byte, a step only reads.

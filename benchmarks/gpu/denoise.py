@@ -73,6 +73,7 @@ def context_length(inputs: dict[str, torch.Tensor]) -> int:
 
 
 def flops_of_update(model: Any, inputs: dict[str, torch.Tensor], side: int, contexts: int) -> int:
+    """Operations of one update in closed form, see `update_flops`."""
     tokens = (side // model.config.pixels_per_latent_token) ** 2
     return update_flops(model.config, tokens, [context_length(inputs)] * contexts)
 

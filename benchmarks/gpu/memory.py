@@ -101,6 +101,7 @@ def quantize(model: Any, kind: str) -> None:
 
 
 def quantized(bench: Bench, kind: str) -> None:
+    """Record the memory of a model whose experts' matrices are quantized by `kind`."""
     model = random_model(bench.size.config(), bench.device)
     quantize(model, kind)
     record_memory(bench, f"memory.{kind}", model, image=True)

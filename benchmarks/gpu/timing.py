@@ -52,11 +52,13 @@ class Clock:
 
 
 def synchronize(device: torch.device) -> None:
+    """Wait for the device's work; a CPU has none to wait for."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def reset_peak(device: torch.device) -> None:
+    """Free unused memory and start `peak_bytes` anew, on a GPU."""
     if device.type == "cuda":
         gc.collect()
         torch.cuda.synchronize()
@@ -136,6 +138,7 @@ class Profile:
         self.profiler.__exit__(None, None, None)
 
     def count_and_busy_milliseconds(self) -> tuple[int, float]:
+        """The number of events on the device, and the milliseconds in which at least one ran."""
         wanted = torch.autograd.DeviceType.CUDA if self.device.type == "cuda" else torch.autograd.DeviceType.CPU
         spans = sorted(
             (event.time_range.start, event.time_range.end)

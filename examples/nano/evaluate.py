@@ -52,6 +52,7 @@ SEGMENTATIONS = {
 
 
 def rgb(image: RecordImage) -> Image.Image:
+    """The image of a record in RGB."""
     return Image.fromarray(pixels_of(image)).convert("RGB")
 
 
@@ -61,6 +62,7 @@ def seen(image: RecordImage) -> Image.Image:
 
 
 def question_of(record: Record) -> str:
+    """What a record's first turn says, without its image placeholders."""
     return record.message[0].value.replace(IMAGE_PLACEHOLDER, "").strip()
 
 
@@ -85,6 +87,7 @@ def _shown(records: Sequence[Record]) -> list[Record]:
 
 
 def score_modality(nano: Nano, records: Sequence[Record]) -> dict[str, Any]:
+    """Accuracy of the modality named for each image, with its interval and counts of the wrong answers."""
     chosen = _shown(records)
     answers = nano.ask([rgb(record.output_img[0]) for record in chosen], [MODALITY_QUESTION] * len(chosen))
     names = [MODALITY_NAMES[record.modality] for record in chosen]
@@ -97,6 +100,7 @@ def score_modality(nano: Nano, records: Sequence[Record]) -> dict[str, Any]:
 
 
 def score_diagnosis(nano: Nano, records: Sequence[Record], source: str) -> dict[str, Any]:
+    """Accuracy of the diagnosis named on a source's images, with its interval and counts of the answers."""
     chosen = _of(records, "diagnosis", source)
     answers = nano.ask([rgb(record.input_img[0]) for record in chosen], [question_of(record) for record in chosen])
     labels = [json.loads(record.extra)["label"] for record in chosen]
@@ -127,12 +131,14 @@ def score_closed(nano: Nano, records: Sequence[Record], seed: int = 0) -> dict[s
 
 
 def score_autoencoder(nano: Nano, records: Sequence[Record]) -> dict[str, Any]:
+    """Mean PSNR in dB of the autoencoder's reconstructions, with its interval."""
     chosen = _shown(records)
     images = [seen(record.output_img[0]) for record in chosen]
     return mean_interval([psnr(nano.reconstruct(image), image) for image in images], patients(chosen))
 
 
 def score_segmentation(nano: Nano, records: Sequence[Record], source: str) -> dict[str, Any]:
+    """Mean Dice of the masks made of a source's images, with its interval."""
     chosen = _of(records, "segmentation", source)
     images = [rgb(record.input_img[0]) for record in chosen]
     made = nano.draw([question_of(record) for record in chosen], "segmentation", images)
@@ -141,7 +147,7 @@ def score_segmentation(nano: Nano, records: Sequence[Record], source: str) -> di
 
 
 def score_super_resolution(nano: Nano, records: Sequence[Record], most: int) -> dict[str, Any]:
-    """From a quarter of the nano's own resolution, against bicubic interpolation and the autoencoder alone."""
+    """Score super-resolution by a factor of 4, against bicubic interpolation and the autoencoder alone."""
     chosen = _shown(records)
     chosen = chosen[:: max(1, len(chosen) // most)]
     truths = [seen(record.output_img[0]) for record in chosen]

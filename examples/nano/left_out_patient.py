@@ -37,18 +37,23 @@ TRANSLATIONS = (("T2", "FLAIR"), ("T1", "T2"))
 
 
 def of_kind(records: Iterable[Record], origin: str, target: str) -> list[Record]:
-    """Those from one sequence, with or without contrast, to another."""
+    """The records that translate one sequence, with or without contrast, into another."""
     stated = ((record, json.loads(record.extra)) for record in records)
     return [record for record, extra in stated if extra["origin"].startswith(origin) and extra["target"] == target]
 
 
 def gray(image: Image.Image) -> numpy.ndarray:
+    """The image as 8-bit gray levels (H, W)."""
     return numpy.asarray(image.convert("L"))
 
 
 def gray_level_map(records: Sequence[Record]) -> numpy.ndarray:
-    """For each of 256 gray levels the mean gray level at the same places of the results, float64 (256,); levels that
-    do not occur are interpolated."""
+    """The best map from gray level to gray level on some translations.
+
+    Returns:
+        For each of 256 gray levels the mean gray level at the same places of the results, float64 (256,); levels that
+        do not occur are interpolated.
+    """
     total, count = numpy.zeros(256), numpy.zeros(256)
     for record in records:
         source, result = (gray(seen(images[0])).ravel() for images in (record.input_img, record.output_img))

@@ -7,7 +7,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig, UniMedVLVAEConfig
+from unimedvl.modeling_unimedvl.configuration_unimedvl import (
+    UniMedVLConfig,
+    UniMedVLTextConfig,
+    UniMedVLVAEConfig,
+    UniMedVLVisionConfig,
+)
 from unimedvl.modeling_unimedvl.flow_unimedvl import sinusoidal_position_table
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLTextModel, UniMedVLVisionModel
 from unimedvl.processing.image_processing_unimedvl import UniMedVLImageProcessor
@@ -57,10 +62,13 @@ def build_config(tokenizer: PreTrainedTokenizerBase, vae_config: dict) -> UniMed
         "latent_token_id": "<|vision_pad|>",
     }
     token_ids: dict[str, Any] = {name: tokenizer.convert_tokens_to_ids(token) for name, token in tokens.items()}
+    text: dict[str, Any] = {**TEXT_CONFIG, "vocab_size": len(tokenizer), "pad_token_id": None}
+    autoencoder: dict[str, Any] = {name: vae_config[name] for name in known if name in vae_config}
+    autoencoder["sample_size"] = SIDE
     return UniMedVLConfig(
-        text_config={**TEXT_CONFIG, "vocab_size": len(tokenizer), "pad_token_id": None},
-        vision_config=VISION_CONFIG,
-        vae_config={**{name: vae_config[name] for name in known if name in vae_config}, "sample_size": SIDE},
+        text_config=UniMedVLTextConfig(**text),
+        vision_config=UniMedVLVisionConfig(**VISION_CONFIG),
+        vae_config=UniMedVLVAEConfig(**autoencoder),
         latent_patch_size=LATENT_PATCH,
         max_latent_size=TABLE_SIDE,
         vit_max_num_patch_per_side=TABLE_SIDE,

@@ -64,7 +64,7 @@ class ResumableSteps:
 
     @property
     def seconds(self) -> float:
-        """That the run has taken, with its parts before the last checkpoint."""
+        """Seconds that the run has taken, with its parts before the last checkpoint."""
         return self._seconds + time.perf_counter() - self._started
 
     def __iter__(self) -> Iterator[int]:

@@ -37,6 +37,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def is_sharded(model: nn.Module) -> bool:
+    """Whether any parameter of the model is spread over processes."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 

@@ -127,7 +127,7 @@ def save_sheet(sheet: Image.Image, folder: Path, step: int) -> Path:
 
 
 def duration(seconds: float) -> str:
-    """As people say it: "2 d 03:04:05"."""
+    """Seconds as text for people: "2 d 03:04:05"."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)

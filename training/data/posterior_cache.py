@@ -63,6 +63,15 @@ class LatentCache:
         return tensors["mean"], tensors["deviation"]
 
     def put(self, key: str, mean: torch.Tensor, deviation: torch.Tensor) -> None:
+        """Store a posterior under its key.
+
+        Args:
+            key: see `latent_key`.
+            mean, deviation: float32 (C, h, w), unscaled.
+
+        Raises:
+            ValueError: if the disk refuses.
+        """
         try:
             with replacing(self._path(key)) as partial:
                 save_file({"mean": mean.contiguous().cpu(), "deviation": deviation.contiguous().cpu()}, partial)

@@ -88,6 +88,7 @@ class TrainingSample:
 
     @property
     def num_tokens(self) -> int:
+        """Tokens that the sample takes in a pack, markers included."""
         return sum(block_tokens(block) for block in self.blocks)
 
 
