@@ -159,7 +159,7 @@ def test_resuming_gives_the_same_adapter(place, tmp_path):
         ("adapter.experts=all", "adapter.experts must be one of"),
         ("adapter.quantize=int4", "adapter.quantize must be one of"),
         ("adapter.rank=0", "adapter.rank must be 1 or more"),
-        ("adapter.ranks=4", "did you mean 'rank'"),
+        ("adapter.ranks=4", "Did you mean: 'rank'"),
     ],
 )
 def test_wrong_settings_are_one_sentence(capsys, change, message):
