@@ -4,7 +4,7 @@ Nothing in the model code holds a size of its own: patch sizes, latent channels,
 special token ids are read from here.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
@@ -158,10 +158,18 @@ class UniMedVLConfig(PreTrainedConfig):
     keys_to_ignore_at_inference = ["past_key_values"]
 
     if TYPE_CHECKING:
-        # What the fields below hold once they are built.
+        # What the fields below hold once they are built, and what the constructor takes for them.
         text_config: UniMedVLTextConfig
         vision_config: UniMedVLVisionConfig
         vae_config: UniMedVLVAEConfig
+
+        def __init__(
+            self,
+            text_config: dict[str, Any] | PreTrainedConfig | None = None,
+            vision_config: dict[str, Any] | PreTrainedConfig | None = None,
+            vae_config: dict[str, Any] | PreTrainedConfig | None = None,
+            **settings: Any,
+        ) -> None: ...
     else:
         text_config: dict | PreTrainedConfig | None = None
         vision_config: dict | PreTrainedConfig | None = None

@@ -68,12 +68,12 @@ def test_shards_hold_every_record_once(name, folders):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_wrong_folder_gets_one_line(name, tmp_path):
     (tmp_path / "readme.txt").write_text("nothing of interest")
-    (tmp_path / "images").mkdir()
+    (tmp_path / "others").mkdir()
     with pytest.raises(ValueError, match="expected .* found ") as caught:
         all_records(name, tmp_path)
     message = str(caught.value)
     assert "\n" not in message and message.startswith(f"{name}: ")
-    assert "images/" in message and "readme.txt" in message
+    assert "others/" in message and "readme.txt" in message
 
 
 def test_the_sources_of_the_paper_are_there():

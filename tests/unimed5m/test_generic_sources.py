@@ -47,8 +47,8 @@ def rewrite(name: str, text: str) -> Callable[[Path], object]:
 REFUSED = {
     "labels": [
         (
-            rewrite("labels.csv", "image,label\na.png,x\n"),
-            "labels.csv: expected the columns image, label, found label",
+            rewrite("labels.csv", "file,label\na.png,x\n"),
+            "labels.csv: expected the columns image, label, found file, label.",
         ),
         (rewrite("labels.csv", "image;label\na.png;x\n"), "expected the columns image, label, found image;label."),
         (rewrite("labels.csv", "image,label\n"), "labels: expected rows in labels.csv in"),

@@ -159,7 +159,7 @@ def test_sheets_that_would_count_wrongly_are_refused(sheets, tmp_path):
         read_scores([paths[0], paths[0]])
     lines = paths[0].read_text().splitlines()
     paths[0].write_text("\n".join([*lines, lines[1]]) + "\n")
-    with pytest.raises(ValueError, match="stands in two lines; keep one"):
+    with pytest.raises(ValueError, match="is in two lines; keep one"):
         read_scores(paths)
     paths[0].write_text("\n".join([lines[0], lines[1].replace(",,,,,,,,", ",0.5,,,,,,,", 1), *lines[2:]]) + "\n")
     with pytest.raises(ValueError, match="modality_match: expected 0 or 1, found '0.5'"):
