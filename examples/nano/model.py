@@ -34,7 +34,7 @@ TEXT_CONFIG = {
     "max_position_embeddings": 2048,
     "initializer_range": 0.04,
 }
-VISION_CONFIG = {
+VISION_CONFIG: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 384,
     "num_hidden_layers": 4,

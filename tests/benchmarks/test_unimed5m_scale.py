@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="proportional se
 
 def test_small_sizes_are_measured_and_drawn(tmp_path):
     command = [sys.executable, "-m", "benchmarks.unimed5m_scale", str(tmp_path / "work"), "--to", str(tmp_path / "to")]
-    command += ["--sizes", "60", "120", "--processes", "2"]
+    command += ["--sizes", "60,120", "--processes", "2"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=RESULTS.parents[1], timeout=300)
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "to" / "unimed5m_scale.json").read_text())
