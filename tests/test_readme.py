@@ -14,6 +14,8 @@ from unimedvl.checkpoint.provenance import read_provenance
 from unimedvl.commands import demo
 from unimedvl.commands.main import main
 
+pytestmark = pytest.mark.medium
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # A value in the files that the GPU benchmark writes, no module.

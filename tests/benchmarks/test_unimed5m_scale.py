@@ -8,7 +8,10 @@ import pytest
 
 from benchmarks.unimed5m_scale import MEMORY_LIMIT, RESULTS
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="proportional set sizes are known on Linux only")
+pytestmark = [
+    pytest.mark.medium,
+    pytest.mark.skipif(sys.platform != "linux", reason="proportional set sizes are known on Linux only"),
+]
 
 
 def test_small_sizes_are_measured_and_drawn(tmp_path):

@@ -15,6 +15,8 @@ from unimedvl.evaluation.scoring import Settings
 from unimedvl.unimed5m.build import build
 from unimedvl.unimed5m.builders import get_source
 
+pytestmark = pytest.mark.medium
+
 LAYOUTS = {**fixtures_texts.LAYOUTS, **fixtures_scans.LAYOUTS}
 NAMED = [benchmark for benchmark in BENCHMARKS if benchmark.name != "unimed-mini"]
 

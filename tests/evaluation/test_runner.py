@@ -23,6 +23,8 @@ from unimedvl.evaluation.samples import TASKS, Sample
 from unimedvl.evaluation.scoring import Settings
 from unimedvl.evaluation.visuals import draw_all
 
+pytestmark = pytest.mark.medium
+
 
 class Painter:
     """Answers everything from the sample's own seed; counts what it was asked, and stops where it is asked to."""

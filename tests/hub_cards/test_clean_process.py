@@ -11,6 +11,8 @@ import pytest
 from tests.hub_cards.clean_process import use
 from tests.tiny_checkpoint import tiny_checkpoint
 
+pytestmark = pytest.mark.medium
+
 PROGRAM = Path(__file__).with_name("clean_process.py")
 AUTO_CLASSES = ("AutoModel", "AutoModelForMultimodalLM", "AutoModelForImageTextToText", "AutoModelForCausalLM")
 

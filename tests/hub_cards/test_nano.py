@@ -4,9 +4,13 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.hub_cards.test_clean_process import AUTO_CLASSES, run_clean
 from unimedvl.checkpoint.folder import NANO_DIRECTORY, default_model, open_checkpoint
 from unimedvl.hub_cards.push import check_folder
+
+pytestmark = pytest.mark.medium
 
 
 def test_it_is_the_default_model():

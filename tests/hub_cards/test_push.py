@@ -15,6 +15,8 @@ import pytest
 from tests.hub_cards.test_clean_process import AUTO_CLASSES, run_clean
 from tests.hub_server import HubServer
 
+pytestmark = pytest.mark.medium
+
 ROOT = Path(__file__).resolve().parents[2]
 REPOSITORY, ADAPTER = "tester/tiny", "tester/tiny-lora"
 

@@ -14,6 +14,8 @@ from tests.tiny_model import tiny_model
 from unimedvl.commands.main import main
 from unimedvl.hub_cards.push import check_folder
 
+pytestmark = pytest.mark.medium
+
 ROOT = Path(__file__).resolve().parents[2]
 CARD = "---\nlicense: apache-2.0\n---\n# tiny\n\nResearch only; not for diagnosis.\n"
 

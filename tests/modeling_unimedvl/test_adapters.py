@@ -27,7 +27,7 @@ CONFIGURATIONS = {
 MODULES = {"lora": (7, 0), "adalora": (7, 0), "ia3": (2, 0), "layer norms": (2, 1)}
 MARKERS = (".lora_", ".ia3_", ".ln_tuning_")
 
-pytestmark = pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")
+pytestmark = [pytest.mark.medium, pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")]
 
 
 @pytest.fixture(scope="module")

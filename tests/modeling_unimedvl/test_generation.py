@@ -12,6 +12,8 @@ from tests.tiny_model import tiny_model
 from unimedvl.modeling_unimedvl.flow_unimedvl import TASK_PRESETS, FlowSettings, flow_schedule
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
 
+pytestmark = pytest.mark.medium
+
 GREEDY = {"do_sample": False, "max_new_tokens": 8}
 IMAGE = {"generation_mode": "image", "num_inference_steps": 3, "show_progress": False}
 

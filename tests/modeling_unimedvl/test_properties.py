@@ -16,6 +16,8 @@ from unimedvl.modeling_unimedvl.flow_unimedvl import FlowSettings, patchify_late
 from unimedvl.modeling_unimedvl.prompts_unimedvl import Prompts
 from unimedvl.modeling_unimedvl.sampling_unimedvl import FlowSampler
 
+pytestmark = pytest.mark.medium
+
 TEXT = {"do_sample": False, "max_new_tokens": 8}
 IMAGE = {"generation_mode": "image", "num_inference_steps": 4, "show_progress": False}
 

@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.processing.conftest import SMALL_TRANSFORMS, random_image
 from unimedvl.processing.image_processing_unimedvl import UniMedVLImageProcessor
 from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
+
+pytestmark = pytest.mark.medium
 
 NANO = Path(__file__).parents[2] / "hub_cards" / "unimedvl-nano"
 

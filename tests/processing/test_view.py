@@ -25,6 +25,8 @@ from unimedvl.unimed5m.builders.record_images import bytes_image
 from unimedvl.unimed5m.schema import Record, RecordImage
 from unimedvl.unimed5m.task_images import pixels_of, stored_views
 
+pytestmark = pytest.mark.medium
+
 VIEWS = (
     View(),
     View(window=(40, 400), slice_index=3, plane="coronal", max_pixels=5000),

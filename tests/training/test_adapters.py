@@ -18,6 +18,8 @@ from unimedvl.training.recipe import TrainingRecipe, load_recipe
 from unimedvl.training.run import main, run
 from unimedvl.training.tuning_recipe import AdapterRecipe
 
+pytestmark = pytest.mark.medium
+
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "training" / "recipes" / "tuning"
 NANO = ROOT / "hub_cards" / "unimedvl-nano"

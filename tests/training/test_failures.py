@@ -18,6 +18,8 @@ from unimedvl.training.run import main, run
 from unimedvl.unimed5m.schema import RecordImage, to_table
 from unimedvl.unimed5m.shards import write_table
 
+pytestmark = pytest.mark.medium
+
 
 def stopped_early(recipe, folder: Path, **changes) -> tuple[Path, Path]:
     """A run stopped after two of four steps, and its last checkpoint."""

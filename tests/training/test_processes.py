@@ -14,6 +14,8 @@ from tests.training.outcomes import assert_close, history
 from tests.training.processes import finish, peak_while_loading
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
 
+pytestmark = pytest.mark.medium
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

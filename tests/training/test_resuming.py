@@ -19,6 +19,8 @@ from unimedvl.training.checkpoints import checkpoints
 from unimedvl.training.recipe import load_recipe
 from unimedvl.training.run import main, run
 
+pytestmark = pytest.mark.medium
+
 
 def steps_done(folder: Path) -> int:
     """Steps of all stages up to their last checkpoints."""

@@ -25,6 +25,8 @@ from unimedvl.unimed5m.mini import MiniSource
 from unimedvl.unimed5m.pipeline import LocalExecutor, RayExecutor, shard_paths
 from unimedvl.unimed5m.schema import from_table, to_table
 
+pytestmark = pytest.mark.medium
+
 TASKS = {
     "vqa",
     "diagnosis",

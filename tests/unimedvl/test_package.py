@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from setuptools import find_packages
 
+pytestmark = pytest.mark.medium
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("unimedvl", "modeling_unimedvl", "processing", "unimed5m", "training", "evaluation", "hub_cards")
 

@@ -9,6 +9,8 @@ from benchmarks.gpu.__main__ import PARTS, main
 from benchmarks.gpu.architecture import SIZES
 from benchmarks.gpu.record import ROOT, SCHEMA, STATUSES
 
+pytestmark = pytest.mark.medium
+
 PATIENT = 300
 ATTENTION = [f"attention.eager.{name}" for name in ("text", "question", "image", "edit")]
 CORRECTNESS = [

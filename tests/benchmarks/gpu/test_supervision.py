@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from benchmarks.gpu.__main__ import PARTS, Part, main, plan, start_record, supervise
 from benchmarks.gpu.record import ROOT, failures, table
 
+pytestmark = pytest.mark.medium
+
 GOLDEN = ROOT / "tests" / "golden" / "fixtures"
 # An accidental kill of a part that only had to import its libraries on a busy machine is not what is tested.
 PATIENT, SHORT = 300, 60

@@ -16,6 +16,8 @@ from PIL import Image
 from unimedvl.evaluation.metrics.evaluate_modules import documentation
 from unimedvl.evaluation.metrics.readmes import card, module_class, module_names
 
+pytestmark = pytest.mark.medium
+
 METRICS = Path(__file__).parents[3] / "evaluation" / "metrics"
 NAMES = sorted(path.name for path in METRICS.iterdir() if (path / f"{path.name}.py").is_file())
 IMAGES = [Image.new("RGB", (16, 16), (shade, 80, 40)) for shade in (0, 90, 200, 250)]

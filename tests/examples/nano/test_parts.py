@@ -12,6 +12,8 @@ from examples.nano.model import build_config, initialize_attention
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLVAEConfig
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLModel
 
+pytestmark = pytest.mark.medium
+
 
 class Stopped(Exception):
     """In the place of a kill: nothing of the loop gets to know."""

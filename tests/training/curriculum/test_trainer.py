@@ -10,6 +10,8 @@ from unimedvl.training.checkpoints import checkpoints
 from unimedvl.training.recipe import load_recipe
 from unimedvl.training.run import main, run
 
+pytestmark = pytest.mark.medium
+
 
 def test_eight_rows_at_once_equal_eight_times_one(recipe, tmp_path):
     run(recipe("rows", data={"rows_per_batch": 8}), [])

@@ -20,6 +20,8 @@ from unimedvl.training.data.collate import BatchInfo, SampleInfo
 from unimedvl.training.recipe import OptimizerRecipe, load_recipe
 from unimedvl.training.run import main, run
 
+pytestmark = pytest.mark.medium
+
 
 def test_a_run_is_looked_at_without_being_changed(recipe, tmp_path):
     """Validation and images are made from the averages and leave weights, losses and order alone."""

@@ -11,6 +11,8 @@ from unimedvl.modeling_unimedvl.blocks_unimedvl import BlockKind
 from unimedvl.training.data.sequences import Layout
 from unimedvl.training.data_recipe import ConditionDropout, GroupRecipe, ImageRange
 
+pytestmark = pytest.mark.medium
+
 TEXT, VIT, CLEAN, NOISED = BlockKind.TEXT, BlockKind.VIT, BlockKind.CLEAN, BlockKind.NOISED
 NONE = ConditionDropout(0.0, 0.0, 0.0)
 

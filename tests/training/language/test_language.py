@@ -18,6 +18,8 @@ from unimedvl.training.tuning_recipe import AdapterRecipe
 from unimedvl.unimed5m.schema import Record, RecordImage, Turn, to_table
 from unimedvl.unimed5m.shards import write_table
 
+pytestmark = pytest.mark.medium
+
 SETTINGS = {"use_cpu": True, "bf16": False, "logging_steps": 1, "disable_tqdm": True, "save_strategy": "no"}
 
 

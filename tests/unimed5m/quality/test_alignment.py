@@ -31,6 +31,8 @@ from unimedvl.unimed5m.quality.train_scorer import read_pairs, train
 from .toy_models import ColorCaptioner, ColorScorer, WordEncoder
 from .toy_records import COLORS, caption, drawn, record, write_shards
 
+pytestmark = pytest.mark.medium
+
 
 def test_final_score_is_half_s_plus_m():
     s, m = numpy.array([-1.0, 0.0, 1.0]), numpy.array([1.0, 0.0, -0.5])

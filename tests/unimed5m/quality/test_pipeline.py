@@ -32,6 +32,8 @@ from unimedvl.utils.claims import only_writer
 
 from .toy_records import all_bytes, drawn, record, write_shards
 
+pytestmark = pytest.mark.medium
+
 WORKER = Path(__file__).with_name("worker.py")
 KILLS = 10
 

@@ -21,6 +21,8 @@ from unimedvl.unimed5m.schema import RecordImage
 from .clean_site import link_packages
 from .toy_records import all_bytes, caption, drawn, record, write_shards
 
+pytestmark = pytest.mark.medium
+
 LOADER = Path(__file__).with_name("clean_loader.py")
 
 

@@ -34,6 +34,8 @@ from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalG
 from unimedvl.modeling_unimedvl.upstream_layout_unimedvl import is_upstream_layout, upstream_config_dict
 from unimedvl.modeling_unimedvl.upstream_weights_unimedvl import WeightNames, model_shapes, upstream_shape
 
+pytestmark = pytest.mark.medium
+
 REPOSITORY = Path(__file__).resolve().parents[3]
 GENERATION = ("vae2llm.", "llm2vae.", "time_embedder.", "latent_pos_embed.")
 QWEN_TOKENS = {

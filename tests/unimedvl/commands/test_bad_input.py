@@ -22,6 +22,8 @@ from unimedvl.checkpoint.loading import Loaded, load
 from unimedvl.checkpoint.provenance import check_output_path
 from unimedvl.commands.main import main
 
+pytestmark = pytest.mark.medium
+
 
 def refused(argv: list, capfd) -> str:
     """Run the command; returns its one line on stderr after checking that there was nothing else."""

@@ -21,6 +21,8 @@ from unimedvl.commands.ask import split_thought
 from unimedvl.commands.main import app, main
 from unimedvl.commands.shared import NOTICE
 
+pytestmark = pytest.mark.medium
+
 SMALL = ["--steps", "2", "--height", "32", "--width", "32"]
 
 

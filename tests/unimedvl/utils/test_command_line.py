@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 
 from unimedvl.utils.command_line import comma_separated, require, run_module
 
+pytestmark = pytest.mark.medium
+
 PROGRAM = f"python -m {__spec__.name}"
 TO_RAISE: list[BaseException] = []
 
