@@ -12,10 +12,12 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import pyarrow
+
+if TYPE_CHECKING:
+    import datasets
 
 IMAGE_PLACEHOLDER = "<image>"
 
@@ -50,12 +52,15 @@ ROLES = ("human", "gpt")
 UNKNOWN = "unknown"
 
 
-def features(*, decode: bool = True) -> datasets.Features:
+def features(*, decode: bool = True) -> "datasets.Features":
     """The columns of a record for `datasets`.
 
     Args:
         decode: True gives images as PIL images; False gives the stored bytes, which `Record.from_row` needs.
     """
+    # It takes seconds to import, and a machine that only trains on a drawn batch does without it.
+    import datasets
+
     text = datasets.Value("string")
     image = {
         "image": datasets.Image(decode=decode),
