@@ -1,6 +1,6 @@
 """Reader studies: generated and real images in a blinded order, forms to fill in, and the scores of the answers.
 
-FOLDER/images/001.png ..   all of one size and format, without metadata
+FOLDER/images/001.png ..     all of one size and format, without metadata
 FOLDER/index.html            the images with their numbers
 FOLDER/form.csv              number, rating (1 surely real .. 5 surely generated), comment: one copy for each reader
 FOLDER/key.json              what is what: not for readers
@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image
 
 from unimedvl.unimed5m.pages import render_page
+from unimedvl.utils.claims import keep_out_of_git
 
 from .benchmarks import BenchmarkData, get_benchmark
 from .metrics.ranking import reader_study
@@ -56,8 +57,8 @@ def make_study(out: str | Path, folder: str | Path, count: int, seed: int = 0) -
     entries = [(name, True, made) for name, made, _ in pairs[:count]]
     entries += [(name, False, real.resize(made.size, Image.Resampling.BICUBIC)) for name, made, real in pairs[-count:]]
     random.Random(seed).shuffle(entries)
-    (folder / "images").mkdir(parents=True)
-    (folder / ".gitignore").write_text("*\n", encoding="utf-8")
+    keep_out_of_git(folder)
+    (folder / "images").mkdir()
     key = {}
     for number, (name, generated, image) in enumerate(entries, 1):
         scale = SIDE / max(image.size)

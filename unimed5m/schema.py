@@ -383,15 +383,11 @@ def content_hash(record: Record) -> str:
     Where a record comes from, its split, scores and license do not enter: two sources with the same sample agree.
     Images count by their bytes' digest, or by their path where that is unknown.
     """
-    return _digest(
-        [
-            record.main_task_type,
-            record.sub_task_type,
-            [image.sha256 or image.path for image in record.input_img],
-            [image.sha256 or image.path for image in record.output_img],
-            [[turn.role, turn.value] for turn in record.message],
-        ]
+    inputs, outputs = (
+        [image.sha256 or image.path for image in images] for images in (record.input_img, record.output_img)
     )
+    turns = [[turn.role, turn.value] for turn in record.message]
+    return _digest([record.main_task_type, record.sub_task_type, inputs, outputs, turns])
 
 
 def _digest(value: object) -> str:

@@ -1,6 +1,6 @@
 """Flow-GRPO: group-relative policy optimization of the image generator with rewards by name (arXiv 2505.05470).
 
-For every prompt a group of images is sampled by the SDE of `flow_policy`; an image's advantage is its reward against
+For every prompt a group of images is sampled by the SDE of `policy`; an image's advantage is its reward against
 the mean of its group; every step of its path is made more or less likely by the clipped ratio of PPO, and a KL term
 holds the policy near the model it started from. With PEFT the reference is the model without its adapter.
 """

@@ -299,7 +299,7 @@ class VolumeSource(Source):
     """Patients' NIfTI volumes, slice by slice.
 
     Attributes:
-        cases: alternatives of a pattern for the cases below the folder: their folders, or files for `case_of`.
+        cases: alternatives of a pattern for the folders of the cases, below the source's folder.
         channels: short name -> scan.
         pairs: (from, to) names of channels for cross-modal records.
         enhance: names of channels for super-resolution records.

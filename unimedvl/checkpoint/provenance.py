@@ -55,7 +55,7 @@ def provenance_record(
         seed: seed of the noise.
         settings: sampler settings, values that JSON can hold.
         prompt: the text that was given; only its SHA-256 is kept unless `keep_prompt`.
-        input_hashes: SHA-256 of every conditioning image file.
+        input_hashes: SHA-256 of every conditioning image's file, or of the files of its series.
     """
     record = {
         "ai_generated": True,

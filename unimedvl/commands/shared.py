@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
-from ..utils.digests import hash_file
+from ..utils.digests import hash_file, hash_files
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -79,8 +79,15 @@ def load_images(sources: list[str] | None, *, allow_url: bool, **view: Any) -> l
 
 
 def image_hashes(sources: list[str] | None) -> list[str]:
-    """SHA-256 of every `--image` that is a file."""
-    return [hash_file(source) for source in sources or [] if Path(source).is_file()]
+    """SHA-256 of every `--image` that is a file, and of names and contents together where it is a folder."""
+    paths = [Path(source) for source in sources or []]
+    return [_image_hash(path) for path in paths if path.exists()]
+
+
+def _image_hash(path: Path) -> str:
+    if path.is_file():
+        return hash_file(path)
+    return hash_files((file.name, file) for file in sorted(path.iterdir()) if file.is_file())
 
 
 def choose_seed(seed: int | None) -> int:

@@ -19,7 +19,7 @@ from unimedvl.checkpoint.loading import load
 from unimedvl.checkpoint.provenance import read_provenance
 from unimedvl.commands.ask import split_thought
 from unimedvl.commands.main import app, main
-from unimedvl.commands.shared import NOTICE
+from unimedvl.commands.shared import NOTICE, image_hashes
 
 pytestmark = pytest.mark.medium
 
@@ -52,6 +52,16 @@ def test_ask_equals_the_library(checkpoint, loaded, png, capsys):
     text = loaded.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
     assert out == text.strip() + "\n"
     assert err == NOTICE + "\n"
+
+
+def test_a_folder_of_a_series_has_one_hash_that_each_of_its_files_changes(png, tmp_path):
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series" / "1.dcm").write_bytes(b"one")
+    found = [image_hashes([str(png), str(tmp_path / "series")])]
+    (tmp_path / "series" / "2.dcm").write_bytes(b"two")
+    found.append(image_hashes([str(png), str(tmp_path / "series")]))
+    assert [len(hashes) for hashes in found] == [2, 2]
+    assert found[0][0] == found[1][0] and found[0][1] != found[1][1]
 
 
 def test_ask_as_json_with_several_images(checkpoint, png, tmp_path, capsys):
