@@ -1,11 +1,8 @@
 """The record of UniMed-5M: one sample of any task, with its images, its conversation and where it came from.
 
 The first seven fields are the paper's (UniMedVL, section 3.1 and Figure 3); the others say what may be done with the
-record and which records belong together. A record exists in three forms, and `Record` converts between them:
-
-* `Record`, a validated Python object;
-* a row, a dict that `datasets` and pyarrow read and write with `FEATURES`;
-* the foreign layouts of `unimedvl.unimed5m.formats`.
+record and which records belong together. `Record` is the validated Python object; a row is a dict that `datasets` and
+pyarrow read and write with `FEATURES`; the foreign layouts are in `unimedvl.unimed5m.formats`.
 """
 
 import dataclasses

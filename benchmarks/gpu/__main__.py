@@ -7,7 +7,7 @@ Writes OUT/gpu.json after every figure, OUT/gpu.log and OUT/gpu.txt. The exit co
 could not be made, and 0 otherwise: any other error is a figure with its cause. docs/gpu.md explains the figures.
 """
 
-import argparse
+import argparse  # typer may be missing on the machine
 import json
 import os
 import signal

@@ -8,7 +8,7 @@ The machine brings torch 2.11 or newer with its CUDA libraries, NumPy, Pillow, P
 wheels are what such a machine has in older versions or not at all, at the versions of constraints.txt.
 """
 
-import argparse
+import argparse  # typer may be missing on the machine
 import base64
 import hashlib
 import re

@@ -20,6 +20,7 @@ COMMIT_FILE = ROOT / "COMMIT"
 LIBRARIES = ("torch", "triton", "transformers", "diffusers", "accelerate", "peft", "bitsandbytes", "pytest")
 
 
+# The package's own writer is not used: this module runs in the parent too, which must not depend on what it measures.
 def write_whole(path: Path, document: dict) -> None:
     """Replace a file by a JSON document in one step, so that a reader or a killed writer never leaves half of it."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
