@@ -55,8 +55,7 @@ def features(*, decode: bool = True) -> "datasets.Features":
     Args:
         decode: True gives images as PIL images; False gives the stored bytes, which `Record.from_row` needs.
     """
-    # It takes seconds to import, and a machine that only trains on a drawn batch does without it.
-    import datasets
+    import datasets  # slow to import, and a machine that only trains on a drawn batch does without it
 
     text = datasets.Value("string")
     image = {
