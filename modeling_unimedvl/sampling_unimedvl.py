@@ -35,9 +35,9 @@ class Conditions:
 
     Attributes:
         grids: (rows, columns) in latent tokens of each image.
-        valid_RT: bool, tokens that are no padding.
+        valid_RT: bool, True for tokens that are not padding.
         position_ids_RT: rows of the latent position table.
-        branches: names of the guidance branches, which lie one below the other in the rows of the caches.
+        branches: names of the guidance branches, stacked along the rows of the caches.
         rope_ids: int64 (N * R,), the RoPE id of each row's block.
         caches, masks: contexts with slots for the block, and what the block may see of them, by the number of branches
             that a step evaluates.
@@ -128,6 +128,7 @@ class FlowSampler:
             contexts: see `read_prompts`. Without an image context its branch equals the main one and is folded into
                 the algebra of guidance instead of computed.
             grids: (rows, columns) in latent tokens of each image, those of a prompt adjacent.
+            images_per_prompt: how many adjacent images share one row of the contexts.
         """
         inner, device = self.model.model, execution_device(self.model)
         available = {"cond": contexts.main, "text": contexts.text, "image": contexts.image}

@@ -9,7 +9,7 @@ import numpy as np
 from .pixel_windows_unimedvl import MAX_IMAGE_PIXELS, checked_percentiles, checked_window, value_range
 
 PLANES = ("sagittal", "coronal", "axial")
-# Slices across an axis of the array as they lie in the file, for volumes whose orientation can not be trusted.
+# Slices across an axis of the array as they lie in the file, for volumes whose orientation cannot be trusted.
 ARRAY_PLANES = ("axis-0", "axis-1", "axis-2")
 SCOPES = ("volume", "slice")
 # Who opens a file decides about limits and the network; a stored view never does.

@@ -59,7 +59,7 @@ class UniMedVLTrainer(Trainer):
         recipe: see `TrainingRecipe`.
         data: the packed records of this process.
         processor: saved with every checkpoint.
-        cache: of posteriors, the one that `data` uses.
+        cache: the autoencoder posteriors' cache that `data` uses.
         validation: what is validated on, if anything is.
     """
 
@@ -110,7 +110,7 @@ class UniMedVLTrainer(Trainer):
             self.records,
             batch_size=None,
             num_workers=self.args.dataloader_num_workers,
-            # Its workers' seed would else be drawn from the global generator once more at every resuming.
+            # Its workers' seed would otherwise be drawn from the global generator once more at every resuming.
             generator=torch.Generator(),
         )
 
