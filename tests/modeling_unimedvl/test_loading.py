@@ -11,6 +11,8 @@ from tests.tiny_model import tiny_config, tiny_model
 from unimedvl.modeling_unimedvl.adapters_unimedvl import ADAPTER_TARGETS
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
 
+pytestmark = pytest.mark.medium
+
 GREEDY = {"do_sample": False, "max_new_tokens": 6}
 IMAGE = {"generation_mode": "image", "num_inference_steps": 3, "show_progress": False}
 # bitsandbytes packs 4-bit weights in blocks of 64 values.

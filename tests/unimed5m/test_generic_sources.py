@@ -13,6 +13,8 @@ from unimedvl.commands.main import main
 from .fixtures_files import save_volume, write_image
 from .fixtures_generic import LAYOUTS
 
+pytestmark = pytest.mark.medium
+
 
 def built(name: str, folder: Path, output: Path, capsys) -> tuple[int, list[str], dict, list[str]]:
     """Exit code, lines of the error, summary and reasons of a build on the command line."""

@@ -23,6 +23,8 @@ from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 from unimedvl.training.recipe import CurriculumRecipe, TrainingRecipe, load_recipe
 from unimedvl.utils.command_line import run_module
 
+pytestmark = pytest.mark.medium
+
 RECIPES = prepare.Path(prepare.__file__).with_name("recipes") / "unimedvl-nano"
 NANO = prepare.Path(prepare.__file__).parents[2] / "hub_cards" / "unimedvl-nano"
 

@@ -9,6 +9,8 @@ import pytest
 
 from unimedvl.training.data.packing import PackPlanner
 
+pytestmark = pytest.mark.medium
+
 
 def lengths(seed=0):
     """Lengths as of a mixture: many short conversations, images of a few hundred to thousands of tokens."""

@@ -22,6 +22,8 @@ from unimedvl.unimed5m.shards import shard_paths, write_table
 from .toy_models import ColorCaptioner, ColorScorer, WordEncoder
 from .toy_records import all_bytes, caption, drawn, faulty_records, record, write_shards
 
+pytestmark = pytest.mark.medium
+
 EXPECTED = {
     "undecodable": 2,
     "too_small": 1,
