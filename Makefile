@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo fast test slow lint format secrets audit clean
+.PHONY: demo fast test slow lint format scan audit clean
 
 demo: $(INSTALLED)
 	$(PYTHON) -m unimedvl.commands.demo
@@ -21,7 +21,7 @@ slow: $(INSTALLED)
 fast: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --ignore tests/golden --numprocesses 2 --dist loadfile -m "not slow and not medium"
 
-secrets: $(INSTALLED)
+scan: $(INSTALLED)
 	PYTHON=$(PYTHON) .ci/secrets
 
 audit: $(INSTALLED)

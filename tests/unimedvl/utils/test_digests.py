@@ -12,7 +12,8 @@ def test_a_file_is_hashed_by_its_bytes(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"abc")
     # FIPS 180-2, appendix B.1.
-    assert hash_file(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    published = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # pragma: allowlist secret
+    assert hash_file(path) == published
 
 
 @pytest.mark.parametrize("place", [0, 1_500_000, 2_999_999])
