@@ -6,21 +6,9 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
-from tests.tiny_inputs import conversation
-from tests.tiny_model import tiny_model
 from unimedvl.modeling_unimedvl.caches_unimedvl import branch_cache
 
 GREEDY = {"do_sample": False, "max_new_tokens": 5}
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def question(model):
-    return conversation(model.config, [("vit", 2, 3), [3, 4, 5]], seed=1, answer=True)
 
 
 def new_cache(model, name):

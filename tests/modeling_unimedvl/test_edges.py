@@ -15,16 +15,6 @@ INTERLEAVED = {"generation_mode": "interleaved", "num_inference_steps": 2, "show
 
 
 @pytest.fixture(scope="module")
-def model():
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def question(model):
-    return conversation(model.config, [("vit", 2, 3), [3, 4, 5]], seed=1, answer=True)
-
-
-@pytest.fixture(scope="module")
 def edit(model):
     return conversation(model.config, [("latent", 2, 3), ("vit", 2, 2), [3, 4]], seed=1)
 
