@@ -69,7 +69,7 @@ class ModelPaths:
     def describe(self) -> str:
         """Paths with a digest of the weights, so that scores of other weights are never taken for these."""
         paths = (self.captioner, self.text_encoder, self.image_text_encoder)
-        names = ", ".join(f"{path} [{weights_digest(path)}]" for path in paths)
+        names = ", ".join(f"{path} [{ends_digest(path)}]" for path in paths)
         return f"{names}, {self.max_new_tokens} tokens, {self.dtype}, prefix {self.text_prefix!r}"
 
 
@@ -78,7 +78,7 @@ def is_compact_scorer(path: str) -> bool:
     return (Path(path) / "neighbors.npy").is_file()
 
 
-def weights_digest(path: str) -> str:
+def ends_digest(path: str) -> str:
     """A digest of what a folder's files hold at their ends; the name for a Hub id."""
     if not Path(path).is_dir():
         return path

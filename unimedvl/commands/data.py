@@ -86,10 +86,10 @@ def augment(
     _require()
     from ..unimed5m.augment import augment as augment_records
     from ..unimed5m.planning import TransformersWriter
-    from ..unimed5m.quality.models import weights_digest
+    from ..unimed5m.quality.models import ends_digest
 
     author = TransformersWriter(writer, max_new_tokens, trust_remote_code=trust_remote_code)
-    settings = {"weights": weights_digest(writer), "max_new_tokens": max_new_tokens}
+    settings = {"weights": ends_digest(writer), "max_new_tokens": max_new_tokens}
     counts = augment_records(
         records, output, author, writer, comma_separated(steps), settings, _executor(processes, ray)
     )

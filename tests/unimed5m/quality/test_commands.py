@@ -5,7 +5,7 @@ import json
 import pytest
 
 from unimedvl.commands.main import main
-from unimedvl.unimed5m.quality.models import ModelPaths, weights_digest
+from unimedvl.unimed5m.quality.models import ModelPaths, ends_digest
 
 from .toy_records import faulty_records, record, write_shards
 
@@ -65,8 +65,8 @@ def test_bad_input_is_one_clear_line(records, tmp_path, capsys, words, message):
 
 def test_weights_are_distinguished_by_content(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"0" * 100)
-    before = weights_digest(str(tmp_path))
-    assert before == weights_digest(str(tmp_path)) in ModelPaths(str(tmp_path), "b").describe()
+    before = ends_digest(str(tmp_path))
+    assert before == ends_digest(str(tmp_path)) in ModelPaths(str(tmp_path), "b").describe()
     (tmp_path / "model.safetensors").write_bytes(b"1" * 100)
-    assert weights_digest(str(tmp_path)) != before
-    assert weights_digest("google/medsiglip-448") == "google/medsiglip-448"
+    assert ends_digest(str(tmp_path)) != before
+    assert ends_digest("google/medsiglip-448") == "google/medsiglip-448"
