@@ -17,6 +17,7 @@ from PIL import Image
 
 from unimedvl.unimed5m.pages import render_page
 from unimedvl.utils.claims import keep_out_of_git
+from unimedvl.utils.json_files import read_json
 
 from .benchmarks import BenchmarkData, get_benchmark
 from .metrics.ranking import reader_study
@@ -40,7 +41,7 @@ def make_study(out: str | Path, folder: str | Path, count: int, seed: int = 0) -
     mark = out / "run.json"
     if not mark.is_file():
         raise ValueError(f"{out} holds no run: give the --out folder of `unimedvl eval`.")
-    places = json.loads((out / "folders.json").read_text(encoding="utf-8"))
+    places = read_json(out / "folders.json", "give the --out folder of a finished `unimedvl eval`")
     pairs: list[tuple[str, Image.Image, Image.Image]] = []
     for name, place in places.items():
         store = PredictionStore(out / name)
@@ -88,7 +89,7 @@ def score_study(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     if not (folder / "key.json").is_file():
         raise ValueError(f"{folder} holds no reader study: make one with `unimedvl eval sheet`.")
-    key = json.loads((folder / "key.json").read_text(encoding="utf-8"))
+    key = read_json(folder / "key.json")
     ratings: dict[str, list[float]] = {}
     for path in sorted(folder.glob("*.csv")):
         rows = _ratings(path)

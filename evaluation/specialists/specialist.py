@@ -11,6 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from unimedvl.utils.json_files import read_json
+
 from ..predictions import Prediction
 from ..samples import TASKS, Sample, open_
 from .networks import AnswerNetwork, UNet
@@ -66,7 +68,7 @@ class Specialist:
             raise ValueError(
                 f"{folder} holds no specialist: train one with python -m unimedvl.evaluation.specialists.train."
             )
-        found = cls.build(json.loads(path.read_text(encoding="utf-8")))
+        found = cls.build(read_json(path))
         for name, network in found.networks.items():
             network.load_state_dict(load_file(Path(folder) / f"{name}.safetensors"))
             network.eval()

@@ -26,6 +26,7 @@ from torch import nn
 from unimedvl.modeling_unimedvl.flow_unimedvl import FlowSettings
 from unimedvl.modeling_unimedvl.image_requests_unimedvl import target_grids
 from unimedvl.modeling_unimedvl.sampling_unimedvl import FlowSampler
+from unimedvl.utils.json_files import read_json
 
 from ..adapters import bare_model
 from ..checkpoints import checkpoints, keep_newest, whole_folder
@@ -362,7 +363,7 @@ class FlowGRPOTrainer:
         if not found:
             return []
         folder = found[-1]
-        state = json.loads((folder / "state.json").read_text())
+        state = read_json(folder / "state.json", "remove the folder to resume from the checkpoint before it")
         kept = {name for name in asdict(self.arguments) if name not in ("max_steps", "save_steps", "output_dir")}
         different = sorted(name for name in kept if state["arguments"].get(name) != getattr(self.arguments, name))
         if different:

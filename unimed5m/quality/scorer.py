@@ -20,6 +20,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from unimedvl.utils.json_files import read_json
+
 from .encoders import _reproducible
 
 SIDE = 64
@@ -101,7 +103,7 @@ class CompactScorer(nn.Module):
             raise ValueError(
                 f"expected a trained scorer (model.safetensors) in {folder}; train one with train_scorer."
             )
-        scorer = cls(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        scorer = cls(**read_json(folder / "config.json", "train the scorer again"))
         scorer.load_state_dict(load_file(str(folder / "model.safetensors")))
         scorer.name = f"compact scorer {folder}"
         return scorer.eval()
