@@ -56,8 +56,8 @@ class View:
         object.__setattr__(self, "max_pixels", _checked_whole(self.max_pixels, "max_pixels", 1))
         if self.plane is not None and self.plane not in (*PLANES, *ARRAY_PLANES):
             raise ValueError(
-                f"plane={self.plane!r}: choose 'axial', 'coronal' or 'sagittal', or 'axis-0' to 'axis-2' for the array "
-                "as it lies in the file."
+                f"plane={self.plane!r}: choose 'axial', 'coronal' or 'sagittal', or 'axis-0' to 'axis-2' for the "
+                "array as it lies in the file."
             )
         if self.percentiles_of not in SCOPES:
             raise ValueError(f"percentiles_of={self.percentiles_of!r}: choose 'volume' or 'slice'.")
