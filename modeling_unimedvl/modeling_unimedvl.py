@@ -740,11 +740,13 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
         if past_key_values is None and not use_cache and block_ids is None:
             layout, position_ids = self._packed_layout(layout, position_ids, attention_mask, inputs_embeds, kwargs)
         if use_cache is None:
-            # Neither packs nor noised images are continued, and recomputed layers would write to the cache twice.
+            # Neither packs nor noised images are continued, recomputed layers would write to the cache twice, and an
+            # exported graph returns tensors.
             recomputed = self.training and self.language_model.gradient_checkpointing
             noised = flow_target is not None and flow_target.shape[0] > 0
             packed = layout is not None and layout.sample_ids_BS is not None
-            use_cache = self.config.text_config.use_cache and not (recomputed or noised or packed)
+            never = recomputed or noised or packed or torch.compiler.is_exporting()
+            use_cache = self.config.text_config.use_cache and not never
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config.text_config)
         if position_ids is None:
@@ -843,7 +845,8 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
         if image_grid_thw is None:
             raise ValueError("pixel_values needs image_grid_thw: pass both as the processor returned them.")
         features = self._vision_rows(pixel_values, image_grid_thw)[0].to(inputs_embeds)
-        where = mm_token_type_ids == BlockKind.VIT
+        # Compilers compare no enumeration with a tensor.
+        where = mm_token_type_ids == int(BlockKind.VIT)
         if not torch.compiler.is_compiling() and int(where.sum()) != features.shape[0]:
             raise ValueError(
                 f"The images make {features.shape[0]} patches but the sequence holds {int(where.sum())} image "

@@ -57,7 +57,7 @@ def samples_of_restarts(
     else:
         block = layout.block_ids_BS
         together = (block >= 0) & (block == block.gather(1, before))
-        after_noise = layout.kinds_BS.gather(1, before) == BlockKind.NOISED
+        after_noise = layout.kinds_BS.gather(1, before) == int(BlockKind.NOISED)
         starts = (step < 0) | ((step == 0) & ~together & ~after_noise)
     return (starts & valid & has_before).cumsum(dim=-1)
 
