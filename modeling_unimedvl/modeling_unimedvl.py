@@ -60,7 +60,7 @@ from .flow_unimedvl import (
 )
 from .generation_unimedvl import UniMedVLGenerationMixin
 from .loading_unimedvl import GENERATION_WEIGHTS, UniMedVLLoadingMixin
-from .packing_unimedvl import named_samples, samples_of_restarts, shared_image_positions
+from .packing_unimedvl import named_samples, samples_of_restarts, sequence_bounds, shared_image_positions
 from .pretrained_unimedvl import PositionEmbedding, UniMedVLPreTrainedModel, ZeroInitLinear
 from .vision_unimedvl import Connector, UniMedVLVisionModel
 
@@ -818,8 +818,12 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
         derived = rope_position_ids(packed, attention_mask)
         position_ids = derived if position_ids is None else shared_image_positions(position_ids, derived, packed)
         if layout is None and "flash" in (implementation or ""):
-            # Its kernels find the samples of a text in the RoPE ids, and know no mask.
-            kwargs.setdefault("position_ids", position_ids)
+            if attention_mask is not None and not bool((attention_mask > 0).all()):
+                raise ValueError(
+                    f"{implementation} cannot keep the samples of a padded pack apart: pack without padding or load "
+                    "the model with attn_implementation='sdpa' or 'flex_attention'."
+                )
+            kwargs |= sequence_bounds(samples)
             return None, position_ids
         return packed, position_ids
 
