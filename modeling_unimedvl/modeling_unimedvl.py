@@ -753,7 +753,8 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
             position_ids = self._default_position_ids(inputs_embeds, attention_mask, layout, past_key_values)
         mask = self._attention_mask(inputs_embeds, attention_mask, past_key_values, layout)
         if holds_images and past_key_values is not None:
-            note_images(past_key_values, position_ids, attention_mask, int(past_key_values.get_seq_length()))
+            past_length = int(past_key_values.get_seq_length())
+            note_images(past_key_values, position_ids, layout.block_ids_BS, attention_mask, past_length)
         if output_hidden_states is None:
             output_hidden_states = bool(getattr(self.config, "output_hidden_states", False))
         if output_attentions is None:

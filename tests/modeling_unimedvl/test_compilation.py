@@ -8,6 +8,7 @@ from tests.tiny_model import tiny_model
 
 pytestmark = pytest.mark.medium
 SLOW = pytest.mark.slow
+NAMES = ["text", "image", "equal images", *(pytest.param(name, marks=SLOW) for name in ("several sizes", "batch"))]
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +29,7 @@ def prompts(model) -> dict[str, dict]:
     }
 
 
-@pytest.mark.parametrize(
-    "name", ["text", "image", "equal images", *(pytest.param(name, marks=SLOW) for name in ("several sizes", "batch"))]
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_d13_forward_is_one_graph(model, name):
     row = prompts(model)[name]
     torch.compiler.reset()
