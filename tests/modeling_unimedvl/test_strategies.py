@@ -226,15 +226,17 @@ def test_text_guidance(model, question):
 
 
 def test_watermark_is_detected(model, question):
-    settings = WatermarkingConfig(bias=8.0, seeding_scheme="selfhash")
-    marked = new_tokens(model, question, do_sample=False, max_new_tokens=40, watermarking_config=settings)
-    plain = new_tokens(model, question, do_sample=False, max_new_tokens=40)
+    settings = WatermarkingConfig(bias=12.0)
+    options = {"do_sample": True, "max_new_tokens": 40, "suppress_tokens": [model.config.eos_token_id]}
+    torch.manual_seed(0)
+    marked = new_tokens(model, question, **options, watermarking_config=settings)
+    plain = new_tokens(model, question, **options)
     text = copy.deepcopy(model.config.text_config)
     # The detector skips it where a text begins with it.
     text.bos_token_id = model.config.bos_token_id
-    detector = WatermarkDetector(text, "cpu", settings, ignore_repeated_ngrams=True)
-    scores = [detector(ids, return_dict=True).z_score[0] for ids in (marked, plain) if ids.shape[1] > 8]
-    assert scores[0] > 3 and (len(scores) == 1 or scores[0] > scores[1])
+    detector = WatermarkDetector(text, "cpu", settings)
+    scores = [float(detector(ids, return_dict=True).z_score[0]) for ids in (marked, plain)]
+    assert scores[0] > 3 > scores[1]
 
 
 # -- when it stops, and what it returns
