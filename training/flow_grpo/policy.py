@@ -41,7 +41,14 @@ class ImagePrompts:
     def from_inputs(
         cls, model: PreTrainedModel, inputs: Mapping[str, Any], grid: tuple[int, int], images_per_prompt: int = 1
     ) -> "ImagePrompts":
-        """Encode the images of what the processor returned with `generation_mode="image"`."""
+        """Encode the images of prompts, once for all images that are made from them.
+
+        Args:
+            model: the conditional generation model.
+            inputs: what the processor returned with `generation_mode="image"`.
+            grid: (rows, columns) of latent tokens of the images that are made.
+            images_per_prompt: size of a group.
+        """
         prompts = Prompts.from_inputs(model, inputs)
         latents = encode_images(model, prompts, PosteriorDraws(sample_mode="mode"))
         return cls(prompts, latents, grid, images_per_prompt)
@@ -128,6 +135,9 @@ def sample_trajectory(
         prompts: what the images are made from.
         noise_level: > 0; 0.7 in Flow-GRPO.
         generator: source of all noise, on the CPU, so that a seed means the same on every device.
+
+    Returns:
+        Every state of the path, from noise to images, and the log probabilities of its steps.
     """
     conditions = prompts.prepare(sampler)
     device, times = conditions.valid_RT.device, sampler.schedule

@@ -115,7 +115,16 @@ def group_advantages(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
 
 
 def policy_loss(ratio: torch.Tensor, advantages: torch.Tensor, clip_range: float) -> torch.Tensor:
-    """PPO's clipped loss of every row."""
+    """PPO's clipped loss (Schulman et al. 2017, equation 7, negated).
+
+    Args:
+        ratio: (R,), probability of a step under the policy over that when it was sampled.
+        advantages: (R,), normalized within the group of a prompt.
+        clip_range: how far the ratio may leave 1 before its gradient stops.
+
+    Returns:
+        (R,), to be minimized.
+    """
     clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
     return -torch.minimum(ratio * advantages, clipped * advantages)
 
@@ -200,7 +209,18 @@ class FlowGRPOTrainer:
         return ImagePrompts.from_inputs(self.policy, processed, self.grid, images_per_prompt)
 
     def score(self, tokens: Sequence[torch.Tensor], examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """Rewards (R,) by name of each image's latent tokens (T, L), and their weighted sum under "reward"."""
+        """Decode images and reward them.
+
+        Args:
+            tokens: latent tokens (T, L) of each of R images.
+            examples: what each image was made from.
+
+        Returns:
+            Rewards, float32 (R,), by name, and their weighted sum under "reward".
+
+        Raises:
+            ValueError: naming the reward function whose values are not R finite numbers.
+        """
         pixels = self.sampler.decode(list(tokens), [self.grid] * len(tokens))
         images = self.processor.post_process_multimodal_output(pixels, generation_mode="image")
         scores = {}
