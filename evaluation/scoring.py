@@ -75,7 +75,7 @@ class TaskScores:
 
         Args:
             sample: with its reference.
-            prediction: the answer, or the image; a missing one counts as the lowest score.
+            prediction: the answer, the image, or both; without an image there are no scores of it.
             settings: how answers and images are scored.
         """
         self.ids.append(sample.id)

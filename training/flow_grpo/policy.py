@@ -124,6 +124,21 @@ def log_probability(value: torch.Tensor, mean: torch.Tensor, deviation: float) -
     return density.flatten(1).mean(dim=1)
 
 
+def policy_loss(ratio: torch.Tensor, advantages: torch.Tensor, clip_range: float) -> torch.Tensor:
+    """PPO's clipped loss (Schulman et al. 2017, equation 7, negated).
+
+    Args:
+        ratio: (R,), probability of a step under the policy over that when it was sampled.
+        advantages: (R,), normalized within the group of a prompt.
+        clip_range: how far the ratio may leave 1 before its gradient stops.
+
+    Returns:
+        (R,), to be minimized.
+    """
+    clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
+    return -torch.minimum(ratio * advantages, clipped * advantages)
+
+
 @torch.no_grad()
 def sample_trajectory(
     sampler: FlowSampler, prompts: ImagePrompts, noise_level: float, generator: torch.Generator

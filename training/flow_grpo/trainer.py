@@ -30,7 +30,7 @@ from unimedvl.utils.json_files import read_json
 
 from ..adapters import bare_model
 from ..checkpoints import checkpoints, keep_newest, whole_folder
-from .policy import ImagePrompts, Rollout, log_probability, sample_trajectory, sde_step
+from .policy import ImagePrompts, Rollout, log_probability, policy_loss, sample_trajectory, sde_step
 
 logger = logging.getLogger(__name__)
 
@@ -112,21 +112,6 @@ def group_advantages(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
     groups = rewards.reshape(-1, group_size)
     centered = groups - groups.mean(dim=1, keepdim=True)
     return (centered / (groups.std(dim=1, keepdim=True) + 1e-4)).flatten()
-
-
-def policy_loss(ratio: torch.Tensor, advantages: torch.Tensor, clip_range: float) -> torch.Tensor:
-    """PPO's clipped loss (Schulman et al. 2017, equation 7, negated).
-
-    Args:
-        ratio: (R,), probability of a step under the policy over that when it was sampled.
-        advantages: (R,), normalized within the group of a prompt.
-        clip_range: how far the ratio may leave 1 before its gradient stops.
-
-    Returns:
-        (R,), to be minimized.
-    """
-    clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
-    return -torch.minimum(ratio * advantages, clipped * advantages)
 
 
 class FlowGRPOTrainer:
