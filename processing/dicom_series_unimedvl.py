@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from .dicom_unimedvl import (
+from .dicom_encodings_unimedvl import (
     DEFLATED,
     DEFLATED_TRANSFER_SYNTAX,
-    DicomFile,
-    counted_range,
+    HEADER_BYTES,
     dicom_libraries,
     is_dicom,
     no_patient_text,
     transfer_syntax,
 )
+from .dicom_unimedvl import DicomFile, counted_range
 from .pixel_windows_unimedvl import check_volume_size, checked_index
 from .view_unimedvl import View
 
@@ -147,6 +147,6 @@ def dicom_paths(folder: str | os.PathLike) -> list[Path]:
     for path in sorted(Path(folder).iterdir()):
         if path.is_file() and path.name != "DICOMDIR":
             with path.open("rb") as stream:
-                if is_dicom(stream.read(132), path.name):
+                if is_dicom(stream.read(HEADER_BYTES)):
                     found.append(path)
     return found

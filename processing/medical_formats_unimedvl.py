@@ -16,8 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, ImageOps
 
+from .dicom_encodings_unimedvl import HEADER_BYTES, is_dicom
 from .dicom_series_unimedvl import DicomSeries, dicom_paths
-from .dicom_unimedvl import DicomFile, is_dicom
+from .dicom_unimedvl import DicomFile
 from .nifti_unimedvl import NiftiVolume, nifti_version, unpacked_header
 from .pixel_windows_unimedvl import (
     MAX_IMAGE_PIXELS,
@@ -212,7 +213,7 @@ def _decoding(what: str) -> Iterator[None]:
 
 def _from_stream(stream: Any, name: str) -> Opened:
     what = repr(name) if name else "The image"
-    start = stream.read(540)
+    start = stream.read(HEADER_BYTES)
     stream.seek(0)
     if not start:
         raise ValueError(f"{what} is empty: pass {READABLE}.")
@@ -226,7 +227,7 @@ def _from_stream(stream: Any, name: str) -> Opened:
         raise ValueError(f"{what} is a Python pickle, which can run code when loaded: save it as a PNG or .npy.")
     if start[:6] == b"\x93NUMPY":
         return _Array(_read_npy(stream, what))
-    if is_dicom(start, name):
+    if is_dicom(start):
         return DicomFile(stream)
     Image.init()
     known = [kind for kind in IMAGE_FORMATS if kind in Image.OPEN]

@@ -138,6 +138,32 @@ def values_to_uint8(values: np.ndarray, black_white: tuple[float, float]) -> np.
     return np.rint(np.nan_to_num(levels) * 255).astype(np.uint8)
 
 
+def voi_levels(values: np.ndarray, center: float, width: float, function: str) -> np.ndarray:
+    """Map numbers of any real dtype and shape to uint8 by a window of DICOM (part 3, C.11.2.1.2 and C.11.2.1.3).
+
+    NaN becomes 0. pydicom's `apply_windowing` gives the range of the stored bits instead of that of the display.
+
+    Args:
+        values: in the units of the window.
+        center: of the window.
+        width: of the window; above 0, and at least 1 for LINEAR.
+        function: "LINEAR", "LINEAR_EXACT" or "SIGMOID"; what the standard does not know is LINEAR.
+    """
+    values = values.astype(np.float64)
+    if function == "SIGMOID":
+        # Beyond 700 the exponential has no float64, and no level that differs.
+        shares = 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))
+    else:
+        if function != "LINEAR_EXACT":
+            center, width = center - 0.5, width - 1
+        if width == 0:
+            shares = (values > center).astype(np.float64)
+        else:
+            shares = np.clip((values - center) / width + 0.5, 0, 1)
+    # Halves that lost their last bit in the division are rounded like halves.
+    return np.rint((np.nan_to_num(shares) * 255).round(9)).astype(np.uint8)
+
+
 def square_pixels(
     image: Image.Image,
     column_spacing: float,
