@@ -2,12 +2,8 @@
 
 import importlib
 import importlib.util
-import logging
 import re
 import struct
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 DEFLATED_TRANSFER_SYNTAX = "1.2.840.10008.1.2.1.99"
@@ -81,19 +77,6 @@ def _begins_with_elements(header: bytes, order: str) -> bool:
             return False
         position, last, found = start + length, (group, number), found + 1
     return found > 0 and position > 8
-
-
-@contextmanager
-def no_patient_text() -> Iterator[None]:
-    """Silence pydicom while it reads: its warnings, log lines and exceptions quote the values of tags."""
-    logger = logging.getLogger("pydicom")
-    disabled, logger.disabled = logger.disabled, True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.disabled = disabled
 
 
 def dicom_libraries() -> tuple[Any, Any]:
@@ -170,7 +153,8 @@ def may_be_undecodable(syntax: Any, frame: bytes) -> bool:
     # Their modules are called pylibjpeg, libjpeg and openjpeg.
     modules = [name.rsplit("-", 1)[-1] for name in _packages(syntax)]
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
-    return bool(missing) and frame.rstrip(b"\0").endswith(END_OF_CODESTREAM)
+    # Fill bytes may follow, and one for an even length.
+    return bool(missing) and frame.rstrip(b"\0\xff").endswith(END_OF_CODESTREAM)
 
 
 def _packages(syntax: Any) -> tuple[str, ...]:

@@ -13,11 +13,10 @@ from .dicom_encodings_unimedvl import (
     HEADER_BYTES,
     dicom_libraries,
     is_dicom,
-    no_patient_text,
     transfer_syntax,
 )
 from .dicom_unimedvl import DicomFile, counted_range
-from .pixel_windows_unimedvl import check_volume_size, checked_index
+from .pixel_windows_unimedvl import check_volume_size, checked_index, no_patient_text
 from .view_unimedvl import View
 
 # What puts the files of a folder in order; compared and counted, never shown.

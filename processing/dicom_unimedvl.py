@@ -17,7 +17,6 @@ from .dicom_encodings_unimedvl import (
     dataset_syntax,
     dicom_libraries,
     may_be_undecodable,
-    no_patient_text,
     transfer_syntax,
     undecodable,
 )
@@ -27,6 +26,7 @@ from .pixel_windows_unimedvl import (
     check_volume_size,
     checked_index,
     image_from_uint8,
+    no_patient_text,
     square_pixels,
     usable_spacing,
     values_to_uint8,

@@ -1,7 +1,10 @@
 """Checks and gray-level windows shared by the readers of medical formats."""
 
+import logging
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,19 @@ MAX_ASPECT_RATIO = 200
 # Values of several slices that are sorted together: 2 GiB as float64.
 MAX_VOLUME_VALUES = 2**28
 NOTHING_FINITE = "The image holds no finite value (all NaN or infinite): check how it was exported."
+
+
+@contextmanager
+def no_patient_text(library: str = "pydicom") -> Iterator[None]:
+    """Silence a library while it reads a file: its warnings and log lines quote what the file says."""
+    logger = logging.getLogger(library)
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = disabled
 
 
 def check_image_size(width: int, height: int, max_pixels: int = MAX_IMAGE_PIXELS) -> None:
