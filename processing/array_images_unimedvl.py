@@ -47,7 +47,7 @@ class ArrayImage:
     Masked elements are not counted and become black.
 
     Args:
-        array: (H, W), (H, W, 1|3|4) or (1|3|4, H, W), perhaps with further axes of one.
+        array: (H, W), (H, W, 1|3|4) or (1|3|4, H, W), perhaps with trailing axes of one.
         white: the number that is white where no window says otherwise; by default 255 for uint8.
     """
 
@@ -110,8 +110,8 @@ def _channels_last(array: np.ndarray) -> np.ndarray:
         ValueError: for any other shape.
     """
     shape = array.shape
-    while array.ndim > 3 and 1 in (array.shape[0], array.shape[-1]):
-        array = array[..., 0] if array.shape[-1] == 1 else array[0]
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
     if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
         array = np.moveaxis(array, 0, 2)
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):

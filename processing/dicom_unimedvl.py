@@ -3,7 +3,7 @@
 import io
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, MutableSequence
 from typing import Any
 
 import numpy as np
@@ -371,11 +371,11 @@ def _by_bits(number: int, low: int, high: int) -> int | None:
 
 def _windows(place: Any) -> list[tuple[float, float]]:
     """The windows that a data set states, (center, width)."""
-    centers, widths = (np.atleast_1d(place.get(name) or []) for name in ("WindowCenter", "WindowWidth"))
-    pairs = [
-        (float(center), float(width)) for center, width in zip(centers, widths, strict=False) if f"{center}{width}"
-    ]
-    return [pair for pair in pairs if all(map(math.isfinite, pair))]
+    stated = (place.get(name) for name in ("WindowCenter", "WindowWidth"))
+    columns = [value if isinstance(value, MutableSequence) else [value] for value in stated]
+    pairs = [pair for pair in zip(*columns, strict=False) if not {None, ""} & set(pair)]
+    windows = [(float(center), float(width)) for center, width in pairs]
+    return [window for window in windows if all(map(math.isfinite, window))]
 
 
 def counted_range(frames: Iterable[tuple[np.ndarray, np.ndarray | None]], view: View) -> tuple[float, float]:
