@@ -13,6 +13,7 @@ from .pixel_windows_unimedvl import (
     check_image_size,
     checked_index,
     image_from_uint8,
+    no_patient_text,
     square_pixels,
     usable_spacing,
     values_to_uint8,
@@ -86,7 +87,6 @@ class NiftiVolume:
             nifti = importlib.import_module("nibabel.nifti1")
             nifti2 = importlib.import_module("nibabel.nifti2")
             arrayproxy = importlib.import_module("nibabel.arrayproxy")
-            imageglobals = importlib.import_module("nibabel.imageglobals")
             self._orientations = importlib.import_module("nibabel.orientations")
             voxel_sizes = importlib.import_module("nibabel.affines").voxel_sizes
         except ImportError:
@@ -95,11 +95,11 @@ class NiftiVolume:
         assert version is not None, "only NIfTI headers lead here"
         header_class = {1: nifti.Nifti1Header, 2: nifti2.Nifti2Header}[version]
         try:
-            # Its log would add lines about the header to the one sentence below.
-            with imageglobals.LoggingOutputSuppressor():
+            with no_patient_text("nibabel.global"):
                 header = header_class(header_bytes[: header_class.template_dtype.itemsize])
             shape = tuple(int(side) for side in header.get_data_shape())
-            dtype, offset = header.get_data_dtype(), int(header.get_data_offset())
+            # Some writers leave the offset out.
+            dtype, offset = header.get_data_dtype(), int(header.get_data_offset()) or header.single_vox_offset
             affine = header.get_best_affine()
             # A form that disagrees with the header's own distances holds for both, order and size of the voxels.
             sizes = voxel_sizes(affine) if np.isfinite(affine).all() else np.zeros(3)

@@ -162,7 +162,7 @@ def tables(draw, low: float, high: float, least_bits: int = 8) -> Table:
 
 
 @st.composite
-def gray_scans(draw, functions: tuple[str, ...], integers_only: bool) -> Scan:
+def gray_scans(draw, functions: tuple[str, ...], integers_only: bool = False) -> Scan:
     allocated = draw(st.sampled_from([8, 16]))
     stored = draw(st.integers(2 if allocated == 8 else 9, allocated))
     high = draw(st.one_of(st.just(stored - 1), st.integers(stored - 1, allocated - 1)))
@@ -186,7 +186,8 @@ def gray_scans(draw, functions: tuple[str, ...], integers_only: bool) -> Scan:
     if draw(st.booleans()):
         return dataclasses.replace(scan, voi=draw(tables(low, high)))
     function = draw(st.sampled_from(functions))
-    least = 1 if function == "LINEAR" else 0.125
+    # DCMTK takes no width below 1, whatever the function is.
+    least = 1 if function == "LINEAR" or integers_only else 0.125
     center = draw(st.integers(int(2 * low), int(2 * high))) / 2
     width = draw(st.one_of(st.just(least), st.integers(1, max(int(high - low), 1))))
     return dataclasses.replace(scan, window=(center, width, function))

@@ -87,7 +87,7 @@ def test_what_a_file_says_does_not_depend_on_how_it_is_written(count, record_pro
     def check(scan: Scan, written: tuple[str, str]) -> float:
         return difference(levels(encoded(scan, *written)), levels(encoded(scan, ExplicitVRLittleEndian, "numbers")))
 
-    scans = st.one_of(gray_scans(ALL_FUNCTIONS, integers_only=False), color_scans(("RGB", "PALETTE COLOR")))
+    scans = st.one_of(gray_scans(ALL_FUNCTIONS), color_scans(("RGB", "PALETTE COLOR")))
     examine(count, record_property, 0, check, scans, WRITTEN)
 
 
@@ -115,8 +115,10 @@ def test_windows_and_colors_are_those_of_pydicom(count, record_property):
         expected = np.rint((shares * 255).round(9))
         return difference(shown, 255 - expected if scan.color_space == "MONOCHROME1" else expected)
 
-    gray = gray_scans(ALL_FUNCTIONS, integers_only=False).filter(
-        lambda scan: scan.window is not None and scan.modality is None and (scan.rescale is None or scan.rescale[0] > 0)
+    gray = gray_scans(ALL_FUNCTIONS).filter(
+        lambda scan: (
+            scan.window is not None and scan.modality is None and (scan.rescale is None or scan.rescale[0] > 0)
+        )
     )
     palettes = color_scans(("PALETTE COLOR",)).filter(lambda scan: scan.palettes[0].bits == 16)
     examine(count, record_property, 0, check, st.one_of(gray, palettes))
