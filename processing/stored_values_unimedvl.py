@@ -53,8 +53,11 @@ def stored_values(image: Image.Image, raw: str) -> tuple[np.ndarray, bool]:
     is_inverted = image.tag_v2.get(PHOTOMETRIC) == 0
     bits = image.tag_v2.get(BITS_PER_SAMPLE, (1,))[0]
     kind = image.tag_v2.get(SAMPLE_FORMAT, (UNSIGNED,))[0]
-    # PIL turns white to 255 in these alone.
-    if is_inverted and image.mode in ("1", "L"):
+    # One bit says black or white, not a number.
+    if image.mode == "1":
+        return array, False
+    # PIL turns white to 255 in this mode alone.
+    if is_inverted and image.mode == "L":
         array = ~array
     if image.mode == "L" and bits < 8:
         array = array // (255 // (2**bits - 1))
