@@ -101,7 +101,6 @@ class DicomFile:
                 dataset.file_meta.TransferSyntaxUID = self._syntax
                 self._color_space = str(dataset.PhotometricInterpretation).strip().upper().replace("_COLOR", " COLOR")
                 dataset.PhotometricInterpretation = self._color_space
-                options, self._shift = _decoding_options(dataset, self._syntax, self._color_space)
         except Exception:
             raise ValueError(BROKEN) from None
         check_color_space(self._color_space)
@@ -111,7 +110,12 @@ class DicomFile:
             raise ValueError(undecodable(self._syntax)) from None
         if not self._decoder.is_available:
             raise ValueError(undecodable(self._syntax))
-        self._dataset, self._options, self._pixels = dataset, options, pixels
+        try:
+            with no_patient_text():
+                self._options, self._shift = _decoding_options(dataset, self._syntax, self._color_space)
+        except Exception:
+            raise ValueError(BROKEN) from None
+        self._dataset, self._pixels = dataset, pixels
         self._get_frame = pydicom.encaps.get_frame
         self._ranges: dict[tuple[float, float], tuple[float, float]] = {}
 

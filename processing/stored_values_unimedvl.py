@@ -164,7 +164,10 @@ class DeepTiff:
         if not self._is_known(page):
             raise ValueError(f"The page of {self._what} holds no gray levels and no colors: choose another frame.")
         values = self.values(page, view.max_pixels)
-        if view.percentiles_of == "slice" or view.window is not None:
+        if view.window is None and page.dtype == np.uint8:
+            # Levels, as in the files that PIL reads.
+            black_white: tuple[float, float] = (0, 2**page.bitspersample - 1)
+        elif view.percentiles_of == "slice" or view.window is not None:
             black_white = view.black_white([values])
         else:
             pages = [other for other in self._pages if (other.shape, other.dtype) == (page.shape, page.dtype)]

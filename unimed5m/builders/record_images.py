@@ -293,7 +293,8 @@ def read_volume(path: Path, slice_axis: int | None = None) -> Volume:
             if scan.frames > 1:
                 raise ValueError(f"it has {scan.frames} frames; save one volume with three axes.")
             # Read whole, so that the file need not stay open.
-            scan.voxels()
+            if not np.isfinite(scan.voxels()).any():
+                raise ValueError("no voxel is a finite number.")
             height, width = scan.spacing(plane)
     # gzip raises errors of three kinds.
     except (ValueError, OSError, EOFError, zlib.error) as error:
