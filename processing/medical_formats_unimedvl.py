@@ -30,6 +30,7 @@ from .stored_values_unimedvl import (
     EXIF_ORIENTATION,
     TIFF_SIGNATURES,
     DeepTiff,
+    load_page,
     netpbm_values,
     raw_mode,
     stored_values,
@@ -275,7 +276,7 @@ class _Pages:
                 image.seek(chosen)
             check_image_size(*image.size, view.max_pixels)
         with _decoding(what):
-            image.load()
+            load_page(image)
             is_deep = image.mode in GRAY_BEYOND_8_BITS or image.mode.startswith("I;16")
             # Bytes with a sign are no levels.
             is_deep = is_deep or (image.mode == "L" and stored_values(image, self._raw)[0].dtype == np.int8)
@@ -300,7 +301,7 @@ def _deep_pages(image: Image.Image, raw: str, view: View, what: str) -> Iterator
     shown, size, mode = image.tell(), image.size, image.mode
     with _decoding(what):
         pages = _page_count(image) if view.percentiles_of == "volume" else 1
-        image.load()
+        load_page(image)
     if pages == 1:
         yield stored_values(image, raw)[0]
         return
@@ -308,15 +309,15 @@ def _deep_pages(image: Image.Image, raw: str, view: View, what: str) -> Iterator
     for page in range(pages):
         with _decoding(what):
             image.seek(page)
-            # A page that lies is turned as it is loaded.
-            image.load()
-            is_alike = (image.size, image.mode) == (size, mode)
-            values = stored_values(image, raw)[0].copy() if is_alike else None
+            # A page that lies is turned as it is loaded; others need not be.
+            if image.size in (size, size[::-1]) and image.mode == mode:
+                load_page(image)
+            values = stored_values(image, raw)[0].copy() if (image.size, image.mode) == (size, mode) else None
         if values is not None:
             yield values
     with _decoding(what):
         image.seek(shown)
-        image.load()
+        load_page(image)
 
 
 def _page_count(image: Image.Image) -> int:

@@ -23,6 +23,7 @@ BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLES_PER_PIXEL, SAMPLE_FORMAT = 258, 262, 277, 
 UNSIGNED, SIGNED = 1, 2
 # Raw modes of PIL for gray levels of fewer than 8 bits, which it spreads over 0 to 255.
 RAW_BITS = {"L;2": 2, "L;4": 4}
+NATIVE_MODES = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
 _SPACE = rb"(?:\s|#[^\r\n]*[\r\n])+"
 _NETPBM = re.compile(rb"P([2356])" + (_SPACE + rb"(\d{1,10})") * 3 + rb"\s")
 # A header of Netpbm may have comments of any length; more than this is none.
@@ -33,6 +34,21 @@ def raw_mode(image: Image.Image) -> str:
     """PIL's name for how the values of an image file lie in it, or "" for an image that is loaded already."""
     arguments = image.tile[0].args if getattr(image, "tile", None) else ""
     return str(arguments[0] if isinstance(arguments, tuple) else arguments)
+
+
+def load_page(image: Image.Image) -> None:
+    """Load the present page of an image.
+
+    libtiff gives numbers in the order of the machine, where PIL expects those of a compressed big-endian file.
+    """
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        image.tile = [
+            tile._replace(args=(NATIVE_MODES[tile.args[0]], *tile.args[1:]))
+            if tile.codec_name == "libtiff" and tile.args[0] in NATIVE_MODES
+            else tile
+            for tile in image.tile
+        ]
+    image.load()
 
 
 def stored_values(image: Image.Image, raw: str) -> tuple[np.ndarray, bool]:

@@ -21,6 +21,7 @@ from unimedvl.processing.stored_values_unimedvl import (
     TIFF_SIGNATURES,
     DeepTiff,
     has_deep_colors,
+    load_page,
     netpbm_values,
     raw_mode,
     stored_values,
@@ -209,9 +210,9 @@ def _stored_levels(path: Path) -> tuple[np.ndarray, bool]:
             raise ValueError("it is stored lying, with its orientation in EXIF; save it upright")
         lossy = opened.format in LOSSY_FORMATS or opened.info.get("compression") == "jpeg"
         # Color spaces with offsets or inks have no zero that means background.
+        load_page(opened)
         if opened.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
             return np.asarray(opened.convert("RGB")), lossy
-        opened.load()
         levels, _ = stored_values(opened, raw)
         if opened.mode in ("LA", "PA", "La", "RGBA", "RGBa"):
             levels = levels[..., :3] if levels.shape[-1] == 4 else levels[..., 0]
