@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
 from .pixel_windows_unimedvl import (
     check_image_size,
@@ -32,8 +32,11 @@ MAX_NETPBM_HEADER = 2**16
 
 def raw_mode(image: Image.Image) -> str:
     """PIL's name for how the values of an image file lie in it, or "" for an image that is loaded already."""
-    arguments = image.tile[0].args if getattr(image, "tile", None) else ""
-    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
+    return _raw_mode(image.tile[0]) if isinstance(image, ImageFile.ImageFile) and image.tile else ""
+
+
+def _raw_mode(tile: Any) -> str:
+    return str(tile.args[0] if isinstance(tile.args, tuple) else tile.args)
 
 
 def load_page(image: Image.Image) -> None:
@@ -42,13 +45,13 @@ def load_page(image: Image.Image) -> None:
     libtiff gives numbers in the order of the machine, where PIL expects those of a compressed big-endian file.
     """
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        image.tile = [
-            tile._replace(args=(NATIVE_MODES[tile.args[0]], *tile.args[1:]))
-            if tile.codec_name == "libtiff" and tile.args[0] in NATIVE_MODES
-            else tile
-            for tile in image.tile
-        ]
+        image.tile = [_in_native_order(tile) if tile.codec_name == "libtiff" else tile for tile in image.tile]
     image.load()
+
+
+def _in_native_order(tile: Any) -> Any:
+    raw = _raw_mode(tile)
+    return tile._replace(args=(NATIVE_MODES.get(raw, raw), *tile.args[1:]))
 
 
 def stored_values(image: Image.Image, raw: str) -> tuple[np.ndarray, bool]:
@@ -156,11 +159,11 @@ class DeepTiff:
         self._what = what
         try:
             with no_patient_text("tifffile"):
-                self._pages = tifffile.TiffFile(stream).pages
+                # Read at once: it raises as it walks on.
+                self._pages = list(tifffile.TiffFile(stream).pages)
                 kinds = tifffile.PHOTOMETRIC
                 self._kinds = (kinds.MINISWHITE, kinds.MINISBLACK, kinds.RGB)
                 known = self._is_known(self._pages[0])
-                self._count = len(self._pages)
         # tifffile raises anything for a damaged file.
         except Exception as error:
             raise ValueError(f"{what} is truncated or damaged ({type(error).__name__}): export it again.") from None
@@ -176,7 +179,7 @@ class DeepTiff:
     def image(self, view: View) -> Image.Image:
         """A page as an 8-bit image."""
         view.refuse_slice()
-        page = self._pages[checked_index(view.frame, self._count, "frame", default=0)]
+        page = self._pages[checked_index(view.frame, len(self._pages), "frame", default=0)]
         if not self._is_known(page):
             raise ValueError(f"The page of {self._what} holds no gray levels and no colors: choose another frame.")
         values = self.values(page, view.max_pixels)
