@@ -141,11 +141,19 @@ def _ordered(heads: list[_SliceHead]) -> list[_SliceHead]:
 
 
 def dicom_paths(folder: str | os.PathLike) -> list[Path]:
-    """The DICOM files directly in a folder, by name, without directories of media."""
+    """The DICOM files directly in a folder, by name, without directories of media.
+
+    Raises:
+        ValueError: one sentence, for a folder or a file in it that can not be opened.
+    """
     found = []
-    for path in sorted(Path(folder).iterdir()):
-        if path.is_file() and path.name != "DICOMDIR":
-            with path.open("rb") as stream:
-                if is_dicom(stream.read(HEADER_BYTES)):
-                    found.append(path)
+    try:
+        for path in sorted(Path(folder).iterdir()):
+            if path.is_file() and path.name != "DICOMDIR":
+                with path.open("rb") as stream:
+                    if is_dicom(stream.read(HEADER_BYTES)):
+                        found.append(path)
+    except OSError as error:
+        place = os.fspath(error.filename or folder)
+        raise ValueError(f"{place!r} can not be opened ({error.strerror}): check its permissions.") from None
     return found

@@ -156,7 +156,10 @@ def opened(source: Any, *, allow_url: bool = False) -> Iterator[Opened]:
             return
         if not os.path.isfile(name):
             raise ValueError(f"{name!r} is not a file: check the path.")
-        stream: Any = open(name, "rb")
+        try:
+            stream: Any = open(name, "rb")
+        except OSError as error:
+            raise ValueError(f"{name!r} can not be opened ({error.strerror}): check its permissions.") from None
     elif isinstance(source, bytes | bytearray | memoryview):
         stream = io.BytesIO(source)
     elif hasattr(source, "read"):
@@ -215,8 +218,9 @@ def _decoding(what: str) -> Iterator[None]:
 
 def _from_stream(stream: Any, name: str) -> Opened:
     what = repr(name) if name else "The image"
-    start = stream.read(HEADER_BYTES)
-    stream.seek(0)
+    with _decoding(what):
+        start = stream.read(HEADER_BYTES)
+        stream.seek(0)
     if not start:
         raise ValueError(f"{what} is empty: pass {READABLE}.")
     is_gzip = start[:2] == b"\x1f\x8b"

@@ -181,3 +181,20 @@ def test_tiff_and_netpbm_headers_that_say_anything(count, capfd):
 
     examined()
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_files_that_cannot_be_read(tmp_path, monkeypatch):
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series" / "a").write_bytes(BASES["gray"])
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    # Root may read everything, so the system's answer is given here.
+    monkeypatch.setattr("builtins.open", refused)
+    with pytest.raises(ValueError, match="Permission denied"):
+        load_medical_image(tmp_path / "series" / "a")
+    monkeypatch.undo()
+    monkeypatch.setattr("pathlib.Path.iterdir", refused)
+    with pytest.raises(ValueError, match="Permission denied"):
+        load_medical_image(tmp_path / "series")
