@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unimedvl.processing.dicom_unimedvl import is_dicom
+from unimedvl.processing.dicom_encodings_unimedvl import HEADER_BYTES, is_dicom
 from unimedvl.processing.view_unimedvl import View
 
 from .. import tasks
@@ -200,7 +200,7 @@ def _maybe_dicom(path: Path) -> bool:
     if path.suffix.lower() in DICOM_SUFFIXES:
         return True
     with path.open("rb") as opened:
-        return is_dicom(opened.read(132), path.name)
+        return is_dicom(opened.read(HEADER_BYTES))
 
 
 def _dicom_series(generic: GenericSource, settings: Settings, card: Card) -> Source:
