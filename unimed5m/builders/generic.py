@@ -72,8 +72,8 @@ class GenericSource(Source):
         )
         if settings.window is not None and self.name not in WINDOWED:
             raise ValueError(
-                f"{root}: window in the settings is for {' and '.join(WINDOWED)}; leave it out, or convert the images to "
-                "8 bits with the window that you want."
+                f"{root}: window in the settings is for {' and '.join(WINDOWED)}; leave it out, or convert the images "
+                "to 8 bits with the window that you want."
             )
         source = self.make(self, settings, card)
         source.dataset = source.family = settings.dataset
