@@ -76,4 +76,5 @@ class UniMedVLLoadingMixin(_Base):
 
     def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
         """Save in our layout. `save_original_format` stays off so that a Trainer's checkpoints resume."""
-        return super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+        kwargs["save_original_format"] = save_original_format
+        return super().save_pretrained(save_directory, *args, **kwargs)

@@ -445,10 +445,11 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
     ) -> tuple[torch.Tensor, BaseModelOutput]:
         """Language-model input rows (sum of patches, D) of all images, and the ViT's output."""
         side, interpolate = self.config.vit_max_num_patch_per_side, self.config.interpolate_pos
-        lengths: list[int] | torch.Tensor = image_grid_thw.prod(dim=-1)
+        lengths_I = image_grid_thw.prod(dim=-1)
+        lengths: list[int] | torch.Tensor = lengths_I
         if not torch.compiler.is_compiling():
             # What a compiler could not decide is checked where values are known.
-            lengths = lengths.tolist()
+            lengths = lengths_I.tolist()
             check_grids(image_grid_thw[:, 1:].tolist(), pixel_values.shape[0], side)
         position_ids = grids_position_ids(image_grid_thw[:, 1:], pixel_values.shape[0], side, interpolate)
         encoded = self.vit_model(
@@ -698,16 +699,22 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
         has_latents = latent_pixel_values is not None or latent_values is not None
         has_layout = pixel_values is not None or has_latents or block_ids is not None or sample_ids is not None
         if mm_token_type_ids is None and has_layout:
-            by_id = input_ids is not None
-            mm_token_type_ids = self.token_kinds(input_ids) if by_id else self.embedded_kinds(inputs_embeds)
+            mm_token_type_ids = (
+                self.embedded_kinds(inputs_embeds) if input_ids is None else self.token_kinds(input_ids)
+            )
         if mm_token_type_ids is not None:
             mm_token_type_ids = mm_token_type_ids.to(inputs_embeds.device)
-        if mm_token_type_ids is not None and length > 1 and not torch.compiler.is_compiling():
-            # Embeddings may hold the features of ViT images already.
-            has_pixels = pixel_values is not None or input_ids is None
-            self._require_images(mm_token_type_ids, has_pixels, has_latents)
-            has_layout = has_layout or (input_ids is None and bool((mm_token_type_ids > 0).any()))
-        layout = None if not has_layout else block_layout(mm_token_type_ids, block_ids, sample_ids)
+        if mm_token_type_ids is not None and length > 1:
+            # Embeddings may hold the features of ViT images already. A compiler cannot look, and takes them for such.
+            has_pixels, looks = pixel_values is not None or input_ids is None, not torch.compiler.is_compiling()
+            if looks:
+                self._require_images(mm_token_type_ids, has_pixels, has_latents)
+            if input_ids is None and not has_layout:
+                has_layout = bool((mm_token_type_ids > 0).any()) if looks else True
+        layout = None
+        if has_layout:
+            assert mm_token_type_ids is not None
+            layout = block_layout(mm_token_type_ids, block_ids, sample_ids)
         holds_images = has_layout and (sample_ids is None or pixel_values is not None or has_latents)
 
         if pixel_values is not None:
@@ -753,6 +760,7 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
             position_ids = self._default_position_ids(inputs_embeds, attention_mask, layout, past_key_values)
         mask = self._attention_mask(inputs_embeds, attention_mask, past_key_values, layout)
         if holds_images and past_key_values is not None:
+            assert layout is not None
             past_length = int(past_key_values.get_seq_length())
             note_images(past_key_values, position_ids, layout.block_ids_BS, attention_mask, past_length)
         if output_hidden_states is None:
@@ -824,6 +832,7 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
                     f"{implementation} cannot keep the samples of a padded pack apart: pack without padding or load "
                     "the model with attn_implementation='sdpa' or 'flex_attention'."
                 )
+            assert samples is not None
             kwargs |= sequence_bounds(samples)
             return None, position_ids
         return packed, position_ids

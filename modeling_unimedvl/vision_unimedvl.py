@@ -3,6 +3,8 @@
 Shape legend: I images, P patches, D hidden.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
@@ -64,6 +66,8 @@ class UniMedVLVisionModel(UniMedVLPreTrainedModel):
             return_dict: return a `BaseModelOutput` instead of the features alone.
         """
         patches_PD = self.embeddings(pixel_values, position_ids)
+        # Of whatever form the attention takes.
+        mask: Any
         if isinstance(lengths, torch.Tensor):
             padded_IPD, valid_IP, mask = patches_PD[None], None, self._separating_mask(patches_PD, lengths)
         else:
@@ -74,16 +78,16 @@ class UniMedVLVisionModel(UniMedVLPreTrainedModel):
         attentions: list[torch.Tensor] = []
         hidden_states: list[torch.Tensor] = []
         hooks = []
+        layers: list[Any] = list(self.encoder.layers)
         if output_hidden_states:
             hidden_states.append(padded_IPD)
             hooks = [
-                layer.register_forward_hook(lambda _, args, output: hidden_states.append(output))
-                for layer in self.encoder.layers
+                layer.register_forward_hook(lambda _, args, output: hidden_states.append(output)) for layer in layers
             ]
         if output_attentions:
             hooks += [
                 layer.self_attn.register_forward_hook(lambda _, args, output: attentions.append(output[1]))
-                for layer in self.encoder.layers
+                for layer in layers
             ]
         encoded_IPD = self.encoder(padded_IPD, attention_mask=mask).last_hidden_state
         for hook in hooks:
@@ -101,7 +105,7 @@ class UniMedVLVisionModel(UniMedVLPreTrainedModel):
             attentions=tuple(attentions) if output_attentions else None,
         )
 
-    def _separating_mask(self, patches_PD: torch.Tensor, lengths_I: torch.Tensor) -> torch.Tensor | None:
+    def _separating_mask(self, patches_PD: torch.Tensor, lengths_I: torch.Tensor) -> Any:
         if lengths_I.shape[0] == 1:
             return None
         image_P = image_of_cells(lengths_I, patches_PD.shape[0])
