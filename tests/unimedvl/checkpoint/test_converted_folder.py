@@ -19,7 +19,7 @@ from tests.upstream_checkpoint import (
 )
 from unimedvl.checkpoint.layout_conversion import convert_checkpoint, export_checkpoint
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
-from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
+from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration, UniMedVLModel
 from unimedvl.modeling_unimedvl.upstream_layout_unimedvl import upstream_config_dict
 
 pytestmark = pytest.mark.medium
@@ -162,6 +162,16 @@ def test_direct_load_takes_configuration_fields_and_loading_options(tmp_path):
     assert (model.config.bos_token_id, model.config.vision_end_token_id) == (5, 6)
     assert model.config._attn_implementation == "eager" and model.dtype == torch.float32
     assert model.generation_config.bos_token_id == 5
+
+
+@pytest.mark.parametrize("visual_gen", [True, False])
+def test_d8_the_base_model_loads_directly_too(tmp_path, visual_gen):
+    folder = write_upstream(tmp_path / "upstream")
+    options = {"dtype": "float32", "visual_gen": visual_gen}
+    base, info = UniMedVLModel.from_pretrained(folder, **options, output_loading_info=True)
+    assert not any(info.values())
+    full = UniMedVLForConditionalGeneration.from_pretrained(folder, **options)
+    assert_same(dict(base.state_dict()), dict(full.model.state_dict()))
 
 
 def test_training_a_directly_loaded_model_leaves_the_files_alone(tmp_path):
