@@ -39,7 +39,7 @@ def raw_mode(image: Image.Image) -> str:
     """
     if not isinstance(image, ImageFile.ImageFile) or not image.tile:
         return ""
-    if image.format != "JPEG2000" or image.mode not in ("L", "I;16"):
+    if image.format != "JPEG2000" or image.mode not in ("L", "I;16") or image.fp is None:
         return _raw_mode(image.tile[0])
     position = image.fp.tell()
     image.fp.seek(0)
