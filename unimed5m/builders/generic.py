@@ -39,6 +39,8 @@ DICOM_SUFFIXES = (".dcm", ".dicom", ".ima", "")
 # What a mask without stated classes shows.
 ANY_STRUCTURE = "marked structure"
 OURS = "this project's own layout"
+# Whose gray levels the setting `window` chooses.
+WINDOWED = ("dicom-series", "nifti-volumes")
 
 
 class GenericUnit(NamedTuple):
@@ -68,6 +70,11 @@ class GenericSource(Source):
             redistributable=settings.redistributable,
             url=settings.url or settings.dataset,
         )
+        if settings.window is not None and self.name not in WINDOWED:
+            raise ValueError(
+                f"{root}: window in the settings is for {' and '.join(WINDOWED)}; leave it out, or convert the images "
+                "to 8 bits with the window that you want."
+            )
         source = self.make(self, settings, card)
         source.dataset = source.family = settings.dataset
         for unit in source.units(root):

@@ -29,7 +29,7 @@ from unimedvl.processing.stored_values_unimedvl import (
 from unimedvl.processing.view_unimedvl import ARRAY_PLANES, View
 
 from ..schema import RecordImage
-from ..task_images import encoded_image, upright_image
+from ..task_images import encoded_image, upright_image, view_entry
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 # PNG and JPEG files go into records byte by byte.
@@ -49,13 +49,14 @@ def file_image(path: Path, root: Path, view: View = DEFAULT_VIEW) -> RecordImage
 
     PNG and JPEG files keep their bytes but for comments and EXIF, which may name a patient, and become an upright PNG
     where EXIF says that they lie; every other format, DICOM included, becomes PNG, its gray levels chosen by
-    the file or by `view`.
+    the file or by `view`, which its record remembers.
 
     Raises:
         ValueError: one line, for a file that is missing or no image.
     """
-    name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
-    return bytes_image(_file_bytes(path), name, view)
+    name, content = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name, _file_bytes(path)
+    image = bytes_image(content, name, view)
+    return image if content.startswith(STORED_SIGNATURES) else dataclasses.replace(image, view=view_entry(name, view))
 
 
 def _file_bytes(path: Path) -> bytes:
