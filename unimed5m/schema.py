@@ -45,7 +45,7 @@ SUB_TASK_TYPES = (
 # The paper's eight, dermoscopy (in its segmentation benchmark only), and RAD: radiology of no stated kind.
 MODALITIES = ("CFP", "CXR", "CT", "HIS", "MRI", "OCT", "US", "ENDO", "DERM", "RAD", "TEXT")
 SPLITS = ("train", "validation", "test")
-ROLES = ("human", "gpt")
+ROLES = ("system", "human", "gpt")
 UNKNOWN = "unknown"
 
 
@@ -160,7 +160,10 @@ class RecordImage:
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """One turn of the conversation: `role` is "human" or "gpt", `value` the text with `<image>` placeholders."""
+    """One turn of the conversation: `role` is one of `ROLES`, `value` the text with `<image>` placeholders.
+
+    "system" states what holds for the whole conversation; it has no images.
+    """
 
     role: str
     value: str
@@ -189,7 +192,9 @@ class Record:
 
     The k-th `<image>` of the human turns is `input_img[k]`, the k-th of the gpt turns is `output_img[k]`: the
     placeholder's place says whether an output image comes before or after its text. Turns without any placeholder
-    mean "input images first" and "output image last", as in the authors' files.
+    mean "input images first" (before the first human turn) and "output image last", as in the authors' files.
+
+    Every turn says something: one of gpt shows a text or an output image, the others have a text.
 
     Attributes:
         id: unique name (`record_id`).
@@ -199,7 +204,7 @@ class Record:
         dataset: name of the source data set.
         input_img: images that the model sees.
         output_img: images that the model makes.
-        message: the conversation; humans ask, gpt answers.
+        message: the conversation; humans ask, gpt answers, last of all.
         license: license of the source, in words.
         license_tier: the reader's class of that license ("A" permissive, "B" with conditions, "C" unclear), or "".
         redistributable: what may be passed on, in words ("yes", "no", "non-commercial", "unclear", ...).
@@ -283,10 +288,17 @@ class Record:
             raise self._wrong("message", "at least one turn", "none")
         for index, turn in enumerate(self.message):
             if turn.role not in ROLES:
-                raise self._wrong(f"message[{index}].from", "human or gpt", turn.role)
+                raise self._wrong(f"message[{index}].from", f"one of {', '.join(ROLES)}", turn.role)
             if not isinstance(turn.value, str):
                 raise self._wrong(f"message[{index}].value", "a text", turn.value)
             self._check_encodable(f"message[{index}].value", turn.value)
+            if turn.role == "system" and IMAGE_PLACEHOLDER in turn.value:
+                raise self._wrong(f"message[{index}].value", "no image in a system turn", IMAGE_PLACEHOLDER)
+            shows = turn.role == "gpt" and (IMAGE_PLACEHOLDER in turn.value or self.output_img)
+            if not shows and not turn.value.replace(IMAGE_PLACEHOLDER, "").strip():
+                raise self._wrong(f"message[{index}].value", f"a text of {turn.role}", turn.value)
+        if not any(turn.role == "human" for turn in self.message):
+            raise self._wrong("message", "a turn from human", "none")
         if self.message[-1].role != "gpt":
             raise self._wrong("message", "a last turn from gpt", self.message[-1].role)
         if self.main_task_type == "text_only" and (self.input_img or self.output_img):

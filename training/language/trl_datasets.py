@@ -66,7 +66,7 @@ def conversation(record: Record) -> list[dict[str, str]]:
     """
     if record.output_img:
         raise ValueError(f"{record.id} makes an image; language tuning takes records whose answers are text.")
-    roles = {"human": "user", "gpt": "assistant"}
+    roles = {"system": "system", "human": "user", "gpt": "assistant"}
     return [
         {"role": roles[turn.role], "content": turn.value.replace(IMAGE_PLACEHOLDER, "").strip()}
         for turn in record.message

@@ -84,11 +84,11 @@ class UniMed5M(datasets.GeneratorBasedBuilder):
                 try:
                     record.validate()
                 except ValueError as error:
-                    _leave(str(error))
+                    _leave(record.id, str(error))
                     continue
                 yield (part, position), record.to_row()
 
 
-def _leave(reason: str) -> None:
+def _leave(name: str, reason: str) -> None:
     """`datasets` has no place for rejected samples; `unimed5m.build` keeps their reasons."""
-    datasets.logging.get_logger(__name__).info(reason)
+    datasets.logging.get_logger(__name__).info(f"{name}: {reason}")
