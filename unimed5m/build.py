@@ -26,6 +26,7 @@ from unimedvl.utils.claims import claim_folder
 from unimedvl.utils.json_files import write_json
 from unimedvl.utils.whole_files import replacing
 
+from .learnable import check_learnable
 from .pipeline import Executor, Job, ShardTask, run_job
 from .record_index import text_digests
 from .schema import ARROW_SCHEMA, SPLITS, Record, to_table
@@ -190,6 +191,7 @@ class BuildShard:
             for record in records:
                 try:
                     record.validate()
+                    check_learnable(record)
                 except ValueError as error:
                     reasons.append({"id": record.id, "reason": str(error)})
                     continue

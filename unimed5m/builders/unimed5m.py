@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import datasets
 
+from ..learnable import check_learnable
 from ..schema import SPLITS, features
 from .registry import get_source, list_sources
 
@@ -83,6 +84,7 @@ class UniMed5M(datasets.GeneratorBasedBuilder):
                     continue
                 try:
                     record.validate()
+                    check_learnable(record)
                 except ValueError as error:
                     _leave(record.id, str(error))
                     continue
