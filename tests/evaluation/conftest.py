@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.evaluation.painter import Painter, run
 from tests.unimed5m.mini_folder import write_folder
 from unimedvl.checkpoint.folder import NANO_DIRECTORY
 from unimedvl.unimed5m.build import build
@@ -22,6 +23,13 @@ def records(mini_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("records") / "built"
     build(MiniSource(), mini_data, folder, shards=2)
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished(records: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """The folder of a finished run of the painter over the records, which no test changes, and its results."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    return out, run(Painter(), records, out)
 
 
 @pytest.fixture(scope="session")
