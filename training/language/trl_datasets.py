@@ -7,6 +7,7 @@ from typing import Any
 
 import datasets
 
+from unimedvl.unimed5m.learnable import check_learnable
 from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Record, RecordImage, features
 from unimedvl.unimed5m.task_images import shown_image
 from unimedvl.unimed5m.templates.words import MODALITY_NAMES
@@ -61,10 +62,11 @@ def conversation(record: Record) -> list[dict[str, str]]:
     """The messages of an understanding record in TRL's form; its images stand in the column `images`.
 
     Raises:
-        ValueError: if the record makes images, which language tuning cannot use.
+        ValueError: if the record makes images, which language tuning cannot use, or has a turn without a text.
     """
     if record.output_img:
         raise ValueError(f"{record.id} makes an image; language tuning takes records whose answers are text.")
+    check_learnable(record)
     roles = {"system": "system", "human": "user", "gpt": "assistant"}
     return [
         {"role": roles[turn.role], "content": turn.value.replace(IMAGE_PLACEHOLDER, "").strip()}

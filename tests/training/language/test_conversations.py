@@ -19,6 +19,7 @@ from unimedvl.training.tuning_recipe import AdapterRecipe
 from unimedvl.unimed5m.build import build
 from unimedvl.unimed5m.builders import get_source
 from unimedvl.unimed5m.quality.control import quality_control
+from unimedvl.unimed5m.schema import Turn
 
 pytestmark = pytest.mark.medium
 
@@ -111,3 +112,10 @@ def test_f13_trl_trains_on_all_of_them(checked, tmp_path, method):
     trainer = language_trainer(method, model, load(tmp_path / "model").processor, arguments, data)
     trainer.train()
     assert trainer.state.log_history[0]["loss"] > 0
+
+
+def test_f13_a_record_without_a_text_is_named(checked):
+    record = read_records(checked / "checked")[0]
+    silent = record.replace(message=(*record.message[:-1], Turn("gpt", " ")))
+    with pytest.raises(ValueError, match=rf"record '{record.id}': message\[\d\].value: expected a text of gpt"):
+        conversation_data([silent], "sft")
