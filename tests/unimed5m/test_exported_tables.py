@@ -83,9 +83,12 @@ def test_f12_headers_in_any_case_with_spaces_or_a_mark(tmp_path, header):
 
 def test_f12_choices_in_small_letters(tmp_path):
     write_image(tmp_path / "in" / "1.png")
-    (tmp_path / "in" / "vqa.csv").write_text("Image,Question,Answer,a,b\n1.png,Which organ?,B,liver,kidney\n")
-    (record,), _ = built("vqa", tmp_path / "in", tmp_path / "out")
-    assert "kidney" in record.message[0].value
+    rows = "1.png,Which organ?,b,liver,kidney\n1.png,Which group?,b,B,A\n"
+    (tmp_path / "in" / "vqa.csv").write_text(f"Image,Question,Answer,a,b\n{rows}")
+    (record, words), _ = built("vqa", tmp_path / "in", tmp_path / "out")
+    assert "kidney" in record.message[0].value and record.message[1].value == "B"
+    # A choice of that very text comes first.
+    assert words.message[1].value == "A"
 
 
 # F12: encodings

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from string import ascii_uppercase
+from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 
 from ..schema import IMAGE_PLACEHOLDER, Turn
@@ -127,4 +127,6 @@ def chosen_option(options: Sequence[str], answer: str) -> int:
     if stated and index < len(options) and options[index]:
         if stated[2] is None or stated[2].lower() == options[index].lower():
             return index
-    return next((place for place, option in enumerate(options) if option and option.lower() == wanted.lower()), -1)
+    named = next((place for place, option in enumerate(options) if option and option.lower() == wanted.lower()), -1)
+    small = ascii_lowercase.find(wanted) if len(wanted) == 1 else -1
+    return small if named < 0 <= small < len(options) and options[small] else named

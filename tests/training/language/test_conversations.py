@@ -1,6 +1,7 @@
 """F13: conversations of a user's own table, odd ones among them, pass every stage from the build to both trainers."""
 
 import json
+import math
 import re
 
 import pytest
@@ -28,6 +29,8 @@ KEPT = [
     [("system", "Be brief."), ("system", "Be kind."), ("human", "Is there a lesion?"), ("gpt", "no")],
     [("gpt", "Hello."), ("human", "Which organ?"), ("gpt", "The liver.")],
     [("human", "Which organ?"), ("human", "And which side?"), ("gpt", "The kidney."), ("gpt", "The left one.")],
+    [("human", "Look at <image> first."), ("gpt", "Yes."), ("human", "And then <image> here?"), ("gpt", "A mass.")],
+    [("human", "What changed?"), ("gpt", "Nothing."), ("human", "Sure?"), ("gpt", "Yes.")],
     [("human", "是什么？"), ("gpt", "肺炎"), ("human", "哪一侧？"), ("gpt", "左侧")],
     [("USER", "Where?"), ("Assistant", "In the left lobe.")],
 ]
@@ -49,7 +52,8 @@ def checked(tmp_path_factory):
     for number, turns in enumerate([*KEPT, *ODD]):
         write_image(folder / "in" / f"{number}.png", number, (136, 130))
         said = [{"from": role, "value": value} for role, value in turns]
-        rows.append({"id": f"row-{number}", "image": f"{number}.png", "split": "train", "conversations": said})
+        several = {4: ["4.png", "0.png"], 5: ["5.png", "0.png"], len(KEPT) - 1: ""}.get(number, f"{number}.png")
+        rows.append({"id": f"row-{number}", "image": several, "split": "train", "conversations": said})
     write_json(folder / "in" / "conversations.json", rows)
     build(get_source("conversations"), folder / "in", folder / "records", shards=2)
     quality_control(folder / "records", folder / "checked")
@@ -79,7 +83,7 @@ def test_f13_both_trainers_and_the_evaluation_read_one_conversation(checked, tmp
         layout = Layout(GroupRecipe("own", "own", **sizes), dropout, "original", _listing(texts), 6, 8, 0)
         blocks = layout(record, 0).blocks
         assert [bool(text) for text, _ in shown] == [block.token_ids is not None for block in blocks]
-        assert [text for text, image in shown if text] == texts
+        assert [text for text, _ in shown if text] == texts
         answers = [message["content"][0]["text"] for message in messages if message["role"] == "assistant"]
         assert answers == [text for text, learned in zip(texts, _learned(blocks), strict=True) if learned]
         asked = processor.apply_chat_template(sample_of(record).conversation(), tokenize=False)
@@ -100,18 +104,20 @@ def _learned(blocks):
     return [block.loss for block in blocks if block.token_ids is not None]
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo"])
+@pytest.mark.parametrize("method", ["sft", "dpo", "grpo"])
 def test_f13_trl_trains_on_all_of_them(checked, tmp_path, method):
     tiny_checkpoint(tmp_path / "model")
     model = load_with_adapter(tmp_path / "model", AdapterRecipe(experts="understanding", rank=4))
     settings = {"use_cpu": True, "bf16": False, "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1}
+    if method == "grpo":
+        settings |= {"num_generations": 2, "max_completion_length": 2}
     arguments = language_arguments(
         method, tmp_path / "out", {**settings, "max_steps": 1, "per_device_train_batch_size": len(KEPT)}
     )
     data = conversation_data(read_records(checked / "checked"), method)
     trainer = language_trainer(method, model, load(tmp_path / "model").processor, arguments, data)
     trainer.train()
-    assert trainer.state.log_history[0]["loss"] > 0
+    assert math.isfinite(trainer.state.log_history[0]["loss"])
 
 
 def test_f13_a_record_without_a_text_is_named(checked):
