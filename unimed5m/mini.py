@@ -110,7 +110,7 @@ class MiniSource:
         root: Path,
         split: str | None = None,
         shard: tuple[int, int] = (0, 1),
-        problem: Callable[[str], None] | None = None,
+        problem: Callable[[str, str], None] | None = None,
     ) -> Iterator[Record]:
         """The records of one shard, in the order of the files' rows.
 
