@@ -228,6 +228,17 @@ def test_f12_spellings_of_one_file_are_one_group_and_one_split(tmp_path, stored)
     assert not any("leak" in reason for stage in qc["stages"] for reason in stage["dropped"])
 
 
+@pytest.mark.parametrize("source", ["captions", "reports", "labels", "vqa", "reasoning", "conversations"])
+def test_f12_every_table_groups_by_the_file(tmp_path, source):
+    write_image(tmp_path / "in" / "a" / "b.png")
+    (tmp_path / "in" / "link").symlink_to("a")
+    names = ["a/b.png", "./a/b.png", "a\\b.png", "link/b.png", "x/../link//b.png"]
+    texts = dict.fromkeys(("caption", "report", "label", "question", "reasoning", "answer"), "A chest film.")
+    write_json(tmp_path / "in" / f"{source}.json", [{**texts, "image": name, "conversations": GOOD} for name in names])
+    records, reasons = built(source, tmp_path / "in", tmp_path / "out")
+    assert not reasons and len(records) == len(names) and {record.group_id for record in records} == {"in/a/b.png"}
+
+
 def test_f12_groups_are_the_same_in_any_spelling(tmp_path):
     rows = []
     for number in range(2):

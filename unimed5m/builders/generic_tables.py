@@ -15,7 +15,7 @@ from ..schema import MODALITIES, Record
 from ..sentences import clean
 from ..tasks import Origin
 from .base import SPLIT_NAMES, Card, Source, split_of
-from .image_names import image_name, same_name
+from .image_names import file_group, image_name, same_name
 from .publisher_texts import captioned, choice, llava_rows, row_images
 from .readers import TableRow, TableSource
 from .record_images import named_image
@@ -23,7 +23,7 @@ from .settings import Settings
 from .tables import Row, rows
 
 
-def _row_origin(source: Source, unit: TableRow, settings: Settings, name: str, *used: str) -> Origin:
+def _row_origin(source: Source, folder: Path, unit: TableRow, settings: Settings, name: str, *used: str) -> Origin:
     """The origin of a row with our column names: image, split, group, modality, description and its texts."""
     row = unit.row
     if row.get("modality") and row["modality"] not in MODALITIES:
@@ -31,7 +31,7 @@ def _row_origin(source: Source, unit: TableRow, settings: Settings, name: str, *
     extra = {key: value for key, value in row.items() if value not in ("", None) and key not in (*used, *_COLUMNS)}
     return source.origin(
         f"{unit.table.stem}#{unit.position}",
-        _group_of(unit, settings, name) or same_name(name) or str(unit.position),
+        _group_of(unit, settings, name) or (file_group(folder, name) if name else str(unit.position)),
         _split_of(unit),
         row.get("modality") or (settings.modality if name else "TEXT"),
         name or f"{unit.table.name}#{unit.position}",
@@ -84,28 +84,28 @@ _CHOICES = tuple("ABCDE")
 def caption_row(settings: Settings, source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
     """The caption of an image, and the image from its caption."""
     name = image_name(folder, unit.row["image"])
-    origin = _row_origin(source, unit, settings, name, "caption")
+    origin = _row_origin(source, folder, unit, settings, name, "caption")
     yield from captioned(source, origin, [named_image(folder, name)], unit.row["caption"])
 
 
 def report_row(settings: Settings, source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
     """The report of an image."""
     name = image_name(folder, unit.row["image"])
-    origin = _row_origin(source, unit, settings, name, "report")
+    origin = _row_origin(source, folder, unit, settings, name, "report")
     yield tasks.report(origin, [named_image(folder, name)], unit.row["report"])
 
 
 def label_row(settings: Settings, source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
     """The label of an image as diagnosis."""
     name = image_name(folder, unit.row["image"])
-    origin = _row_origin(source, unit, settings, name, "label")
+    origin = _row_origin(source, folder, unit, settings, name, "label")
     yield tasks.diagnosis(origin, named_image(folder, name), unit.row["label"])
 
 
 def question_row(settings: Settings, source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
     """A question about an image, with choices where the columns A to E have some."""
     name = image_name(folder, unit.row["image"])
-    origin = _row_origin(source, unit, settings, name, "question", "answer", *_CHOICES)
+    origin = _row_origin(source, folder, unit, settings, name, "question", "answer", *_CHOICES)
     options = [_text_or_number(unit, letter) for letter in _CHOICES]
     answer = _text_or_number(unit, "answer")
     yield choice(origin, [named_image(folder, name)], unit.row["question"], options, answer)
@@ -115,7 +115,7 @@ def thought_row(settings: Settings, source: TableSource, folder: Path, unit: Tab
     """A question with reasoning and answer; without an image in words only."""
     row, named = unit.row, _optional_text(unit, "image").strip()
     name = image_name(folder, named) if named else ""
-    origin = _row_origin(source, unit, settings, name, "question", "reasoning", "answer")
+    origin = _row_origin(source, folder, unit, settings, name, "question", "reasoning", "answer")
     images = [named_image(folder, name)] if name else []
     yield tasks.reasoning(origin, images, row["question"], row["reasoning"], _text_or_number(unit, "answer"))
 

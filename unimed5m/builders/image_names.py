@@ -43,6 +43,14 @@ def same_name(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def file_group(folder: Path, name: str) -> str:
+    """What a file is grouped by where no patient is stated: its path below the folder, behind links within it."""
+    path = folder / name
+    if os.path.exists(path) and path.resolve().is_relative_to(folder.resolve()):
+        name = path.resolve().relative_to(folder.resolve()).as_posix()
+    return same_name(name)
+
+
 def _below(folder: Path, spelling: str) -> str:
     """The name as a path below the folder, without the detours in it."""
     if spelling.startswith("/"):

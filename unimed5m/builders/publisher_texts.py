@@ -9,7 +9,7 @@ from typing import Any
 from .. import tasks
 from ..schema import Record, RecordImage, Turn
 from ..tasks import Origin
-from .image_names import image_name, same_name
+from .image_names import file_group, image_name
 from .readers import TableRow, TableSource
 from .record_images import named_image
 from .source_texts import chosen_option, modality_of, plain_options, turns_of
@@ -93,7 +93,7 @@ def llava_rows(source: TableSource, folder: Path, unit: TableRow, group: str = "
     stated = " ".join(str(row.get(name, "")) for name in ("modality", "image")) + " " + asked
     origin = source.origin(
         f"{unit.table.stem}#{unit.position}",
-        group or same_name(names[0] if names else place),
+        group or (file_group(folder, names[0]) if names else place),
         unit.split,
         modality_of(stated) if names else "TEXT",
         place,
