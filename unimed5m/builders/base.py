@@ -15,6 +15,7 @@ from typing import Any
 
 from unimedvl.utils.digests import hash_file
 
+from ..learnable import check_learnable
 from ..schema import SPLITS, Record
 from ..task_images import with_views
 from ..tasks import Origin
@@ -154,11 +155,13 @@ class Source(abc.ABC):
             split: only records of this split.
             shard: (index, count): only every count-th unit, beginning with the index-th. The shards of all indices
                 together hold each record once.
-            problem: called with a unit's name (`name_of`) and the reason why it was left out, once for each. Without
-                it a unit with a missing or damaged file stops the walk; one that is left out on purpose never does.
+            problem: called with a unit's name (`name_of`) and the reason why it, or one of its records, was left out.
+                Without it a unit with a missing or damaged file, or a record that is not valid, stops the walk; a unit
+                that is left out on purpose never does.
 
         Yields:
-            Valid records of `split`, or of all splits.
+            Records of `split`, or of all splits, that are valid (`Record.validate`) and that trainers can read
+            (`check_learnable`).
 
         Raises:
             ValueError: one line with what was expected and what was found.
@@ -176,17 +179,25 @@ class Source(abc.ABC):
             # Where a unit's split is known its images are not opened.
             if position % count != index or (split and self.split_of_unit(unit) not in ("", split)):
                 continue
+            name = self.name_of(root, unit) or f"{self.name}#{position}"
             try:
                 made = False
-                for record in self.records_of(root, unit):
+                for record in map(with_views, self.records_of(root, unit)):
                     made = True
-                    if split is None or record.split == split:
-                        yield with_views(record)
+                    if split is not None and record.split != split:
+                        continue
+                    fault = _fault_of(record)
+                    if not fault:
+                        yield record
+                    elif problem is not None:
+                        problem(name, fault)
+                    else:
+                        raise ValueError(fault)
                 if not made:
-                    raise LeftOut(f"{self.name}: {self.name_of(root, unit)} holds nothing to make a record of.")
+                    raise LeftOut(f"{self.name}: {name} holds nothing to make a record of.")
             except ValueError as error:
                 if problem is not None:
-                    problem(self.name_of(root, unit) or f"{self.name}#{position}", str(error))
+                    problem(name, str(error))
                 elif not isinstance(error, LeftOut):
                     raise
         if not found:
@@ -277,6 +288,16 @@ class Source(abc.ABC):
         if not found:
             raise self.wrong_folder(root, pattern)
         return found
+
+
+def _fault_of(record: Record) -> str:
+    """What is wrong with a record, "" if nothing is."""
+    try:
+        record.validate()
+        check_learnable(record)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def is_hidden(path: Path, root: Path) -> bool:
