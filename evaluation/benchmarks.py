@@ -300,10 +300,10 @@ class BenchmarkData:
                 for record in source.records(self.folder, split, (part, parts), self._leave_out):
                     yield part / parts, record
 
-    def _leave_out(self, reason: str) -> None:
+    def _leave_out(self, name: str, reason: str) -> None:
         """A unit that cannot be read, or is left out on purpose: the rest still counts."""
         self.left_out += 1
-        logger.info(reason)
+        logger.info("%s: %s", name, reason)
 
     def _stored_records(self, splits: Collection[str]) -> Iterator[tuple[float, Record]]:
         paths = self._paths_of(splits)

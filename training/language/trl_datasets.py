@@ -7,6 +7,7 @@ from typing import Any
 
 import datasets
 
+from unimedvl.unimed5m.learnable import check_learnable
 from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Record, RecordImage, features
 from unimedvl.unimed5m.task_images import shown_image
 from unimedvl.unimed5m.templates.words import MODALITY_NAMES
@@ -57,19 +58,29 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def conversation(record: Record) -> list[dict[str, str]]:
-    """The messages of an understanding record in TRL's form; its images stand in the column `images`.
+def conversation(record: Record) -> list[dict[str, Any]]:
+    """The messages of an understanding record in TRL's form, with a place for each image where the record has it; the
+    images themselves are in the column `images`.
 
     Raises:
-        ValueError: if the record makes images, which language tuning cannot use.
+        ValueError: if the record makes images, which language tuning cannot use, or has a turn without a text.
     """
     if record.output_img:
         raise ValueError(f"{record.id} makes an image; language tuning takes records whose answers are text.")
-    roles = {"human": "user", "gpt": "assistant"}
-    return [
-        {"role": roles[turn.role], "content": turn.value.replace(IMAGE_PLACEHOLDER, "").strip()}
-        for turn in record.message
-    ]
+    check_learnable(record)
+    roles = {"system": "system", "human": "user", "gpt": "assistant"}
+    placed = any(IMAGE_PLACEHOLDER in turn.value for turn in record.message)
+    waiting = [] if placed else [{"type": "image"}] * len(record.input_img)
+    messages = []
+    for turn in record.message:
+        content: list[dict[str, str]] = []
+        if turn.role == "human":
+            content, waiting = waiting, []
+        for number, piece in enumerate(turn.value.split(IMAGE_PLACEHOLDER)):
+            content += [{"type": "image"}] * (number > 0)
+            content += [{"type": "text", "text": piece.strip()}] * bool(piece.strip())
+        messages.append({"role": roles[turn.role], "content": content})
+    return messages
 
 
 def _bytes(record: Record, image: RecordImage) -> bytes:
@@ -143,11 +154,14 @@ def conversation_data(records: Iterable[Record], method: str) -> datasets.Datase
         else:
             row["prompt"], answer = messages[:-1], messages[-1]
             if method == "grpo":
-                row["answer"] = answer["content"]
+                row["answer"] = answer["content"][0]["text"]
             elif wrong is None:
                 continue
             else:
-                row |= {"chosen": [answer], "rejected": [{"role": "assistant", "content": wrong}]}
+                row |= {
+                    "chosen": [answer],
+                    "rejected": [{"role": "assistant", "content": [{"type": "text", "text": wrong}]}],
+                }
         rows.append(row)
     if not rows:
         raise ValueError("No record is left to train on: every source and task has a single answer.")

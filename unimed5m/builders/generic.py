@@ -7,6 +7,7 @@ slices of a patient come to lie on both sides of a split. A table's column `grou
 
 import dataclasses
 import hashlib
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from .. import tasks
 from ..schema import Record, RecordImage
 from ..task_images import RESAMPLING, view_entry
 from ..tasks import Origin
-from .base import SPLIT_NAMES, Card, Source, split_of
+from .base import SPLIT_NAMES, Card, Source, split_of, visible
 from .generic_tables import (
     caption_row,
     conversation_row,
@@ -80,6 +81,9 @@ class GenericSource(Source):
         for unit in source.units(root):
             yield GenericUnit(source, unit)
 
+    def name_of(self, root: Path, unit: GenericUnit) -> str:
+        return unit.source.name_of(root, unit.unit)
+
     def split_of_unit(self, unit: GenericUnit) -> str:
         return unit.source.split_of_unit(unit.unit)
 
@@ -95,7 +99,7 @@ class LabelFolder(Source):
 
     def units(self, root: Path) -> Iterator[tuple[Path, str, str]]:
         found = False
-        for path in sorted(root.glob("**/*")):
+        for path in visible(root, "**/*"):
             parts = path.relative_to(root).parts
             if path.suffix.lower() in IMAGE_SUFFIXES and len(parts) > 1 and path.is_file():
                 found = True
@@ -114,7 +118,8 @@ class LabelFolder(Source):
         settings = self.settings
         group = settings.group_of(name) or name
         origin = self.origin(name, group, split, settings.modality, description=settings.description)
-        yield tasks.diagnosis(origin, file_image(path, root), label.replace("_", " "))
+        # Names of folders may come decomposed, as macOS writes them.
+        yield tasks.diagnosis(origin, file_image(path, root), unicodedata.normalize("NFC", label.replace("_", " ")))
 
 
 def _label_folder(generic: GenericSource, settings: Settings, card: Card) -> Source:
@@ -184,7 +189,7 @@ class DicomSeries(Source):
 
     def units(self, root: Path) -> Iterator[Path]:
         found = False
-        for path in sorted(root.glob("**/*")):
+        for path in visible(root, "**/*"):
             if path.is_file() and path.name != "DICOMDIR" and _maybe_dicom(path):
                 found = True
                 yield path

@@ -79,13 +79,15 @@ def test_records_are_chosen_by_what_they_are(records_folder):
 def test_columns_of_every_method(records_folder):
     records = read_records(records_folder)
     sft = conversation_data(records, "sft")[0]
-    assert sft["messages"] == [
-        {"role": "user", "content": "dark or bright?"},
-        {"role": "assistant", "content": "bright"},
+    said = [(message["role"], message["content"]) for message in sft["messages"]]
+    assert said == [
+        ("user", [{"type": "image", "text": None}, {"type": "text", "text": "dark or bright?"}]),
+        ("assistant", [{"type": "text", "text": "bright"}]),
     ]
     assert sft["images"][0].size == (30, 24)
     for row in conversation_data(records, "dpo"):
-        assert {row["chosen"][0]["content"], row["rejected"][0]["content"]} == {"dark", "bright"}
+        answers = {row[side][0]["content"][0]["text"] for side in ("chosen", "rejected")}
+        assert answers == {"dark", "bright"}
     assert conversation_data(records, "grpo")["answer"][:2] == ["bright", "dark"]
     with pytest.raises(ValueError, match="single answer"):
         conversation_data(records[::2], "dpo")
