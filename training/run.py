@@ -70,7 +70,7 @@ def run_recipe(recipe: TrainingRecipe, before: Path | None = None, carried: Stag
     if recipe.adapter is not None:
         # Frozen weights need no float32.
         kept = torch.bfloat16 if recipe.bf16 else torch.float32
-        model = load_with_adapter(str(checkpoint.directory), recipe.adapter, kept)
+        model = load_with_adapter(checkpoint, recipe.adapter, kept)
     elif recipe.parallelism == "fsdp2" and state.num_processes > 1:
         model = load_sharded(checkpoint, recipe.freeze, recipe.bf16, state.device)
     else:

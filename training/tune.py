@@ -8,9 +8,11 @@ from accelerate import PartialState
 from peft import PeftModel
 from transformers import set_seed
 
+from unimedvl.checkpoint.folder import open_checkpoint
+from unimedvl.checkpoint.loading import load_processor
 from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 
-from .adapters import load_with_adapter
+from .adapters import load_with_adapter, save_model
 from .checkpoints import is_whole, whole_folder
 from .flow_grpo.trainer import FlowGRPOArguments, FlowGRPOTrainer
 from .language.trainers import language_arguments, language_trainer
@@ -33,13 +35,14 @@ def run_tuning(recipe: TuningRecipe) -> Path:
         logger.info("%s is finished", recipe.output_dir)
         return final
     set_seed(recipe.seed)
-    model = load_with_adapter(recipe.model, recipe.adapter, torch.bfloat16 if recipe.bf16 else torch.float32)
-    processor = UniMedVLProcessor.from_pretrained(recipe.model)
+    checkpoint = open_checkpoint(recipe.model)
+    processor = load_processor(checkpoint.directory)
+    model = load_with_adapter(checkpoint, recipe.adapter, torch.bfloat16 if recipe.bf16 else torch.float32)
     (_tune_images if recipe.method == "flow_grpo" else _tune_text)(recipe, model, processor)
     state = PartialState()
     if state.is_main_process:
         with whole_folder(final) as partial:
-            model.save_pretrained(str(partial))
+            save_model(model, partial)
             processor.save_pretrained(partial)
     state.wait_for_everyone()
     return final
