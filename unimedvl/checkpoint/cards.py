@@ -11,8 +11,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from .adapter_folder import Adapter
 from .folder import Checkpoint
 
-_NOTICE = """> **Research use only.** Not a medical device; not for diagnosis, treatment or any clinical decision. Generated
-> images are synthetic."""
+_NOTICE = """> **Research use only.** Not a medical device; not for diagnosis, treatment or any clinical decision.
+> Generated images are synthetic."""
 _TAGS = ["medical", "vision-language", "unimedvl", "research-only"]
 
 

@@ -44,8 +44,8 @@ def load(
 ) -> Loaded:
     """Load a checkpoint, or an adapter on its base, with the installed classes.
 
-    No code of a repository runs, and no pickle is opened. Unlike plain `from_pretrained`, which leaves missing tensors at random values, this refuses a checkpoint whose
-    tensors do not fit the model exactly.
+    No code of a repository runs, and no pickle is opened. Unlike plain `from_pretrained`, which leaves missing tensors
+    at random values, this refuses a checkpoint whose tensors do not fit the model exactly.
 
     Args:
         model: a folder (ours or the upstream layout) or a Hub id, of a checkpoint or of a PEFT adapter; the nano
