@@ -19,13 +19,20 @@ def advice(recipe: TrainingRecipe | TuningRecipe, held: Mapping[tuple[str, str],
     """
     if recipe.adapter is None:
         return ""
-    names = [name for name, other in _packaged() if _fits(other, held)]
-    # Another trainer is another purpose: of the two kinds, the recipe's own comes first.
-    same = [name for name, other in _packaged() if name in names and type(other) is type(recipe)]
-    if not names:
-        return " No recipe of the package fits these records: set the tasks of a group yourself."
-    chosen = _nearest(recipe.adapter, same) if isinstance(recipe, TrainingRecipe) and same else " or ".join(same or names)
-    return f" The recipe that fits these records is {chosen}."
+    fitting = {name: other for name, other in _packaged() if _fits(other, held)}
+    adapters = [name for name, other in fitting.items() if isinstance(other, TrainingRecipe)]
+    tuning = [name for name, other in fitting.items() if isinstance(other, TuningRecipe) and _alike(other, recipe)]
+    nearest = [_nearest(recipe.adapter, adapters)] if adapters else []
+    # Another trainer is another purpose: the recipe's own comes first.
+    chosen = (tuning or nearest) if isinstance(recipe, TuningRecipe) else (nearest or tuning)
+    if not chosen:
+        return " No recipe of the package fits these records: set the tasks yourself."
+    return f" What fits these records: {' or '.join(chosen)}."
+
+
+def _alike(other: TuningRecipe, recipe: TrainingRecipe | TuningRecipe) -> bool:
+    """Whether both tune text, or both images; of the joint recipes, no matter."""
+    return isinstance(recipe, TrainingRecipe) or (other.method == "flow_grpo") == (recipe.method == "flow_grpo")
 
 
 def _packaged() -> Iterator[tuple[str, TrainingRecipe | TuningRecipe]]:

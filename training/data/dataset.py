@@ -129,9 +129,12 @@ def _sizes(row: pyarrow.Table, column: str) -> tuple[ImageSize, ...]:
 
 
 def published_paths(folder: str | Path, split: str) -> list[Path]:
-    """Parquet shards of a built folder, or those of a split of a published one."""
-    published = sorted(Path(folder).glob(f"data/*/{split}-*.parquet"))
-    return published or shard_paths(folder)
+    """Parquet shards of a built folder, or those of a split of a published one: all of them where it has no such
+    split, so that a message can say which it has."""
+    for pattern in (f"data/*/{split}-*.parquet", "data/*/*.parquet"):
+        if published := sorted(Path(folder).glob(pattern)):
+            return published
+    return shard_paths(folder)
 
 
 def text_encoder(tokenizer: Any) -> Callable[[str], list[int]]:

@@ -8,8 +8,8 @@ unimedvl eval card OUT CARD_FOLDER
 unimedvl eval sheet OUT NEW_FOLDER          a reader study; `unimedvl eval readers NEW_FOLDER` scores the answers
 unimedvl eval list
 
---model takes any transformers image-text-to-text model, a PEFT adapter, any diffusers pipeline, or baseline:NAME. Repeating
-a command that was stopped resumes it.
+--model takes any transformers image-text-to-text model, a PEFT adapter, any diffusers pipeline, or baseline:NAME.
+Repeating a command that was stopped resumes it.
 """
 
 from collections.abc import Callable

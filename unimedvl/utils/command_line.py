@@ -145,8 +145,8 @@ def _require_text(words: list[str]) -> None:
         except UnicodeEncodeError:
             shown = word.encode("ascii", "backslashreplace").decode("ascii").replace("\\udc", "\\x")
             raise ValueError(
-                f"the argument '{shown}' is not text in the encoding of this terminal ({sys.getfilesystemencoding()}): "
-                "type it in that encoding, or rename the file."
+                f"the argument '{shown}' is not text in the encoding {sys.getfilesystemencoding()}: type it in that "
+                "encoding, or rename the file."
             ) from None
 
 
