@@ -58,18 +58,18 @@ def check_folder(directory: str | os.PathLike, base: str | None = None) -> list[
         with tempfile.TemporaryDirectory() as staged:
             stage_adapter(folder, Path(staged), base)
             _check_card(Path(staged))
-        return _files(folder, ADAPTER_PATTERNS, leave_out=(RUN_MARK,))
+        return _files(folder, "an adapter", ADAPTER_PATTERNS, leave_out=(RUN_MARK,))
     if base is not None:
         raise ValueError(f"{str(directory)!r} holds no adapter, and only an adapter has a base: leave --base out.")
     checkpoint = open_checkpoint(folder)
     if checkpoint.layout != "transformers":
         raise ValueError(f"{str(directory)!r} is in the upstream layout: run `unimedvl convert` first.")
-    files = _files(folder, PUBLISHED_PATTERNS)
+    files = _files(folder, "a checkpoint", PUBLISHED_PATTERNS)
     _check_card(folder)
     return files
 
 
-def _files(folder: Path, patterns: Iterable[str], leave_out: Collection[str] = ()) -> list[str]:
+def _files(folder: Path, kind: str, patterns: Iterable[str], leave_out: Collection[str] = ()) -> list[str]:
     """Every file of the folder, after checking that each may travel."""
     files = []
     for path in sorted(folder.rglob("*")):
@@ -83,7 +83,7 @@ def _files(folder: Path, patterns: Iterable[str], leave_out: Collection[str] = (
         if path.suffix in PICKLE_SUFFIXES:
             raise ValueError(f"{relative} looks like a pickle, which can run code on loading: remove it.")
         if not any(fnmatch(path.name, pattern) for pattern in patterns):
-            raise ValueError(f"{relative} is no part of what is published: remove it from the folder.")
+            raise ValueError(f"{relative} is no part of {kind}: remove it from the folder.")
         if path.suffix not in (".safetensors", ".png") and SECRET.search(path.read_bytes()):
             raise ValueError(f"{relative} holds an access token: remove it, and revoke the token.")
         files.append(relative.as_posix())
