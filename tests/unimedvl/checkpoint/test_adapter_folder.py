@@ -124,7 +124,9 @@ def test_f14_settings_that_cannot_be_used_are_one_line(copy, settings, message):
 
 def test_f14_an_adapter_of_another_architecture_is_refused(copy, tmp_path):
     path = copy / "adapter_model.safetensors"
-    tensors = {name.replace("language_model.layers", "transformer.h"): value for name, value in load_file(path).items()}
+    tensors = {
+        name.replace("language_model.layers", "transformer.h"): value for name, value in load_file(path).items()
+    }
     save_file(tensors, path)
     with pytest.raises(ValueError, match="has no layer for its model.transformer.h"):
         load(copy)
