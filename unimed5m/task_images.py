@@ -4,6 +4,7 @@ Arrays are (height, width) or (height, width, 3), uint8. Images made here are st
 images of a source keep the bytes that the source stored.
 """
 
+import dataclasses
 import io
 import json
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import numpy
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from unimedvl.processing.medical_formats_unimedvl import open_image
+from unimedvl.processing.pixel_windows_unimedvl import convert_to_rgb
 from unimedvl.processing.view_unimedvl import View
 
 from .clean_image_files import plain_jpeg, plain_png
@@ -69,7 +71,22 @@ def encoded_image(image: Image.Image, path: str) -> RecordImage:
 
 
 def _gray_or_color(image: Image.Image) -> numpy.ndarray:
-    return numpy.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+    gray = image.mode in ("1", "L", "LA") and image.info.get("transparency") is None
+    return numpy.asarray(image.convert("L") if gray else convert_to_rgb(image))
+
+
+def shown_image(stored: RecordImage) -> Image.Image:
+    """A record's image as a model is shown it: RGB, transparency on white, windowed where it has more levels.
+
+    Raises:
+        ValueError: one line that names the image, if the record holds its path only or it cannot be decoded.
+    """
+    if stored.data is None:
+        raise ValueError(f"{stored.path}: the record holds no image bytes; relink the published records first.")
+    try:
+        return convert_to_rgb(open_image(stored.data))
+    except ValueError as error:
+        raise ValueError(f"{stored.path} cannot be read: {error}") from error
 
 
 def view_entry(source: str, view: View) -> dict[str, Any]:
@@ -80,6 +97,16 @@ def view_entry(source: str, view: View) -> dict[str, Any]:
         view: what `open_image` was asked to show of it.
     """
     return {"source": source, **view.to_dict()}
+
+
+def with_views(record: Record) -> Record:
+    """A record that remembers in `extra.views` where its images were seen, as their builder noted on them."""
+    seen = {image.path: dict(image.view) for image in (*record.input_img, *record.output_img) if image.view}
+    if not seen:
+        return record
+    extra = json.loads(record.extra)
+    extra["views"] = {**seen, **extra.get("views", {})}
+    return dataclasses.replace(record, extra=json.dumps(extra, ensure_ascii=False, sort_keys=True))
 
 
 def stored_views(record: Record) -> dict[str, tuple[str, View]]:

@@ -30,7 +30,7 @@ from unimedvl.utils.json_files import read_json
 
 from ..adapters import bare_model
 from ..checkpoints import checkpoints, keep_newest, whole_folder
-from .policy import ImagePrompts, Rollout, log_probability, sample_trajectory, sde_step
+from .policy import ImagePrompts, Rollout, log_probability, policy_loss, sample_trajectory, sde_step
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class FlowGRPOArguments:
         noise_level: exploration of the SDE, 0.7 in Flow-GRPO.
         timestep_shift: of the sampler; the model's own if None.
         height, width: pixels of the images.
-        trained_steps: how many of the sampling steps are learned from in a rollout, drawn anew each time; all if None.
+        trained_steps: how many of the sampling steps are trained on in a rollout, drawn anew each time; all if None.
         num_minibatches: optimizer steps per rollout.
         clip_range: of the probability ratio. Log probabilities are means over an image's numbers, so ratios stay
             close to 1 and the range is far smaller than in language models.
@@ -112,12 +112,6 @@ def group_advantages(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
     groups = rewards.reshape(-1, group_size)
     centered = groups - groups.mean(dim=1, keepdim=True)
     return (centered / (groups.std(dim=1, keepdim=True) + 1e-4)).flatten()
-
-
-def policy_loss(ratio: torch.Tensor, advantages: torch.Tensor, clip_range: float) -> torch.Tensor:
-    """PPO's clipped loss of every row."""
-    clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
-    return -torch.minimum(ratio * advantages, clipped * advantages)
 
 
 class FlowGRPOTrainer:
@@ -200,7 +194,18 @@ class FlowGRPOTrainer:
         return ImagePrompts.from_inputs(self.policy, processed, self.grid, images_per_prompt)
 
     def score(self, tokens: Sequence[torch.Tensor], examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """Rewards (R,) by name of each image's latent tokens (T, L), and their weighted sum under "reward"."""
+        """Decode images and reward them.
+
+        Args:
+            tokens: latent tokens (T, L) of each of R images.
+            examples: what each image was made from.
+
+        Returns:
+            Rewards, float32 (R,), by name, and their weighted sum under "reward".
+
+        Raises:
+            ValueError: naming the reward function whose values are not R finite numbers.
+        """
         pixels = self.sampler.decode(list(tokens), [self.grid] * len(tokens))
         images = self.processor.post_process_multimodal_output(pixels, generation_mode="image")
         scores = {}
@@ -241,7 +246,7 @@ class FlowGRPOTrainer:
         steps = order[: arguments.trained_steps].tolist()
         times = trajectory.times.tolist()
         references = self._reference_velocities(rollout, steps) if arguments.kl_weight > 0 else {}
-        totals = {"loss": 0.0, "kl": 0.0, "clipped": 0.0, "gradient_norm": 0.0}
+        totals = {"loss": 0.0, "kl": 0.0, "clipped": 0.0, "grad_norm": 0.0}
         # Steps of the path, not rows, are dealt out: every minibatch holds whole groups.
         parts = [steps[number :: arguments.num_minibatches] for number in range(arguments.num_minibatches)]
         for part in filter(None, parts):
@@ -270,7 +275,7 @@ class FlowGRPOTrainer:
                     f"The gradient is not finite at step {self.step}: lower learning_rate or noise_level; "
                     f"the last checkpoint in {arguments.output_dir} is untouched."
                 )
-            totals["gradient_norm"] += norm.item() / len(parts)
+            totals["grad_norm"] += norm.item() / len(parts)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         return totals
@@ -279,7 +284,7 @@ class FlowGRPOTrainer:
         """Run up to `max_steps`, resuming from the newest checkpoint in `output_dir` if there is one.
 
         Returns:
-            The history: one dict a rollout with rewards, KL, share of clipped ratios and gradient norm, and
+            The history: one dict a rollout with rewards, KL, share of clipped ratios and grad norm, and
             `eval_*` where an evaluation was made.
         """
         arguments = self.arguments
