@@ -101,8 +101,10 @@ def peek_adapter(model: str | os.PathLike, revision: str | None = None) -> Adapt
     """The adapter of a folder or Hub id, or None where there is none; nothing but an adapter's weights is downloaded.
 
     Raises:
-        ValueError: if there is no such folder or repository, or see `open_adapter`.
+        ValueError: if there is no such repository, or see `open_adapter`.
     """
+    if not Path(model).expanduser().is_dir() and os.fspath(model).count("/") != 1:
+        return None  # neither a folder nor a Hub id: whoever opens the checkpoint says so
     if not is_adapter(locate(model, revision, SETTINGS_PATTERNS).directory):
         return None
     return open_adapter(locate(model, revision))
