@@ -12,6 +12,11 @@ IMAGE_KEYS = ("image", "path", "url", "base64")
 VIEW_OPTIONS = tuple(name for name in View.__dataclass_fields__ if name not in LIMITS)
 
 
+def is_text(value: Any) -> bool:
+    """Whether a value is a string of characters: not empty, and without lone surrogates, which no tokenizer takes."""
+    return isinstance(value, str) and value != "" and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 def plain_conversations(
     conversation: Any, start_mark: str, end_mark: str, mark: bool
 ) -> tuple[list[list[dict[str, Any]]], bool]:
@@ -33,6 +38,10 @@ def plain_conversations(
     def plain_text(text: Any) -> str:
         if not isinstance(text, str) or not text:
             raise ValueError(f"The text of a message must be a non-empty string, not {text!r}.")
+        if not is_text(text):
+            raise ValueError(
+                "The text of a message holds lone surrogates, which UTF-8 has no bytes for: decode it anew."
+            )
         if not mark:
             return text
         return start_mark + text.replace(start_mark, "").replace(end_mark, "") + end_mark

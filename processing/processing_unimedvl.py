@@ -14,7 +14,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from .call_arguments_unimedvl import IGNORED_SETTINGS, IMAGE_SETTINGS, SETTING_GROUPS, TEXT_SETTINGS, flat_options
 from .chat_template_unimedvl import CHAT_TEMPLATE
-from .conversations_unimedvl import conversations_with_images, plain_conversations
+from .conversations_unimedvl import conversations_with_images, is_text, plain_conversations
 from .image_processing_unimedvl import GENERATION_MODES, UniMedVLImageProcessor, flatten_images, images_of_texts
 from .outputs_unimedvl import are_images, class_maps_from_images, decoded, generated, images_from_pixels
 from .token_rows_unimedvl import check_placeholders, control_token_id, marked_parts, padded, span_masks, truncated
@@ -131,8 +131,8 @@ class UniMedVLProcessor(ProcessorMixin):
             raise ValueError("UniMedVL reads text and images only: leave videos and audio out.")
         options = flat_options(kwargs)
         texts = [text] if isinstance(text, str) else list(text or [])
-        if not texts or not all(isinstance(entry, str) and entry for entry in texts):
-            raise ValueError("text must be a non-empty string or a list of them: render it with apply_chat_template.")
+        if not texts or not all(map(is_text, texts)):
+            raise ValueError("text must be a non-empty string in UTF-8 or a list: render it with apply_chat_template.")
 
         encoded = [self._encode(entry, options.get("split_special_tokens", False), verbatim_marks) for entry in texts]
         counts = [ids.count(self.image_token_id) for ids, _ in encoded]
