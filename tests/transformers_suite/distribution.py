@@ -4,6 +4,7 @@ The package index has that archive for every release; nothing of it is copied in
 for each version, into the user's cache folder.
 """
 
+import functools
 import importlib
 import os
 import subprocess
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 import transformers
+from PIL import Image
 
 PACKAGE = "transformers_tests"
 # Mixins that the common tests derive from and that the archive does not hold.
@@ -62,11 +64,19 @@ def common_tests(name: str) -> Any:
             module = types.ModuleType(f"{PACKAGE}.{path}")
             setattr(module, mixin, type(mixin, (), {}))
             sys.modules[module.__name__] = module
-        # A script of their continuous integration that maps addresses to a cache of files; here is no such cache.
+        # A script of their continuous integration, which maps addresses to files that it has fetched before.
         fetch: Any = types.ModuleType("fetch_hub_objects_for_ci")
-        fetch.url_to_local_path = lambda url: url
+        fetch.url_to_local_path = lambda url: str(drawn_image()) if url.endswith((".png", ".jpg")) else url
         sys.modules.setdefault(fetch.__name__, fetch)
     return importlib.import_module(f"{PACKAGE}.{name}")
+
+
+@functools.cache
+def drawn_image() -> Path:
+    """A file with an image in place of those that the common tests show."""
+    path = Path(tempfile.mkdtemp(prefix="unimedvl-tests-")) / "image.png"
+    Image.linear_gradient("L").resize((90, 60)).convert("RGB").save(path)
+    return path
 
 
 def leave_out(reasons: Mapping[str, str]) -> Callable[[type], type]:

@@ -18,7 +18,7 @@ class Tester(image_processing.ImageProcessingTester):
     """Images of up to 120 pixels for a processor that makes at most 56 of them."""
 
     def __init__(self, parent: unittest.TestCase):
-        transform = {"max_image_size": 56, "min_image_size": 28, "image_stride": 14}
+        transform = {"max_image_size": 56, "min_image_size": 28, "image_stride": 14, "max_pixels": 4096}
         super().__init__(parent, batch_size=3, max_resolution=120, understanding_transform=transform)
 
     def _get_image_processing_classes(self):

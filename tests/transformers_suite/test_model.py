@@ -8,7 +8,7 @@ import torch
 from tests.tiny_inputs import collate, conversation
 from tests.tiny_model import tiny_config
 from tests.transformers_suite.distribution import common_tests, leave_out
-from tests.transformers_suite.not_applicable import MODEL
+from tests.transformers_suite.not_applicable import BASE_MODEL, MODEL
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration, UniMedVLModel
 
@@ -16,7 +16,6 @@ pytestmark = pytest.mark.medium
 
 modeling = common_tests("test_modeling_common")
 training = common_tests("test_training_mixin")
-configurations = common_tests("test_configuration_common")
 
 
 class Tester:
@@ -49,18 +48,33 @@ class Tester:
         return config, inputs
 
 
-@leave_out(MODEL)
-class TestModel(modeling.ModelTesterMixin, training.TrainingTesterMixin, unittest.TestCase):
-    all_model_classes = (UniMedVLModel, UniMedVLForConditionalGeneration)
+class Cases(modeling.ModelTesterMixin):
     model_tester = None
     _is_composite = True
-    test_resize_embeddings = True
 
     def setUp(self):
         self.model_tester = Tester(self)
-        self.config_tester = configurations.ConfigTester(
-            self, config_class=UniMedVLConfig, has_text_modality=False, common_properties=[]
-        )
 
-    def test_config(self):
-        self.config_tester.run_common_tests()
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        # The common tests look up in tables of transformers which classes take labels.
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)
+        if return_labels and model_class is UniMedVLForConditionalGeneration:
+            inputs["labels"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+        return inputs
+
+
+@leave_out(BASE_MODEL)
+class TestBaseModel(Cases, unittest.TestCase):
+    all_model_classes = (UniMedVLModel,)
+
+
+@leave_out(MODEL)
+class TestModel(Cases, training.TrainingTesterMixin, unittest.TestCase):
+    all_model_classes = (UniMedVLForConditionalGeneration,)
+
+    def test_training_overfit(self):
+        config = self.model_tester.get_config()
+        # Read at the top of the configuration, where composite ones have none.
+        config.vocab_size = config.text_config.vocab_size
+        self.model_tester.get_config = lambda: config
+        super().test_training_overfit()
