@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.evaluation.test_runner import Painter, settings
+from tests.evaluation.painter import Painter, settings
 from tests.training.record_folders import record, write_folder
 from unimedvl.evaluation import benchmarks
 from unimedvl.evaluation.benchmarks import BenchmarkData, get_benchmark
