@@ -37,7 +37,7 @@ from transformers.models.qwen2.modeling_qwen2 import (
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .adapters_unimedvl import register_default_targets
+from .adapters_unimedvl import FixedLinear, register_default_targets, with_fixed_layers
 from .blocks_unimedvl import (
     BlockKind,
     BlockLayout,
@@ -320,6 +320,8 @@ class UniMedVLPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, PositionEmbedding):
             init.copy_(module.pos_embed, sinusoidal_position_table(module.pos_embed.shape[1], module.side))
+        elif isinstance(module, FixedLinear):
+            module.initialize(0.02)
         else:
             super()._init_weights(module)
 
@@ -470,7 +472,7 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
             self.llm2vae = ZeroInitLinear(hidden_size, config.latent_dim)
             self.time_embedder = TimestepEmbedder(hidden_size)
             self.latent_pos_embed = PositionEmbedding(config.max_latent_size, hidden_size)
-            self.vae = AutoencoderKL(**config.vae_config.autoencoder_arguments())
+            self.vae = with_fixed_layers(AutoencoderKL(**config.vae_config.autoencoder_arguments()))
         self.freeze_fixed_parts()
         self.post_init()
 

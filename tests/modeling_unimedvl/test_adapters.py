@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import AdaLoraConfig, IA3Config, LNTuningConfig, LoraConfig, PeftModel, get_peft_model
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as LORA_TARGETS
+from torch import nn
 
 from tests.tiny_inputs import conversation, noises
 from tests.tiny_model import tiny_model
@@ -147,3 +148,20 @@ def test_the_model_works_without_peft():
     result = subprocess.run([sys.executable, "-c", WITHOUT_PEFT], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     assert int(result.stdout.splitlines()[-1]) > 0
+
+
+def test_d11_all_linear_leaves_the_autoencoder_alone(checkpoint):
+    base = UniMedVLForConditionalGeneration.from_pretrained(checkpoint)
+    row = conversation(base.config, [("latent", 2, 3), ("vit", 2, 2), [3, 4]], seed=1)
+    row["vae_noise"] = noises(base.config, row)
+    linear = {name for name, module in base.named_modules() if isinstance(module, nn.Linear)} - {"lm_head"}
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear"))
+    modules = adapted_modules(adapted)
+    assert {name.removeprefix("base_model.model.") for name in modules} == linear
+    assert not any(".vae." in name for name in modules)
+    assert any(".vit_model." in name for name in modules) and any("_moe_gen" in name for name in modules)
+    kinds = torch.where(row["mm_token_type_ids"] == 2, 3, row["mm_token_type_ids"])
+    adapted.train()
+    adapted(**{**row, "mm_token_type_ids": kinds, "labels": row["input_ids"]}).loss.backward()
+    without = [name for name, value in adapted.named_parameters() if value.requires_grad and value.grad is None]
+    assert not without
