@@ -1,8 +1,8 @@
 """Which of transformers' common tests do not apply, and why. A star at the end takes all cases of a test."""
 
 _FIXED_PIXELS = (
-    "the pixels of the reference are fixed: rescaling, normalization and conversion are no settings, and naming one is "
-    "refused instead of ignored"
+    "the pixels of the reference are fixed: rescaling, normalization and conversion are no settings, and naming one "
+    "is refused instead of ignored"
 )
 _OTHER_INPUTS = "passes videos or audio, which this processor refuses"
 _REMOTE_CODE = "saving adds the auto_map of remote code, which a processor inside transformers does not have"
