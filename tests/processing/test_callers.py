@@ -1,6 +1,7 @@
 """What other programs do with the processor: standard keywords, saved settings, hashes, planning (D4, D5, D13)."""
 
 import io
+import types
 
 import numpy as np
 import pytest
@@ -126,6 +127,18 @@ def test_d13_a_keyword_given_twice_is_refused(processor, group):
     common = {"padding": "max_length", "max_length": 5}
     common = processor(text="a", return_tensors="pt", max_length=9, common_kwargs=common)
     assert common["input_ids"].shape == (1, 9)
+
+
+def test_messages_may_be_objects_such_as_those_of_clients(processor):
+    """transformers 5.24 takes them as well."""
+    text = types.SimpleNamespace(type="text", text="What is this?", annotations=None)
+    shown = types.SimpleNamespace(type="image", image=image())
+    objects = [types.SimpleNamespace(role="user", content=[shown, text], name=None)]
+    dicts = [{"role": "user", "content": [{"type": "image", "image": image()}, {"type": "text", "text": text.text}]}]
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    expected = processor.apply_chat_template(dicts, **options)
+    assert_equal(processor.apply_chat_template(objects, **options), expected)
+    assert_equal(processor.apply_chat_template([objects], **options), expected)
 
 
 @given(st.integers(1, 200), st.integers(1, 200), st.sampled_from([None, "direct", "chain"]))
