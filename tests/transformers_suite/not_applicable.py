@@ -43,7 +43,7 @@ OTHER_VERSIONS: dict[str, dict[str, dict[str, str]]] = {
     },
     "5.24": {
         "TestProcessor": {
-            "test_chat_template_message_objects": "expects the address of an image in the text; templates see no images",
+            "test_chat_template_message_objects": "expects an image's address in the text; templates see no images",
         },
     },
 }
