@@ -14,9 +14,11 @@ from typing import Any
 import numpy
 from PIL import Image
 
+from unimedvl.unimed5m.task_images import shown_image
+
 from .metrics.nearest import SIDE, thumbnails
 from .predictions import Prediction
-from .samples import TASKS, Sample, open_
+from .samples import TASKS, Sample
 from .text_neighbors import TextNeighbors
 
 NAMES = ("majority", "question-only", "copy-input", "training-image")
@@ -57,7 +59,7 @@ class TrainingSplit:
             if not images or not task.draws or sample.output is None:
                 continue
             if task.family == "segmentation":
-                small = open_(sample.output).convert("L").resize((MASK_SIDE, MASK_SIDE), Image.Resampling.BOX)
+                small = shown_image(sample.output).convert("L").resize((MASK_SIDE, MASK_SIDE), Image.Resampling.BOX)
                 masks.setdefault(str(sample.extra.get("target", "")), []).append(numpy.asarray(small) / 255)
             elif task.family == "generation":
                 kept = self.images.setdefault((sample.task, sample.modality), [])
@@ -68,7 +70,7 @@ class TrainingSplit:
                 self.searched += 1
             if task.family == "generation" and sample.output.sha256 not in seen:
                 seen.add(sample.output.sha256)
-                rows.append(thumbnails([open_(sample.output)])[0])
+                rows.append(thumbnails([shown_image(sample.output)])[0])
         self.thumbnails = numpy.array(rows, dtype=numpy.float32).reshape(len(rows), SIDE * SIDE)
         self.masks = {target: numpy.mean(found, axis=0) > 0.5 for target, found in masks.items()}
         self._neighbors: dict[tuple[str, str], TextNeighbors] = {}
@@ -85,9 +87,9 @@ class TrainingSplit:
             return ""
         if key not in self._neighbors:
             self._neighbors[key] = TextNeighbors([question for question, _ in self.questions[key]])
-        votes: collections.Counter[str] = collections.Counter()
+        votes: dict[str, float] = collections.defaultdict(float)
         for place, weight in self._neighbors[key].nearest(sample.text, NEIGHBORS):
-            votes[self.questions[key][place][1]] += weight  # type: ignore[assignment]
+            votes[self.questions[key][place][1]] += weight
         return min(votes.items(), key=lambda pair: (-pair[1], pair[0]))[0]
 
 
@@ -118,10 +120,10 @@ class Baseline:
 
     def _predict(self, sample: Sample) -> Prediction:
         if self.name == "copy-input":
-            return Prediction(image=open_(sample.inputs[-1]))
+            return Prediction(image=shown_image(sample.inputs[-1]))
         if self.name == "training-image":
             choices = self.training.images[sample.task, sample.modality]
-            return Prediction(image=open_(choices[sample.seed(0) % len(choices)][1]))
+            return Prediction(image=shown_image(choices[sample.seed(0) % len(choices)][1]))
         if self.name == "question-only":
             return Prediction(self.training.from_question(sample))
         if TASKS[sample.task].family == "segmentation":

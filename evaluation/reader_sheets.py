@@ -16,13 +16,14 @@ from typing import Any
 from PIL import Image
 
 from unimedvl.unimed5m.pages import render_page
+from unimedvl.unimed5m.task_images import shown_image
 from unimedvl.utils.claims import keep_out_of_git
 from unimedvl.utils.json_files import read_json
 
 from .benchmarks import BenchmarkData, get_benchmark
 from .metrics.ranking import reader_study
 from .predictions import PredictionStore
-from .samples import TASKS, open_
+from .samples import TASKS
 
 SIDE = 512
 
@@ -51,7 +52,7 @@ def make_study(out: str | Path, folder: str | Path, count: int, seed: int = 0) -
             if TASKS[sample.task].family == "generation" and sample.id in rows and sample.output is not None:
                 made = store.load(rows[sample.id]).image
                 if made is not None:
-                    pairs.append((sample.id, made, open_(sample.output)))
+                    pairs.append((sample.id, made, shown_image(sample.output)))
     if not pairs:
         raise ValueError(f"{out} has no generated images: run a benchmark with text_to_image first.")
     pairs.sort(key=lambda pair: hashlib.sha256(f"{seed}/{pair[0]}".encode()).hexdigest())

@@ -2,14 +2,12 @@
 
 import dataclasses
 import hashlib
-import io
 import json
 import re
 from typing import Any
 
-from PIL import Image
-
 from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Record, RecordImage
+from unimedvl.unimed5m.task_images import shown_image
 from unimedvl.unimed5m.templates import choose
 
 from .metrics.answers import kind_of
@@ -100,7 +98,7 @@ class Sample:
                 "content": [
                     {"type": "text", "text": part}
                     if isinstance(part, str)
-                    else {"type": "image", "image": open_(part)}
+                    else {"type": "image", "image": shown_image(part)}
                     for part in parts
                 ],
             }
@@ -110,22 +108,6 @@ class Sample:
     def seed(self, base: int) -> int:
         """The seed of this sample's noise: the same in any order, batch and selection of samples."""
         return int.from_bytes(hashlib.sha256(f"{base}/{self.id}".encode()).digest()[:4], "big")
-
-
-def open_(stored: RecordImage) -> Image.Image:
-    """An image as an 8-bit RGB image, windowed where it has more levels.
-
-    Raises:
-        ValueError: if the record holds its path only, or it cannot be decoded.
-    """
-    from unimedvl.processing.medical_formats_unimedvl import load_medical_image
-
-    if stored.data is None:
-        raise ValueError(f"{stored.path}: the record holds no image bytes: build it from the images.")
-    with Image.open(io.BytesIO(stored.data)) as image:
-        if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
-            return image.convert("RGB")
-    return load_medical_image(stored.data).convert("RGB")
 
 
 def sample_of(record: Record, prompt: str = "", choice_prompt: str = "") -> Sample | None:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy
 from PIL import Image
 
+from unimedvl.unimed5m.task_images import shown_image
+
 from .metrics import texts
 from .metrics.answers import score_answer
 from .metrics.image_features import FeatureExtractor, load_feature_extractor
@@ -17,7 +19,7 @@ from .metrics.intervals import mean_interval, rounded, statistic_intervals
 from .metrics.masks import mask_scores
 from .metrics.nearest import memorization_scores, nearest, thumbnails
 from .predictions import Prediction
-from .samples import TASKS, Sample, open_
+from .samples import TASKS, Sample
 from .set_metrics import counterfactual_set, distribution_set
 
 Value = float | None
@@ -90,15 +92,15 @@ class TaskScores:
 
     def _image(self, family: str, sample: Sample, made: Image.Image, settings: Settings) -> dict[str, Value]:
         assert sample.output is not None
-        real = open_(sample.output)
+        real = shown_image(sample.output)
         if family == "segmentation":
             return dict(mask_scores(made, real))
         row: dict[str, Value] = {}
         if family in ("translation", "counterfactual"):
             row |= image_scores(made, real, settings.resize, settings.lpips)
-            row["input_copied"] = float(is_copy(made, open_(sample.inputs[-1])))
+            row["input_copied"] = float(is_copy(made, shown_image(sample.inputs[-1])))
         if family == "counterfactual":
-            row["change"] = change_score(made, open_(sample.inputs[-1]), real)
+            row["change"] = change_score(made, shown_image(sample.inputs[-1]), real)
             if settings.classifier is not None:
                 row["probability"] = float(settings.classifier([made])[0])
                 self.present.append(int(sample.extra.get("change") != "removed"))

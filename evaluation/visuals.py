@@ -16,11 +16,13 @@ import torch
 from PIL import Image, ImageDraw
 from torchmetrics.functional.classification import binary_calibration_error
 
+from unimedvl.unimed5m.task_images import shown_image
+
 from .benchmarks import BenchmarkData
 from .compare import read_scores
 from .metrics.answers import normalized
 from .predictions import PredictionStore
-from .samples import TASKS, Sample, open_
+from .samples import TASKS, Sample
 
 CELL = 128
 CAPTION = 14
@@ -204,8 +206,8 @@ def sheet(rows: list[tuple[Sample, Any]], store: PredictionStore, predictions: d
     lines = []
     for sample, score in rows:
         made = store.load(predictions[sample.id]).image
-        cells = [("input", open_(image)) for image in sample.inputs]
-        cells += [("true", open_(sample.output))] if sample.output is not None else []
+        cells = [("input", shown_image(image)) for image in sample.inputs]
+        cells += [("true", shown_image(sample.output))] if sample.output is not None else []
         cells += [("generated", made)] if made is not None else []
         values = ", ".join(f"{name} {value:.3g}" for name, value in score.items() if value is not None)
         lines.append((f"{sample.dataset}: {sample.text}".replace("\n", " "), values, cells))

@@ -11,7 +11,7 @@ from transformers.processing_utils import ImagesKwargs
 
 from .call_arguments_unimedvl import name_in_parent
 from .medical_formats_unimedvl import open_image
-from .pixel_windows_unimedvl import MAX_IMAGE_PIXELS
+from .pixel_windows_unimedvl import MAX_IMAGE_PIXELS, convert_to_rgb
 from .view_unimedvl import View
 
 GENERATION_MODES = ("text", "image", "interleaved")
@@ -82,24 +82,6 @@ def reference_size(
     if max(width, height) > max_image_size:
         width, height = scaled(width, height, max_image_size / max(width, height))
     return width, height
-
-
-def convert_to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an 8-bit image to RGB as the reference does.
-
-    RGBA or a transparent color is pasted on white, the rest is PIL's conversion (which drops the alpha of "LA").
-
-    Raises:
-        ValueError: for a LAB image.
-    """
-    if image.mode == "RGBA" or image.info.get("transparency") is not None:
-        image = image.convert("RGBA")
-        white = Image.new(mode="RGB", size=image.size, color=(255, 255, 255))
-        white.paste(image, mask=image.split()[3])
-        return white
-    if image.mode == "LAB":
-        raise ValueError("LAB images can not be converted to RGB: save the image as an RGB PNG first.")
-    return image.convert("RGB")
 
 
 def pixels_from_image(image: Image.Image) -> np.ndarray:

@@ -178,3 +178,21 @@ def image_from_uint8(array: np.ndarray) -> Image.Image:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     return Image.fromarray(np.ascontiguousarray(array))
+
+
+def convert_to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an 8-bit image to RGB as the reference does.
+
+    RGBA or a transparent color is pasted on white, the rest is PIL's conversion (which drops the alpha of "LA").
+
+    Raises:
+        ValueError: for a LAB image.
+    """
+    if image.mode == "RGBA" or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        white = Image.new(mode="RGB", size=image.size, color=(255, 255, 255))
+        white.paste(image, mask=image.split()[3])
+        return white
+    if image.mode == "LAB":
+        raise ValueError("LAB images can not be converted to RGB: save the image as an RGB PNG first.")
+    return image.convert("RGB")

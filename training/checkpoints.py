@@ -29,7 +29,7 @@ from unimedvl.utils.whole_files import partial_folder, replacing_folder
 
 COMPLETE = "complete.json"
 SHARDS = "shards"
-# Torch notes the beginning and end of every tensor's saving here, for nobody.
+# Torch notes the beginning and end of every tensor's saving here, for no one.
 logging.getLogger("c10d-NullHandler-dcp_logger").setLevel(logging.WARNING)
 _FILE_BYTES = 1 << 30
 _NAME = re.compile(r"checkpoint-(\d+)")

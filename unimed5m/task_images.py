@@ -13,6 +13,7 @@ import numpy
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from unimedvl.processing.medical_formats_unimedvl import open_image
+from unimedvl.processing.pixel_windows_unimedvl import convert_to_rgb
 from unimedvl.processing.view_unimedvl import View
 
 from .clean_image_files import plain_jpeg, plain_png
@@ -69,7 +70,22 @@ def encoded_image(image: Image.Image, path: str) -> RecordImage:
 
 
 def _gray_or_color(image: Image.Image) -> numpy.ndarray:
-    return numpy.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+    gray = image.mode in ("1", "L", "LA") and image.info.get("transparency") is None
+    return numpy.asarray(image.convert("L") if gray else convert_to_rgb(image))
+
+
+def shown_image(stored: RecordImage) -> Image.Image:
+    """A record's image as a model is shown it: RGB, transparency on white, windowed where it has more levels.
+
+    Raises:
+        ValueError: one line that names the image, if the record holds its path only or it cannot be decoded.
+    """
+    if stored.data is None:
+        raise ValueError(f"{stored.path}: the record holds no image bytes; relink the published records first.")
+    try:
+        return convert_to_rgb(open_image(stored.data))
+    except ValueError as error:
+        raise ValueError(f"{stored.path} cannot be read: {error}") from error
 
 
 def view_entry(source: str, view: View) -> dict[str, Any]:

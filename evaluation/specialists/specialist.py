@@ -11,10 +11,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from unimedvl.unimed5m.task_images import shown_image
 from unimedvl.utils.json_files import read_json
 
 from ..predictions import Prediction
-from ..samples import TASKS, Sample, open_
+from ..samples import TASKS, Sample
 from .networks import AnswerNetwork, UNet
 
 ANSWERS, SEGMENTATION = "answers", "segmentation"
@@ -95,7 +96,7 @@ class Specialist:
     def predict(self, samples: Sequence[Sample]) -> list[Prediction]:
         """An answer with its probability, or an image of the input's size, for each sample of one task."""
         task, side = samples[0].task, self.design["side"]
-        batch = torch.stack([pixels(open_(sample.inputs[-1]), side) for sample in samples])
+        batch = torch.stack([pixels(shown_image(sample.inputs[-1]), side) for sample in samples])
         if TASKS[task].family == "answer":
             probabilities = self.networks[ANSWERS](batch, [sample.text for sample in samples]).softmax(dim=1)
             best = probabilities.max(dim=1)

@@ -14,10 +14,11 @@ import torch
 from torch import nn
 from typer import Option
 
+from unimedvl.unimed5m.task_images import shown_image
 from unimedvl.utils.command_line import comma_separated, run_module
 
 from ..benchmarks import BenchmarkData, get_benchmark
-from ..samples import TASKS, Sample, open_
+from ..samples import TASKS, Sample
 from .specialist import ANSWERS, SEGMENTATION, Specialist, pixels
 
 # Rarer answers are not worth a class.
@@ -35,14 +36,14 @@ def collect(samples: Iterable[Sample], side: int) -> tuple[dict[str, Rows], dict
         task = TASKS[sample.task]
         if not sample.inputs or (task.family == "answer" and sample.kind == "multiple_choice"):
             continue
-        image = _bytes(open_(sample.inputs[-1]), side)
+        image = _bytes(shown_image(sample.inputs[-1]), side)
         if task.family == "answer":
             _add(rows, ANSWERS, image=image, text=sample.text, answer=sample.reference)
         elif sample.output is not None and task.family == "segmentation":
             target = str(sample.extra.get("target", ""))
-            _add(rows, SEGMENTATION, image=image, truth=_bytes(open_(sample.output), side), target=target)
+            _add(rows, SEGMENTATION, image=image, truth=_bytes(shown_image(sample.output), side), target=target)
         elif sample.output is not None and task.family == "translation":
-            _add(rows, sample.task, image=image, truth=_bytes(open_(sample.output), side))
+            _add(rows, sample.task, image=image, truth=_bytes(shown_image(sample.output), side))
     counts = Counter(rows.get(ANSWERS, {}).get("answer", []))
     design = {
         "side": side,

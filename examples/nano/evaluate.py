@@ -21,10 +21,11 @@ import numpy
 from PIL import Image
 from typer import Option
 
-from unimedvl.evaluation.metrics.answers import is_right, kind_of
+from unimedvl.evaluation.metrics.answers import is_right, kind_of, score_answer
 from unimedvl.evaluation.metrics.images import psnr, ssim
 from unimedvl.evaluation.metrics.intervals import mean_interval
 from unimedvl.evaluation.metrics.masks import dice
+from unimedvl.evaluation.samples import sample_of
 from unimedvl.evaluation.statistics import paired_difference
 from unimedvl.processing.image_processing_unimedvl import resize_image
 from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Record, RecordImage
@@ -66,10 +67,15 @@ def question_of(record: Record) -> str:
     return record.message[0].value.replace(IMAGE_PLACEHOLDER, "").strip()
 
 
-def accuracy(records: Sequence[Record], answers: Sequence[str], truths: Sequence[str]) -> dict[str, Any]:
-    """Share of right answers by the rule `normalized`, as the benchmarks count them."""
-    hits = [is_right(answer, truth, kind_of(truth)) for answer, truth in zip(answers, truths, strict=True)]
-    return mean_interval([float(hit) for hit in hits], patients(records))
+def right_answers(records: Sequence[Record], answers: Sequence[str]) -> list[float]:
+    """For every record 1.0 where its answer is right, by the rule that the benchmarks have for it, else 0.0."""
+    hits = []
+    for record, answer in zip(records, answers, strict=True):
+        sample = sample_of(record)
+        assert sample is not None, "records of questions and diagnoses are samples of a benchmark"
+        found = score_answer(answer, sample.reference, sample.kind, sample.options, sample.rule or "normalized")
+        hits.append(found["accuracy"])
+    return hits
 
 
 def patients(records: Sequence[Record]) -> list[str]:
@@ -96,7 +102,8 @@ def score_modality(nano: Nano, records: Sequence[Record]) -> dict[str, Any]:
         for record, answer, name in zip(chosen, answers, names, strict=True)
         if not is_right(answer, name, kind_of(name))
     )
-    return accuracy(chosen, answers, names) | {"wrong": dict(wrong)}
+    hits = [float(is_right(answer, name, kind_of(name))) for answer, name in zip(answers, names, strict=True)]
+    return mean_interval(hits, patients(chosen)) | {"wrong": dict(wrong)}
 
 
 def score_diagnosis(nano: Nano, records: Sequence[Record], source: str) -> dict[str, Any]:
@@ -105,7 +112,7 @@ def score_diagnosis(nano: Nano, records: Sequence[Record], source: str) -> dict[
     answers = nano.ask([rgb(record.input_img[0]) for record in chosen], [question_of(record) for record in chosen])
     labels = [json.loads(record.extra)["label"] for record in chosen]
     pairs = Counter(f"{label} -> {answer}".lower() for label, answer in zip(labels, answers, strict=True))
-    return accuracy(chosen, answers, labels) | {"answers": dict(sorted(pairs.items()))}
+    return mean_interval(right_answers(chosen, answers), patients(chosen)) | {"answers": dict(sorted(pairs.items()))}
 
 
 def score_closed(nano: Nano, records: Sequence[Record], seed: int = 0) -> dict[str, Any]:
@@ -118,13 +125,7 @@ def score_closed(nano: Nano, records: Sequence[Record], seed: int = 0) -> dict[s
         strange = [index for index, other in enumerate(chosen) if other.group_id != record.group_id]
         others.append(images[strange[generator.integers(len(strange))]])
     questions = [question_of(record) for record in chosen]
-    right, blind = (
-        [
-            float(is_right(answer, record.message[-1].value, "yes_no"))
-            for answer, record in zip(nano.ask(shown, questions), chosen, strict=True)
-        ]
-        for shown in (images, others)
-    )
+    right, blind = (right_answers(chosen, nano.ask(shown, questions)) for shown in (images, others))
     groups = patients(chosen)
     gain = paired_difference(blind, right, groups)
     return mean_interval(right, groups) | {"other image": mean_interval(blind, groups), "gain": gain}

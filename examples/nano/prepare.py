@@ -8,7 +8,6 @@ choices), `tokenizer`, and `start`, the first stage's checkpoint. BUILT's valida
 """
 
 import hashlib
-import io
 import json
 import sys
 import time
@@ -32,7 +31,7 @@ from unimedvl.processing.image_processing_unimedvl import reference_size
 from unimedvl.unimed5m import tasks
 from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Record, RecordImage, Turn, from_table, to_table
 from unimedvl.unimed5m.shards import batches, shard_paths, write_table
-from unimedvl.unimed5m.task_images import drawn_image, pixels_of
+from unimedvl.unimed5m.task_images import drawn_image, pixels_of, shown_image
 from unimedvl.unimed5m.templates.words import MODALITY_NAMES
 from unimedvl.utils.claims import claim_folder
 from unimedvl.utils.command_line import run_module
@@ -329,9 +328,7 @@ def load_autoencoder(folder: str) -> tuple[dict[str, torch.Tensor], dict]:
 
 def image_of(record: Record) -> Image.Image:
     """The first image that the record makes or shows, in RGB."""
-    image = (*record.output_img, *record.input_img)[0]
-    assert image.data is not None
-    return Image.open(io.BytesIO(image.data)).convert("RGB")
+    return shown_image((*record.output_img, *record.input_img)[0])
 
 
 def main(

@@ -123,15 +123,43 @@ def question(number: int, answer: str) -> Record:
     return tasks.vqa(origin(number), [image], "is there a mass?", answer, str(number))
 
 
+def accuracy_in_benchmark(asked: Sequence[Record], said: Sequence[str]) -> dict[str, Any]:
+    scores = TaskScores(asked[0].sub_task_type)
+    for record, answer in zip(asked, said, strict=True):
+        scores.add(sample_of(record), Prediction(answer), Settings())
+    return scores.finish(Settings(), None)["metrics"]["accuracy"]
+
+
+class Saying:
+    """What the nano's evaluation asks of a model, with given answers."""
+
+    def __init__(self, answers: Sequence[str]):
+        self.answers = answers
+
+    def ask(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Sequence[str]:
+        return self.answers
+
+
+def test_accuracy_of_diagnoses():
+    """A label that the source states counts where an answer names it."""
+    labels = ("Pneumonia", "Normal", "Pneumonia")
+    asked = [
+        tasks.diagnosis(origin(number), drawn_image(blobs(number), f"{number}.png"), label)
+        for number, label in enumerate(labels)
+    ]
+    said = ["Pneumonia in the left lung.", "A normal chest.", "Nothing is wrong."]
+    found = nano.score_diagnosis(Saying(said), asked, asked[0].dataset)
+    benchmark = accuracy_in_benchmark(asked, said)
+    assert {name: found[name] for name in benchmark} == benchmark
+    assert benchmark["value"] == pytest.approx(2 / 3, abs=1e-6)
+
+
 def test_accuracy_of_answers():
     asked = [question(number, answer) for number, answer in enumerate(("yes", "no", "yes"))]
     said = ["Yes, there is a mass."] * 3
-    scores = TaskScores("vqa")
-    for record, answer in zip(asked, said, strict=True):
-        scores.add(sample_of(record), Prediction(answer), Settings())
-    benchmark = scores.finish(Settings(), None)["metrics"]["accuracy"]
+    benchmark = accuracy_in_benchmark(asked, said)
     truths = [record.message[-1].value for record in asked]
-    assert nano.accuracy(asked, said, truths) == benchmark
+    assert numpy.mean(nano.right_answers(asked, said)) == pytest.approx(benchmark["value"], abs=1e-6)
     assert numpy.mean(rewards.answer_match(said, truths)) == pytest.approx(benchmark["value"], abs=1e-6)
     assert benchmark["value"] == pytest.approx(2 / 3, abs=1e-6)
 

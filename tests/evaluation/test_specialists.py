@@ -55,10 +55,10 @@ def test_training_finds_the_mask(records):
     data = BenchmarkData(get_benchmark("unimed-mini"), records, tasks=["segmentation"])
     made = train(data.training(), steps=150, side=32)
     from unimedvl.evaluation.metrics.masks import mask_scores
-    from unimedvl.evaluation.samples import open_
+    from unimedvl.unimed5m.task_images import shown_image
 
     found = [
-        mask_scores(made.predict([sample])[0].image, open_(sample.output))["dice"]
+        mask_scores(made.predict([sample])[0].image, shown_image(sample.output))["dice"]
         for _, sample in data.samples()
         if made.supports("segmentation", sample)
     ]

@@ -16,7 +16,7 @@ from unimedvl.training.data_recipe import DataRecipe, GroupRecipe
 from unimedvl.training.recipe import OptimizerRecipe, TrainingRecipe
 from unimedvl.unimed5m.schema import Record, RecordImage, Turn
 
-from .records import GRADIENT_NORM, LOSS, OPTIMIZER
+from .records import GRAD_NORM, LOSS, OPTIMIZER
 from .reference import RecordImages, load_model, our_name
 from .test_training import (
     compare_gradient_norms,
@@ -111,14 +111,14 @@ def test_losses_and_gradient_norms(golden, model, batch, train_images, train):
     norms = GradientNorms(golden, "/forward/grad_norms")
     _, (entry,) = train(copy.deepcopy(model), batch, [inputs], [norms])
     golden.equal_all(TRAIN, "/forward", {"ce_loss": entry["ce"], "mse_loss": entry["mse"]}, relative=LOSS)
-    golden.equal_all(TRAIN, "/forward", {"grad_total_norm": entry["grad_norm"]}, relative=GRADIENT_NORM)
+    golden.equal_all(TRAIN, "/forward", {"grad_total_norm": entry["grad_norm"]}, relative=GRAD_NORM)
 
 
 def test_the_same_batch_twice_in_one_step_changes_nothing(golden, model, batch, train_images, train):
     """True means over the accumulation window: the reference's sum of two means would double the gradients."""
     inputs, _ = forward_inputs(golden, model, batch, train_images, "batch", forward_seed(golden))
     _, (entry,) = train(copy.deepcopy(model), batch, [inputs, inputs], accumulation=2)
-    golden.equal_all(TRAIN, "/forward", {"grad_total_norm": entry["grad_norm"]}, relative=GRADIENT_NORM)
+    golden.equal_all(TRAIN, "/forward", {"grad_total_norm": entry["grad_norm"]}, relative=GRAD_NORM)
 
 
 def test_frozen_understanding(golden, batch, train_images, train):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from .records import GRADIENT_NORM, LOSS, OPTIMIZER, escape
+from .records import GRAD_NORM, LOSS, OPTIMIZER, escape
 from .reference import JSON, RecordImages, load_model, our_name, pad_pixels
 from .training_reference import (
     FILE,
@@ -203,7 +203,7 @@ def compare_gradient_norms(golden, learner, pointer: str) -> float:
     """Compare all norms; returns the norm of the whole gradient."""
     norms = gradient_norms(golden, learner, pointer)
     for name, norm in norms.items():
-        golden.equal(TRAIN, f"{pointer}/{escape(name)}", norm, relative=GRADIENT_NORM)
+        golden.equal(TRAIN, f"{pointer}/{escape(name)}", norm, relative=GRAD_NORM)
     return sum(norm**2 for norm in norms.values() if norm is not None) ** 0.5
 
 
@@ -216,7 +216,7 @@ def test_losses_and_gradients(golden, model, learner, batch, train_images):
 
     output.loss.backward()
     total = compare_gradient_norms(golden, learner, "/forward/grad_norms")
-    golden.equal_all(TRAIN, "/forward", {"grad_total_norm": total}, relative=GRADIENT_NORM)
+    golden.equal_all(TRAIN, "/forward", {"grad_total_norm": total}, relative=GRAD_NORM)
     for name in golden.tensor_names(FILE, "grad."):
         golden.compare(FILE, name, learner.get_parameter(our_name(name.removeprefix("grad."))).grad)
 

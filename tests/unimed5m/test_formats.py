@@ -230,7 +230,7 @@ VALUES = st.recursive(
 
 @given(VALUES, VALUES)
 def test_any_value_is_restored_from_any_other(original, reproduced):
-    """Also through JSON, where it is stored; repr tells 1 from 1.0 and True, and holds the order of keys."""
+    """Also through JSON, where it is stored; repr distinguishes 1 from 1.0 and True, and holds the order of keys."""
     patch = json.loads(json.dumps(extra_fields.difference(original, reproduced)))
     assert repr(extra_fields.patched(patch, reproduced)) == repr(original)
 

@@ -272,7 +272,7 @@ def test_articles(noun, word):
 
 
 class Scripted:
-    """A writer whose answers are fixed; the augmenter cannot tell it from a model."""
+    """A writer whose answers are fixed; the augmenter takes it for a model."""
 
     def __init__(self, *answers: str):
         self.answers = list(answers)

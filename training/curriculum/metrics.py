@@ -21,7 +21,7 @@ _LOSS_ROWS = 1024  # labels whose losses are looked at together, so that no seco
 PEAK_TFLOPS = {"A100": 312.0, "A800": 312.0, "H100": 989.0, "H800": 989.0, "H200": 989.0}
 
 
-class Accounts:
+class StepMetrics:
     """Sums of one stretch of training, over the micro-batches of this process."""
 
     def __init__(self) -> None:

@@ -37,7 +37,7 @@ from ..data.dataset import PackedRecords
 from ..data.posterior_cache import LatentCache, scaled_latents
 from ..recipe import StageRecipe, TrainingRecipe
 from .ema import AverageWeights, WeightAverage
-from .metrics import Accounts, Operations, peak_flops
+from .metrics import Operations, StepMetrics, peak_flops
 from .parameter_groups import freeze_parts, make_optimizer, make_schedule
 from .sharding import is_sharded, save_whole, undistributed
 from .trainer_arguments import training_arguments
@@ -80,7 +80,7 @@ class UniMedVLTrainer(Trainer):
         self.planner_state: dict[str, Any] | None = None
         # A chain over the ids of all records trained on, in their order.
         self.order = ""
-        self.accounts = Accounts()
+        self.step_metrics = StepMetrics()
         self.operations, self.peak = Operations(model), peak_flops(recipe.peak_tflops)
         self._recent: deque[float] = deque(maxlen=100)
         self._window: list[BatchInfo] = []
@@ -129,8 +129,8 @@ class UniMedVLTrainer(Trainer):
             device=device,
         )
         labels, flow = self.accelerator.reduce(counts, reduction="sum").tolist()
-        self.accounts.count(self._window)
-        self.accounts.totals["operations"] += sum(map(self.operations, batches))
+        self.step_metrics.count(self._window)
+        self.step_metrics.totals["operations"] += sum(map(self.operations, batches))
         ids = " ".join(f"{sample.record_id}/{sample.epoch}" for sample in samples)
         self.order = hashlib.sha256(f"{self.order} {ids}".encode()).hexdigest()
         # The last process took the stream's last micro-batch of this step.
@@ -159,7 +159,7 @@ class UniMedVLTrainer(Trainer):
         )
         if not bool(torch.isfinite(output.loss)):
             self._stop(f"The loss is {output.loss.item()}", [info])
-        self.accounts.add_losses(output, inputs, info)
+        self.step_metrics.add_losses(output, inputs, info)
         loss = output.loss * self.args.world_size
         return (loss, output) if return_outputs else loss
 
@@ -200,7 +200,7 @@ class UniMedVLTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             now = time.perf_counter()
-            means, totals = self.accounts.close()
+            means, totals = self.step_metrics.close()
             seconds = now - self._since
             logs |= means | {"tokens_per_second": totals["tokens"] / seconds}
             if self.peak is not None:

@@ -16,7 +16,7 @@ from ..data.dataset import EmptyGroupError, PackedRecords, RecordGroup
 from ..data.posterior_cache import LatentCache, scaled_latents
 from ..data_recipe import ConditionDropout, DataRecipe
 from ..recipe import SamplesRecipe, TrainingRecipe
-from .metrics import Accounts
+from .metrics import StepMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -61,14 +61,14 @@ class Validation:
     @torch.no_grad()
     def __call__(self, model: Any, device: torch.device) -> dict[str, float]:
         """Losses by "validation/NAME", over all processes; each must call it."""
-        accounts = Accounts()
+        metrics = StepMetrics()
         for batch in itertools.islice(self.records, self.count):
             info = batch.pop("info")
             inputs = to_device(batch, device)
             if self.cache is not None and info.latent_inputs:
                 inputs["latent_values"] = scaled_latents(model, info.latent_inputs, self.cache)
-            accounts.add_losses(model(**inputs), inputs, info)
-        means, _ = accounts.close()
+            metrics.add_losses(model(**inputs), inputs, info)
+        means, _ = metrics.close()
         parts = [(self.recipe.ce_weight, means.get("ce")), (self.recipe.mse_weight, means.get("mse"))]
         means["loss"] = sum(weight * mean for weight, mean in parts if mean is not None)
         return {f"validation/{name}": value for name, value in means.items()}
@@ -144,8 +144,8 @@ def progress_line(logs: Mapping[str, float], step: int, steps: int) -> str:
         "validation/loss": "validation loss {:.4f}",
         "validation/ce": "ce {:.4f}",
         "validation/mse": "mse {:.4f}",
-        "grad_norm": "gradient {:.3g}",
-        "learning_rate": "rate {:.3g}",
+        "grad_norm": "grad norm {:.3g}",
+        "learning_rate": "learning rate {:.3g}",
         "tokens_per_second": "{:,.0f} tokens/s",
         "mfu": "MFU {:.1%}",
         "padding": "padding {:.1%}",

@@ -17,9 +17,9 @@ from PIL import Image
 from unimedvl.modeling_unimedvl.blocks_unimedvl import BlockKind, pack_samples
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
 from unimedvl.modeling_unimedvl.flow_unimedvl import shift_timesteps
-from unimedvl.processing.image_processing_unimedvl import convert_to_rgb, patchify_pixels, pixels_from_image
-from unimedvl.processing.medical_formats_unimedvl import load_medical_image
+from unimedvl.processing.image_processing_unimedvl import patchify_pixels, pixels_from_image
 from unimedvl.unimed5m.schema import Record
+from unimedvl.unimed5m.task_images import shown_image
 
 from .posterior_cache import LatentCache, LatentInput, latent_key
 from .sequences import SampleImage, TrainingSample, sample_seed
@@ -223,12 +223,10 @@ def _image(record: Record, image: SampleImage):
 
 def _open(record: Record, image: SampleImage) -> Image.Image:
     stored = _image(record, image)
-    if stored.data is None:
-        raise ValueError(f"{record.id} has no image data ({stored.path}): relink the published records first.")
     try:
-        opened = convert_to_rgb(load_medical_image(stored.data))
+        opened = shown_image(stored)
     except ValueError as error:
-        raise ValueError(f"{record.id}: {stored.path} cannot be read: {error}") from error
+        raise ValueError(f"{record.id}: {error}") from error
     if opened.size != (stored.width, stored.height):
         raise ValueError(
             f"{record.id}: {stored.path} has {opened.width} x {opened.height} pixels, its record says "

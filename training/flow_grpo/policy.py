@@ -77,7 +77,7 @@ class Rollout:
         prompts: what they were made from.
         trajectory: how.
         scores: rewards (R,) by name, see `FlowGRPOTrainer.score`.
-        generator: draws the steps that are learned from.
+        generator: draws the steps that are trained on.
     """
 
     prompts: ImagePrompts

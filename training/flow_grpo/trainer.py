@@ -50,7 +50,7 @@ class FlowGRPOArguments:
         noise_level: exploration of the SDE, 0.7 in Flow-GRPO.
         timestep_shift: of the sampler; the model's own if None.
         height, width: pixels of the images.
-        trained_steps: how many of the sampling steps are learned from in a rollout, drawn anew each time; all if None.
+        trained_steps: how many of the sampling steps are trained on in a rollout, drawn anew each time; all if None.
         num_minibatches: optimizer steps per rollout.
         clip_range: of the probability ratio. Log probabilities are means over an image's numbers, so ratios stay
             close to 1 and the range is far smaller than in language models.
@@ -241,7 +241,7 @@ class FlowGRPOTrainer:
         steps = order[: arguments.trained_steps].tolist()
         times = trajectory.times.tolist()
         references = self._reference_velocities(rollout, steps) if arguments.kl_weight > 0 else {}
-        totals = {"loss": 0.0, "kl": 0.0, "clipped": 0.0, "gradient_norm": 0.0}
+        totals = {"loss": 0.0, "kl": 0.0, "clipped": 0.0, "grad_norm": 0.0}
         # Steps of the path, not rows, are dealt out: every minibatch holds whole groups.
         parts = [steps[number :: arguments.num_minibatches] for number in range(arguments.num_minibatches)]
         for part in filter(None, parts):
@@ -270,7 +270,7 @@ class FlowGRPOTrainer:
                     f"The gradient is not finite at step {self.step}: lower learning_rate or noise_level; "
                     f"the last checkpoint in {arguments.output_dir} is untouched."
                 )
-            totals["gradient_norm"] += norm.item() / len(parts)
+            totals["grad_norm"] += norm.item() / len(parts)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         return totals
@@ -279,7 +279,7 @@ class FlowGRPOTrainer:
         """Run up to `max_steps`, resuming from the newest checkpoint in `output_dir` if there is one.
 
         Returns:
-            The history: one dict a rollout with rewards, KL, share of clipped ratios and gradient norm, and
+            The history: one dict a rollout with rewards, KL, share of clipped ratios and grad norm, and
             `eval_*` where an evaluation was made.
         """
         arguments = self.arguments

@@ -1,15 +1,14 @@
 """Records as what tuning reads: TRL's conversational data sets, and examples of images to make."""
 
 import hashlib
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
-from PIL import Image
 
 from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Record, RecordImage, features
+from unimedvl.unimed5m.task_images import shown_image
 from unimedvl.unimed5m.templates.words import MODALITY_NAMES
 
 from ..data.dataset import published_paths
@@ -94,8 +93,7 @@ def generation_examples(records: Iterable[Record]) -> list[dict[str, Any]]:
         if len(record.output_img) != 1 or len(record.message) != 2:
             raise ValueError(f"{record.id} is not one instruction for one image: choose other tasks.")
         inputs, (output,) = (
-            [Image.open(io.BytesIO(_bytes(record, image))).convert("RGB") for image in images]
-            for images in (record.input_img, record.output_img)
+            [shown_image(image) for image in images] for images in (record.input_img, record.output_img)
         )
         example = {
             "prompt": record.message[0].value.replace(IMAGE_PLACEHOLDER, "").strip(),

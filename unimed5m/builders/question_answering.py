@@ -139,7 +139,7 @@ SOURCES: tuple[Source, ...] = (
             layout="train.json, validate.json, test.json and imgs/xmlab1/source.jpg",
             layout_source=f"{RESOURCES}/SLAKE.md",
             paper="Table 16; in the authors' training mix as well",
-            notes="English and Chinese questions; extra.q_lang tells which.",
+            notes="English and Chinese questions; extra.q_lang says which.",
         ),
         tasks=("vqa",),
         tables={

@@ -21,7 +21,7 @@ import numpy
 import pyarrow as pa
 from PIL import Image
 
-from .image_reading import DAMAGED, open_stored_image
+from .image_reading import open_stored_image
 from .record_texts import ALIGNED_TASKS, described_image, original_text
 
 CAPTIONS = 5
@@ -113,8 +113,8 @@ class Alignment:
             if data is None:
                 continue
             try:
-                images.append(open_stored_image(data, "RGB"))
-            except DAMAGED:
+                images.append(open_stored_image(data))
+            except ValueError:
                 # The coarse filter drops it with the reason; without an image there is nothing to score.
                 continue
             places.append(place)

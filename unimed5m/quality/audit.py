@@ -24,7 +24,7 @@ from unimedvl.utils.whole_files import replacing
 
 from ..pages import data_address, render_page
 from ..pipeline import batches, shard_paths
-from .image_reading import DAMAGED, open_stored_image, stored_bytes
+from .image_reading import open_stored_image, stored_bytes
 
 DIMENSIONS = {
     "modality_match": (1, "Does the text name the modality that the image shows? 0 or 1"),
@@ -130,8 +130,8 @@ def _shown(source_image: Mapping[str, Any]) -> dict[str, str]:
     if data is None:
         return {"address": "", "missing": f"image not stored: {source_image['path'] or ''}"}
     try:
-        image = open_stored_image(data, "RGB")
-    except DAMAGED:
+        image = open_stored_image(data)
+    except ValueError:
         return {"address": "", "missing": "image does not decode"}
     image.thumbnail((640, 640))
     buffer = io.BytesIO()

@@ -10,7 +10,7 @@ import numpy
 import pyarrow as pa
 from PIL import Image
 
-from .image_reading import DAMAGED, images, open_stored_image, stored_bytes
+from .image_reading import images, open_stored_image, stored_bytes
 from .record_texts import normalized_text
 
 THUMBNAIL_SIDE = 16
@@ -76,8 +76,8 @@ class Fingerprints:
                 if data is None:
                     continue
                 try:
-                    image = open_stored_image(data, "L")
-                except DAMAGED:
+                    image = open_stored_image(data).convert("L")
+                except ValueError:
                     # The coarse filter gives the reason; here the record only has one image less to compare.
                     continue
                 if is_distinctive(image):

@@ -31,7 +31,7 @@ from unimedvl.utils.json_files import write_json
 
 from ..pipeline import batches, shard_paths
 from .alignment import CAPTIONS, AlignmentModels, caption_once, final_scores, shuffled_texts, text_similarity
-from .image_reading import DAMAGED, open_stored_image
+from .image_reading import open_stored_image
 from .models import NEAREST, ModelPaths
 from .record_texts import ALIGNED_TASKS, described_image, original_text, stated_facts
 
@@ -64,8 +64,8 @@ def read_samples(
     opened: dict[bytes, Image.Image] = {}
     for place in chosen:
         try:
-            image = opened.setdefault(stored[place], open_stored_image(stored[place], "RGB"))
-        except DAMAGED:
+            image = opened.setdefault(stored[place], open_stored_image(stored[place]))
+        except ValueError:
             # A damaged image has no true text to distinguish from others.
             continue
         kept.append(samples[place])

@@ -21,7 +21,7 @@ from typer import Argument, Option
 from unimedvl.utils.command_line import run_module
 
 from ..pipeline import batches, shard_paths
-from .image_reading import DAMAGED, open_stored_image
+from .image_reading import open_stored_image
 from .record_texts import ALIGNED_TASKS, described_image, original_text
 from .scorer import CompactScorer, RetrievalCaptioner, pixels
 
@@ -72,8 +72,8 @@ def read_pairs(records: str | Path, split: str = "train", limit: int | None = No
                 digest = hashlib.sha256(data).digest()
                 if digest not in places:
                     try:
-                        images.append(pixels(open_stored_image(data, "RGB")))
-                    except DAMAGED:
+                        images.append(pixels(open_stored_image(data)))
+                    except ValueError:
                         # Damaged files are the coarse filter's to report; nothing can be trained on them.
                         continue
                     places[digest] = len(texts)

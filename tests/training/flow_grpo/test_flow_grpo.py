@@ -169,7 +169,7 @@ def test_the_first_update_starts_at_ratio_one_and_reference(tmp_path):
     trainer = make_trainer(tmp_path / "run", tmp_path / "model", kl_weight=1.0, max_steps=1)
     trainer.eval_examples = []
     entry = trainer.train()[-1]
-    assert entry["clipped"] == 0.0 and entry["kl"] == 0.0 and entry["gradient_norm"] > 0
+    assert entry["clipped"] == 0.0 and entry["kl"] == 0.0 and entry["grad_norm"] > 0
 
 
 def test_learning_sees_the_probabilities_of_sampling_to_the_bit(tmp_path):

@@ -1,4 +1,4 @@
-"""Scores: arithmetic, ranking, exchanged texts, what they tell apart, and the scorer that is trained here."""
+"""Scores: arithmetic, ranking, exchanged texts, what they distinguish, and the scorer that is trained here."""
 
 import json
 import subprocess
@@ -49,9 +49,7 @@ def test_an_image_is_captioned_once():
             self.seen += len(images)
             return super().caption(images, count)
 
-    red, blue = (
-        open_stored_image(drawn(number, color=name).data, "RGB") for number, name in enumerate(("red", "blue"))
-    )
+    red, blue = (open_stored_image(drawn(number, color=name).data) for number, name in enumerate(("red", "blue")))
     captioner = Counting()
     captions = caption_once(captioner, [red, blue, red, red], 2)
     assert captioner.seen == 2
@@ -177,9 +175,7 @@ def trained(tmp_path_factory):
 
 def test_scorer_learns_saves_and_scores_alone_as_in_company(trained):
     scorer = CompactScorer.load(trained)
-    fresh = [
-        open_stored_image(drawn(500 + number, color=list(COLORS)[number % 4]).data, "RGB") for number in range(16)
-    ]
+    fresh = [open_stored_image(drawn(500 + number, color=list(COLORS)[number % 4]).data) for number in range(16)]
     told = [f"A field tinted {name} all over, it is {name}." for name in COLORS] * 4
     wrong = told[1:] + told[:1]
     true, false = scorer.similarity(fresh, told), scorer.similarity(fresh, wrong)
@@ -189,9 +185,9 @@ def test_scorer_learns_saves_and_scores_alone_as_in_company(trained):
 
 def test_neighbors_caption_without_the_own_text(trained):
     captioner = RetrievalCaptioner.load(trained)
-    new = open_stored_image(drawn(700, color="green").data, "RGB")
+    new = open_stored_image(drawn(700, color="green").data)
     assert any("green" in text for text in captioner.caption([new], 5)[0])
-    known = open_stored_image(drawn(0, color="red").data, "RGB")
+    known = open_stored_image(drawn(0, color="red").data)
     captioner.texts = [f"{place} {text}" for place, text in enumerate(captioner.texts)]
     assert not any(text.startswith("0 ") for text in captioner.caption([known], 5)[0])
 

@@ -53,7 +53,7 @@ def test_sheet_shows_every_sampled_record(sheets):
     assert (paths[0].parent / ".gitignore").read_text() == "*\n"
 
 
-def test_page_tells_given_images_from_answers(tmp_path):
+def test_page_distinguishes_given_images_from_answers(tmp_path):
     pair = record(1, drawn(1), output_img=(drawn(2),), sub_task_type="super_resolution")
     write_sheet(write_shards(tmp_path / "records", [pair], shards=1), tmp_path / "audit", size=1, experts=1)
     page = (tmp_path / "audit" / "audit.html").read_text()

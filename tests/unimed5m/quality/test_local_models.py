@@ -37,7 +37,7 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module")
 def images():
     colors = ("red", "green", "blue")
-    return [open_stored_image(drawn(number, color=name).data, "RGB") for number, name in enumerate(colors)]
+    return [open_stored_image(drawn(number, color=name).data) for number, name in enumerate(colors)]
 
 
 def test_text_vector_is_the_mean_of_real_tokens(folders):

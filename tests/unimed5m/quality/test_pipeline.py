@@ -265,7 +265,7 @@ def write_plainly(path, table):
 
 @pytest.mark.parametrize("write", [write_table, write_plainly])
 def test_identity_sees_values_that_take_the_same_room(write, tmp_path):
-    """Scores of one run and of another differ in nothing that a file's sizes tell."""
+    """Scores of one run and of another differ in nothing that a file's sizes show."""
     for name, score in (("one", 0.25), ("other", 0.75)):
         write(tmp_path / f"{name}.parquet", pa.table({"id": ["a", "b"], "s": [score, 0.5]}))
     one, other = (tmp_path / "one.parquet", tmp_path / "other.parquet")

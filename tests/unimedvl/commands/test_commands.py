@@ -72,7 +72,7 @@ def test_ask_as_json_with_several_images(checkpoint, png, tmp_path, capsys):
     assert isinstance(record["answer"], str) and record["thought"] is None
 
 
-def test_warnings_of_ours_are_one_line_and_tell_nothing_of_the_patient(checkpoint, tmp_path, capsys):
+def test_warnings_of_ours_are_one_line_and_say_nothing_of_the_patient(checkpoint, tmp_path, capsys):
     scan = bad_files.dicom(tmp_path, burned_in=True)
     _, err = run(capsys, "ask", "What?", "--image", scan, "--model", checkpoint, "--max-new-tokens", 2)
     warning, notice = err.splitlines()
