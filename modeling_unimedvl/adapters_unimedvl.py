@@ -42,6 +42,22 @@ def register_default_targets(model_type: str) -> None:
             getattr(constants, f"TRANSFORMERS_MODELS_TO_{name}_MODULES_MAPPING").setdefault(model_type, targets)
 
 
+def refuse_activated_adapters(layer: nn.Module) -> None:
+    """Raise a ValueError if an activated LoRA adapts a decoder layer, for rows with latents.
+
+    It adapts each row from a phrase on, counted from the row's end, while rows with latents are split between the
+    experts.
+    """
+    for module in layer.modules():
+        variants = getattr(module, "lora_variant", None) or {}
+        active = () if getattr(module, "disable_adapters", True) else module.active_adapters
+        if any(type(variants[name]).__name__.startswith("ALora") for name in active if name in variants):
+            raise ValueError(
+                "An adapter with alora_invocation_tokens (activated LoRA) adapts text only: disable it, or use a "
+                "plain LoRA where images are generated or enter as latents."
+            )
+
+
 class FixedLinear(nn.Module):
     """A linear layer that is not trained and that no adapter or quantizer takes for one of the language model's.
 

@@ -16,7 +16,13 @@ pytestmark = pytest.mark.medium
 
 
 def quiet(folder, **settings) -> dict:
-    return {"output_dir": str(folder), "report_to": "none", "use_cpu": True, "disable_tqdm": True, "per_device_eval_batch_size": 1} | settings
+    return {
+        "output_dir": str(folder),
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "per_device_eval_batch_size": 1,
+    } | settings
 
 
 def rows(model) -> list[dict]:
