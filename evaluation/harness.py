@@ -140,7 +140,21 @@ def score_benchmark(
     settings: Settings,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Scores of one benchmark's stored predictions, with baselines, flags and the paper's rows."""
+    """Score the stored predictions of one benchmark.
+
+    Args:
+        run: says whether baselines are scored too.
+        predictor: of the predictions; it knows which tasks it does not support.
+        data: the benchmark's samples.
+        store: the predictions; `scores.jsonl`, the scores of every sample, is written beside them.
+        settings: how answers and images are scored.
+        say: prints a line of progress.
+
+    Returns:
+        `split`, `note` and `rule` of the benchmark; `left_out_units`, reasons with their counts; `unsupported_tasks`;
+        `tasks`, by name `metrics` with intervals, `baselines`, `flags` and, for generated images, `memorization`; and
+        `paper`, the rows that the paper reports.
+    """
     benchmark = data.benchmark
     settings = dataclasses.replace(settings, own_rule=benchmark.rule)
     scores = score_all(_stored(data, store), settings)

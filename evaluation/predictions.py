@@ -191,8 +191,15 @@ def predict_all(
 ) -> dict[str, Any]:
     """Answer every sample that the predictor can do and that is not answered yet.
 
+    Args:
+        predictor: answers batches of samples.
+        samples: with the share, in [0, 1], of the benchmark that is read once the sample is.
+        store: keeps the answers, batch by batch.
+        batch_size: samples of one task asked together.
+        say: prints a line of progress.
+
     Returns:
-        counts over all processes and seconds, for the manifest.
+        Counts over all processes and seconds, for the manifest.
     """
     state = join()
     done = store.prepare(state.process_index)

@@ -71,7 +71,13 @@ class TaskScores:
         self.rules: Counter[str] = Counter()
 
     def add(self, sample: Sample, prediction: Prediction, settings: Settings) -> None:
-        """Score one sample and keep what the scores of the whole set need."""
+        """Score one sample and keep what the scores of the whole set need.
+
+        Args:
+            sample: with its reference.
+            prediction: the answer, the image, or both; without an image there are no scores of it.
+            settings: how answers and images are scored.
+        """
         self.ids.append(sample.id)
         self.groups.append(sample.group_id)
         self.modalities.append(sample.modality)

@@ -65,7 +65,15 @@ class GuidanceContexts:
 
 
 def encode_images(model: PreTrainedModel, prompts: Prompts, draws: PosteriorDraws) -> list[torch.Tensor] | None:
-    """Latents of the prompts' images, see `UniMedVLModel.encode_latents`; None without images.
+    """Encode the images of prompts by the autoencoder, see `UniMedVLModel.encode_latents`.
+
+    Args:
+        model: the conditional generation model.
+        prompts: with their `latent_pixel_values`.
+        draws: how the posterior of the autoencoder is sampled.
+
+    Returns:
+        Latents (C, h, w) of each image, or None without images.
 
     Raises:
         ValueError: if images and posterior noise do not fit each other.
@@ -145,9 +153,14 @@ def extend_context(
     """Read further tokens after a context, or from the start. The given context stays usable.
 
     Args:
+        model: the conditional generation model.
+        context: what was read before; None at the start.
         input_ids, kinds: int64 (B, S), see `Prompts`.
         mask: bool (B, S), tokens that are read; all of them by default.
-        images: `pixel_values`, `image_grid_thw` and `latent_values` of these tokens, as in `forward`.
+        **images: `pixel_values`, `image_grid_thw` and `latent_values` of these tokens, as in `forward`.
+
+    Returns:
+        The context with these tokens.
     """
     mask = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
     # One column more shows where the next token would be.

@@ -155,7 +155,16 @@ class FlowSampler:
         )
 
     def step(self, conditions: Conditions, state_RTL: torch.Tensor, time: float) -> FlowStep:
-        """The velocity of images at a flow time in [0, 1]; branches of guidance run as one batch where it acts."""
+        """Predict the velocity of images at one flow time; the branches of guidance run as one batch where it acts.
+
+        Args:
+            conditions: what `prepare` returned.
+            state_RTL: float (R, T, L), the noised latent tokens of every image, padded to the longest.
+            time: flow time in [0, 1], 1 is noise.
+
+        Returns:
+            The guided velocity (R, T, L) and the branches that it is made of.
+        """
         guided = self.settings.guides(time)
         number = len(conditions.branches) if guided else 1
         parts = self.model.model.predict_velocity(
@@ -179,6 +188,7 @@ class FlowSampler:
         """Initial latent tokens, float32 (rows * columns, L) of each image.
 
         Args:
+            grids: (rows, columns) of latent tokens of each image.
             generator: one for all draws, or one for each image.
         """
         sources = generator if isinstance(generator, (list, tuple)) else [generator] * len(grids)
@@ -198,11 +208,13 @@ class FlowSampler:
         """Integrate from noise to latent tokens by Euler steps.
 
         Args:
+            conditions: what `prepare` returned.
             noise: initial latent tokens (h * w, L) of each image.
             on_step_end: see `callback_on_step_end` of `generate`.
+            show_progress: print a bar.
 
         Returns:
-            final latent tokens, float32 (h * w, L) of each image.
+            Final latent tokens, float32 (h * w, L) of each image.
 
         Raises:
             ValueError: if the callback returns latents that do not fit.

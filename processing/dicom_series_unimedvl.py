@@ -7,17 +7,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from .dicom_unimedvl import (
+from .dicom_encodings_unimedvl import (
     DEFLATED,
     DEFLATED_TRANSFER_SYNTAX,
-    DicomFile,
-    counted_range,
+    HEADER_BYTES,
     dicom_libraries,
     is_dicom,
-    no_patient_text,
     transfer_syntax,
 )
-from .pixel_windows_unimedvl import check_volume_size, checked_index
+from .dicom_unimedvl import DicomFile, counted_range
+from .pixel_windows_unimedvl import check_volume_size, checked_index, no_patient_text
 from .view_unimedvl import View
 
 # What puts the files of a folder in order; compared and counted, never shown.
@@ -142,11 +141,19 @@ def _ordered(heads: list[_SliceHead]) -> list[_SliceHead]:
 
 
 def dicom_paths(folder: str | os.PathLike) -> list[Path]:
-    """The DICOM files directly in a folder, by name, without directories of media."""
+    """The DICOM files directly in a folder, by name, without directories of media.
+
+    Raises:
+        ValueError: one sentence, for a folder or a file in it that can not be opened.
+    """
     found = []
-    for path in sorted(Path(folder).iterdir()):
-        if path.is_file() and path.name != "DICOMDIR":
-            with path.open("rb") as stream:
-                if is_dicom(stream.read(132), path.name):
-                    found.append(path)
+    try:
+        for path in sorted(Path(folder).iterdir()):
+            if path.is_file() and path.name != "DICOMDIR":
+                with path.open("rb") as stream:
+                    if is_dicom(stream.read(HEADER_BYTES)):
+                        found.append(path)
+    except OSError as error:
+        place = os.fspath(error.filename or folder)
+        raise ValueError(f"{place!r} can not be opened ({error.strerror}): check its permissions.") from None
     return found

@@ -3,11 +3,8 @@
 import base64
 import binascii
 import io
-import math
 import os
 import re
-import sys
-import tokenize
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, ImageOps
 
+from .array_images_unimedvl import ArrayImage, is_tensor, read_npy
+from .dicom_encodings_unimedvl import HEADER_BYTES, is_dicom
 from .dicom_series_unimedvl import DicomSeries, dicom_paths
-from .dicom_unimedvl import DicomFile, is_dicom
+from .dicom_unimedvl import DicomFile
 from .nifti_unimedvl import NiftiVolume, nifti_version, unpacked_header
 from .pixel_windows_unimedvl import (
     MAX_IMAGE_PIXELS,
@@ -27,13 +26,22 @@ from .pixel_windows_unimedvl import (
     image_from_uint8,
     values_to_uint8,
 )
+from .stored_values_unimedvl import (
+    EXIF_ORIENTATION,
+    TIFF_SIGNATURES,
+    DeepTiff,
+    load_page,
+    netpbm_values,
+    raw_mode,
+    stored_values,
+    upright,
+)
 from .view_unimedvl import View
 
 # Formats PIL decodes by itself; others (EPS, FPX, ...) start programs or carry no medical images.
 IMAGE_FORMATS = ("PNG", "JPEG", "JPEG2000", "TIFF", "BMP", "GIF", "WEBP", "PPM", "AVIF")
 READABLE = "a PNG, JPEG, JPEG 2000, TIFF, BMP, GIF, WebP, PNM, DICOM, NIfTI or .npy file"
 GRAY_BEYOND_8_BITS = ("I", "F")
-EXIF_ORIENTATION = 0x0112
 MAX_DOWNLOAD_BYTES = 2**28
 DOWNLOAD_TIMEOUT_SECONDS = 30
 DEFAULT_VIEW = View()
@@ -54,7 +62,8 @@ def open_image(source: Any, view: View = DEFAULT_VIEW) -> Image.Image:
     orientation is applied. 16-bit, 32-bit and float images are windowed, never clipped: by the view's window, else by
     what a DICOM file states, else by percentiles of the whole volume (all slices of a NIfTI volume's frame, all files
     of a DICOM series, all frames of a DICOM file, all pages of a TIFF that have this one's size and type) or, on
-    request, of the slice. PIL reads only the upper 8 bits of 16-bit color images, which are taken as they come.
+    request, of the slice. A window counts in the values that the file stores, but in the upper 8 bits of 16-bit colors
+    of PNG and TIFF files, of which PIL reads no more.
 
     Args:
         source: a path; a folder that holds one DICOM series; bytes or a binary file object holding a file; a
@@ -124,8 +133,8 @@ def opened(source: Any, *, allow_url: bool = False) -> Iterator[Opened]:
     if isinstance(source, Image.Image):
         yield _Pages(source)
         return
-    if isinstance(source, np.ndarray) or _is_tensor(source):
-        yield _Array(source)
+    if isinstance(source, np.ndarray) or is_tensor(source):
+        yield ArrayImage(source)
         return
     if isinstance(source, str) and (data := re.match(r"data:image/[\w.+-]+;base64,", source)):
         try:
@@ -147,7 +156,10 @@ def opened(source: Any, *, allow_url: bool = False) -> Iterator[Opened]:
             return
         if not os.path.isfile(name):
             raise ValueError(f"{name!r} is not a file: check the path.")
-        stream: Any = open(name, "rb")
+        try:
+            stream: Any = open(name, "rb")
+        except OSError as error:
+            raise ValueError(f"{name!r} can not be opened ({error.strerror}): check its permissions.") from None
     elif isinstance(source, bytes | bytearray | memoryview):
         stream = io.BytesIO(source)
     elif hasattr(source, "read"):
@@ -166,12 +178,6 @@ def opened(source: Any, *, allow_url: bool = False) -> Iterator[Opened]:
         finally:
             if isinstance(volume, _Pages):
                 volume.close()
-
-
-def _is_tensor(source: Any) -> bool:
-    """Whether it is a torch tensor; who has none need not wait for torch."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(source, torch.Tensor)
 
 
 def _fetched(url: str) -> bytes:
@@ -212,8 +218,9 @@ def _decoding(what: str) -> Iterator[None]:
 
 def _from_stream(stream: Any, name: str) -> Opened:
     what = repr(name) if name else "The image"
-    start = stream.read(540)
-    stream.seek(0)
+    with _decoding(what):
+        start = stream.read(HEADER_BYTES)
+        stream.seek(0)
     if not start:
         raise ValueError(f"{what} is empty: pass {READABLE}.")
     is_gzip = start[:2] == b"\x1f\x8b"
@@ -225,37 +232,34 @@ def _from_stream(stream: Any, name: str) -> Opened:
     if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         raise ValueError(f"{what} is a Python pickle, which can run code when loaded: save it as a PNG or .npy.")
     if start[:6] == b"\x93NUMPY":
-        return _Array(_read_npy(stream, what))
-    if is_dicom(start, name):
+        return ArrayImage(read_npy(stream, what))
+    if is_dicom(start):
         return DicomFile(stream)
+    if start[:1] == b"P":
+        with _decoding(what):
+            values_white = netpbm_values(stream.read())
+        stream.seek(0)
+        if values_white is not None:
+            values, white = values_white
+            # Deep gray levels are windowed like those of every other format.
+            return ArrayImage(values, None if values.ndim == 2 and white > 255 else white)
     Image.init()
     known = [kind for kind in IMAGE_FORMATS if kind in Image.OPEN]
     with _decoding(what):
-        return _Pages(Image.open(stream, formats=known), what)
-
-
-def _read_npy(stream: Any, what: str) -> np.ndarray:
-    broken = f"{what} is a damaged .npy file or holds Python objects: save a numeric array with numpy.save again."
-    try:
-        version = np.lib.format.read_magic(stream)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read_header(stream)
-        # numpy allocates what the header promises before it reads.
-        if math.prod(shape) * dtype.itemsize > stream.seek(0, os.SEEK_END):
-            raise ValueError(broken)
-        stream.seek(0)
-        # Object arrays are pickles.
-        return np.load(stream, allow_pickle=False)
-    # numpy parses the header as Python source.
-    except (ValueError, EOFError, OSError, SyntaxError, TypeError, tokenize.TokenError, OverflowError, MemoryError):
-        raise ValueError(broken) from None
+        try:
+            return _Pages(Image.open(stream, formats=known), what)
+        except Image.UnidentifiedImageError:
+            if start[:4] not in TIFF_SIGNATURES:
+                raise
+    stream.seek(0)
+    return DeepTiff(stream, what)
 
 
 class _Pages:
     """A PIL image with its pages. One that was opened here, from a file called `what`, is not handed out itself."""
 
     def __init__(self, image: Image.Image, what: str = ""):
-        self._image, self._what = image, what
+        self._image, self._what, self._raw = image, what, raw_mode(image)
 
     def close(self) -> None:
         self._image.close()
@@ -276,43 +280,48 @@ class _Pages:
                 image.seek(chosen)
             check_image_size(*image.size, view.max_pixels)
         with _decoding(what):
-            image.load()
-        is_deep = image.mode in GRAY_BEYOND_8_BITS or image.mode.startswith("I;16")
-        black_white = view.black_white(_deep_pages(image, view, what)) if is_deep or view.window else None
+            load_page(image)
+            is_deep = image.mode in GRAY_BEYOND_8_BITS or image.mode.startswith("I;16")
+            # Bytes with a sign are no levels.
+            is_deep = is_deep or (image.mode == "L" and stored_values(image, self._raw)[0].dtype == np.int8)
+        black_white = view.black_white(_deep_pages(image, self._raw, view, what)) if is_deep or view.window else None
         with _decoding(what):
-            if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
-                image = ImageOps.exif_transpose(image)
-        if black_white is None:
-            return image
-        if image.mode[0] not in "LIF" and image.mode not in ("RGB", "RGBA"):
-            image = image.convert("RGB")
-        array = np.asarray(image)
-        if image.mode in ("RGBA", "LA"):
-            levels = values_to_uint8(array[..., :-1], black_white)
-            return image_from_uint8(np.concatenate([levels, array[..., -1:]], axis=-1))
-        return image_from_uint8(values_to_uint8(array, black_white))
+            orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+            if black_white is None:
+                return image if orientation == 1 else ImageOps.exif_transpose(image)
+            if image.mode[0] not in "LIF" and image.mode not in ("RGB", "RGBA"):
+                image = image.convert("RGB")
+            values, is_inverted = stored_values(image, self._raw)
+        colors = values[..., :-1] if image.mode in ("RGBA", "LA") else values
+        levels = values_to_uint8(colors, black_white)
+        levels = 255 - levels if is_inverted else levels
+        if colors is not values:
+            levels = np.concatenate([levels, values[..., -1:]], axis=-1)
+        return upright(image_from_uint8(levels), orientation)
 
 
-def _deep_pages(image: Image.Image, view: View, what: str) -> Iterator[np.ndarray]:
+def _deep_pages(image: Image.Image, raw: str, view: View, what: str) -> Iterator[np.ndarray]:
     """The pages whose values count for the percentiles of the present one, which is the present one afterwards."""
     shown, size, mode = image.tell(), image.size, image.mode
     with _decoding(what):
         pages = _page_count(image) if view.percentiles_of == "volume" else 1
-        image.load()
+        load_page(image)
     if pages == 1:
-        yield np.asarray(image)
+        yield stored_values(image, raw)[0]
         return
     check_volume_size(pages * size[0] * size[1])
     for page in range(pages):
         with _decoding(what):
             image.seek(page)
-            is_alike = (image.size, image.mode) == (size, mode)
-            values = np.array(image) if is_alike else None
+            # A page that lies is turned as it is loaded; others need not be.
+            if image.size in (size, size[::-1]) and image.mode == mode:
+                load_page(image)
+            values = stored_values(image, raw)[0].copy() if (image.size, image.mode) == (size, mode) else None
         if values is not None:
             yield values
     with _decoding(what):
         image.seek(shown)
-        image.load()
+        load_page(image)
 
 
 def _page_count(image: Image.Image) -> int:
@@ -327,33 +336,3 @@ def _page_count(image: Image.Image) -> int:
     # What PIL raises for each operation that needs the file.
     except ValueError:
         return 1
-
-
-class _Array:
-    """An array or tensor as an image; a last axis of 1, 3 or 4 is taken for channels, else a first one is."""
-
-    def __init__(self, array: Any):
-        self._array = array
-
-    def image(self, view: View) -> Image.Image:
-        view.refuse_slice()
-        checked_index(view.frame, 1, "frame", default=0)
-        array = self._array
-        if _is_tensor(array):
-            array = array.detach().cpu()
-            array = (array.float() if str(array.dtype) == "torch.bfloat16" else array).numpy()
-        if array.dtype.kind not in "buif":
-            raise ValueError(f"An image array can not be of type {array.dtype}: pass real numbers, best uint8.")
-        if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
-            array = np.moveaxis(array, 0, 2)
-        if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-            raise ValueError(
-                f"An image array can not have the shape {tuple(array.shape)}: pass (H, W), (H, W, 3) or (3, H, W), "
-                "one slice of a volume at a time."
-            )
-        check_image_size(array.shape[1], array.shape[0], view.max_pixels)
-        if array.dtype == bool:
-            array = array.astype(np.uint8) * 255
-        if view.window is not None or array.dtype != np.uint8:
-            array = values_to_uint8(array, view.black_white([array]))
-        return image_from_uint8(array)

@@ -2,9 +2,7 @@
 
 import gzip
 import importlib
-import io
 import math
-import struct
 import zlib
 from typing import Any
 
@@ -15,6 +13,7 @@ from .pixel_windows_unimedvl import (
     check_image_size,
     checked_index,
     image_from_uint8,
+    no_patient_text,
     square_pixels,
     usable_spacing,
     values_to_uint8,
@@ -88,42 +87,41 @@ class NiftiVolume:
             nifti = importlib.import_module("nibabel.nifti1")
             nifti2 = importlib.import_module("nibabel.nifti2")
             arrayproxy = importlib.import_module("nibabel.arrayproxy")
-            imageglobals = importlib.import_module("nibabel.imageglobals")
             self._orientations = importlib.import_module("nibabel.orientations")
-            spatialimages = importlib.import_module("nibabel.spatialimages")
+            voxel_sizes = importlib.import_module("nibabel.affines").voxel_sizes
         except ImportError:
             raise ValueError('NIfTI files need nibabel: pip install "unimedvl[medical]".') from None
         version = nifti_version(header_bytes)
         assert version is not None, "only NIfTI headers lead here"
         header_class = {1: nifti.Nifti1Header, 2: nifti2.Nifti2Header}[version]
         try:
-            # Its log would add lines about the header to the one sentence below.
-            with imageglobals.LoggingOutputSuppressor():
+            with no_patient_text("nibabel.global"):
                 header = header_class(header_bytes[: header_class.template_dtype.itemsize])
             shape = tuple(int(side) for side in header.get_data_shape())
-            dtype, offset = header.get_data_dtype(), int(header.get_data_offset())
+            # Some writers leave the offset out.
+            dtype, offset = header.get_data_dtype(), int(header.get_data_offset()) or header.single_vox_offset
             affine = header.get_best_affine()
-            zooms = tuple(float(zoom) for zoom in header.get_zooms()[:3])
-            slope, intercept = header.get_slope_inter()
-        except (spatialimages.HeaderDataError, ValueError, OverflowError, struct.error):
+            # A form that disagrees with the header's own distances holds for both, order and size of the voxels.
+            sizes = voxel_sizes(affine) if np.isfinite(affine).all() else np.zeros(3)
+            stated = [float(zoom) for zoom in (*header.get_zooms()[:3], 1.0, 1.0)[:3]]
+            zooms = [
+                size if np.isfinite(size) and size > 0 else zoom for size, zoom in zip(sizes, stated, strict=True)
+            ]
+            slope, intercept = _scaling(float(header["scl_slope"]), float(header["scl_inter"]), dtype)
+            self._orientation = np.full((3, 2), np.nan)
+            if np.isfinite(affine).all():
+                self._orientation = self._orientations.io_orientation(affine)
+        # nibabel raises errors of many kinds for a header that makes no sense.
+        except Exception:
             raise ValueError(BROKEN) from None
         full_shape = _checked_shape(shape, dtype, offset)
         self.shape = full_shape[:3]
         self.frames = math.prod(full_shape[3:])
         self.is_color = bool(dtype.fields)
-        self._zooms = tuple(usable_spacing(zoom) for zoom in (*zooms, 1.0, 1.0)[:3])
-        self._orientation = np.full((3, 2), np.nan)
-        if np.isfinite(affine).all():
-            self._orientation = self._orientations.io_orientation(affine)
+        self._zooms = tuple(usable_spacing(zoom) for zoom in zooms)
         self._proxy = arrayproxy.ArrayProxy(
             gzip.GzipFile(fileobj=stream) if is_gzip else stream,
-            (
-                (*self.shape, self.frames),
-                dtype,
-                offset,
-                1.0 if slope is None else slope,
-                0.0 if intercept is None else intercept,
-            ),
+            ((*self.shape, self.frames), dtype, offset, slope, intercept),
             mmap=False,
         )
         self._voxels: dict[int, np.ndarray] = {}
@@ -202,7 +200,8 @@ class NiftiVolume:
     def _read(self, selection: tuple[Any, ...]) -> np.ndarray:
         try:
             return np.asarray(self._proxy[selection])
-        except (OSError, EOFError, ValueError, zlib.error, io.UnsupportedOperation):
+        # gzip, zlib, nibabel and numpy raise errors of many kinds for damaged files.
+        except Exception:
             raise ValueError(BROKEN) from None
 
     def _check_orientation(self) -> None:
@@ -232,6 +231,13 @@ class NiftiVolume:
         canonical = self._orientations.apply_orientation(voxels, self._orientation)
         # Columns begin at the patient's right or in front, rows in front or at the top.
         return np.moveaxis(canonical, PLANES.index(plane), 0).swapaxes(1, 2)[:, ::-1, ::-1]
+
+
+def _scaling(slope: float, intercept: float, dtype: np.dtype) -> tuple[float, float]:
+    """Slope and intercept of a header, of which a slope of 0 and what is not finite state none; colors have none."""
+    if dtype.fields or slope == 0 or not math.isfinite(slope):
+        return 1.0, 0.0
+    return slope, intercept if math.isfinite(intercept) else 0.0
 
 
 def _checked_shape(shape: tuple[int, ...], dtype: np.dtype, offset: int) -> tuple[int, ...]:

@@ -73,7 +73,11 @@ def class_maps_from_images(
     palette: list | None,
     size: Any,
 ) -> list[torch.Tensor]:
-    """Read PIL images as class maps by the rule of `UniMedVLProcessor.post_process_masks`, which see.
+    """Read PIL images as class maps by the rule of `UniMedVLProcessor.post_process_masks`.
+
+    Args:
+        images: one image or several.
+        num_classes, palette, size: as there.
 
     Returns:
         int64 (H, W) for each image.

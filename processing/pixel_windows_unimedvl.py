@@ -1,7 +1,10 @@
 """Checks and gray-level windows shared by the readers of medical formats."""
 
+import logging
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,19 @@ MAX_ASPECT_RATIO = 200
 # Values of several slices that are sorted together: 2 GiB as float64.
 MAX_VOLUME_VALUES = 2**28
 NOTHING_FINITE = "The image holds no finite value (all NaN or infinite): check how it was exported."
+
+
+@contextmanager
+def no_patient_text(library: str = "pydicom") -> Iterator[None]:
+    """Silence a library while it reads a file: its warnings and log lines quote what the file says."""
+    logger = logging.getLogger(library)
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = disabled
 
 
 def check_image_size(width: int, height: int, max_pixels: int = MAX_IMAGE_PIXELS) -> None:
@@ -136,6 +152,32 @@ def values_to_uint8(values: np.ndarray, black_white: tuple[float, float]) -> np.
         return np.zeros(values.shape, dtype=np.uint8)
     levels = (np.clip(values, low, high) - low) / (high - low)
     return np.rint(np.nan_to_num(levels) * 255).astype(np.uint8)
+
+
+def voi_levels(values: np.ndarray, center: float, width: float, function: str) -> np.ndarray:
+    """Map numbers of any real dtype and shape to uint8 by a window of DICOM (part 3, C.11.2.1.2 and C.11.2.1.3).
+
+    NaN becomes 0. pydicom's `apply_windowing` gives the range of the stored bits instead of that of the display.
+
+    Args:
+        values: in the units of the window.
+        center: of the window.
+        width: of the window; above 0, and at least 1 for LINEAR.
+        function: "LINEAR", "LINEAR_EXACT" or "SIGMOID"; what the standard does not know is LINEAR.
+    """
+    values = values.astype(np.float64)
+    if function == "SIGMOID":
+        # Beyond 700 the exponential has no float64, and no level that differs.
+        shares = 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))
+    else:
+        if function != "LINEAR_EXACT":
+            center, width = center - 0.5, width - 1
+        if width == 0:
+            shares = (values > center).astype(np.float64)
+        else:
+            shares = np.clip((values - center) / width + 0.5, 0, 1)
+    # Halves that lost their last bit in the division are rounded like halves.
+    return np.rint((np.nan_to_num(shares) * 255).round(9)).astype(np.uint8)
 
 
 def square_pixels(

@@ -119,6 +119,8 @@ class RecordImage:
         height: pixels, 0 if unknown.
         width: pixels, 0 if unknown.
         sha256: hex digest of `data`, kept without `data` so that a relinked file can be checked; "" if unknown.
+        view: where a builder saw it, if its bytes are not the file's own: the entry that `Source.records` puts into
+            `extra.views` of the record. No column holds it.
     """
 
     data: bytes | None
@@ -126,6 +128,7 @@ class RecordImage:
     height: int
     width: int
     sha256: str = ""
+    view: Mapping[str, Any] | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.data is not None and not self.sha256:

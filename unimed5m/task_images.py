@@ -4,6 +4,7 @@ Arrays are (height, width) or (height, width, 3), uint8. Images made here are st
 images of a source keep the bytes that the source stored.
 """
 
+import dataclasses
 import io
 import json
 from collections.abc import Sequence
@@ -96,6 +97,16 @@ def view_entry(source: str, view: View) -> dict[str, Any]:
         view: what `open_image` was asked to show of it.
     """
     return {"source": source, **view.to_dict()}
+
+
+def with_views(record: Record) -> Record:
+    """A record that remembers in `extra.views` where its images were seen, as their builder noted on them."""
+    seen = {image.path: dict(image.view) for image in (*record.input_img, *record.output_img) if image.view}
+    if not seen:
+        return record
+    extra = json.loads(record.extra)
+    extra["views"] = {**seen, **extra.get("views", {})}
+    return dataclasses.replace(record, extra=json.dumps(extra, ensure_ascii=False, sort_keys=True))
 
 
 def stored_views(record: Record) -> dict[str, tuple[str, View]]:

@@ -272,6 +272,9 @@ def test_pages_of_a_tiff(tmp_path, dtype):
     low, high = np.percentile(volume, (0.5, 99.5))
     (record,) = get_source("image-folder").records(tmp_path / "set")
     assert np.array_equal(pixels_of(record.input_img[0]), np.asarray(asked("--image", path)))
+    (source, view) = stored_views(record)[record.input_img[0].path]
+    assert (tmp_path / "set" / source) == path
+    assert np.array_equal(open_image(path, view), pixels_of(record.input_img[0]))
     for page in range(4):
         expected = np.rint(np.clip((volume[page] - low) / (high - low), 0, 1) * 255)
         image = bytes_image(path.read_bytes(), "pages", View(frame=page))

@@ -86,7 +86,10 @@ REFUSED = {
         ),
         (lambda folder: shutil.rmtree(folder / "masks"), "expected the mask masks/a.* for images/a, found none."),
     ],
-    "paired-images": [(lambda folder: shutil.rmtree(folder / "target"), "expected target in")],
+    "paired-images": [
+        (lambda folder: shutil.rmtree(folder / "target"), "expected target in"),
+        (rewrite("source.json", '{"window": [40, 400]}'), "window in the settings is for dicom-series and nifti-vol"),
+    ],
     "dicom-series": [
         (rewrite("source.json", "[]"), "source.json: expected a JSON object, found list."),
         (rewrite("source.json", '{"window": 5}'), "window: expected center and width, two numbers, found 5."),

@@ -161,7 +161,8 @@ def test_a_damaged_volume_is_set_aside_alone(tmp_path, change):
 def test_a_volume_with_absurd_voxels_gets_one_line(tmp_path):
     path = write_volume(tmp_path / "a.nii")
     content = bytearray(path.read_bytes())
-    content[80:84] = np.float32(1e20).tobytes()
+    # The distance in pixdim, and the one in the sform, which counts.
+    content[80:84] = content[280:284] = np.float32(1e20).tobytes()
     path.write_bytes(content)
     with pytest.raises(ValueError, match="expected voxels of like height and width, found 1 and 1e[+]20 mm"):
         read_volume(path)

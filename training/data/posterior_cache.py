@@ -90,7 +90,16 @@ def latent_key(image_sha256: str, steps: tuple[tuple[int, int], ...]) -> str:
 def scaled_latents(
     model: UniMedVLForConditionalGeneration, inputs: list[LatentInput], cache: LatentCache
 ) -> list[torch.Tensor]:
-    """Latents drawn from the posteriors, for `latent_values` of `forward`; missing posteriors go into the cache."""
+    """Draw latents from the posteriors of the autoencoder.
+
+    Args:
+        model: encodes what the cache lacks.
+        inputs: for each image its posterior or its pixels, and the noise to draw with.
+        cache: gets the posteriors that were missing.
+
+    Returns:
+        Scaled latents (C, h, w) of each image, for `latent_values` of `forward`.
+    """
     latents = []
     for item in inputs:
         if item.mean is None or item.deviation is None:

@@ -41,7 +41,14 @@ class ImagePrompts:
     def from_inputs(
         cls, model: PreTrainedModel, inputs: Mapping[str, Any], grid: tuple[int, int], images_per_prompt: int = 1
     ) -> "ImagePrompts":
-        """Encode the images of what the processor returned with `generation_mode="image"`."""
+        """Encode the images of prompts, once for all images that are made from them.
+
+        Args:
+            model: the conditional generation model.
+            inputs: what the processor returned with `generation_mode="image"`.
+            grid: (rows, columns) of latent tokens of the images that are made.
+            images_per_prompt: size of a group.
+        """
         prompts = Prompts.from_inputs(model, inputs)
         latents = encode_images(model, prompts, PosteriorDraws(sample_mode="mode"))
         return cls(prompts, latents, grid, images_per_prompt)
@@ -117,6 +124,21 @@ def log_probability(value: torch.Tensor, mean: torch.Tensor, deviation: float) -
     return density.flatten(1).mean(dim=1)
 
 
+def policy_loss(ratio: torch.Tensor, advantages: torch.Tensor, clip_range: float) -> torch.Tensor:
+    """PPO's clipped loss (Schulman et al. 2017, equation 7, negated).
+
+    Args:
+        ratio: (R,), probability of a step under the policy over that when it was sampled.
+        advantages: (R,), normalized within the group of a prompt.
+        clip_range: how far the ratio may leave 1 before its gradient stops.
+
+    Returns:
+        (R,), to be minimized.
+    """
+    clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
+    return -torch.minimum(ratio * advantages, clipped * advantages)
+
+
 @torch.no_grad()
 def sample_trajectory(
     sampler: FlowSampler, prompts: ImagePrompts, noise_level: float, generator: torch.Generator
@@ -128,6 +150,9 @@ def sample_trajectory(
         prompts: what the images are made from.
         noise_level: > 0; 0.7 in Flow-GRPO.
         generator: source of all noise, on the CPU, so that a seed means the same on every device.
+
+    Returns:
+        Every state of the path, from noise to images, and the log probabilities of its steps.
     """
     conditions = prompts.prepare(sampler)
     device, times = conditions.valid_RT.device, sampler.schedule

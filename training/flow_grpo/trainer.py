@@ -30,7 +30,7 @@ from unimedvl.utils.json_files import read_json
 
 from ..adapters import bare_model
 from ..checkpoints import checkpoints, keep_newest, whole_folder
-from .policy import ImagePrompts, Rollout, log_probability, sample_trajectory, sde_step
+from .policy import ImagePrompts, Rollout, log_probability, policy_loss, sample_trajectory, sde_step
 
 logger = logging.getLogger(__name__)
 
@@ -114,12 +114,6 @@ def group_advantages(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
     return (centered / (groups.std(dim=1, keepdim=True) + 1e-4)).flatten()
 
 
-def policy_loss(ratio: torch.Tensor, advantages: torch.Tensor, clip_range: float) -> torch.Tensor:
-    """PPO's clipped loss of every row."""
-    clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
-    return -torch.minimum(ratio * advantages, clipped * advantages)
-
-
 class FlowGRPOTrainer:
     """Trains the parameters that require gradients.
 
@@ -200,7 +194,18 @@ class FlowGRPOTrainer:
         return ImagePrompts.from_inputs(self.policy, processed, self.grid, images_per_prompt)
 
     def score(self, tokens: Sequence[torch.Tensor], examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """Rewards (R,) by name of each image's latent tokens (T, L), and their weighted sum under "reward"."""
+        """Decode images and reward them.
+
+        Args:
+            tokens: latent tokens (T, L) of each of R images.
+            examples: what each image was made from.
+
+        Returns:
+            Rewards, float32 (R,), by name, and their weighted sum under "reward".
+
+        Raises:
+            ValueError: naming the reward function whose values are not R finite numbers.
+        """
         pixels = self.sampler.decode(list(tokens), [self.grid] * len(tokens))
         images = self.processor.post_process_multimodal_output(pixels, generation_mode="image")
         scores = {}

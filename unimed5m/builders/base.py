@@ -16,6 +16,7 @@ from typing import Any
 from unimedvl.utils.digests import hash_file
 
 from ..schema import SPLITS, Record
+from ..task_images import with_views
 from ..tasks import Origin
 from .tables import is_table
 
@@ -163,7 +164,7 @@ class Source(abc.ABC):
                 for record in self.records_of(root, unit):
                     made = True
                     if split is None or record.split == split:
-                        yield record
+                        yield with_views(record)
                 if not made:
                     raise LeftOut(f"{self.name}: {_place_of(unit, root)} holds nothing to make a record of.")
             except ValueError as error:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unimedvl.processing.dicom_unimedvl import is_dicom
+from unimedvl.processing.dicom_encodings_unimedvl import HEADER_BYTES, is_dicom
 from unimedvl.processing.view_unimedvl import View
 
 from .. import tasks
@@ -39,6 +39,8 @@ DICOM_SUFFIXES = (".dcm", ".dicom", ".ima", "")
 # What a mask without stated classes shows.
 ANY_STRUCTURE = "marked structure"
 OURS = "this project's own layout"
+# Whose gray levels the setting `window` chooses.
+WINDOWED = ("dicom-series", "nifti-volumes")
 
 
 class GenericUnit(NamedTuple):
@@ -68,6 +70,11 @@ class GenericSource(Source):
             redistributable=settings.redistributable,
             url=settings.url or settings.dataset,
         )
+        if settings.window is not None and self.name not in WINDOWED:
+            raise ValueError(
+                f"{root}: window in the settings is for {' and '.join(WINDOWED)}; leave it out, or convert the images "
+                "to 8 bits with the window that you want."
+            )
         source = self.make(self, settings, card)
         source.dataset = source.family = settings.dataset
         for unit in source.units(root):
@@ -200,7 +207,7 @@ def _maybe_dicom(path: Path) -> bool:
     if path.suffix.lower() in DICOM_SUFFIXES:
         return True
     with path.open("rb") as opened:
-        return is_dicom(opened.read(132), path.name)
+        return is_dicom(opened.read(HEADER_BYTES))
 
 
 def _dicom_series(generic: GenericSource, settings: Settings, card: Card) -> Source:

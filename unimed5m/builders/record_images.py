@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import io
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,10 +17,19 @@ from unimedvl.processing.dicom_unimedvl import DicomFile
 from unimedvl.processing.medical_formats_unimedvl import open_image, opened
 from unimedvl.processing.nifti_unimedvl import NiftiVolume
 from unimedvl.processing.pixel_windows_unimedvl import square_pixels
+from unimedvl.processing.stored_values_unimedvl import (
+    TIFF_SIGNATURES,
+    DeepTiff,
+    has_deep_colors,
+    load_page,
+    netpbm_values,
+    raw_mode,
+    stored_values,
+)
 from unimedvl.processing.view_unimedvl import ARRAY_PLANES, View
 
 from ..schema import RecordImage
-from ..task_images import encoded_image, upright_image
+from ..task_images import encoded_image, upright_image, view_entry
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 # PNG and JPEG files go into records byte by byte.
@@ -39,13 +49,14 @@ def file_image(path: Path, root: Path, view: View = DEFAULT_VIEW) -> RecordImage
 
     PNG and JPEG files keep their bytes but for comments and EXIF, which may name a patient, and become an upright PNG
     where EXIF says that they lie; every other format, DICOM included, becomes PNG, its gray levels chosen by
-    the file or by `view`.
+    the file or by `view`, which its record remembers.
 
     Raises:
         ValueError: one line, for a file that is missing or no image.
     """
-    name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
-    return bytes_image(_file_bytes(path), name, view)
+    name, content = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name, _file_bytes(path)
+    image = bytes_image(content, name, view)
+    return image if content.startswith(STORED_SIGNATURES) else dataclasses.replace(image, view=view_entry(name, view))
 
 
 def _file_bytes(path: Path) -> bytes:
@@ -162,16 +173,7 @@ def read_levels(path: Path, known: Sequence[int] = ()) -> np.ndarray:
         ValueError: one line, for a file that is missing or no image, or a lossy one whose values are too close.
     """
     try:
-        with Image.open(path) as opened:
-            lossy = opened.format in LOSSY_FORMATS or opened.info.get("compression") == "jpeg"
-            # Color spaces with offsets or inks have no zero that means background.
-            if opened.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-                raise ValueError("it is stored lying, with its orientation in EXIF; save it upright")
-            levels = np.asarray(
-                opened if opened.mode not in ("CMYK", "YCbCr", "LAB", "HSV") else opened.convert("RGB")
-            )
-            if opened.mode in ("LA", "PA", "La", "RGBA", "RGBa"):
-                levels = levels[..., :3] if levels.shape[-1] == 4 else levels[..., 0]
+        levels, lossy = _stored_levels(path)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: expected a mask image, found no such file.") from error
     # PIL's decoders raise anything for a damaged file, an error of its own for one that claims to be gigantic.
@@ -187,6 +189,35 @@ def read_levels(path: Path, known: Sequence[int] = ()) -> np.ndarray:
             f"{', '.join(map(str, known))}: save the masks as PNG from their originals."
         )
     return steps.astype(np.int32)[np.searchsorted((steps[1:] + steps[:-1]) / 2, levels)]
+
+
+def _stored_levels(path: Path) -> tuple[np.ndarray, bool]:
+    """The values of a mask file, and whether its format is lossy."""
+    content = path.read_bytes()
+    plain = netpbm_values(content)
+    if plain is not None:
+        return plain[0], False
+    try:
+        opened = Image.open(io.BytesIO(content))
+    except UnidentifiedImageError:
+        if content[:4] not in TIFF_SIGNATURES:
+            raise
+        return DeepTiff(io.BytesIO(content), "the file").values(), False
+    with opened:
+        raw = raw_mode(opened)
+        if has_deep_colors(raw):
+            raise ValueError("it stores colors of 16 bits; save it as a label map of one channel")
+        if opened.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            raise ValueError("it is stored lying, with its orientation in EXIF; save it upright")
+        lossy = opened.format in LOSSY_FORMATS or opened.info.get("compression") == "jpeg"
+        # Color spaces with offsets or inks have no zero that means background.
+        load_page(opened)
+        if opened.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+            return np.asarray(opened.convert("RGB")), lossy
+        levels, _ = stored_values(opened, raw)
+        if opened.mode in ("LA", "PA", "La", "RGBA", "RGBa"):
+            levels = levels[..., :3] if levels.shape[-1] == 4 else levels[..., 0]
+        return levels, lossy
 
 
 @dataclass(frozen=True)
@@ -264,7 +295,8 @@ def read_volume(path: Path, slice_axis: int | None = None) -> Volume:
             if scan.frames > 1:
                 raise ValueError(f"it has {scan.frames} frames; save one volume with three axes.")
             # Read whole, so that the file need not stay open.
-            scan.voxels()
+            if not np.isfinite(scan.voxels()).any():
+                raise ValueError("no voxel is a finite number.")
             height, width = scan.spacing(plane)
     # gzip raises errors of three kinds.
     except (ValueError, OSError, EOFError, zlib.error) as error:

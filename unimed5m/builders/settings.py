@@ -28,7 +28,7 @@ class Settings:
         group: regular expression that is searched in every image's path below the folder; what its first pair of
             parentheses matches is the group, the patient in `patient03_slice2.png` for "(patient[0-9]+)". Images of a
             group are in one split. By default an image, series or volume is its own group.
-        window: (center, width) for DICOM files and volumes.
+        window: (center, width) for dicom-series and nifti-volumes; other sources refuse it.
     """
 
     dataset: str = ""

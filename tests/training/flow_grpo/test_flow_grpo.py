@@ -12,8 +12,8 @@ from tests.tiny_checkpoint import tiny_checkpoint
 from unimedvl.modeling_unimedvl.flow_unimedvl import FlowSettings
 from unimedvl.modeling_unimedvl.sampling_unimedvl import FlowSampler
 from unimedvl.training.adapters import adapter_config
-from unimedvl.training.flow_grpo.policy import ImagePrompts, log_probability, sample_trajectory, sde_step
-from unimedvl.training.flow_grpo.trainer import FlowGRPOArguments, FlowGRPOTrainer, group_advantages, policy_loss
+from unimedvl.training.flow_grpo.policy import ImagePrompts, log_probability, policy_loss, sample_trajectory, sde_step
+from unimedvl.training.flow_grpo.trainer import FlowGRPOArguments, FlowGRPOTrainer, group_advantages
 from unimedvl.training.tuning_recipe import AdapterRecipe
 
 SIDE = 16

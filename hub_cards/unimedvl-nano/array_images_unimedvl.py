@@ -1,0 +1,1 @@
+../../processing/array_images_unimedvl.py

@@ -1,0 +1,1 @@
+../../processing/dicom_colors_unimedvl.py

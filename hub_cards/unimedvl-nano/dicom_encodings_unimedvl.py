@@ -1,0 +1,1 @@
+../../processing/dicom_encodings_unimedvl.py

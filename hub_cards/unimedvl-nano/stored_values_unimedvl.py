@@ -1,0 +1,1 @@
+../../processing/stored_values_unimedvl.py
