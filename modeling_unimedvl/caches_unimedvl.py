@@ -20,34 +20,39 @@ class ImageNote:
     Attributes:
         offset_B: int64 (B,), the RoPE id of the next token minus the number of valid tokens; None where the mask came
             ready-made, so that valid tokens cannot be counted.
-        length: tokens in the cache after the last image.
+        end: int64, 0-dim, tokens in the cache up to the last image; a cache that was cropped further is another.
     """
 
     offset_B: torch.Tensor | None
-    length: int
+    end: torch.Tensor
 
 
 def note_images(
-    cache: Cache, position_ids_BS: torch.Tensor, attention_mask: torch.Tensor | None, past_length: int
+    cache: Cache,
+    position_ids_BS: torch.Tensor,
+    block_ids_BS: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    past_length: int,
 ) -> None:
     """Remember that image blocks are written to a cache, of whatever class. Copies of the cache keep the note.
 
     Args:
         position_ids_BS: RoPE ids of the tokens that are written.
+        block_ids_BS: their image blocks, -1 for text.
         attention_mask: 0 for padding, (B, K + S), None without padding, or a mask that is already complete.
         past_length: K, tokens that the cache holds before them.
     """
     length = position_ids_BS.shape[1]
-    last = position_ids_BS[:, -1:]
+    columns = torch.arange(length, device=position_ids_BS.device)
     offset = None
     if attention_mask is None:
-        offset = last[:, 0] + 1 - past_length - length
+        offset = position_ids_BS[:, -1] + 1 - past_length - length
     elif isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
         valid = attention_mask.to(position_ids_BS.device) > 0
-        columns = torch.arange(length, device=position_ids_BS.device)
         last = torch.where(valid[:, -length:], columns, 0).max(dim=-1, keepdim=True).values
         offset = position_ids_BS.gather(1, last)[:, 0] + 1 - valid.sum(dim=-1)
-    setattr(cache, _NOTE, ImageNote(offset, past_length + length))
+    end = past_length + 1 + torch.where(block_ids_BS >= 0, columns, -1).max()
+    setattr(cache, _NOTE, ImageNote(offset, end))
 
 
 def first_position(
@@ -68,7 +73,7 @@ def first_position(
     if note is None:
         return count
     known = note.offset_B is not None and len(note.offset_B) == batch_size
-    if not known or int(past_length) < note.length:
+    if not known or int(past_length) < int(note.end):
         raise ValueError(
             "Continuing this cache needs position_ids: it holds images, whose tokens share RoPE ids, and its rows or "
             "its length changed since they were read, or they were read with a ready-made mask."

@@ -60,7 +60,7 @@ from .flow_unimedvl import (
 )
 from .generation_unimedvl import UniMedVLGenerationMixin
 from .loading_unimedvl import GENERATION_WEIGHTS, UniMedVLLoadingMixin
-from .packing_unimedvl import named_samples, samples_of_restarts, shared_image_positions
+from .packing_unimedvl import named_samples, samples_of_restarts, sequence_bounds, shared_image_positions
 from .pretrained_unimedvl import PositionEmbedding, UniMedVLPreTrainedModel, ZeroInitLinear
 from .vision_unimedvl import Connector, UniMedVLVisionModel
 
@@ -763,7 +763,8 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
             position_ids = self._default_position_ids(inputs_embeds, attention_mask, layout, past_key_values)
         mask = self._attention_mask(inputs_embeds, attention_mask, past_key_values, layout)
         if holds_images and past_key_values is not None:
-            note_images(past_key_values, position_ids, attention_mask, int(past_key_values.get_seq_length()))
+            past_length = int(past_key_values.get_seq_length())
+            note_images(past_key_values, position_ids, layout.block_ids_BS, attention_mask, past_length)
         if output_hidden_states is None:
             output_hidden_states = bool(getattr(self.config, "output_hidden_states", False))
         if output_attentions is None:
@@ -828,8 +829,12 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
         derived = rope_position_ids(packed, attention_mask)
         position_ids = derived if position_ids is None else shared_image_positions(position_ids, derived, packed)
         if layout is None and "flash" in (implementation or ""):
-            # Its kernels find the samples of a text in the RoPE ids, and know no mask.
-            kwargs.setdefault("position_ids", position_ids)
+            if attention_mask is not None and not bool((attention_mask > 0).all()):
+                raise ValueError(
+                    f"{implementation} cannot keep the samples of a padded pack apart: pack without padding or load "
+                    "the model with attn_implementation='sdpa' or 'flex_attention'."
+                )
+            kwargs |= sequence_bounds(samples)
             return None, position_ids
         return packed, position_ids
 

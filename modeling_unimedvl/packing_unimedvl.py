@@ -62,6 +62,21 @@ def samples_of_restarts(
     return (starts & valid & has_before).cumsum(dim=-1)
 
 
+def sequence_bounds(sample_ids_BS: torch.Tensor) -> dict[str, Any]:
+    """Arguments by which kernels without masks keep samples apart, over the flattened batch.
+
+    Args:
+        sample_ids_BS: int64 (B, S), sample of each token.
+
+    Returns:
+        `cu_seq_lens_q` and `cu_seq_lens_k`, int32 (N + 1,), `max_length_q` and `max_length_k`.
+    """
+    first = F.pad(sample_ids_BS[:, 1:] != sample_ids_BS[:, :-1], (1, 0), value=True)
+    bounds = F.pad(first.flatten().nonzero()[:, 0], (0, 1), value=sample_ids_BS.numel()).int()
+    longest = int(bounds.diff().max())
+    return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
+
+
 def shared_image_positions(position_ids: torch.Tensor, derived: torch.Tensor, layout: BlockLayout) -> torch.Tensor:
     """RoPE ids (B, S) in which the tokens of an image share one, whatever the caller counted.
 
