@@ -35,7 +35,7 @@ from transformers.models.qwen2.modeling_qwen2 import (
 )
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .adapters_unimedvl import register_default_targets
+from .adapters_unimedvl import refuse_activated_adapters, register_default_targets, with_fixed_layers
 from .blocks_unimedvl import (
     BlockKind,
     BlockLayout,
@@ -87,10 +87,16 @@ class ExpertRouting(NamedTuple):
         return cls(index, index[:0], index, batch_size)
 
     def split(self, states_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if not len(self.gen_index_T):
+            # Rows stay whole: activated LoRA counts from their ends.
+            return states_BS, states_BS[:, :0]
         flat = states_BS.flatten(0, 1)
         return flat[self.und_index_U.to(flat.device)], flat[self.gen_index_T.to(flat.device)]
 
     def join(self, und_U: torch.Tensor, gen_T: torch.Tensor) -> torch.Tensor:
+        if not len(self.gen_index_T):
+            # The sum of nothing is zero, and lets the other expert's parameters have gradients.
+            return und_U + gen_T.sum().to(und_U.device)
         # With the layers spread over devices, the two experts' parts can come from different ones.
         together = torch.cat([und_U, gen_T.to(und_U.device)])
         return together[self.restore_index.to(und_U.device)].unflatten(0, (self.batch_size, -1))
@@ -372,7 +378,7 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
             self.llm2vae = ZeroInitLinear(hidden_size, config.latent_dim)
             self.time_embedder = TimestepEmbedder(hidden_size)
             self.latent_pos_embed = PositionEmbedding(config.max_latent_size, hidden_size)
-            self.vae = AutoencoderKL(**config.vae_config.autoencoder_arguments())
+            self.vae = with_fixed_layers(AutoencoderKL(**config.vae_config.autoencoder_arguments()))
         unused = [] if config.visual_gen else GENERATION_WEIGHTS
         self._keys_to_ignore_on_load_unexpected = [r"^lm_head\.", *unused]
         self.freeze_fixed_parts()
@@ -703,6 +709,7 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
                 self.embedded_kinds(inputs_embeds) if input_ids is None else self.token_kinds(input_ids)
             )
         if mm_token_type_ids is not None:
+<<<<<<< HEAD
             mm_token_type_ids = mm_token_type_ids.to(inputs_embeds.device)
         if mm_token_type_ids is not None and length > 1:
             # Embeddings may hold the features of ViT images already. A compiler cannot look, and takes them for such.
@@ -715,6 +722,17 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
         if has_layout:
             assert mm_token_type_ids is not None
             layout = block_layout(mm_token_type_ids, block_ids, sample_ids)
+=======
+            # PEFT puts virtual tokens before a prompt, as embeddings without kinds: they are text.
+            virtual = length - mm_token_type_ids.shape[1] if input_ids is None else 0
+            mm_token_type_ids = F.pad(mm_token_type_ids.to(inputs_embeds.device), (virtual, 0))
+        if mm_token_type_ids is not None and length > 1 and not torch.compiler.is_compiling():
+            # Embeddings may hold the features of ViT images already.
+            has_pixels = pixel_values is not None or input_ids is None
+            self._require_images(mm_token_type_ids, has_pixels, has_latents)
+            has_layout = has_layout or (input_ids is None and bool((mm_token_type_ids > 0).any()))
+        layout = None if not has_layout else block_layout(mm_token_type_ids, block_ids, sample_ids)
+>>>>>>> suite
         holds_images = has_layout and (sample_ids is None or pixel_values is not None or has_latents)
 
         if pixel_values is not None:
@@ -724,6 +742,8 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
             inputs_embeds = inputs_embeds + self._idle_vision_term().to(inputs_embeds)
 
         routing, flow_target, noised_T = None, None, None
+        if has_latents:
+            refuse_activated_adapters(self.language_model.layers[0])
         if has_latents or (self.training and self.config.visual_gen):
             self.require_generation()
             latents = [] if latent_values is None else list(latent_values)
@@ -780,7 +800,7 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
         velocity = None
         if routing is not None:
             _, gen_TD = routing.split(hidden_BSD)
-            velocity = self.llm2vae(gen_TD[noised_T]).float()
+            velocity = self.llm2vae(gen_TD.flatten(0, -2)[noised_T]).float()
         return UniMedVLModelOutput(
             last_hidden_state=hidden_BSD,
             past_key_values=past_key_values,
