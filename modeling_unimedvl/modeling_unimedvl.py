@@ -709,8 +709,9 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
                 self.embedded_kinds(inputs_embeds) if input_ids is None else self.token_kinds(input_ids)
             )
         if mm_token_type_ids is not None:
-<<<<<<< HEAD
-            mm_token_type_ids = mm_token_type_ids.to(inputs_embeds.device)
+            # PEFT puts virtual tokens before a prompt, as embeddings without kinds: they are text.
+            virtual = length - mm_token_type_ids.shape[1] if input_ids is None else 0
+            mm_token_type_ids = F.pad(mm_token_type_ids.to(inputs_embeds.device), (virtual, 0))
         if mm_token_type_ids is not None and length > 1:
             # Embeddings may hold the features of ViT images already. A compiler cannot look, and takes them for such.
             has_pixels, looks = pixel_values is not None or input_ids is None, not torch.compiler.is_compiling()
@@ -722,17 +723,6 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
         if has_layout:
             assert mm_token_type_ids is not None
             layout = block_layout(mm_token_type_ids, block_ids, sample_ids)
-=======
-            # PEFT puts virtual tokens before a prompt, as embeddings without kinds: they are text.
-            virtual = length - mm_token_type_ids.shape[1] if input_ids is None else 0
-            mm_token_type_ids = F.pad(mm_token_type_ids.to(inputs_embeds.device), (virtual, 0))
-        if mm_token_type_ids is not None and length > 1 and not torch.compiler.is_compiling():
-            # Embeddings may hold the features of ViT images already.
-            has_pixels = pixel_values is not None or input_ids is None
-            self._require_images(mm_token_type_ids, has_pixels, has_latents)
-            has_layout = has_layout or (input_ids is None and bool((mm_token_type_ids > 0).any()))
-        layout = None if not has_layout else block_layout(mm_token_type_ids, block_ids, sample_ids)
->>>>>>> suite
         holds_images = has_layout and (sample_ids is None or pixel_values is not None or has_latents)
 
         if pixel_values is not None:
