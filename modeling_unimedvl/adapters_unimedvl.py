@@ -1,5 +1,8 @@
 """Where adapters go: regular expressions over module names, and PEFT's defaults for this architecture."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -48,7 +51,8 @@ def refuse_activated_adapters(layer: nn.Module) -> None:
     It adapts each row from a phrase on, counted from the row's end, while rows with latents are split between the
     experts.
     """
-    for module in layer.modules():
+    modules: Iterator[Any] = layer.modules()
+    for module in modules:
         variants = getattr(module, "lora_variant", None) or {}
         active = () if getattr(module, "disable_adapters", True) else module.active_adapters
         if any(type(variants[name]).__name__.startswith("ALora") for name in active if name in variants):
@@ -83,10 +87,9 @@ class FixedLinear(nn.Module):
         return F.linear(states, self.weight, self.bias)
 
 
-def with_fixed_layers(module: nn.Module) -> nn.Module:
-    """Replace every `nn.Linear` within a module by a `FixedLinear`; returns the module."""
+def fix_linear_layers(module: Any) -> None:
+    """Replace every `nn.Linear` within a module by a `FixedLinear`."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
                 setattr(parent, name, FixedLinear(child))
-    return module

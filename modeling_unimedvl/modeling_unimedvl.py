@@ -35,7 +35,7 @@ from transformers.models.qwen2.modeling_qwen2 import (
 )
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .adapters_unimedvl import refuse_activated_adapters, register_default_targets, with_fixed_layers
+from .adapters_unimedvl import fix_linear_layers, refuse_activated_adapters, register_default_targets
 from .blocks_unimedvl import (
     BlockKind,
     BlockLayout,
@@ -378,7 +378,8 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
             self.llm2vae = ZeroInitLinear(hidden_size, config.latent_dim)
             self.time_embedder = TimestepEmbedder(hidden_size)
             self.latent_pos_embed = PositionEmbedding(config.max_latent_size, hidden_size)
-            self.vae = with_fixed_layers(AutoencoderKL(**config.vae_config.autoencoder_arguments()))
+            self.vae = AutoencoderKL(**config.vae_config.autoencoder_arguments())
+            fix_linear_layers(self.vae)
         unused = [] if config.visual_gen else GENERATION_WEIGHTS
         self._keys_to_ignore_on_load_unexpected = [r"^lm_head\.", *unused]
         self.freeze_fixed_parts()
