@@ -5,6 +5,7 @@ import json
 import os
 import unicodedata
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
