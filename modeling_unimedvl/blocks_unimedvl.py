@@ -7,6 +7,7 @@ is derived here from the table `RULES` (UniMedVL section 3.3; generalized causal
 Shape legend: B batch, S sequence, K key length.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -246,7 +247,7 @@ class _PackBuilder:
         "block_ids",
         "sample_ids",
         "labels",
-        "label_weights",
+        "token_weights",
     )
 
     def __init__(self, token_ids: dict[str, int]):
@@ -291,6 +292,16 @@ class _PackBuilder:
         self.num_blocks += 1
 
 
+class _Pack(dict[str, torch.Tensor]):
+    """The columns of a pack. Loss weights are still found under their former name for one release."""
+
+    def __missing__(self, name: str) -> torch.Tensor:
+        if name != "label_weights":
+            raise KeyError(name)
+        warnings.warn("The key label_weights is called token_weights now.", FutureWarning, stacklevel=2)
+        return self["token_weights"]
+
+
 def pack_samples(
     samples: list[list[Block]],
     *,
@@ -305,7 +316,7 @@ def pack_samples(
 
     Returns:
         (1, L) tensors, named as the arguments of `UniMedVLForConditionalGeneration.forward`: `input_ids`,
-        `mm_token_type_ids`, `position_ids`, `block_ids`, `sample_ids`, `labels` (int64) and `label_weights` (float32,
+        `mm_token_type_ids`, `position_ids`, `block_ids`, `sample_ids`, `labels` (int64) and `token_weights` (float32,
         1 / sqrt(number of labels in the answer)). Images are given to `forward` in the order of their blocks,
         without the dropped ones.
 
@@ -338,7 +349,7 @@ def pack_samples(
             raise ValueError(
                 f"Sample {number} ends with a block that has a next_label: nothing follows it to predict."
             )
-    types = {"label_weights": torch.float32}
-    return {
-        name: torch.tensor([values], dtype=types.get(name, torch.int64)) for name, values in builder.values.items()
-    }
+    types = {"token_weights": torch.float32}
+    return _Pack(
+        {name: torch.tensor([values], dtype=types.get(name, torch.int64)) for name, values in builder.values.items()}
+    )

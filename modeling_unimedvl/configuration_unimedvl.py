@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.siglip.configuration_siglip import SiglipVisionConfig
 
@@ -15,7 +16,7 @@ from .upstream_layout_unimedvl import is_upstream_layout, upstream_config_dict
 
 AUTO_MAP = {
     "AutoConfig": "configuration_unimedvl.UniMedVLConfig",
-    "AutoModel": "modeling_unimedvl.UniMedVLForConditionalGeneration",
+    "AutoModel": "modeling_unimedvl.UniMedVLModel",
     "AutoModelForMultimodalLM": "modeling_unimedvl.UniMedVLForConditionalGeneration",
     "AutoModelForImageTextToText": "modeling_unimedvl.UniMedVLForConditionalGeneration",
     "AutoModelForCausalLM": "modeling_unimedvl.UniMedVLForConditionalGeneration",
@@ -31,6 +32,21 @@ class UniMedVLTextConfig(Qwen2Config):
 
     model_type = "unimedvl_text"
     base_config_key = "text_config"
+    # Both experts are split alike, since their heads meet in one attention; the norms of a head see whole heads.
+    base_model_tp_plan = {
+        **Qwen2Config.base_model_tp_plan,
+        "layers.*.self_attn.q_norm": "replicated_with_grad_allreduce",
+        "layers.*.self_attn.k_norm": "replicated_with_grad_allreduce",
+        "layers.*.self_attn.q_proj_moe_gen": "colwise",
+        "layers.*.self_attn.k_proj_moe_gen": "colwise",
+        "layers.*.self_attn.v_proj_moe_gen": "colwise",
+        "layers.*.self_attn.q_norm_moe_gen": "replicated_with_grad_allreduce",
+        "layers.*.self_attn.k_norm_moe_gen": "replicated_with_grad_allreduce",
+        "layers.*.self_attn.o_proj_moe_gen": "rowwise",
+        "layers.*.mlp_moe_gen.gate_proj": "colwise",
+        "layers.*.mlp_moe_gen.up_proj": "colwise",
+        "layers.*.mlp_moe_gen.down_proj": "rowwise",
+    }
 
     vocab_size: int = 152064
     hidden_size: int = 3584
@@ -155,7 +171,8 @@ class UniMedVLConfig(PreTrainedConfig):
         "vae_config": SubConfigSpec(UniMedVLVAEConfig),
     }
     base_model_fsdp_plan = {}
-    keys_to_ignore_at_inference = ["past_key_values"]
+    # A Trainer's `compute_metrics` then gets the logits alone.
+    keys_to_ignore_at_inference = ["past_key_values", "ce_loss", "mse_loss", "velocity", "flow_target"]
 
     if TYPE_CHECKING:
         # What the fields below hold once they are built, and what the constructor takes for them.
@@ -222,5 +239,8 @@ class UniMedVLConfig(PreTrainedConfig):
             return upstream_config_dict(pretrained_model_name_or_path, overrides=kwargs), kwargs
         return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
 
+
+# `transformers serve` looks classes up in this table, and in transformers itself, by name: it asks no auto class.
+MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.setdefault(UniMedVLConfig.model_type, "UniMedVLForConditionalGeneration")
 
 __all__ = ["UniMedVLConfig", "UniMedVLTextConfig", "UniMedVLVAEConfig", "UniMedVLVisionConfig"]

@@ -1,6 +1,7 @@
 """Arithmetic of images in the model: position tables, latent tokens, flow times, guidance, and the task presets.
 
-Shape legend: C latent channels, h and w latent height and width, R rows, T latent tokens, L latent token dimension.
+Shape legend: C latent channels, h and w latent height and width, R rows, T latent tokens, L latent token dimension,
+I images, P patches.
 """
 
 import math
@@ -92,26 +93,71 @@ def unpatchify_latents(tokens_TL: torch.Tensor, rows: int, columns: int, patch_s
     return grid.permute(4, 0, 2, 1, 3).reshape(-1, rows * patch_size, columns * patch_size)
 
 
+def check_grids(grids: list[list[int]], cells: int, side: int) -> None:
+    """Check that grids of patches fit the position table and the patches that came with them.
+
+    Args:
+        grids: [rows, columns] of each image.
+        cells: rows of `pixel_values`.
+        side: the side of the table.
+
+    Raises:
+        ValueError: if a grid is larger than the table, or the grids hold another number of patches.
+    """
+    total = sum(rows * columns for rows, columns in grids)
+    if total != cells:
+        raise ValueError(
+            f"pixel_values has {cells} patches but image_grid_thw describes {total}: pass both as the processor "
+            "returned them."
+        )
+    for rows, columns in grids:
+        if rows > side or columns > side:
+            raise ValueError(
+                f"An image of {rows} x {columns} tokens does not fit the position table of {side} x {side}: "
+                f"resize it to at most {side} tokens a side."
+            )
+
+
 def grid_position_ids(rows: int, columns: int, side: int, interpolate: bool = False) -> torch.Tensor:
     """Row of the position table for every cell of a grid, int64 (rows * columns,).
-
-    Counted from the top left with the table's own side as stride, or (interpolate) spread over the whole table.
 
     Raises:
         ValueError: if the grid is larger than the table.
     """
-    if rows > side or columns > side:
-        raise ValueError(
-            f"An image of {rows} x {columns} tokens does not fit the position table of {side} x {side}: "
-            f"resize it to at most {side} tokens a side."
-        )
+    check_grids([[rows, columns]], rows * columns, side)
+    return grids_position_ids(torch.tensor([[rows, columns]]), rows * columns, side, interpolate)
+
+
+def image_of_cells(counts_I: torch.Tensor, cells: int) -> torch.Tensor:
+    """Number of the image that each of `cells` patches belongs to, int64 (P,), from the patches of each image."""
+    numbers = torch.arange(cells, device=counts_I.device)
+    return torch.bucketize(numbers, counts_I.cumsum(dim=0), right=True).clamp(max=counts_I.shape[0] - 1)
+
+
+def grids_position_ids(grids_I2: torch.Tensor, cells: int, side: int, interpolate: bool = False) -> torch.Tensor:
+    """Row of the position table for the cells of several grids, one after another, int64 (P,).
+
+    Counted from the top left with the table's own side as stride, or (interpolate) spread over the whole table. Only
+    shapes decide what is computed, so that it can be compiled.
+
+    Args:
+        grids_I2: int64 (I, 2), rows and columns of each grid.
+        cells: P, cells of all grids.
+        side: the side of the table.
+    """
+    counts_I = grids_I2.prod(dim=1)
+    image_P = image_of_cells(counts_I, cells)
+    starts_I = counts_I.cumsum(dim=0) - counts_I
+    place_P = torch.arange(cells, device=grids_I2.device) - starts_I[image_P]
+    rows_P, columns_P = grids_I2[image_P].unbind(dim=1)
+    row_P, column_P = place_P // columns_P, place_P % columns_P
     if interpolate:
-        boundaries = torch.arange(1 / side, 1.0, 1 / side)
-        row_ids = torch.bucketize(torch.arange(0, 1 - 1e-6, 1 / rows), boundaries, right=True)
-        column_ids = torch.bucketize(torch.arange(0, 1 - 1e-6, 1 / columns), boundaries, right=True)
-    else:
-        row_ids, column_ids = torch.arange(rows), torch.arange(columns)
-    return (row_ids[:, None] * side + column_ids).flatten()
+        boundaries = torch.arange(1 / side, 1.0, 1 / side, device=grids_I2.device)
+        row_P, column_P = (
+            torch.bucketize((number * (1 / count.double())).float(), boundaries, right=True)
+            for number, count in ((row_P, rows_P), (column_P, columns_P))
+        )
+    return row_P * side + column_P
 
 
 def flow_schedule(num_inference_steps: int, shift: float) -> torch.Tensor:

@@ -3,13 +3,12 @@
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig
 
-from .blocks_unimedvl import block_layout, rope_position_ids
 from .caches_unimedvl import branch_cache
 from .contexts_unimedvl import (
     GenerationContext,
@@ -29,91 +28,13 @@ from .image_requests_unimedvl import (
     split_options,
     target_grids,
 )
-from .prompts_unimedvl import PROMPT_INPUTS, PosteriorDraws, Prompts, images_of_new_tokens, repeat_images
+from .prompts_unimedvl import PROMPT_INPUTS, PosteriorDraws, Prompts
 from .sampling_unimedvl import FlowSampler, StepCallback, UniMedVLGenerateOutput, stack_if_equal
-
-IMAGE_INPUTS = ("pixel_values", "image_grid_thw", "latent_values")
-
-
-if TYPE_CHECKING:
-
-    class _Base(PreTrainedModel, GenerationMixin):  # type: ignore[misc]  # they type their modalities differently
-        model: Any
-        config: Any
-else:
-    _Base = GenerationMixin
+from .text_generation_unimedvl import UniMedVLTextGenerationMixin
 
 
-class UniMedVLGenerationMixin(_Base):
+class UniMedVLGenerationMixin(UniMedVLTextGenerationMixin):
     """`generate` in three modes. Text mode is GenerationMixin's own."""
-
-    # ---------------------------------------------------------------------------------------------------------------
-    # Text mode: what GenerationMixin needs to know about blocks
-
-    def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs):
-        """Give a prompt the RoPE ids of its blocks, int64 (B, S), where transformers would count tokens."""
-        input_ids = model_kwargs.get("input_ids")
-        if input_ids is None or input_ids.shape[1] == 0:
-            input_ids = inputs_tensor
-        kinds = model_kwargs.get("mm_token_type_ids")
-        if kinds is None:
-            kinds = torch.zeros(input_ids.shape[:2], dtype=torch.long, device=input_ids.device)
-        return rope_position_ids(block_layout(kinds), model_kwargs.get("attention_mask"))
-
-    def prepare_inputs_for_generation(self, input_ids, *args, is_first_iteration=False, **kwargs):
-        """Prepare one pass: token kinds of the tokens it reads, and images only where their tokens are among them.
-
-        Args:
-            input_ids: int64 (B, S), everything read or generated so far.
-            is_first_iteration: whether this is the pass over the prompt.
-            *args, **kwargs: as in `GenerationMixin`.
-
-        Returns:
-            The arguments of `forward`.
-        """
-        kinds = kwargs.get("mm_token_type_ids")
-        if kinds is not None and input_ids is not None and kinds.shape[1] < input_ids.shape[1]:
-            # Assisted decoding appends its candidates to the prompt before the first pass.
-            kwargs["mm_token_type_ids"] = F.pad(kinds, (0, input_ids.shape[1] - kinds.shape[1]))
-        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
-        if is_first_iteration and kinds is not None and cache is not None and cache.is_compileable:
-            # Transformers prepares masks for static caches itself, and does not know about blocks.
-            kwargs["attention_mask"] = self.model.prefill_attention_mask(kwargs["mm_token_type_ids"], mask, cache)
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
-        )
-        kinds, tokens = inputs.get("mm_token_type_ids"), inputs.get("input_ids")
-        if kinds is not None and tokens is not None:
-            # Transformers 5.20 leaves this input at its full length when it continues on a cache.
-            inputs["mm_token_type_ids"] = kinds[:, -tokens.shape[1] :]
-        length = 0 if cache is None else cache.get_seq_length()
-        if isinstance(length, int) and length == 0:
-            # An assistant model's first pass does not count as one in transformers, which drops its images.
-            inputs.update({name: kwargs[name] for name in IMAGE_INPUTS if kwargs.get(name) is not None})
-        elif is_first_iteration and inputs.get("pixel_values") is not None and input_ids.shape[0] == 1:
-            inputs.update(images_of_new_tokens(inputs))
-        elif not is_first_iteration and kwargs.get("use_cache", True):
-            for name in IMAGE_INPUTS:
-                inputs.pop(name, None)
-        return inputs
-
-    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
-        """Repeat prompts for beams and several returned sequences, images included, which are no rows of the batch."""
-        if expand_size > 1 and input_ids is not None:
-            kinds = model_kwargs.get("mm_token_type_ids")
-            kinds = torch.zeros_like(input_ids) if kinds is None else kinds
-            model_kwargs.update(repeat_images(kinds, expand_size, model_kwargs))
-            images = {name: model_kwargs.pop(name, None) for name in ("pixel_values", "image_grid_thw")}
-        else:
-            images = {}
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(
-            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
-        )
-        model_kwargs.update({name: value for name, value in images.items() if value is not None})
-        return input_ids, model_kwargs
-
-    # ---------------------------------------------------------------------------------------------------------------
-    # All modes
 
     @torch.no_grad()
     def generate(self, inputs: torch.Tensor | None = None, generation_mode: str = "text", **kwargs):
@@ -149,18 +70,6 @@ class UniMedVLGenerationMixin(_Base):
         options = {name: value for name, value in kwargs.items() if name not in PROMPT_INPUTS}
         make = self.generate_images if generation_mode == "image" else self.generate_interleaved
         return make(prompts, **options)
-
-    def _text_inputs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Encode latent images once, and read token kinds off the placeholders where they are not given."""
-        pixels, sizes = kwargs.pop("latent_pixel_values", None), kwargs.pop("latent_image_sizes", None)
-        if pixels is not None:
-            draws = {"noise": "vae_noise", "generator": "generator", "sample_mode": "vae_sample_mode"}
-            given = {ours: kwargs.pop(name) for ours, name in draws.items() if name in kwargs}
-            kwargs["latent_values"] = self.model.input_latents(pixels, sizes, **given)
-        has_images = any(kwargs.get(name) is not None for name in ("pixel_values", "latent_values", "past_key_values"))
-        if has_images and kwargs.get("mm_token_type_ids") is None and kwargs.get("input_ids") is not None:
-            kwargs["mm_token_type_ids"] = self.model.token_kinds(kwargs["input_ids"])
-        return kwargs
 
     def _image_task(
         self, generation_config: GenerationConfig | None, preset: str | None, prompts: Prompts, flow: dict[str, Any]

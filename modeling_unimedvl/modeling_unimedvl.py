@@ -11,8 +11,9 @@ dimension, C latent channels.
 """
 
 import copy
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -20,13 +21,11 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
-from transformers import BitsAndBytesConfig
-from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_bidirectional_mask
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2.modeling_qwen2 import (
     Qwen2MLP,
     Qwen2RMSNorm,
@@ -34,10 +33,9 @@ from transformers.models.qwen2.modeling_qwen2 import (
     apply_rotary_pos_emb,
     eager_attention_forward,
 )
-from transformers.models.siglip.modeling_siglip import SiglipEncoder
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .adapters_unimedvl import register_default_targets
+from .adapters_unimedvl import refuse_activated_adapters, register_default_targets, with_fixed_layers
 from .blocks_unimedvl import (
     BlockKind,
     BlockLayout,
@@ -47,31 +45,25 @@ from .blocks_unimedvl import (
     is_generation_token,
     rope_position_ids,
 )
-from .caches_unimedvl import holds_images, note_images
-from .configuration_unimedvl import UniMedVLConfig, UniMedVLTextConfig, UniMedVLVisionConfig
+from .caches_unimedvl import first_position, note_images
+from .configuration_unimedvl import UniMedVLConfig, UniMedVLTextConfig
 from .flow_unimedvl import (
     TASK_PRESETS,
     TIME_FEATURES,
+    check_grids,
     grid_position_ids,
+    grids_position_ids,
     patchify_latents,
     shift_timesteps,
-    sinusoidal_position_table,
     timestep_features,
     unpatchify_latents,
 )
 from .generation_unimedvl import UniMedVLGenerationMixin
-from .upstream_layout_unimedvl import is_upstream_layout, prepare_direct_load
+from .loading_unimedvl import GENERATION_WEIGHTS, UniMedVLLoadingMixin
+from .packing_unimedvl import named_samples, samples_of_restarts, sequence_bounds, shared_image_positions
+from .pretrained_unimedvl import PositionEmbedding, UniMedVLPreTrainedModel, ZeroInitLinear
+from .vision_unimedvl import Connector, UniMedVLVisionModel
 
-# Modules that 4-bit and 8-bit loading leaves in full precision: small, or sensitive to rounding.
-QUANTIZATION_SKIP_MODULES = [
-    "lm_head",
-    "model.vae",
-    "model.vit_model",
-    "model.connector",
-    "model.vae2llm",
-    "model.llm2vae",
-    "model.time_embedder",
-]
 register_default_targets(UniMedVLConfig.model_type)
 
 
@@ -89,11 +81,22 @@ class ExpertRouting(NamedTuple):
         und_index, gen_index = (~flat).nonzero()[:, 0], flat.nonzero()[:, 0]
         return cls(und_index, gen_index, torch.cat([und_index, gen_index]).argsort(), generation_BS.shape[0])
 
+    @classmethod
+    def all_understanding(cls, batch_size: int, length: int, device: torch.device) -> "ExpertRouting":
+        index = torch.arange(batch_size * length, device=device)
+        return cls(index, index[:0], index, batch_size)
+
     def split(self, states_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if not len(self.gen_index_T):
+            # Rows stay whole: activated LoRA counts from their ends.
+            return states_BS, states_BS[:, :0]
         flat = states_BS.flatten(0, 1)
         return flat[self.und_index_U.to(flat.device)], flat[self.gen_index_T.to(flat.device)]
 
     def join(self, und_U: torch.Tensor, gen_T: torch.Tensor) -> torch.Tensor:
+        if not len(self.gen_index_T):
+            # The sum of nothing is zero, and lets the other expert's parameters have gradients.
+            return und_U + gen_T.sum().to(und_U.device)
         # With the layers spread over devices, the two experts' parts can come from different ones.
         together = torch.cat([und_U, gen_T.to(und_U.device)])
         return together[self.restore_index.to(und_U.device)].unflatten(0, (self.batch_size, -1))
@@ -267,22 +270,6 @@ class UniMedVLOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-class ZeroInitLinear(nn.Linear):
-    """A linear layer that starts at zero, so an untrained model predicts a velocity of 0 (BAGEL's `llm2vae`)."""
-
-
-class PositionEmbedding(nn.Module):
-    """Frozen sin-cos table, looked up by grid position."""
-
-    def __init__(self, side: int, hidden_size: int):
-        super().__init__()
-        self.side = side
-        self.pos_embed = nn.Parameter(sinusoidal_position_table(hidden_size, side), requires_grad=False)
-
-    def forward(self, position_ids: torch.Tensor) -> torch.Tensor:
-        return self.pos_embed[position_ids.to(self.pos_embed.device)]
-
-
 class UniMedVLRotaryEmbedding(Qwen2RotaryEmbedding):
     """Rotary embedding whose frequencies stay in float32 when the model is cast."""
 
@@ -294,34 +281,6 @@ class UniMedVLRotaryEmbedding(Qwen2RotaryEmbedding):
             if moved.dtype != frequencies.dtype:
                 self._buffers[name] = frequencies.to(moved.device)
         return self
-
-
-class UniMedVLPreTrainedModel(PreTrainedModel):
-    """Capabilities shared by all parts."""
-
-    config_class = UniMedVLConfig
-    base_model_prefix = "model"
-    main_input_name = "input_ids"
-    input_modalities = ("image", "text")
-    output_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["UniMedVLDecoderLayer", "SiglipEncoderLayer", "AutoencoderKL"]
-    _skip_keys_device_placement = ["past_key_values"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-
-    @torch.no_grad()
-    def _init_weights(self, module):
-        if isinstance(module, ZeroInitLinear):
-            init.zeros_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, PositionEmbedding):
-            init.copy_(module.pos_embed, sinusoidal_position_table(module.pos_embed.shape[1], module.side))
-        else:
-            super()._init_weights(module)
 
 
 class UniMedVLTextModel(UniMedVLPreTrainedModel):
@@ -390,59 +349,6 @@ class UniMedVLTextModel(UniMedVLPreTrainedModel):
         return final, all_hidden_states, None if attentions is None else tuple(attentions)
 
 
-class UniMedVLVisionEmbeddings(nn.Module):
-    """Linear patch embedding plus a learned table indexed by grid position."""
-
-    def __init__(self, config: UniMedVLVisionConfig, num_positions: int):
-        super().__init__()
-        assert isinstance(config.patch_size, int)
-        self.patch_embedding = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
-        self.position_embedding = nn.Embedding(num_positions, config.hidden_size)
-
-    def forward(self, pixel_values: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        patches = self.patch_embedding(pixel_values.to(self.position_embedding.weight.dtype))
-        return patches + self.position_embedding(position_ids.to(patches.device))
-
-
-class UniMedVLVisionModel(UniMedVLPreTrainedModel):
-    """SigLIP encoder over images of any size; each image attends only to itself."""
-
-    config_class = UniMedVLVisionConfig
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-
-    def __init__(self, config: UniMedVLVisionConfig, num_positions: int):
-        super().__init__(config)
-        self.embeddings = UniMedVLVisionEmbeddings(config, num_positions)
-        self.encoder = SiglipEncoder(config)  # type: ignore[arg-type]  # SigLIP itself passes a vision configuration
-        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.post_init()
-
-    def forward(self, pixel_values: torch.Tensor, position_ids: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-        """Encode patches (sum of lengths, patch values) to features (sum of lengths, vision hidden size)."""
-        patches_PD = self.embeddings(pixel_values, position_ids)
-        padded_IPD = nn.utils.rnn.pad_sequence(patches_PD.split(lengths), batch_first=True)
-        steps = torch.arange(padded_IPD.shape[1], device=padded_IPD.device)
-        valid_IP = steps < torch.tensor(lengths, device=padded_IPD.device)[:, None]
-        mask = create_bidirectional_mask(self.config, padded_IPD, valid_IP)
-        encoded_IPD = self.encoder(padded_IPD, attention_mask=mask).last_hidden_state
-        return self.post_layernorm(encoded_IPD[valid_IP])
-
-
-class Connector(nn.Module):
-    """Two layers from the ViT's width to the language model's."""
-
-    def __init__(self, config: UniMedVLConfig):
-        super().__init__()
-        hidden_size = config.text_config.hidden_size
-        self.fc1 = nn.Linear(config.vision_config.hidden_size, hidden_size)
-        self.activation_fn = ACT2FN[config.connector_act]
-        self.fc2 = nn.Linear(hidden_size, hidden_size)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation_fn(self.fc1(features)))
-
-
 class TimestepEmbedder(nn.Module):
     """Sinusoidal features of the flow time, through a two-layer MLP."""
 
@@ -454,8 +360,10 @@ class TimestepEmbedder(nn.Module):
         return self.mlp(timestep_features(timesteps).to(dtype))
 
 
-class UniMedVLModel(UniMedVLPreTrainedModel):
+class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
     """All parts but the language head: embeds text, images and latents, runs the Mixture-of-Transformers."""
+
+    omitted_prefix = "model."
 
     def __init__(self, config: UniMedVLConfig):
         super().__init__(config)
@@ -470,7 +378,9 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
             self.llm2vae = ZeroInitLinear(hidden_size, config.latent_dim)
             self.time_embedder = TimestepEmbedder(hidden_size)
             self.latent_pos_embed = PositionEmbedding(config.max_latent_size, hidden_size)
-            self.vae = AutoencoderKL(**config.vae_config.autoencoder_arguments())
+            self.vae = with_fixed_layers(AutoencoderKL(**config.vae_config.autoencoder_arguments()))
+        unused = [] if config.visual_gen else GENERATION_WEIGHTS
+        self._keys_to_ignore_on_load_unexpected = [r"^lm_head\.", *unused]
         self.freeze_fixed_parts()
         self.post_init()
 
@@ -495,31 +405,64 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
                 "to use images as VAE latents or to generate images."
             )
 
-    def get_image_features(self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor) -> torch.Tensor:
-        """Language-model input rows of ViT patches.
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        image_grid_thw: torch.Tensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """Features of ViT patches.
 
         Args:
             pixel_values: float (sum of patches, patch_size**2 * channels), rows row-major over each image's patches,
                 values ordered (row, column, channel), in [-1, 1].
             image_grid_thw: int64 (I, 3), (1, rows, columns) in patches.
+            output_hidden_states, output_attentions: return those of the ViT too, see `UniMedVLVisionModel`.
 
         Returns:
-            (sum of patches, D).
+            `last_hidden_state` (sum of patches, vision hidden size), the ViT's features, and `pooler_output`, the
+            language-model input rows (patches, D) of each image.
 
         Raises:
             ValueError: if a grid exceeds the position table or the counts disagree.
         """
-        grids = [(int(rows), int(columns)) for _, rows, columns in image_grid_thw.tolist()]
-        lengths = [rows * columns for rows, columns in grids]
-        if sum(lengths) != pixel_values.shape[0]:
-            raise ValueError(
-                f"pixel_values has {pixel_values.shape[0]} patches but image_grid_thw describes {sum(lengths)}: "
-                "pass both as the processor returned them."
-            )
+        vision = self.config.vision_config
+        if output_hidden_states is None:
+            output_hidden_states = bool(getattr(vision, "output_hidden_states", False))
+        if output_attentions is None:
+            output_attentions = bool(vision.output_attentions)
+        rows_PD, encoded = self._vision_rows(pixel_values, image_grid_thw, output_hidden_states, output_attentions)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=encoded.last_hidden_state,
+            pooler_output=rows_PD.split(image_grid_thw.prod(dim=-1).tolist()),
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+    def _vision_rows(
+        self,
+        pixel_values: torch.Tensor,
+        image_grid_thw: torch.Tensor,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor, BaseModelOutput]:
+        """Language-model input rows (sum of patches, D) of all images, and the ViT's output."""
         side, interpolate = self.config.vit_max_num_patch_per_side, self.config.interpolate_pos
-        position_ids = torch.cat([grid_position_ids(*grid, side, interpolate) for grid in grids])
-        features = self.connector(self.vit_model(pixel_values, position_ids, lengths))
-        return features + self.vit_pos_embed(position_ids).to(features)
+        lengths_I = image_grid_thw.prod(dim=-1)
+        lengths: list[int] | torch.Tensor = lengths_I
+        if not torch.compiler.is_compiling():
+            # What a compiler could not decide is checked where values are known.
+            lengths = lengths_I.tolist()
+            check_grids(image_grid_thw[:, 1:].tolist(), pixel_values.shape[0], side)
+        position_ids = grids_position_ids(image_grid_thw[:, 1:], pixel_values.shape[0], side, interpolate)
+        encoded = self.vit_model(
+            pixel_values, position_ids, lengths, output_hidden_states, output_attentions, return_dict=True
+        )
+        rows_PD = self.connector(encoded.last_hidden_state)
+        return rows_PD + self.vit_pos_embed(position_ids).to(rows_PD), encoded
 
     @torch.no_grad()
     def encode_latents(
@@ -637,6 +580,13 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
         vit = (input_ids_BS == self.config.image_token_id).long()
         return vit + 2 * (input_ids_BS == self.config.latent_token_id).long()
 
+    def embedded_kinds(self, inputs_embeds_BSD: torch.Tensor) -> torch.Tensor:
+        """`mm_token_type_ids` of embeddings in which the placeholders of images are still embedded as tokens."""
+        ids = torch.tensor([self.config.image_token_id, self.config.latent_token_id], device=inputs_embeds_BSD.device)
+        vit_D, latent_D = self.get_input_embeddings()(ids)
+        latent_BS = (inputs_embeds_BSD == latent_D).all(dim=-1)
+        return (inputs_embeds_BSD == vit_D).all(dim=-1).long() + 2 * latent_BS
+
     def _latent_grids(self, latents: list[torch.Tensor]) -> list[tuple[int, int]]:
         patch_size = self.config.latent_patch_size
         return [(latent.shape[-2] // patch_size, latent.shape[-1] // patch_size) for latent in latents]
@@ -657,6 +607,10 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
         flow_timesteps: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings (T, D) of all latent tokens, and the flow target (N, L) of the noised ones."""
+        if not latents and kinds_T.shape[0] == 0:
+            nothing_TL = torch.zeros(0, self.config.latent_dim, device=kinds_T.device)
+            timesteps = torch.zeros(0, device=kinds_T.device)
+            return self.embed_latent_tokens(nothing_TL, timesteps, kinds_T, kinds_T), nothing_TL
         grids = self._latent_grids(latents)
         counts = torch.tensor([rows * columns for rows, columns in grids], dtype=torch.long, device=kinds_T.device)
         if int(counts.sum()) != kinds_T.shape[0]:
@@ -666,13 +620,9 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
             )
         latent_dim = self.config.latent_dim
         device = kinds_T.device
-        if latents:
-            clean_TL = torch.cat([patchify_latents(latent, self.config.latent_patch_size) for latent in latents])
-            clean_TL = clean_TL.to(device).float()
-            position_ids = torch.cat([self.latent_position_ids(*grid) for grid in grids])
-        else:
-            clean_TL = torch.zeros(0, latent_dim, device=device)
-            position_ids = torch.zeros(0, dtype=torch.long)
+        clean_TL = torch.cat([patchify_latents(latent, self.config.latent_patch_size) for latent in latents])
+        clean_TL = clean_TL.to(device).float()
+        position_ids = torch.cat([self.latent_position_ids(*grid) for grid in grids])
         noised_T = is_flow_target(kinds_T)
         if flow_timesteps is None:
             # Reading clean images draws nothing, so that a seed means the same with and without them.
@@ -747,25 +697,33 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
     ) -> UniMedVLModelOutput:
         """Merge text, ViT and latent inputs and run the language model. Arguments: see
         `UniMedVLForConditionalGeneration.forward`."""
-        kwargs = {name: value for name, value in kwargs.items() if name in ("cu_seq_lens_q", "cu_seq_lens_k")}
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
+        batch_size, length = inputs_embeds.shape[:2]
         has_latents = latent_pixel_values is not None or latent_values is not None
         has_layout = pixel_values is not None or has_latents or block_ids is not None or sample_ids is not None
-        if mm_token_type_ids is None and input_ids is not None and has_layout:
-            mm_token_type_ids = self.token_kinds(input_ids)
+        if mm_token_type_ids is None and has_layout:
+            mm_token_type_ids = (
+                self.embedded_kinds(inputs_embeds) if input_ids is None else self.token_kinds(input_ids)
+            )
+        if mm_token_type_ids is not None:
+            # PEFT puts virtual tokens before a prompt, as embeddings without kinds: they are text.
+            virtual = length - mm_token_type_ids.shape[1] if input_ids is None else 0
+            mm_token_type_ids = F.pad(mm_token_type_ids.to(inputs_embeds.device), (virtual, 0))
+        if mm_token_type_ids is not None and length > 1:
+            # Embeddings may hold the features of ViT images already. A compiler cannot look, and takes them for such.
+            has_pixels, looks = pixel_values is not None or input_ids is None, not torch.compiler.is_compiling()
+            if looks:
+                self._require_images(mm_token_type_ids, has_pixels, has_latents)
+            if input_ids is None and not has_layout:
+                has_layout = bool((mm_token_type_ids > 0).any()) if looks else True
         layout = None
-        if has_layout:
-            if mm_token_type_ids is None:
-                raise ValueError("inputs_embeds with images need mm_token_type_ids to say where the images are.")
-            mm_token_type_ids = mm_token_type_ids.to(inputs_embeds.device)
-        if mm_token_type_ids is not None and inputs_embeds.shape[1] > 1:
-            self._require_images(mm_token_type_ids, pixel_values is not None, has_latents)
         if has_layout:
             assert mm_token_type_ids is not None
             layout = block_layout(mm_token_type_ids, block_ids, sample_ids)
+        holds_images = has_layout and (sample_ids is None or pixel_values is not None or has_latents)
 
         if pixel_values is not None:
             assert mm_token_type_ids is not None
@@ -774,6 +732,8 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
             inputs_embeds = inputs_embeds + self._idle_vision_term().to(inputs_embeds)
 
         routing, flow_target, noised_T = None, None, None
+        if has_latents:
+            refuse_activated_adapters(self.language_model.layers[0])
         if has_latents or (self.training and self.config.visual_gen):
             self.require_generation()
             latents = [] if latent_values is None else list(latent_values)
@@ -781,25 +741,38 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
                 latents = self.input_latents(
                     latent_pixel_values, latent_image_sizes, vae_noise, generator, vae_sample_mode
                 )
-            if mm_token_type_ids is None:
-                generation_BS = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
+            if not has_latents:
                 kinds_T = torch.zeros(0, dtype=torch.long, device=inputs_embeds.device)
+                routing = ExpertRouting.all_understanding(batch_size, length, inputs_embeds.device)
             else:
+                assert mm_token_type_ids is not None
                 generation_BS = is_generation_token(mm_token_type_ids)
                 kinds_T = mm_token_type_ids[generation_BS]
+                routing = ExpertRouting.from_mask(generation_BS)
             embeds_TD, flow_target = self._flow_inputs(latents, kinds_T, flow_noise, flow_timesteps)
             noised_T = is_flow_target(kinds_T)
-            routing = ExpertRouting.from_mask(generation_BS)
             und_UD, _ = routing.split(inputs_embeds)
             inputs_embeds = routing.join(und_UD, embeds_TD.to(inputs_embeds))
 
+        if past_key_values is None and not use_cache and block_ids is None:
+            layout, position_ids = self._packed_layout(layout, position_ids, attention_mask, inputs_embeds, kwargs)
+        if use_cache is None:
+            # Neither packs nor noised images are continued, recomputed layers would write to the cache twice, and an
+            # exported graph returns tensors.
+            recomputed = self.training and self.language_model.gradient_checkpointing
+            noised = flow_target is not None and flow_target.shape[0] > 0
+            packed = layout is not None and layout.sample_ids_BS is not None
+            never = recomputed or noised or packed or torch.compiler.is_exporting()
+            use_cache = self.config.text_config.use_cache and not never
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config.text_config)
         if position_ids is None:
             position_ids = self._default_position_ids(inputs_embeds, attention_mask, layout, past_key_values)
-        if layout is not None and past_key_values is not None:
-            note_images(past_key_values)
         mask = self._attention_mask(inputs_embeds, attention_mask, past_key_values, layout)
+        if holds_images and past_key_values is not None:
+            assert layout is not None
+            past_length = int(past_key_values.get_seq_length())
+            note_images(past_key_values, position_ids, layout.block_ids_BS, attention_mask, past_length)
         if output_hidden_states is None:
             output_hidden_states = bool(getattr(self.config, "output_hidden_states", False))
         if output_attentions is None:
@@ -817,7 +790,7 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
         velocity = None
         if routing is not None:
             _, gen_TD = routing.split(hidden_BSD)
-            velocity = self.llm2vae(gen_TD[noised_T]).float()
+            velocity = self.llm2vae(gen_TD.flatten(0, -2)[noised_T]).float()
         return UniMedVLModelOutput(
             last_hidden_state=hidden_BSD,
             past_key_values=past_key_values,
@@ -826,6 +799,53 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
             velocity=velocity,
             flow_target=flow_target,
         )
+
+    def _packed_layout(
+        self,
+        layout: BlockLayout | None,
+        position_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        inputs_embeds: torch.Tensor,
+        kwargs: dict,
+    ) -> tuple[BlockLayout | None, torch.Tensor | None]:
+        """Layout and RoPE ids with the samples that the caller did not name, see `packing_unimedvl`.
+
+        Ids that the caller counted through images become those of the blocks.
+        """
+        implementation = self.config.text_config._attn_implementation
+        ready_made = attention_mask is not None and (isinstance(attention_mask, dict) or attention_mask.dim() != 2)
+        if ready_made or implementation not in ALL_MASK_ATTENTION_FUNCTIONS:
+            # Engines that keep keys and values themselves mark their requests alike, and build no mask here.
+            return layout, position_ids
+        batch_size, length = inputs_embeds.shape[:2]
+        if position_ids is not None:
+            position_ids = position_ids.to(inputs_embeds.device).expand(batch_size, -1)
+        samples = None if layout is None else layout.sample_ids_BS
+        if samples is None:
+            samples = named_samples(kwargs, batch_size, length)
+        if samples is None and position_ids is not None:
+            samples = samples_of_restarts(position_ids, attention_mask, layout)
+            if not torch.compiler.is_compiling() and not bool(samples.any()):
+                samples = None
+        if samples is None and layout is None:
+            return None, position_ids
+        if layout is None:
+            kinds = torch.zeros(batch_size, length, dtype=torch.long, device=inputs_embeds.device)
+            packed = block_layout(kinds, sample_ids_BS=samples)
+        else:
+            packed = replace(layout, sample_ids_BS=samples)
+        derived = rope_position_ids(packed, attention_mask)
+        position_ids = derived if position_ids is None else shared_image_positions(position_ids, derived, packed)
+        if layout is None and "flash" in (implementation or ""):
+            if attention_mask is not None and not bool((attention_mask > 0).all()):
+                raise ValueError(
+                    f"{implementation} cannot keep the samples of a padded pack apart: pack without padding or load "
+                    "the model with attn_implementation='sdpa' or 'flex_attention'."
+                )
+            assert samples is not None
+            kwargs |= sequence_bounds(samples)
+            return None, position_ids
+        return packed, position_ids
 
     def _require_images(self, mm_token_type_ids: torch.Tensor, has_pixels: bool, has_latents: bool):
         """Raise a ValueError if the sequence holds image placeholders but no images came with it."""
@@ -848,9 +868,10 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
     ) -> torch.Tensor:
         if image_grid_thw is None:
             raise ValueError("pixel_values needs image_grid_thw: pass both as the processor returned them.")
-        features = self.get_image_features(pixel_values, image_grid_thw).to(inputs_embeds)
-        where = mm_token_type_ids == BlockKind.VIT
-        if int(where.sum()) != features.shape[0]:
+        features = self._vision_rows(pixel_values, image_grid_thw)[0].to(inputs_embeds)
+        # Compilers compare no enumeration with a tensor.
+        where = mm_token_type_ids == int(BlockKind.VIT)
+        if not torch.compiler.is_compiling() and int(where.sum()) != features.shape[0]:
             raise ValueError(
                 f"The images make {features.shape[0]} patches but the sequence holds {int(where.sum())} image "
                 "placeholders: pass text and images from one processor call."
@@ -865,7 +886,7 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
         """Zero that depends on every ViT weight: distributed training then reduces the same gradients on all ranks."""
         size = self.config.vision_config.num_channels * self.config.vision_config.patch_size**2
         blank = torch.zeros(1, size, device=self.vit_model.device)
-        return 0.0 * self.get_image_features(blank, torch.tensor([[1, 1, 1]])).sum()
+        return 0.0 * self._vision_rows(blank, torch.tensor([[1, 1, 1]], device=blank.device))[0].sum()
 
     def input_latents(
         self,
@@ -892,15 +913,14 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
         return self.encode_latents(images, noise, generator, sample_mode)
 
     def _default_position_ids(self, inputs_embeds, attention_mask, layout, past_key_values) -> torch.Tensor:
-        past_length = 0 if past_key_values is None else int(past_key_values.get_seq_length())
         batch_size, length = inputs_embeds.shape[:2]
-        if past_length > 0 and (layout is not None or holds_images(past_key_values)):
-            raise ValueError("Continuing a cache that holds images needs position_ids: images share RoPE ids.")
         usable = attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2 else None
         if layout is None:
-            zeros = torch.zeros(batch_size, past_length + length, dtype=torch.long, device=inputs_embeds.device)
-            return rope_position_ids(block_layout(zeros), usable)[:, -length:]
-        return rope_position_ids(layout, usable)
+            layout = block_layout(torch.zeros(batch_size, length, dtype=torch.long, device=inputs_embeds.device))
+        positions = rope_position_ids(layout, usable)
+        if past_key_values is None:
+            return positions
+        return positions + first_position(past_key_values, usable, batch_size, length)
 
     def prefill_attention_mask(
         self, mm_token_type_ids: torch.Tensor, attention_mask: torch.Tensor | None, past_key_values: Cache
@@ -968,7 +988,7 @@ class UniMedVLModel(UniMedVLPreTrainedModel):
         return self.llm2vae(hidden_RSD[:, 2:]).to(tokens_RTL)
 
 
-class UniMedVLForConditionalGeneration(UniMedVLPreTrainedModel, UniMedVLGenerationMixin):
+class UniMedVLForConditionalGeneration(UniMedVLLoadingMixin, UniMedVLPreTrainedModel, UniMedVLGenerationMixin):
     """UniMedVL with its language head: losses for training, `generate` for text, images and both in turn.
 
     Example:
@@ -987,60 +1007,21 @@ class UniMedVLForConditionalGeneration(UniMedVLPreTrainedModel, UniMedVLGenerati
         self.model = UniMedVLModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         if not config.visual_gen:
-            self._keys_to_ignore_on_load_unexpected = [
-                r"_moe_gen",
-                r"^model\.(vae|vae2llm|llm2vae|time_embedder|latent_pos_embed)\.",
-            ]
+            self._keys_to_ignore_on_load_unexpected = GENERATION_WEIGHTS
         self.post_init()
         self.generation_config.task_presets = copy.deepcopy(TASK_PRESETS)
         # Otherwise transformers drops the presets when it reads the saved file.
         self.generation_config._from_model_config = False
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """Load a checkpoint: our layout, or a local folder in the upstream BAGEL / UniMedVL layout.
-
-        Two defaults are ours: weights in the upstream layout are renamed while they stream in, and 4-bit and 8-bit
-        loading keeps the autoencoder, the ViT and the small projections in full precision unless
-        `llm_int8_skip_modules` says otherwise. Arguments: as in transformers, and fields of the configuration.
-
-        Raises:
-            ValueError: if weights are missing, damaged or do not fit the configuration.
-        """
-        quantization = kwargs.get("quantization_config")
-        if isinstance(quantization, dict) and {"load_in_4bit", "load_in_8bit"} & quantization.keys():
-            quantization = BitsAndBytesConfig.from_dict(quantization)
-            kwargs["quantization_config"] = quantization
-        if getattr(quantization, "llm_int8_skip_modules", 0) is None:
-            quantization = copy.deepcopy(quantization)
-            quantization.llm_int8_skip_modules = list(QUANTIZATION_SKIP_MODULES)
-            kwargs["quantization_config"] = quantization
-        if kwargs.get("visual_gen") and not cls.config_class.from_pretrained(pretrained_model_name_or_path).visual_gen:
-            raise ValueError(
-                f"{pretrained_model_name_or_path} was saved for understanding only and holds no generation weights: "
-                "load it without visual_gen=True."
-            )
-        upstream = pretrained_model_name_or_path if is_upstream_layout(pretrained_model_name_or_path) else None
-        if upstream is not None:
-            kwargs = prepare_direct_load(cls, upstream, kwargs)
-            pretrained_model_name_or_path = None
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if upstream is not None:
-            model.name_or_path = model.config.name_or_path = str(upstream)
-        # Loading replaces parameters by trainable ones.
-        model.model.freeze_fixed_parts()
-        return loaded
-
-    def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
-        """Save in our layout. `save_original_format` stays off so that a Trainer's checkpoints resume."""
-        return super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
 
     def get_input_embeddings(self):
         return self.model.get_input_embeddings()
 
     def set_input_embeddings(self, value):
         self.model.set_input_embeddings(value)
+
+    def get_image_features(self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **kwargs):
+        """Features of ViT patches, see `UniMedVLModel.get_image_features`."""
+        return self.model.get_image_features(pixel_values, image_grid_thw, **kwargs)
 
     def get_output_embeddings(self):
         return self.lm_head
@@ -1066,7 +1047,7 @@ class UniMedVLForConditionalGeneration(UniMedVLPreTrainedModel, UniMedVLGenerati
         block_ids: torch.Tensor | None = None,
         sample_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        label_weights: torch.Tensor | None = None,
+        token_weights: torch.Tensor | None = None,
         flow_noise: torch.Tensor | None = None,
         flow_timesteps: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
@@ -1084,7 +1065,8 @@ class UniMedVLForConditionalGeneration(UniMedVLPreTrainedModel, UniMedVLGenerati
         Args:
             input_ids: int64 (B, S). Ids at patch and latent positions are placeholders.
             attention_mask: (B, S) or (B, past + S), 1 for tokens, 0 for padding on either side.
-            position_ids: RoPE ids, int64 (B, S); derived from the blocks when missing.
+            position_ids: RoPE ids, int64 (B, S); derived from the blocks when missing. Without a cache, a row that
+                counts the tokens of an image is replaced by the derived ids.
             mm_token_type_ids: int64 (B, S): 0 text and markers, 1 ViT patch, 2 clean VAE latent token, 3 noised
                 (target) VAE latent token. Read off the placeholders when missing.
             pixel_values: float (sum of patches, patch_size**2 * 3) in [-1, 1], see `UniMedVLModel.get_image_features`.
@@ -1098,19 +1080,27 @@ class UniMedVLForConditionalGeneration(UniMedVLPreTrainedModel, UniMedVLGenerati
             generator: for the posterior draws.
             block_ids: int64 (B, S), block of each token, -1 for text; only needed for multi-frame blocks.
             sample_ids: int64 (B, S), sample of each token in a pack, -1 for padding. With `labels`, `logits` then
-                holds the labeled rows only.
+                holds the labeled rows only. When missing, samples are also found where `position_ids` start again,
+                and in `cu_seq_lens_q` and `seq_idx`.
             labels: int64 (B, S), the ids to predict (shifted here), -100 to ignore.
-            label_weights: float (B, S); the cross entropy becomes the mean weighted by them.
+            token_weights: loss weights, float (B, S); the cross entropy becomes the mean weighted by them.
             flow_noise: float (N, L), noise of the noised tokens; drawn when missing.
             flow_timesteps: float (M,) in [0, 1] after sigmoid and shift, one for each latent image (entries of clean
                 images are ignored); drawn when missing: `shift(sigmoid(normal))` with `config.timestep_shift`.
             logits_to_keep: as in transformers, an int (last positions) or an index tensor.
+            use_cache: return `past_key_values`; by default the text configuration's, and off for packs, noised images
+                and gradient checkpointing.
             num_items_in_batch, num_flow_tokens_in_batch: divisors of the two losses over an accumulation window;
                 the counts of this call when missing.
+            **kwargs: handed on to the attention function.
 
         Raises:
             ValueError: if images, placeholders, noise or timesteps do not fit each other.
         """
+        if "label_weights" in kwargs:
+            warnings.warn("The argument label_weights is called token_weights now.", FutureWarning, stacklevel=2)
+            former = kwargs.pop("label_weights")
+            token_weights = former if token_weights is None else token_weights
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -1137,7 +1127,7 @@ class UniMedVLForConditionalGeneration(UniMedVLPreTrainedModel, UniMedVLGenerati
         )
         hidden_BSD = outputs.last_hidden_state
         logits, ce_loss = self._text_loss(
-            hidden_BSD, labels, label_weights, sample_ids is not None, logits_to_keep, num_items_in_batch
+            hidden_BSD, labels, token_weights, sample_ids is not None, logits_to_keep, num_items_in_batch
         )
         mse_loss = None
         if outputs.velocity is not None and (self.training or outputs.velocity.shape[0] > 0):
@@ -1162,7 +1152,7 @@ class UniMedVLForConditionalGeneration(UniMedVLPreTrainedModel, UniMedVLGenerati
         self,
         hidden_BSD: torch.Tensor,
         labels: torch.Tensor | None,
-        label_weights: torch.Tensor | None,
+        token_weights: torch.Tensor | None,
         packed: bool,
         logits_to_keep: int | torch.Tensor,
         num_items_in_batch: torch.Tensor | int | None,
@@ -1176,8 +1166,8 @@ class UniMedVLForConditionalGeneration(UniMedVLPreTrainedModel, UniMedVLGenerati
         logits = self.lm_head(hidden_BSD[labeled_BS] if packed else hidden_BSD)
         rows = logits if packed else logits[labeled_BS]
         losses = F.cross_entropy(rows.float(), targets_BS[labeled_BS], reduction="none")
-        if label_weights is not None:
-            weights = F.pad(label_weights[:, 1:], (0, 1)).to(losses.device)[labeled_BS]
+        if token_weights is not None:
+            weights = F.pad(token_weights[:, 1:], (0, 1)).to(losses.device)[labeled_BS]
             return logits, (losses * weights).sum() / weights.sum().clamp(min=torch.finfo(losses.dtype).tiny)
         count = losses.shape[0] if num_items_in_batch is None else num_items_in_batch
         return logits, losses.sum() / max(count, 1)
@@ -1185,6 +1175,7 @@ class UniMedVLForConditionalGeneration(UniMedVLPreTrainedModel, UniMedVLGenerati
 
 # Saving then copies the code next to the weights; `config.auto_map` names the other auto classes.
 UniMedVLConfig.register_for_auto_class()
+UniMedVLModel.register_for_auto_class("AutoModel")
 UniMedVLForConditionalGeneration.register_for_auto_class("AutoModelForMultimodalLM")
 
 __all__ = [

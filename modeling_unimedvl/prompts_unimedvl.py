@@ -53,7 +53,8 @@ class Prompts:
         A pipeline renders prompts for text; an image (or the first text segment) follows the prompt itself.
 
         Raises:
-            ValueError: if `input_ids` is missing, empty or no batch of token ids.
+            ValueError: if `input_ids` is missing, empty or no batch of token ids, or if the images of a prompt were
+                prepared for understanding only.
         """
         input_ids = inputs.get("input_ids")
         if not isinstance(input_ids, torch.Tensor) or input_ids.dim() != 2 or torch.is_floating_point(input_ids):
@@ -74,6 +75,13 @@ class Prompts:
         if kinds is None:
             has_images = "pixel_values" in given or "latent_pixel_values" in given
             kinds = model.model.token_kinds(input_ids) if has_images else torch.zeros_like(input_ids)
+        seen = (kinds == BlockKind.VIT).any(dim=1) & ~(kinds == BlockKind.CLEAN).any(dim=1)
+        if bool(seen.any()):
+            raise ValueError(
+                "The prompt's images came as ViT patches only, which cannot be edited: call the processor with "
+                "generation_mode='image' or 'interleaved' (in a pipeline: "
+                "processor_kwargs={'generation_mode': 'image'}), which adds latent_pixel_values."
+            )
         return cls(input_ids, mask, kinds, **{name: given[name] for name in _IMAGES if name in given})
 
     def __len__(self) -> int:

@@ -375,7 +375,11 @@ def prepare_direct_load(
         else:
             config = config_class.from_pretrained(config, **changes)
     names = WeightNames(len(config.vae_config.block_out_channels), config.vae_config.layers_per_block)
-    shapes = model_shapes(model_class, config)
+    # The base model's weights are named without the head's prefix, and the head itself is left out.
+    prefix = getattr(model_class, "omitted_prefix", "")
+    shapes = {prefix + name: shape for name, shape in model_shapes(model_class, config).items()}
+    if prefix:
+        tensors = {key: stored for key, stored in tensors.items() if names.to_ours(key) != "lm_head.weight"}
     known = {names.to_upstream(name) or name: upstream_shape(name, shape) for name, shape in shapes.items()}
     if not config.visual_gen:
         tensors = {
@@ -386,7 +390,7 @@ def prepare_direct_load(
     for key, stored in tensors.items():
         name = names.to_ours(key)
         assert name is not None, "an exact fit leaves no unknown tensor"
-        state_dict[name] = map_tensor(stored).view(shapes[name])
+        state_dict[name.removeprefix(prefix)] = map_tensor(stored).view(shapes[name])
     return {
         "generation_config": default_generation_config(config),
         **options,

@@ -83,12 +83,13 @@ def register() -> None:
     )
 
     from .modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
-    from .modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
+    from .modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration, UniMedVLModel
     from .processing.image_processing_unimedvl import UniMedVLImageProcessor
     from .processing.processing_unimedvl import UniMedVLProcessor
 
     AutoConfig.register(UniMedVLConfig.model_type, UniMedVLConfig, exist_ok=True)
-    for auto_class in (AutoModel, AutoModelForMultimodalLM, AutoModelForImageTextToText, AutoModelForCausalLM):
+    AutoModel.register(UniMedVLConfig, UniMedVLModel, exist_ok=True)
+    for auto_class in (AutoModelForMultimodalLM, AutoModelForImageTextToText, AutoModelForCausalLM):
         auto_class.register(UniMedVLConfig, UniMedVLForConditionalGeneration, exist_ok=True)
     AutoProcessor.register(UniMedVLConfig, UniMedVLProcessor, exist_ok=True)
     AutoImageProcessor.register(UniMedVLConfig, slow_image_processor_class=UniMedVLImageProcessor, exist_ok=True)

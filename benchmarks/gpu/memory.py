@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from unimedvl.modeling_unimedvl.modeling_unimedvl import QUANTIZATION_SKIP_MODULES
+from unimedvl.modeling_unimedvl.loading_unimedvl import QUANTIZATION_SKIP_MODULES
 
 from .architecture import cache_bytes_per_token, prompt, random_model
 from .run import Bench

@@ -222,7 +222,7 @@ def test_losses_and_gradients(golden, model, learner, batch, train_images):
 
 
 def test_reweighted_cross_entropy(golden, learner, batch, batch_arguments):
-    output = learner(**batch_arguments, label_weights=batch.tensors["label_weights"])
+    output = learner(**batch_arguments, token_weights=batch.tensors["token_weights"])
     golden.equal_all(TRAIN, "/forward", {"ce_loss_reweighted": output.ce_loss.item()}, relative=LOSS)
 
 

@@ -72,9 +72,8 @@ def vision_records(golden, model, images: RecordImages, prefix: str, indices: li
     }
     by_rule = torch.cat([grid_position_ids(*grid, side, interpolate) for grid in grids])
     if torch.equal(position_ids, by_rule):
-        records["embeds"] = model.model.get_image_features(
-            torch.cat(patches), torch.tensor([[1, *grid] for grid in grids])
-        )
+        features = model.get_image_features(torch.cat(patches), torch.tensor([[1, *grid] for grid in grids]))
+        records["embeds"] = torch.cat(features.pooler_output)
     return records
 
 

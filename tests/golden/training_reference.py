@@ -172,7 +172,7 @@ class Pack:
             "mse_loss_indexes": (self.kinds == BlockKind.NOISED).nonzero()[:, 0],
             "ce_loss_indexes": labeled,
             "packed_label_ids": targets[labeled],
-            "ce_loss_weights": pack["label_weights"][0, 1:][labeled],
+            "ce_loss_weights": pack["token_weights"][0, 1:][labeled],
             "packed_position_ids": pack["position_ids"][0],
             "packed_latent_position_ids": _all_ids(latent_grids, latent_side, config.interpolate_pos),
             "packed_vit_position_ids": _all_ids(vit_grids, vit_side, config.interpolate_pos),

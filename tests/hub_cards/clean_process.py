@@ -93,8 +93,11 @@ def main() -> None:
     options["trust_remote_code"] = True
     report: dict = {"config": type(transformers.AutoConfig.from_pretrained(arguments.location, **options)).__name__}
     processor = transformers.AutoProcessor.from_pretrained(arguments.location, **options)
-    names = ("AutoModel", "AutoModelForMultimodalLM", "AutoModelForImageTextToText", "AutoModelForCausalLM")
-    for name in names:
+    base = transformers.AutoModel.from_pretrained(arguments.location, **options)
+    with torch.no_grad():
+        states = base(input_ids=torch.tensor([[3, 4, 5]]))[0]
+    report["AutoModel"] = {"class": type(base).__name__, "width": states.shape[-1]}
+    for name in ("AutoModelForMultimodalLM", "AutoModelForImageTextToText", "AutoModelForCausalLM"):
         model = getattr(transformers, name).from_pretrained(arguments.location, **options)
         report[name] = {"class": type(model).__name__, **use(model, processor)}
     report["presets"] = sorted(getattr(model.generation_config, "task_presets", None) or [])

@@ -14,7 +14,8 @@ from tests.tiny_checkpoint import tiny_checkpoint
 pytestmark = pytest.mark.medium
 
 PROGRAM = Path(__file__).with_name("clean_process.py")
-AUTO_CLASSES = ("AutoModel", "AutoModelForMultimodalLM", "AutoModelForImageTextToText", "AutoModelForCausalLM")
+# The classes that generate; AutoModel is the base model.
+AUTO_CLASSES = ("AutoModelForMultimodalLM", "AutoModelForImageTextToText", "AutoModelForCausalLM")
 
 
 def run_clean(home: Path, *arguments: str, **environment: str) -> dict:
@@ -40,6 +41,7 @@ def test_every_auto_class_answers_and_draws_the_same(report):
     there, here = report
     assert here["ids"][0] and here["image"]["size"] == (32, 32)
     expected = json.loads(json.dumps(here))
+    assert there["AutoModel"] == {"class": "UniMedVLModel", "width": 32}
     for name in AUTO_CLASSES:
         assert there[name].pop("class") == "UniMedVLForConditionalGeneration"
         assert there[name] == expected, name

@@ -84,7 +84,7 @@ def test_everything_is_there(hub, pushed):
     assert {"model.safetensors", "tokenizer.json", "generation_config.json"} <= set(files)
     assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in files)
     auto_map = json.loads(files["config.json"].content)["auto_map"]
-    assert {"AutoConfig", *AUTO_CLASSES} <= set(auto_map)
+    assert {"AutoConfig", "AutoModel", *AUTO_CLASSES} <= set(auto_map)
     for reference in auto_map.values():
         assert f"{reference.partition('.')[0]}.py" in files
     assert "AutoProcessor" in json.loads(files["processor_config.json"].content)["auto_map"]

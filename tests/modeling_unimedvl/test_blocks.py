@@ -137,7 +137,7 @@ def test_labels_cover_the_answer_and_its_end():
         [[Block(BlockKind.TEXT, token_ids=[1, 2]), Block(BlockKind.TEXT, token_ids=[3, 4, 5], loss=True)]], **TOKENS
     )
     assert pack["labels"][0].tolist() == [-100] * 5 + [3, 4, 5, 92]
-    assert torch.allclose(pack["label_weights"][0, 5:], torch.full((4,), 0.5))
+    assert torch.allclose(pack["token_weights"][0, 5:], torch.full((4,), 0.5))
 
 
 def test_next_label_needs_a_following_block():

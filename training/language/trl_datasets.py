@@ -1,6 +1,7 @@
 """Records as what tuning reads: TRL's conversational data sets, and examples of images to make."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Record, RecordImage, fea
 from unimedvl.unimed5m.task_images import shown_image
 from unimedvl.unimed5m.templates.words import MODALITY_NAMES
 
-from ..data.dataset import published_paths
+from ..data.dataset import EmptyGroupError, published_paths
 
 METHODS = ("sft", "dpo", "grpo")
 MODALITY_QUESTION = "What imaging modality is this?"
@@ -33,7 +34,7 @@ def read_records(
         limit: keep that many, chosen by their ids and so the same ones in every process; all if None.
 
     Raises:
-        ValueError: if none is left, with what the folder holds.
+        EmptyGroupError: if none is left, with what the folder holds.
     """
     paths = [str(path) for path in published_paths(folder, split)]
     rows = datasets.Dataset.from_parquet(paths, features=features(decode=False))
@@ -45,9 +46,8 @@ def read_records(
         if (not tasks or task in tasks) and (not sources or source in sources) and part == split
     ]
     if not kept:
-        held = sorted(set(zip(rows["sub_task_type"], rows["dataset"], rows["split"], strict=True)))
-        found = "; ".join("/".join(parts) for parts in held[:20])
-        raise ValueError(f"{folder} holds no record of the wanted tasks, sources and split; it holds {found}.")
+        held = Counter(zip(rows["split"], rows["sub_task_type"], strict=True))
+        raise EmptyGroupError("", folder, split, held)
     if limit is not None:
         ids = rows["id"]
         kept = sorted(sorted(kept, key=lambda index: _digest(ids[index]))[:limit])

@@ -10,8 +10,9 @@ from PIL import Image
 
 from tests.tiny_checkpoint import tiny_checkpoint
 from unimedvl.checkpoint.loading import load
+from unimedvl.checkpoint.merging import merge_adapter
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
-from unimedvl.training.adapters import load_with_adapter, merge_adapter
+from unimedvl.training.adapters import load_with_adapter
 from unimedvl.training.language.trainers import language_arguments, language_trainer
 from unimedvl.training.language.trl_datasets import conversation_data, read_records
 from unimedvl.training.tuning_recipe import AdapterRecipe
@@ -72,7 +73,7 @@ def test_records_are_chosen_by_what_they_are(records_folder):
     assert len(read_records(records_folder, split="validation", tasks=["vqa"], sources=["colors"])) == 4
     few = read_records(records_folder, limit=5)
     assert len(few) == 5 and few == read_records(records_folder, limit=5)
-    with pytest.raises(ValueError, match="it holds vqa/colors/train"):
+    with pytest.raises(ValueError, match="it holds 12 train/vqa, 4 validation/vqa"):
         read_records(records_folder, tasks=["report"])
 
 
@@ -126,7 +127,7 @@ def test_supervised_tuning_learns_answers_and_its_adapter_reloads_exactly(checkp
         expected = trainer.model.eval()(**inputs).logits
         again = PeftModel.from_pretrained(load(checkpoint).model, tmp_path / "adapter").eval()
         assert torch.equal(again(**inputs).logits, expected)
-        merge_adapter(checkpoint, tmp_path / "adapter", tmp_path / "merged")
+        merge_adapter(tmp_path / "adapter", tmp_path / "merged")
         torch.testing.assert_close(
             UniMedVLForConditionalGeneration.from_pretrained(tmp_path / "merged").eval()(**inputs).logits,
             expected,

@@ -1,0 +1,1 @@
+../../modeling_unimedvl/loading_unimedvl.py

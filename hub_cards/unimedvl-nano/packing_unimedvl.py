@@ -1,0 +1,1 @@
+../../modeling_unimedvl/packing_unimedvl.py

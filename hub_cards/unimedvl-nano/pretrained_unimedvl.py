@@ -1,0 +1,1 @@
+../../modeling_unimedvl/pretrained_unimedvl.py

@@ -1,0 +1,1 @@
+../../modeling_unimedvl/text_generation_unimedvl.py

@@ -1,0 +1,1 @@
+../../modeling_unimedvl/vision_unimedvl.py
