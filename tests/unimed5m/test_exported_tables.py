@@ -1,4 +1,4 @@
-"""F12 and F13: tables and conversations as other programs export them are read rightly or set aside with reasons."""
+"""F12: tables and folders as other programs leave them are read rightly or set aside with their reasons."""
 
 import codecs
 import json
@@ -7,39 +7,20 @@ import unicodedata
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from unimedvl.commands.main import main
-from unimedvl.unimed5m.build import build
 from unimedvl.unimed5m.builders import get_source
 from unimedvl.unimed5m.builders.image_names import image_name
 from unimedvl.unimed5m.quality.control import quality_control
-from unimedvl.unimed5m.schema import Record, from_table
-from unimedvl.unimed5m.shards import batches, shard_paths
 
-from .fixtures_files import write_image, write_json, write_lines, write_mask
+from .builds import built, refusal
+from .fixtures_files import save_volume, write_image, write_json, write_lines, write_mask, write_volume
 
 pytestmark = pytest.mark.medium
 ACCENTED = "Röntgenbild"
-
-
-def built(source: str, folder: Path, output: Path) -> tuple[list[Record], dict[str, str]]:
-    """Records and {id: reason} of the rejected."""
-    build(get_source(source), folder, output, shards=1)
-    lines = (output / "rejected" / "00000-of-00001.jsonl").read_text(encoding="utf-8").splitlines()
-    reasons = {entry["id"]: entry["reason"] for entry in map(json.loads, lines)}
-    assert len(reasons) == len(lines) and all(reasons), "every rejected row has an id of its own"
-    assert not any("\n" in reason for reason in reasons.values())
-    return [entry for path in shard_paths(output) for table in batches(path) for entry in from_table(table)], reasons
-
-
-def refusal(source: str, folder: Path, output: Path, capsys) -> str:
-    """The one line that a build of the folder ends with."""
-    assert main(["data", "build", "--source", source, str(folder), str(output)]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
 
 
 # F12: columns
@@ -233,8 +214,11 @@ def test_f12_every_table_groups_by_the_file(tmp_path, source):
     write_image(tmp_path / "in" / "a" / "b.png")
     (tmp_path / "in" / "link").symlink_to("a")
     names = ["a/b.png", "./a/b.png", "a\\b.png", "link/b.png", "x/../link//b.png"]
+    turns = [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "A chest film."}]
     texts = dict.fromkeys(("caption", "report", "label", "question", "reasoning", "answer"), "A chest film.")
-    write_json(tmp_path / "in" / f"{source}.json", [{**texts, "image": name, "conversations": GOOD} for name in names])
+    write_json(
+        tmp_path / "in" / f"{source}.json", [{**texts, "image": name, "conversations": turns} for name in names]
+    )
     records, reasons = built(source, tmp_path / "in", tmp_path / "out")
     assert not reasons and len(records) == len(names) and {record.group_id for record in records} == {"in/a/b.png"}
 
@@ -358,89 +342,24 @@ def test_f12_hidden_files_are_no_masks_no_pairs_and_no_volumes(tmp_path):
         assert len(records) == count and not reasons
 
 
+@pytest.mark.parametrize("first", ["NFC", "NFD"])
+def test_f12_masks_pairs_and_labels_are_found_by_names_in_the_other_form(tmp_path, first):
+    one, other = (unicodedata.normalize(form, "é[1]") for form in (first, {"NFC": "NFD", "NFD": "NFC"}[first]))
+    write_image(tmp_path / "masks" / "images" / f"{one}.png")
+    write_mask(tmp_path / "masks" / "masks" / f"{other}.png")
+    write_image(tmp_path / "pairs" / "input" / f"{one}.png")
+    write_image(tmp_path / "pairs" / "target" / f"{other}.png")
+    write_volume(tmp_path / "volumes" / "images" / f"{one}.nii.gz")
+    marked = np.zeros((24, 20, 4), np.uint8)
+    marked[4:8, 4:8, 2] = 1
+    save_volume(tmp_path / "volumes" / "labels" / f"{other}.nii.gz", marked)
+    for source, folder in (("segmentation-pairs", "masks"), ("paired-images", "pairs"), ("nifti-volumes", "volumes")):
+        records, reasons = built(source, tmp_path / folder, tmp_path / f"{folder}-out")
+        assert records and not reasons and {r.sub_task_type for r in records} <= {"segmentation", "cross_modal"}
+        assert all(unicodedata.is_normalized("NFC", record.group_id) for record in records)
+
+
 def test_f12_a_decomposed_folder_is_the_same_class(tmp_path):
     write_image(tmp_path / "in" / unicodedata.normalize("NFD", "Zöliakie") / "a.png")
     (record,), _ = built("image-folder", tmp_path / "in", tmp_path / "out")
     assert json.loads(record.extra)["label"] == "Zöliakie"
-
-
-# F13: conversations
-
-GOOD = [{"from": "human", "value": "<image>\nIs there a lesion?"}, {"from": "gpt", "value": "yes"}]
-
-
-def turns(*pairs):
-    return [{"from": role, "value": value} for role, value in pairs]
-
-
-SET_ASIDE = {
-    "an empty answer": (turns(("human", "q"), ("gpt", "")), "turn 2: value: expected a text of gpt, found none"),
-    "an answer of spaces": (turns(("human", "q"), ("gpt", " \n")), "turn 2: value: expected a text of gpt"),
-    "an empty answer in the middle": (
-        turns(("human", "q"), ("gpt", ""), ("human", "r"), ("gpt", "b")),
-        "turn 2: value: expected a text of gpt",
-    ),
-    "an empty question": (turns(("human", ""), ("gpt", "a")), "turn 1: value: expected a text of human"),
-    "an image alone": (turns(("human", "<image>"), ("gpt", "a")), "turn 1: value: expected a text of human"),
-    "an empty system turn": (turns(("system", ""), ("human", "q"), ("gpt", "a")), "turn 1: value: expected a text"),
-    "an image of the system": (
-        turns(("system", "<image> s"), ("human", "q"), ("gpt", "a")),
-        "no image in a system turn",
-    ),
-    "an image of the answer": (turns(("human", "q"), ("gpt", "<image> a")), "<image> in gpt turns"),
-    "too many images": (turns(("human", "<image><image> q"), ("gpt", "a")), "<image> in human turns"),
-    "a last question": (
-        turns(("human", "q"), ("gpt", "a"), ("human", "r")),
-        "an answer at the end, found a turn of human",
-    ),
-    "answers only": (turns(("gpt", "a")), "expected a question, found no turn of human"),
-    "a tool": (turns(("human", "q"), ("tool", "x"), ("gpt", "a")), "turn 2: from: expected human, user, gpt"),
-    "no role": (turns((None, "q"), ("gpt", "a")), "turn 1: from: expected human"),
-    "no text": (turns(("human", "q"), ("gpt", None)), "turn 2: value: expected a text, found NoneType"),
-    "a number": (turns(("human", "q"), ("gpt", 3)), "turn 2: value: expected a text, found int"),
-    "parts": (turns(("human", [{"type": "text"}]), ("gpt", "a")), "turn 1: value: expected a text, found list"),
-    "another layout": ([{"role": "user", "content": "q"}], "turn 1: expected from and value, found role, content"),
-    "a text for a turn": (["q", "a"], "turn 1: expected from and value, found str"),
-    "no turns": ([], "conversations: expected a list of turns"),
-    "an object": ({"from": "human"}, "conversations: expected a list of turns"),
-    "nothing": (None, "conversations: expected a text"),
-}
-
-
-@pytest.mark.parametrize("name", SET_ASIDE)
-def test_f13_conversations_that_cannot_be_learned_are_set_aside(tmp_path, name):
-    conversation, words = SET_ASIDE[name]
-    write_image(tmp_path / "in" / "a.png")
-    rows = [{"id": "good", "image": "a.png", "conversations": GOOD}]
-    rows.append({"id": "odd", "image": "a.png", "conversations": conversation})
-    write_json(tmp_path / "in" / "conversations.json", rows)
-    records, reasons = built("conversations", tmp_path / "in", tmp_path / "out")
-    assert len(records) == 1 and list(reasons) == ["odd"] and words in reasons["odd"]
-
-
-@pytest.mark.parametrize("name", ["human", "Human", "USER ", "user"])
-def test_f13_roles_are_known_in_any_case(tmp_path, name):
-    write_image(tmp_path / "in" / "a.png")
-    rows = [{"image": "a.png", "conversations": turns((name, "q?"), ("Assistant", "oui"))}]
-    write_json(tmp_path / "in" / "conversations.json", rows)
-    (record,), _ = built("conversations", tmp_path / "in", tmp_path / "out")
-    assert [turn.role for turn in record.message] == ["human", "gpt"]
-    assert record.message[0].value == "<image>\nq?"
-
-
-@pytest.mark.parametrize("first", [("system", "Answer in French."), ("gpt", "Hello.")])
-def test_f13_a_turn_before_the_question_is_kept_and_the_image_stays_with_the_question(tmp_path, first):
-    write_image(tmp_path / "in" / "a.png")
-    rows = [{"image": "a.png", "conversations": turns(first, ("human", "q?"), ("gpt", "oui"))}]
-    write_json(tmp_path / "in" / "conversations.json", rows)
-    (record,), _ = built("conversations", tmp_path / "in", tmp_path / "out")
-    found = [(turn.role, turn.value) for turn in record.message]
-    assert found == [first, ("human", "<image>\nq?"), ("gpt", "oui")]
-
-
-def test_f13_conversations_in_cells_of_csv(tmp_path):
-    write_image(tmp_path / "in" / "a.png")
-    cell = json.dumps(GOOD).replace('"', '""')
-    (tmp_path / "in" / "conversations.csv").write_text(f'id,image,conversations\n1,a.png,"{cell}"\n2,a.png,[broken\n')
-    (record,), reasons = built("conversations", tmp_path / "in", tmp_path / "out")
-    assert record.message[1].value == "yes" and "row 2: conversations: expected a list of turns" in reasons["2"]

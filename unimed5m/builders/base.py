@@ -19,6 +19,7 @@ from ..learnable import check_learnable
 from ..schema import SPLITS, Record
 from ..task_images import with_views
 from ..tasks import Origin
+from .image_names import same_name
 from .tables import is_table
 
 UNVERIFIED = "layout unverified"
@@ -244,10 +245,13 @@ class Source(abc.ABC):
     ) -> Origin:
         """Where a record comes from, with the card's license. An unknown split is decided by the group.
 
+        Names count with their accents composed, so that ids and splits are the same whatever system stored the files.
+
         Args:
             provenance: the file, below the folder; the sample's own name by default.
             others: `description` and `extra` of `Origin`.
         """
+        original_id, group_id = same_name(original_id), same_name(group_id)
         return Origin(
             dataset=self.dataset,
             original_id=original_id,

@@ -7,7 +7,6 @@ slices of a patient come to lie on both sides of a split. A table's column `grou
 
 import dataclasses
 import hashlib
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -32,6 +31,7 @@ from .generic_tables import (
     table_of,
     thought_row,
 )
+from .image_names import image_name, same_name
 from .readers import MaskPart, MaskSource, PairSource, any_value
 from .record_images import IMAGE_SUFFIXES, SeriesReader, file_image, read_levels, read_volume
 from .settings import SETTINGS, Settings, read_settings
@@ -119,7 +119,7 @@ class LabelFolder(Source):
         group = settings.group_of(name) or name
         origin = self.origin(name, group, split, settings.modality, description=settings.description)
         # Names of folders may come decomposed, as macOS writes them.
-        yield tasks.diagnosis(origin, file_image(path, root), unicodedata.normalize("NFC", label.replace("_", " ")))
+        yield tasks.diagnosis(origin, file_image(path, root), same_name(label.replace("_", " ")))
 
 
 def _label_folder(generic: GenericSource, settings: Settings, card: Card) -> Source:
@@ -232,7 +232,7 @@ class NiftiFolder(Source):
     def records_of(self, root: Path, unit: Path) -> Iterator[Record]:
         settings = self.settings
         view, volume = View(window=settings.window), read_volume(unit)
-        labels = root / "labels" / unit.name
+        labels = root / "labels" / image_name(root / "labels", unit.name)
         masks = read_volume(labels) if labels.is_file() else None
         if masks is not None and masks.voxels.shape != volume.voxels.shape:
             raise ValueError(f"{labels}: expected the shape {volume.voxels.shape}, found {masks.voxels.shape}.")

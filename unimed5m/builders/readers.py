@@ -1,6 +1,7 @@
 """The walks over folders that all sources share: tables with images, masks, image pairs and volumes."""
 
 import dataclasses
+import fnmatch
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..schema import SPLITS, Record, RecordImage
 from ..task_images import view_entry
 from ..tasks import Origin
 from .base import LeftOut, Source, visible
+from .image_names import image_name, same_name
 from .record_images import IMAGE_SUFFIXES, Volume, file_image, read_levels, read_volume
 from .tables import Row, columns, rows
 
@@ -171,9 +173,9 @@ class MaskSource(Source):
                         yield path, part
             if self.lone_masks:
                 folder = (root / alternative[0].images).parent
-                known = {path.stem for path in visible(root, alternative[0].images)}
+                known = {same_name(path.stem) for path in visible(root, alternative[0].images)}
                 for mask in visible(root, self.lone_masks):
-                    if mask.stem not in known:
+                    if same_name(mask.stem) not in known:
                         yield folder / mask.name, alternative[0]
             return
         raise self.wrong_folder(root, " or ".join(alternative[0].images for alternative in self.parts))
@@ -205,9 +207,13 @@ class MaskSource(Source):
         """The masks of an image; where only the ending is open, 1.2.3.png has none in 1.2.3.4.png."""
         pattern = part.masks.format(stem=glob_text(path.stem), parent=glob_text(path.parent.name))
         masks = visible(root, pattern)
+        if not masks and not pattern.isascii():
+            # Accents composed here and decomposed there are one name.
+            nearby, wanted = visible(root, f"{Path(pattern).parent}/*"), same_name(Path(pattern).name)
+            masks = [mask for mask in nearby if fnmatch.fnmatchcase(same_name(mask.name), wanted)]
         if part.masks.endswith("{stem}.*"):
-            stem = Path(part.masks).name.removesuffix(".*").format(stem=path.stem)
-            masks = [mask for mask in masks if mask.stem == stem]
+            stem = same_name(Path(part.masks).name.removesuffix(".*").format(stem=path.stem))
+            masks = [mask for mask in masks if same_name(mask.stem) == stem]
         if not masks:
             place = path.relative_to(root).with_suffix("").as_posix()
             raise ValueError(f"{self.name}: expected the mask {pattern} for {place}, found none.")
@@ -267,10 +273,10 @@ class PairSource(Source):
             if found:
                 folder = self.need(root, targets)
                 for path in found:
-                    yield Pair(path, folder / path.name, split)
-                known = {path.name for path in found}
+                    yield Pair(path, folder / image_name(folder, path.name), split)
+                known = {same_name(path.name) for path in found}
                 for path in visible(folder, "*"):
-                    if path.name not in known and path.suffix.lower() in IMAGE_SUFFIXES:
+                    if same_name(path.name) not in known and path.suffix.lower() in IMAGE_SUFFIXES:
                         yield Pair(found[0].parent / path.name, path, split)
 
     def split_of_unit(self, unit: Pair) -> str:
