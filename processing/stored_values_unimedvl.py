@@ -198,7 +198,10 @@ class DeepTiff:
             )
 
     def _is_known(self, page: Any) -> bool:
-        return page.dtype is not None and page.dtype.kind in "iuf" and page.photometric in self._kinds
+        # In a damaged file they may be several numbers each.
+        counts = page.imagewidth, page.imagelength, page.bitspersample, page.planarconfig
+        known = page.dtype is not None and page.dtype.kind in "iuf" and page.photometric in self._kinds
+        return known and all(isinstance(count, int) for count in counts)
 
     def image(self, view: View) -> Image.Image:
         """A page as an 8-bit image."""

@@ -274,3 +274,12 @@ def test_a_window_counts_in_the_bits_of_a_jpeg_2000(name):
     values = values & 0x1FFF if name == "J2K_pixelrep_mismatch.dcm" else values
     low, high = (int(end) for end in np.percentile(values, (5, 95)))
     assert np.array_equal(levels(codestream, window=((low + high) / 2, high - low)), windowed(values, low, high))
+
+
+def test_f7_a_damaged_tiff_may_state_two_widths():
+    content = bytearray(tiff_of(np.zeros((6, 7, 3), np.float32), photometric="rgb"))
+    directory = struct.unpack_from("<I", content, 4)[0]
+    # The count of the first entry, which is the width.
+    struct.pack_into("<I", content, directory + 2 + 4, 2)
+    with pytest.raises(ValueError):
+        load_medical_image(bytes(content))
