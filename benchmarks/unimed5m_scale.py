@@ -60,7 +60,7 @@ class SyntheticSource:
         root: Path,
         split: str | None = None,
         shard: tuple[int, int] = (0, 1),
-        problem: Callable[[str], None] | None = None,
+        problem: Callable[[str, str], None] | None = None,
     ) -> Iterator[Record]:
         index, count = shard
         for number in range(self.count * index // count, self.count * (index + 1) // count):

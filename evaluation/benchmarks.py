@@ -10,6 +10,7 @@ import hashlib
 import heapq
 import json
 import logging
+from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,13 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         ("validation",),
         tuple(TASKS),
         note="Validation split of the compact collection; every task family. No published figures.",
+    ),
+    Benchmark(
+        "records",
+        "",
+        ("test",),
+        tuple(TASKS),
+        note="Your own built records, in their own phrasing; every task family. No published figures.",
     ),
     _vqa("vqa-rad", "vqa-rad", note="Publisher's test questions; the paper says accuracy over open and closed."),
     _vqa("slake", "slake", note="Both languages."),
@@ -207,7 +215,26 @@ class BenchmarkData:
             raise ValueError(f"{benchmark.name}: there is no folder {self.folder}.")
         self.paths = self._record_shards()
         limits = None if limit is None else dict.fromkeys(self.tasks, limit)
+        if self.paths:
+            self._require_samples()
         self.chosen = self._choose(self.benchmark.splits, limits) if self.paths and limits else None
+
+    def _require_samples(self) -> None:
+        """Raises ValueError where a record folder holds nothing to ask, naming the split: before a model is loaded."""
+        held: Counter[str] = Counter()
+        for path in self.paths:
+            columns = parquet.read_table(path, columns=["split", "sub_task_type"]).to_pydict()
+            kinds = list(zip(columns["split"], columns["sub_task_type"], strict=True))
+            if any(split in self.benchmark.splits and task in self.tasks for split, task in kinds):
+                return
+            held.update(f"{split}/{task}" for split, task in kinds)
+        found = ", ".join(f"{count} {kind}" for kind, count in sorted(held.items()))
+        raise ValueError(f"{self._nothing()}; it holds {found or 'nothing'}: choose another --split or --tasks.")
+
+    def _nothing(self) -> str:
+        tasks = "" if len(self.tasks) == len(TASKS) else f"{' or '.join(self.tasks)} "
+        splits = " or ".join(self.benchmark.splits)
+        return f"{self.benchmark.name}: {self.folder} holds no {tasks}record of the split {splits}"
 
     def _record_shards(self) -> list[Path]:
         """The shards of a folder of built records; none for a publisher's folder."""
@@ -258,10 +285,7 @@ class BenchmarkData:
                 counts[record.sub_task_type] += 1
                 yield share, sample
         if not found:
-            raise ValueError(
-                f"{self.benchmark.name}: {self.folder} holds no {' or '.join(self.tasks)} record of the split "
-                f"{' or '.join(self.benchmark.splits)}."
-            )
+            raise ValueError(f"{self._nothing()}.")
 
     def training(self) -> Iterator[Sample]:
         """Samples of the training split: of each task a random choice by hash of at most `TRAINING_LIMIT`, or
@@ -300,10 +324,10 @@ class BenchmarkData:
                 for record in source.records(self.folder, split, (part, parts), self._leave_out):
                     yield part / parts, record
 
-    def _leave_out(self, reason: str) -> None:
+    def _leave_out(self, name: str, reason: str) -> None:
         """A unit that cannot be read, or is left out on purpose: the rest still counts."""
         self.left_out += 1
-        logger.info(reason)
+        logger.info("%s: %s", name, reason)
 
     def _stored_records(self, splits: Collection[str]) -> Iterator[tuple[float, Record]]:
         paths = self._paths_of(splits)

@@ -99,6 +99,8 @@ def task_table(task: str, entry: dict[str, Any]) -> list[str]:
             for metric, label in shown
         ),
     )
+    if others := entry.get("unicode_words"):
+        lines += ["", f"Words found by Unicode's rules, without METEOR: {others} texts that do not read as English."]
     if rules := entry.get("rules"):
         lines += ["", f"Rules of answers: {', '.join(f'{rule} {count}' for rule, count in rules.items())}."]
     for name, baseline in baselines.items():

@@ -12,6 +12,8 @@ from unimedvl.unimed5m.templates import choose
 
 from .metrics.answers import kind_of
 
+# Roles of records -> those of chat templates.
+CHAT_ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
 _MARK = "\ufdd2"
 
 
@@ -177,9 +179,10 @@ def _messages(
     places = sum(turn.value.count(IMAGE_PLACEHOLDER) for turn in turns if turn.role == "human")
     waiting = list(images)
     messages: list[tuple[str, tuple[str | RecordImage, ...]]] = []
+    asked = next(index for index, turn in enumerate(turns) if turn.role == "human")
     for index, turn in enumerate(turns):
         parts: list[str | RecordImage] = []
-        if turn.role == "human" and not places and index == 0:
+        if index == asked and not places:
             parts += waiting
         pieces = turn.value.split(IMAGE_PLACEHOLDER)
         for number, piece in enumerate(pieces):
@@ -187,7 +190,7 @@ def _messages(
                 parts.append(waiting.pop(0))
             if piece.strip():
                 parts.append(piece.strip())
-        messages.append(("user" if turn.role == "human" else "assistant", tuple(parts)))
+        messages.append((CHAT_ROLES[turn.role], tuple(parts)))
     return tuple(messages)
 
 

@@ -18,6 +18,7 @@ from .metrics.images import change_score, image_scores, is_copy
 from .metrics.intervals import mean_interval, rounded, statistic_intervals
 from .metrics.masks import mask_scores
 from .metrics.nearest import memorization_scores, nearest, thumbnails
+from .metrics.words import reads_as_english
 from .predictions import Prediction
 from .samples import TASKS, Sample
 from .set_metrics import counterfactual_set, distribution_set
@@ -128,7 +129,8 @@ class TaskScores:
             intervals: whether to resample; baselines are shown without.
 
         Returns:
-            count, metrics {name: {value, low, high, count}}, by {modality: {name: value}}, and what the family adds.
+            count, metrics {name: {value, low, high, count}}, by {modality: {name: value}}, and what the family adds;
+            `unicode_words` counts the texts that do not read as English (see `metrics.texts.report_text`).
         """
         self._add_meteor_and_clinical(settings)
         few: dict[str, Any] = {} if intervals else {"resamples": 0}
@@ -140,6 +142,8 @@ class TaskScores:
             result["rules"] = dict(sorted(self.rules.items()))
         elif self.texts:
             metrics |= self._corpus_text(**few)
+            if others := sum(not reads_as_english(*pair) for pair in self.texts):
+                result["unicode_words"] = others
         if family in ("generation", "counterfactual") and len(self.made) >= 2:
             names_, details = distribution_set(
                 numpy.array(self.made),
@@ -169,15 +173,15 @@ class TaskScores:
         if TASKS[self.task].family not in ("text", "counterfactual") or not self.texts:
             return
         said, wanted = ([pair[side] for pair in self.texts] for side in (0, 1))
-        columns: dict[str, Sequence[float]] = {"cider": texts.cider_scores(said, wanted)}
-        if settings.meteor and not texts.meteor_problem():
-            columns["meteor"] = texts.meteor_scores(said, wanted)
-        if self.task == "report":
-            columns |= {name: score(said, wanted) for name, score in settings.clinical.items()}
         rows = [row for row in self.rows if "rouge_l" in row]
-        for name, values in columns.items():
-            for row, value in zip(rows, values, strict=True):
-                row[name] = float(value)
+        _fill(rows, "cider", texts.cider_scores(said, wanted))
+        # These know English only.
+        rows = [row for row, pair in zip(rows, self.texts, strict=True) if reads_as_english(*pair)]
+        said, wanted = ([pair[side] for pair in self.texts if reads_as_english(*pair)] for side in (0, 1))
+        if rows and settings.meteor and not texts.meteor_problem():
+            _fill(rows, "meteor", texts.meteor_scores(said, wanted))
+        for name, score in settings.clinical.items() if rows and self.task == "report" else ():
+            _fill(rows, name, score(said, wanted))
 
     def _corpus_text(self, **few: int) -> dict[str, Any]:
         rows = numpy.array([texts.bleu_statistics(*pair) for pair in self.texts])
@@ -200,6 +204,11 @@ class TaskScores:
                 if values:
                     found[name][metric] = rounded(sum(values) / len(values))
         return found
+
+
+def _fill(rows: Sequence[dict[str, Value]], name: str, values: Sequence[float]) -> None:
+    for row, value in zip(rows, values, strict=True):
+        row[name] = float(value)
 
 
 def score_all(pairs: Iterable[tuple[Sample, Prediction]], settings: Settings) -> dict[str, TaskScores]:

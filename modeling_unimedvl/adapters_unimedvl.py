@@ -1,5 +1,12 @@
 """Where adapters go: regular expressions over module names, and PEFT's defaults for this architecture."""
 
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
 from transformers.utils import is_peft_available
 
 _LAYER = r".*language_model\.layers\.\d+\."
@@ -36,3 +43,53 @@ def register_default_targets(model_type: str) -> None:
 
         for name, targets in _DEFAULTS.items():
             getattr(constants, f"TRANSFORMERS_MODELS_TO_{name}_MODULES_MAPPING").setdefault(model_type, targets)
+
+
+def refuse_activated_adapters(layer: nn.Module) -> None:
+    """Raise a ValueError if an activated LoRA adapts a decoder layer, for rows with latents.
+
+    It adapts each row from a phrase on, counted from the row's end, while rows with latents are split between the
+    experts.
+    """
+    modules: Iterator[Any] = layer.modules()
+    for module in modules:
+        variants = getattr(module, "lora_variant", None) or {}
+        active = () if getattr(module, "disable_adapters", True) else module.active_adapters
+        if any(type(variants[name]).__name__.startswith("ALora") for name in active if name in variants):
+            raise ValueError(
+                "An adapter with alora_invocation_tokens (activated LoRA) adapts text only: disable it, or use a "
+                "plain LoRA where images are generated or enter as latents."
+            )
+
+
+class FixedLinear(nn.Module):
+    """A linear layer that is not trained and that no adapter or quantizer takes for one of the language model's.
+
+    PEFT's "all-linear" means every `nn.Linear` but the output embeddings, and has no list of exceptions that a model
+    could fill. Parameters keep their names.
+
+    Args:
+        linear: the layer whose parameters it takes over.
+    """
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def initialize(self, deviation: float) -> None:
+        """Draw the weights anew, normal with this standard deviation, and set the bias to zero."""
+        init.normal_(self.weight, std=deviation)
+        if self.bias is not None:
+            init.zeros_(self.bias)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return F.linear(states, self.weight, self.bias)
+
+
+def fix_linear_layers(module: Any) -> None:
+    """Replace every `nn.Linear` within a module by a `FixedLinear`."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(parent, name, FixedLinear(child))

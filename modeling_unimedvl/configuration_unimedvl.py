@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.siglip.configuration_siglip import SiglipVisionConfig
 
@@ -238,5 +239,8 @@ class UniMedVLConfig(PreTrainedConfig):
             return upstream_config_dict(pretrained_model_name_or_path, overrides=kwargs), kwargs
         return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
 
+
+# `transformers serve` looks classes up in this table, and in transformers itself, by name: it asks no auto class.
+MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.setdefault(UniMedVLConfig.model_type, "UniMedVLForConditionalGeneration")
 
 __all__ = ["UniMedVLConfig", "UniMedVLTextConfig", "UniMedVLVAEConfig", "UniMedVLVisionConfig"]

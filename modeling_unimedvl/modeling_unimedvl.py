@@ -35,7 +35,7 @@ from transformers.models.qwen2.modeling_qwen2 import (
 )
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .adapters_unimedvl import register_default_targets
+from .adapters_unimedvl import fix_linear_layers, refuse_activated_adapters, register_default_targets
 from .blocks_unimedvl import (
     BlockKind,
     BlockLayout,
@@ -87,10 +87,16 @@ class ExpertRouting(NamedTuple):
         return cls(index, index[:0], index, batch_size)
 
     def split(self, states_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if not len(self.gen_index_T):
+            # Rows stay whole: activated LoRA counts from their ends.
+            return states_BS, states_BS[:, :0]
         flat = states_BS.flatten(0, 1)
         return flat[self.und_index_U.to(flat.device)], flat[self.gen_index_T.to(flat.device)]
 
     def join(self, und_U: torch.Tensor, gen_T: torch.Tensor) -> torch.Tensor:
+        if not len(self.gen_index_T):
+            # The sum of nothing is zero, and lets the other expert's parameters have gradients.
+            return und_U + gen_T.sum().to(und_U.device)
         # With the layers spread over devices, the two experts' parts can come from different ones.
         together = torch.cat([und_U, gen_T.to(und_U.device)])
         return together[self.restore_index.to(und_U.device)].unflatten(0, (self.batch_size, -1))
@@ -373,6 +379,7 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
             self.time_embedder = TimestepEmbedder(hidden_size)
             self.latent_pos_embed = PositionEmbedding(config.max_latent_size, hidden_size)
             self.vae = AutoencoderKL(**config.vae_config.autoencoder_arguments())
+            fix_linear_layers(self.vae)
         unused = [] if config.visual_gen else GENERATION_WEIGHTS
         self._keys_to_ignore_on_load_unexpected = [r"^lm_head\.", *unused]
         self.freeze_fixed_parts()
@@ -703,7 +710,9 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
                 self.embedded_kinds(inputs_embeds) if input_ids is None else self.token_kinds(input_ids)
             )
         if mm_token_type_ids is not None:
-            mm_token_type_ids = mm_token_type_ids.to(inputs_embeds.device)
+            # PEFT puts virtual tokens before a prompt, as embeddings without kinds: they are text.
+            virtual = length - mm_token_type_ids.shape[1] if input_ids is None else 0
+            mm_token_type_ids = F.pad(mm_token_type_ids.to(inputs_embeds.device), (virtual, 0))
         if mm_token_type_ids is not None and length > 1:
             # Embeddings may hold the features of ViT images already. A compiler cannot look, and takes them for such.
             has_pixels, looks = pixel_values is not None or input_ids is None, not torch.compiler.is_compiling()
@@ -724,6 +733,8 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
             inputs_embeds = inputs_embeds + self._idle_vision_term().to(inputs_embeds)
 
         routing, flow_target, noised_T = None, None, None
+        if has_latents:
+            refuse_activated_adapters(self.language_model.layers[0])
         if has_latents or (self.training and self.config.visual_gen):
             self.require_generation()
             latents = [] if latent_values is None else list(latent_values)
@@ -780,7 +791,7 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
         velocity = None
         if routing is not None:
             _, gen_TD = routing.split(hidden_BSD)
-            velocity = self.llm2vae(gen_TD[noised_T]).float()
+            velocity = self.llm2vae(gen_TD.flatten(0, -2)[noised_T]).float()
         return UniMedVLModelOutput(
             last_hidden_state=hidden_BSD,
             past_key_values=past_key_values,

@@ -5,6 +5,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
 
+from .adapters_unimedvl import FixedLinear
 from .configuration_unimedvl import UniMedVLConfig
 from .flow_unimedvl import sinusoidal_position_table
 
@@ -61,5 +62,7 @@ class UniMedVLPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, PositionEmbedding):
             init.copy_(module.pos_embed, sinusoidal_position_table(module.pos_embed.shape[1], module.side))
+        elif isinstance(module, FixedLinear):
+            module.initialize(0.02)
         else:
             super()._init_weights(module)

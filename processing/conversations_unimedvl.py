@@ -12,6 +12,11 @@ IMAGE_KEYS = ("image", "path", "url", "base64")
 VIEW_OPTIONS = tuple(name for name in View.__dataclass_fields__ if name not in LIMITS)
 
 
+def is_text(value: Any) -> bool:
+    """Whether a value is a string of characters: not empty, and without lone surrogates, which no tokenizer takes."""
+    return isinstance(value, str) and value != "" and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 def plain_conversations(
     conversation: Any, start_mark: str, end_mark: str, mark: bool
 ) -> tuple[list[list[dict[str, Any]]], bool]:
@@ -33,6 +38,10 @@ def plain_conversations(
     def plain_text(text: Any) -> str:
         if not isinstance(text, str) or not text:
             raise ValueError(f"The text of a message must be a non-empty string, not {text!r}.")
+        if not is_text(text):
+            raise ValueError(
+                "The text of a message holds lone surrogates, which UTF-8 has no bytes for: decode it anew."
+            )
         if not mark:
             return text
         return start_mark + text.replace(start_mark, "").replace(end_mark, "") + end_mark
@@ -95,7 +104,7 @@ def _as_batch(conversation: Any) -> tuple[list, bool]:
     conversation = getattr(conversation, "messages", conversation)
     if not isinstance(conversation, list | tuple) or not conversation:
         raise ValueError('A conversation must be a non-empty list of {"role": ..., "content": ...} messages.')
-    is_batch = not isinstance(conversation[0], dict)
+    is_batch = not isinstance(conversation[0], dict) and not hasattr(conversation[0], "content")
     conversations = [getattr(entry, "messages", entry) for entry in conversation] if is_batch else [conversation]
     if not all(isinstance(entry, list | tuple) and entry for entry in conversations):
         raise ValueError("A batch of conversations must hold non-empty lists of messages only.")
@@ -105,7 +114,7 @@ def _as_batch(conversation: Any) -> tuple[list, bool]:
 def _messages_with_items(messages: list) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Every message with its items (none where the content is a string), checked."""
     checked: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
-    for message in messages:
+    for message in map(_as_dict, messages):
         if not isinstance(message, dict):
             raise ValueError(f'A message must be {{"role": ..., "content": ...}}, not a {type(message).__name__}.')
         if message.get("role") not in ROLES:
@@ -120,7 +129,15 @@ def _messages_with_items(messages: list) -> list[tuple[dict[str, Any], list[dict
     return checked
 
 
+def _as_dict(value: Any) -> Any:
+    """A message or an item as a dict, where it is an object with the same fields, such as those of OpenAI's client."""
+    if isinstance(value, dict) or not (hasattr(value, "role") or hasattr(value, "type")):
+        return value
+    return {name: field for name, field in vars(value).items() if field is not None}
+
+
 def _checked_item(item: Any) -> dict[str, Any]:
+    item = _as_dict(item)
     if not isinstance(item, dict) or "type" not in item:
         raise ValueError('A content item must be {"type": "text", "text": ...} or {"type": "image", "image": ...}.')
     if item["type"] == "image_url":

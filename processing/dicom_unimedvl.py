@@ -105,18 +105,19 @@ class DicomFile:
             raise ValueError(BROKEN) from None
         check_color_space(self._color_space)
         try:
-            self._decoder = pixels.get_decoder(self._syntax)
+            with no_patient_text():
+                self._decoder = pixels.get_decoder(self._syntax)
+                available = self._decoder.is_available
         except NotImplementedError:
-            raise ValueError(undecodable(self._syntax)) from None
-        if not self._decoder.is_available:
+            available = False
+        if not available:
             raise ValueError(undecodable(self._syntax))
         try:
             with no_patient_text():
                 self._options, self._shift = _decoding_options(dataset, self._syntax, self._color_space)
         except Exception:
             raise ValueError(BROKEN) from None
-        self._dataset, self._pixels = dataset, pixels
-        self._get_frame = pydicom.encaps.get_frame
+        self._dataset, self._pixels, self._get_frame = dataset, pixels, pydicom.encaps.get_frame
         self._ranges: dict[tuple[float, float], tuple[float, float]] = {}
 
     def image(self, view: View, series_range: Callable[[View], tuple[float, float]] | None = None) -> Image.Image:
@@ -140,12 +141,12 @@ class DicomFile:
             view.refuse_slice()
         check_image_size(*self.size, view.max_pixels)
         index = checked_index(view.frame, self.frames, "frame", default=self.frames // 2)
-        levels: np.ndarray | None
         if self._burned_in:
             warnings.warn(
                 "The DICOM file declares burned-in annotation: its pixels may show who the patient is.", stacklevel=2
             )
         array, color_space = self._decoded(index)
+        levels: np.ndarray | None
         try:
             with no_patient_text():
                 if self._color_space == PALETTE:

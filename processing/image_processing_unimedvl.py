@@ -9,6 +9,7 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import ImagesKwargs
 
+from .call_arguments_unimedvl import name_in_parent
 from .medical_formats_unimedvl import open_image
 from .pixel_windows_unimedvl import MAX_IMAGE_PIXELS, convert_to_rgb
 from .view_unimedvl import View
@@ -195,6 +196,18 @@ class UniMedVLImageProcessor(PilBackend):
         for name in ("understanding_transform", "vae_transform", "vit_transform"):
             setattr(self, name, settings[name])
 
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs) -> "UniMedVLImageProcessor":
+        """Make an image processor of saved settings; `from_pretrained` calls this.
+
+        Raises:
+            ValueError: for a `backend` other than "pil", or for impossible settings.
+        """
+        backend = kwargs.pop("backend", None)
+        if backend not in (None, "pil"):
+            raise ValueError(f"backend={backend!r}: this image processor works with PIL alone; leave backend out.")
+        return super().from_dict(image_processor_dict, **kwargs)
+
     def _settings(self, overrides: dict[str, Any]) -> dict[str, Any]:
         """The settings of one call, checked."""
         own = sorted(UniMedVLImageProcessorKwargs.__annotations__.keys() - ImagesKwargs.__annotations__.keys())
@@ -267,6 +280,28 @@ class UniMedVLImageProcessor(PilBackend):
             data |= {"latent_pixel_values": padded, "latent_image_sizes": sizes}
         return BatchFeature(data, tensor_type=return_tensors)
 
+    def patch_grid(self, height: int, width: int, **overrides) -> tuple[int, int]:
+        """Count the ViT patches of an image in text mode, without reading it.
+
+        Args:
+            height, width: of the image, in pixels.
+            **overrides: settings of the class for this call.
+
+        Returns:
+            Rows and columns of patches.
+
+        Raises:
+            ValueError: for impossible settings or sizes.
+        """
+        num_images = overrides.pop("num_images", 1)
+        settings = self._settings(overrides)
+        stages = (
+            ("vae_transform", "vit_transform") if settings["pipeline"] == "chain" else ("understanding_transform",)
+        )
+        for stage in stages:
+            width, height = reference_size(width, height, **settings[stage], num_images=num_images)
+        return height // settings["patch_size"], width // settings["patch_size"]
+
     def _resized(
         self, image: Image.Image, generation_mode: str, num_images: int, settings: dict[str, Any]
     ) -> tuple[Image.Image, Image.Image | None]:
@@ -299,3 +334,6 @@ def _checked_transform(name: str, transform: Any) -> dict[str, int]:
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"{name}[{key!r}] is {value!r}: pass a positive whole number of pixels.")
     return {key: int(value) for key, value in transform.items()}
+
+
+name_in_parent(__name__)

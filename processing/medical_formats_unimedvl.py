@@ -259,7 +259,9 @@ class _Pages:
     """A PIL image with its pages. One that was opened here, from a file called `what`, is not handed out itself."""
 
     def __init__(self, image: Image.Image, what: str = ""):
-        self._image, self._what, self._raw = image, what, raw_mode(image)
+        self._image, self._what = image, what
+        with _decoding(what or "The image"):
+            self._raw = raw_mode(image)
 
     def close(self) -> None:
         self._image.close()
@@ -283,7 +285,7 @@ class _Pages:
             load_page(image)
             is_deep = image.mode in GRAY_BEYOND_8_BITS or image.mode.startswith("I;16")
             # Bytes with a sign are no levels.
-            is_deep = is_deep or (image.mode == "L" and stored_values(image, self._raw)[0].dtype == np.int8)
+            is_deep = is_deep or (image.mode == "L" and stored_values(image, self._raw)[0].dtype.kind == "i")
         black_white = view.black_white(_deep_pages(image, self._raw, view, what)) if is_deep or view.window else None
         with _decoding(what):
             orientation = image.getexif().get(EXIF_ORIENTATION, 1)

@@ -8,16 +8,16 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, Qwen2Config
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.utils import cached_file
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from .call_arguments_unimedvl import IGNORED_SETTINGS, IMAGE_SETTINGS, SETTING_GROUPS, TEXT_SETTINGS, flat_options
+from .call_arguments_unimedvl import IMAGE_SETTINGS, KNOWN_SETTINGS, flat_options, name_in_parent
 from .chat_template_unimedvl import CHAT_TEMPLATE
-from .conversations_unimedvl import conversations_with_images, plain_conversations
+from .conversations_unimedvl import conversations_with_images, is_text, plain_conversations
 from .image_processing_unimedvl import GENERATION_MODES, UniMedVLImageProcessor, flatten_images, images_of_texts
 from .outputs_unimedvl import are_images, class_maps_from_images, decoded, generated, images_from_pixels
-from .token_rows_unimedvl import check_placeholders, control_token_id, marked_parts, padded, span_masks, truncated
+from .token_rows_unimedvl import check_placeholders, control_token_id, encoded_text, padded, span_masks, truncated
 
 # Unicode non-characters, which enclose the texts of a conversation in safe mode. They never reach the tokenizer.
 VERBATIM_START, VERBATIM_END = "\ufdd0", "\ufdd1"
@@ -129,12 +129,15 @@ class UniMedVLProcessor(ProcessorMixin):
         """
         if videos is not None or audio is not None:
             raise ValueError("UniMedVL reads text and images only: leave videos and audio out.")
-        options = flat_options(kwargs)
+        options = flat_options(kwargs, self.tokenizer.init_kwargs)
         texts = [text] if isinstance(text, str) else list(text or [])
-        if not texts or not all(isinstance(entry, str) and entry for entry in texts):
-            raise ValueError("text must be a non-empty string or a list of them: render it with apply_chat_template.")
+        if not texts or not all(map(is_text, texts)):
+            raise ValueError("text must be a non-empty string in UTF-8 or a list: render it with apply_chat_template.")
 
-        encoded = [self._encode(entry, options.get("split_special_tokens", False), verbatim_marks) for entry in texts]
+        marks = (VERBATIM_START, VERBATIM_END) if verbatim_marks else None
+        control_ids = self._image_ids | {self.bos_token_id, self.eos_token_id}
+        verbatim = options.get("split_special_tokens", False)
+        encoded = [encoded_text(self.tokenizer, entry, verbatim, marks, control_ids) for entry in texts]
         counts = [ids.count(self.image_token_id) for ids, _ in encoded]
         images_per_text = images_of_texts(images, counts, self.image_token)
         has_latents = any(self.latent_token_id in ids for ids, _ in encoded)
@@ -217,9 +220,10 @@ class UniMedVLProcessor(ProcessorMixin):
         # Pipelines reach only processor_kwargs.
         generation_mode = passed_on.pop("generation_mode", generation_mode) or "text"
         allow_url = passed_on.pop("allow_url", allow_url)
-        known = {*TEXT_SETTINGS, *IMAGE_SETTINGS, *IGNORED_SETTINGS, *SETTING_GROUPS}
         # Misspelled arguments would otherwise pass for variables of the template.
-        passed_on |= {name: kwargs.pop(name) for name in list(kwargs) if name in known or template == CHAT_TEMPLATE}
+        passed_on |= {
+            name: kwargs.pop(name) for name in list(kwargs) if name in KNOWN_SETTINGS or template == CHAT_TEMPLATE
+        }
         options = flat_options(passed_on)
         if return_tensors not in (None, "auto"):
             options["return_tensors"] = return_tensors
@@ -273,25 +277,12 @@ class UniMedVLProcessor(ProcessorMixin):
         templates = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
         return templates.get(chat_template or "default", chat_template) or CHAT_TEMPLATE
 
-    def _encode(self, text: str, split_special_tokens: bool, verbatim_marks: bool) -> tuple[list[int], list[tuple]]:
-        """Token ids of `text` and their character spans in it; marked parts, or all of it, are not parsed."""
-        whole = [(text, 0, split_special_tokens)]
-        ids: list[int] = []
-        offsets: list[tuple[int, int]] = []
-        for part, start, verbatim in marked_parts(text, VERBATIM_START, VERBATIM_END) if verbatim_marks else whole:
-            encoding = self.tokenizer(
-                part,
-                add_special_tokens=False,
-                split_special_tokens=verbatim,
-                return_attention_mask=False,
-                return_offsets_mapping=True,
-                verbose=False,
-            )
-            if verbatim and (self._image_ids | {self.bos_token_id, self.eos_token_id}) & set(encoding["input_ids"]):
-                raise ValueError("The tokenizer parses its control tokens in any text: mark them special=True in it.")
-            ids += encoding["input_ids"]
-            offsets += [(start + begin, start + end) for begin, end in encoding["offset_mapping"]]
-        return ids, offsets
+    def _get_num_multimodal_tokens(self, image_sizes: list[tuple[int, int]] | None = None, **kwargs) -> MultiModalData:
+        """Count the tokens of images (height, width) in text mode, for engines that plan before they read them."""
+        settings = {name: kwargs[name] for name in IMAGE_SETTINGS if kwargs.get(name) is not None}
+        grids = [self.image_processor.patch_grid(height, width, **settings) for height, width in image_sizes or []]
+        counts = [rows * columns for rows, columns in grids]
+        return MultiModalData(num_image_tokens=counts, num_image_patches=counts)
 
     @property
     def _image_ids(self) -> set[int]:
@@ -398,3 +389,6 @@ class UniMedVLProcessor(ProcessorMixin):
         """
         shown = images if are_images(images) else images_from_pixels(generated(images, "images"))
         return class_maps_from_images(shown, num_classes, palette, size)
+
+
+name_in_parent(__name__)

@@ -23,16 +23,32 @@ BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLES_PER_PIXEL, SAMPLE_FORMAT = 258, 262, 277, 
 UNSIGNED, SIGNED = 1, 2
 # Raw modes of PIL for gray levels of fewer than 8 bits, which it spreads over 0 to 255.
 RAW_BITS = {"L;2": 2, "L;4": 4}
+START_OF_CODESTREAM = b"\xff\x4f\xff\x51"
+_JPEG_2000_BITS = re.compile(r"J2K;(\d+)(S?)")
 NATIVE_MODES = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
 _SPACE = rb"(?:\s|#[^\r\n]*[\r\n])+"
 _NETPBM = re.compile(rb"P([2356])" + (_SPACE + rb"(\d{1,10})") * 3 + rb"\s")
-# A header of Netpbm may have comments of any length; more than this is none.
-MAX_NETPBM_HEADER = 2**16
+# Headers of Netpbm may have comments of any length, those of JPEG 2000 boxes; more than this is none.
+MAX_HEADER = 2**16
 
 
 def raw_mode(image: Image.Image) -> str:
-    """PIL's name for how the values of an image file lie in it, or "" for an image that is loaded already."""
-    return _raw_mode(image.tile[0]) if isinstance(image, ImageFile.ImageFile) and image.tile else ""
+    """How the values of an image file lie in it, as PIL calls it, or "" for an image that is loaded already.
+
+    PIL has no names for the bits of JPEG 2000: they are "J2K;12" for 12 bits and "J2K;12S" where they are signed.
+    """
+    if not isinstance(image, ImageFile.ImageFile) or not image.tile:
+        return ""
+    if image.format != "JPEG2000" or image.mode not in ("L", "I;16") or image.fp is None:
+        return _raw_mode(image.tile[0])
+    position = image.fp.tell()
+    image.fp.seek(0)
+    head = image.fp.read(MAX_HEADER)
+    image.fp.seek(position)
+    # Bits of the first component, in the segment that says the size (ISO 15444-1, A.5.1).
+    start = head.find(START_OF_CODESTREAM) + len(START_OF_CODESTREAM) + 38
+    code = head[start] if START_OF_CODESTREAM in head and start < len(head) else 0
+    return f"J2K;{(code & 0x7F) + 1}{'S' * (code >> 7)}"
 
 
 def _raw_mode(tile: Any) -> str:
@@ -65,6 +81,8 @@ def stored_values(image: Image.Image, raw: str) -> tuple[np.ndarray, bool]:
         (H, W) or (H, W, C) numbers, and whether 0 is white among them.
     """
     array = np.asarray(image)
+    if bits_sign := _JPEG_2000_BITS.fullmatch(raw):
+        return _unspread(array, int(bits_sign[1]), is_signed=bits_sign[2] == "S"), False
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return (array // (255 // (2 ** RAW_BITS[raw] - 1)) if raw in RAW_BITS else array), False
     if image.tag_v2.get(SAMPLES_PER_PIXEL, 1) != 1 or image.tag_v2.get(PHOTOMETRIC) not in (0, 1):
@@ -85,6 +103,12 @@ def stored_values(image: Image.Image, raw: str) -> tuple[np.ndarray, bool]:
     elif image.mode == "I" and bits == 32 and kind == UNSIGNED:
         array = array.view(np.uint32)
     return array, is_inverted
+
+
+def _unspread(array: np.ndarray, bits: int, is_signed: bool) -> np.ndarray:
+    """Values of JPEG 2000 that PIL moved to the top of 8 or 16 bits, signed ones from 0 on."""
+    values = array >> max(8 * array.dtype.itemsize - bits, 0)
+    return values.astype(np.int32) - 2 ** (bits - 1) if is_signed else values
 
 
 def has_deep_colors(raw: str) -> bool:
@@ -109,7 +133,7 @@ def netpbm_values(content: bytes) -> tuple[np.ndarray, int] | None:
     Raises:
         ValueError: for a damaged file.
     """
-    header = _NETPBM.match(content, 0, MAX_NETPBM_HEADER)
+    header = _NETPBM.match(content, 0, MAX_HEADER)
     if header is None:
         return None
     kind, width, height, white = (int(number) for number in header.groups())
@@ -174,7 +198,10 @@ class DeepTiff:
             )
 
     def _is_known(self, page: Any) -> bool:
-        return page.dtype is not None and page.dtype.kind in "iuf" and page.photometric in self._kinds
+        # In a damaged file they may be several numbers each.
+        counts = page.imagewidth, page.imagelength, page.bitspersample, page.planarconfig
+        known = page.dtype is not None and page.dtype.kind in "iuf" and page.photometric in self._kinds
+        return known and all(isinstance(count, int) for count in counts)
 
     def image(self, view: View) -> Image.Image:
         """A page as an 8-bit image."""
@@ -196,7 +223,8 @@ class DeepTiff:
         if page.photometric == self._kinds[0]:
             levels = 255 - levels
         tag = page.tags.get(EXIF_ORIENTATION)
-        return upright(image_from_uint8(levels), int(tag.value) if tag is not None else 1)
+        orientation = getattr(tag, "value", 1)
+        return upright(image_from_uint8(levels), int(orientation) if isinstance(orientation, int) else 1)
 
     def values(self, page: Any = None, max_pixels: int | None = None) -> np.ndarray:
         """The values of a page, the first by default, as the file stores them: (H, W) or (H, W, 3).

@@ -37,6 +37,44 @@ def marked_parts(text: str, start_mark: str, end_mark: str) -> Iterator[tuple[st
         position, verbatim = end + 1, not verbatim
 
 
+def encoded_text(
+    tokenizer: Any, text: str, split_special_tokens: bool, marks: tuple[str, str] | None, control_ids: set[int]
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Tokenize a prompt, of which marked parts, or all of it, are not parsed for control tokens.
+
+    Args:
+        tokenizer: a fast one.
+        text: the prompt.
+        split_special_tokens: tokenize control tokens as plain characters wherever no marks are given.
+        marks: enclose the parts that are not parsed.
+        control_ids: ids that must not come of such a part.
+
+    Returns:
+        Token ids, and the span of characters in `text` of each.
+
+    Raises:
+        ValueError: if the tokenizer parses control tokens in any text, or if the marks are not in pairs.
+    """
+    parts = [(text, 0, split_special_tokens)] if marks is None else marked_parts(text, *marks)
+    ids: list[int] = []
+    offsets: list[tuple[int, int]] = []
+    for part, start, verbatim in parts:
+        encoding = tokenizer(
+            part,
+            add_special_tokens=False,
+            padding=False,
+            split_special_tokens=verbatim,
+            return_attention_mask=False,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        if verbatim and control_ids & set(encoding["input_ids"]):
+            raise ValueError("The tokenizer parses its control tokens in any text: mark them special=True in it.")
+        ids += encoding["input_ids"]
+        offsets += [(start + begin, start + end) for begin, end in encoding["offset_mapping"]]
+    return ids, offsets
+
+
 def check_placeholders(row: list[int], generation_mode: str, latent_id: int, image_id: int, tokenizer: Any) -> None:
     """Raise ValueError unless the image placeholders of a row of ids are those of the mode, before they are repeated.
 

@@ -22,11 +22,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 SCHEMA = "unimedvl.benchmarks.gpu"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-# Those with a capital M, owner/name or the name of a release hold a place for what the reader puts in.
+# Those with a capital M, ADAPTER, owner/name or the name of a release hold a place for what the reader puts in.
 COMMANDS = [
     line.partition("  #")[0].strip()
     for line in README.splitlines()
-    if line.startswith("    unimedvl ") and not re.search(r"--model M\b|owner/name|BAGEL-7B-MoT", line)
+    if line.startswith("    unimedvl ") and not re.search(r"--model M\b|ADAPTER|owner/name|BAGEL-7B-MoT", line)
 ]
 
 

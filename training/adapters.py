@@ -8,6 +8,9 @@ from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_t
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from unimedvl.checkpoint.adapter_folder import open_adapter, record_base
+from unimedvl.checkpoint.cards import adapter_card
+from unimedvl.checkpoint.folder import Checkpoint, Place, open_checkpoint
 from unimedvl.modeling_unimedvl.adapters_unimedvl import ADAPTER_TARGETS
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
 
@@ -29,7 +32,7 @@ def adapter_config(recipe: AdapterRecipe) -> LoraConfig:
 
 
 def load_with_adapter(
-    checkpoint: str | Path,
+    checkpoint: str | Path | Checkpoint,
     recipe: AdapterRecipe,
     dtype: torch.dtype | str = "auto",
     gradient_checkpointing: bool = False,
@@ -38,7 +41,7 @@ def load_with_adapter(
     """A checkpoint with a fresh trainable adapter on it, whose weights are float32.
 
     Args:
-        checkpoint: a folder or a name on the Hub.
+        checkpoint: a folder, a name on the Hub, or what `open_checkpoint` found there.
         recipe: "nf4" in it loads the experts in 4 bits with double quantization; the ViT, the autoencoder and the
             small projections keep their precision.
         dtype: of the base weights that are not quantized, and of the computation with those that are.
@@ -52,13 +55,22 @@ def load_with_adapter(
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else dtype,
         )
-    model: PreTrainedModel = UniMedVLForConditionalGeneration.from_pretrained(checkpoint, dtype=dtype, **options)
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = open_checkpoint(checkpoint, options.pop("revision", None))
+    model: PreTrainedModel = UniMedVLForConditionalGeneration.from_pretrained(
+        checkpoint.directory, dtype=dtype, **options
+    )
     reentrant = {"use_reentrant": False}
     if recipe.quantize:
         model = prepare_model_for_kbit_training(model, gradient_checkpointing, reentrant)
     elif gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=reentrant)
-    return get_peft_model(model, adapter_config(recipe))
+    adapted = get_peft_model(model, adapter_config(recipe))
+    assert isinstance(adapted, PeftModel)
+    config = adapted.peft_config[adapted.active_adapter]
+    # Found again from any folder: not the path of a download, nor one that counts from here.
+    config.base_model_name_or_path, config.revision = checkpoint.source
+    return adapted
 
 
 def bare_model(model: nn.Module) -> Any:
@@ -66,21 +78,14 @@ def bare_model(model: nn.Module) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def merge_adapter(checkpoint: str | Path, adapter: str | Path, output: str | Path, **options: Any) -> None:
-    """Write the checkpoint with the adapter's change added to its weights, loadable without PEFT.
-
-    An adapter that was trained on a 4-bit base is added to the full weights.
-
-    Args:
-        options: further arguments of `from_pretrained` of the checkpoint.
-
-    Raises:
-        ValueError: if `output` exists and is not empty, or `adapter` holds no adapter.
-    """
-    output, adapter = Path(output), Path(adapter)
-    if output.exists() and any(output.iterdir()):
-        raise ValueError(f"{output} is not empty: choose another folder.")
-    if not (adapter / "adapter_config.json").is_file():
-        raise ValueError(f"{adapter} holds no adapter_config.json: give the folder of a saved adapter.")
-    model = UniMedVLForConditionalGeneration.from_pretrained(checkpoint, **options)
-    PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().save_pretrained(output)
+def save_model(model: Any, folder: Path) -> None:
+    """Write a model into a folder; an adapter without its base, with a record of the base's weights and a card."""
+    model.save_pretrained(str(folder))
+    if not isinstance(model, PeftModel):
+        return
+    config = model.peft_config[model.active_adapter]
+    assert config.base_model_name_or_path is not None, "load_with_adapter names the base"
+    base = open_checkpoint(config.base_model_name_or_path, config.revision)
+    record_base(folder, base, "nf4" if getattr(bare_model(model), "is_loaded_in_4bit", False) else "")
+    card = adapter_card(open_adapter(Place(folder, folder.name, None)), base)
+    (folder / "README.md").write_text(card, encoding="utf-8")

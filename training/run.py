@@ -29,10 +29,11 @@ from .checkpoints import checkpoints, is_whole, several_processes
 from .curriculum.sharding import load_sharded
 from .curriculum.trainer import UniMedVLTrainer
 from .curriculum.validation import Validation, open_validation
-from .data.dataset import PackedRecords, RecordGroup, text_encoder
+from .data.dataset import EmptyGroupError, PackedRecords, RecordGroup, text_encoder
 from .data.posterior_cache import LatentCache, autoencoder_fingerprint
 from .data_recipe import DataRecipe
 from .recipe import CurriculumRecipe, StageRecipe, TrainingRecipe, find_recipe, load_recipe, split_overrides
+from .recipe_advice import advice
 from .tuning_recipe import TuningRecipe
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,10 @@ def run_recipe(recipe: TrainingRecipe, before: Path | None = None, carried: Stag
     _check_writable(output)
     state = PartialState(cpu=not torch.cuda.is_available())
     set_seed(recipe.seed)
-    groups = [RecordGroup(group) for group in recipe.data.groups]
+    try:
+        groups = [RecordGroup(group) for group in recipe.data.groups]
+    except EmptyGroupError as error:
+        raise ValueError(f"{error}{advice(recipe, error.held)}") from error
     held_out = open_validation(recipe) if recipe.validation.every else None
     checkpoint = open_checkpoint(recipe.model)
     processor = load_processor(checkpoint.directory)
@@ -70,7 +74,7 @@ def run_recipe(recipe: TrainingRecipe, before: Path | None = None, carried: Stag
     if recipe.adapter is not None:
         # Frozen weights need no float32.
         kept = torch.bfloat16 if recipe.bf16 else torch.float32
-        model = load_with_adapter(str(checkpoint.directory), recipe.adapter, kept)
+        model = load_with_adapter(checkpoint, recipe.adapter, kept)
     elif recipe.parallelism == "fsdp2" and state.num_processes > 1:
         model = load_sharded(checkpoint, recipe.freeze, recipe.bf16, state.device)
     else:

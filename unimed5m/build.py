@@ -2,7 +2,7 @@
 
 OUT/plan/SHARD.parquet      what each shard has to read; the input of the job (`pipeline`)
 OUT/data/SPLIT-00000-of-00008.parquet   the records; a shard has a file for every split it found records of
-OUT/rejected/SHARD.jsonl    records that are not valid and samples that could not be read, with the reason
+OUT/rejected/SHARD.jsonl    records that are not valid and samples that could not be read: `id` and `reason`
 OUT/build.json              source and counts; written last
 
 The number of shards belongs to the build, the number of processes does not.
@@ -26,6 +26,7 @@ from unimedvl.utils.claims import claim_folder
 from unimedvl.utils.json_files import write_json
 from unimedvl.utils.whole_files import replacing
 
+from .learnable import check_learnable
 from .pipeline import Executor, Job, ShardTask, run_job
 from .record_index import text_digests
 from .schema import ARROW_SCHEMA, SPLITS, Record, to_table
@@ -46,12 +47,13 @@ class RecordSource(Protocol):
         root: Path,
         split: str | None = None,
         shard: tuple[int, int] = (0, 1),
-        problem: Callable[[str], None] | None = None,
+        problem: Callable[[str, str], None] | None = None,
     ) -> Iterator[Record]:
         """The records of every `shard[1]`-th unit of the folder, beginning with number `shard[0]`, in a fixed order.
 
         Args:
-            problem: called with one line for a sample that cannot be read; without it such a sample raises.
+            problem: called with the name of a sample that cannot be read, and with the reason in one line; without it
+                such a sample raises.
 
         Raises:
             ValueError: one line with what was expected and what was found.
@@ -182,13 +184,14 @@ class BuildShard:
             reasons: list[dict[str, str]] = []
             writers: dict[str, _SplitWriter] = {}
 
-            def problem(line: str) -> None:
-                reasons.append({"id": "", "reason": line})
+            def problem(name: str, line: str) -> None:
+                reasons.append({"id": name, "reason": line})
 
             records = self.source.records(Path(self.root), None, (plan["index"], plan["count"]), problem)
             for record in records:
                 try:
                     record.validate()
+                    check_learnable(record)
                 except ValueError as error:
                     reasons.append({"id": record.id, "reason": str(error)})
                     continue

@@ -110,7 +110,7 @@ class MiniSource:
         root: Path,
         split: str | None = None,
         shard: tuple[int, int] = (0, 1),
-        problem: Callable[[str], None] | None = None,
+        problem: Callable[[str, str], None] | None = None,
     ) -> Iterator[Record]:
         """The records of one shard, in the order of the files' rows.
 
@@ -118,7 +118,7 @@ class MiniSource:
             root: the data folder.
             split: "train" or "validation"; both by default.
             shard: (index, count); every row belongs to exactly one shard.
-            problem: called with one line for a row that cannot be read; without it such a row raises.
+            problem: called with the id of a row that cannot be read, and the reason; without it such a row raises.
 
         Raises:
             ValueError: if the folder does not have the layout.
@@ -134,7 +134,7 @@ class MiniSource:
                     except ValueError as error:
                         if problem is None:
                             raise
-                        problem(f"{path.relative_to(root).as_posix()}: {row['id']}: {error}")
+                        problem(str(row["id"]), f"{path.relative_to(root).as_posix()}: {row['id']}: {error}")
                 position += 1
 
     def _files(self, root: Path, splits: Collection[str]) -> list[Path]:

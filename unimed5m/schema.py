@@ -45,7 +45,7 @@ SUB_TASK_TYPES = (
 # The paper's eight, dermoscopy (in its segmentation benchmark only), and RAD: radiology of no stated kind.
 MODALITIES = ("CFP", "CXR", "CT", "HIS", "MRI", "OCT", "US", "ENDO", "DERM", "RAD", "TEXT")
 SPLITS = ("train", "validation", "test")
-ROLES = ("human", "gpt")
+ROLES = ("system", "human", "gpt")
 UNKNOWN = "unknown"
 
 
@@ -163,7 +163,7 @@ class RecordImage:
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """One turn of the conversation: `role` is "human" or "gpt", `value` the text with `<image>` placeholders."""
+    """One turn: `role` is one of `ROLES`, `value` the text with `<image>` placeholders, which "system" has none of."""
 
     role: str
     value: str
@@ -192,7 +192,7 @@ class Record:
 
     The k-th `<image>` of the human turns is `input_img[k]`, the k-th of the gpt turns is `output_img[k]`: the
     placeholder's place says whether an output image comes before or after its text. Turns without any placeholder
-    mean "input images first" and "output image last", as in the authors' files.
+    mean "input images first" (before the first human turn) and "output image last", as in the authors' files.
 
     Attributes:
         id: unique name (`record_id`).
@@ -202,7 +202,7 @@ class Record:
         dataset: name of the source data set.
         input_img: images that the model sees.
         output_img: images that the model makes.
-        message: the conversation; humans ask, gpt answers.
+        message: the conversation; humans ask, gpt answers, last of all.
         license: license of the source, in words.
         license_tier: the reader's class of that license ("A" permissive, "B" with conditions, "C" unclear), or "".
         redistributable: what may be passed on, in words ("yes", "no", "non-commercial", "unclear", ...).
@@ -286,10 +286,14 @@ class Record:
             raise self._wrong("message", "at least one turn", "none")
         for index, turn in enumerate(self.message):
             if turn.role not in ROLES:
-                raise self._wrong(f"message[{index}].from", "human or gpt", turn.role)
+                raise self._wrong(f"message[{index}].from", f"one of {', '.join(ROLES)}", turn.role)
             if not isinstance(turn.value, str):
                 raise self._wrong(f"message[{index}].value", "a text", turn.value)
             self._check_encodable(f"message[{index}].value", turn.value)
+            if turn.role == "system" and IMAGE_PLACEHOLDER in turn.value:
+                raise self._wrong(f"message[{index}].value", "no image in a system turn", IMAGE_PLACEHOLDER)
+        if not any(turn.role == "human" for turn in self.message):
+            raise self._wrong("message", "a turn from human", "none")
         if self.message[-1].role != "gpt":
             raise self._wrong("message", "a last turn from gpt", self.message[-1].role)
         if self.main_task_type == "text_only" and (self.input_img or self.output_img):
@@ -351,17 +355,9 @@ class Record:
 
 
 _REQUIRED_TEXTS = (
-    "id",
-    "main_task_type",
-    "sub_task_type",
-    "modality",
-    "dataset",
-    "license",
-    "redistributable",
-    "provenance",
-    "split",
-    "group_id",
-)
+    "id", "main_task_type", "sub_task_type", "modality", "dataset", "license", "redistributable", "provenance",
+    "split", "group_id",
+)  # fmt: skip
 
 
 def record_id(dataset: str, original_id: str, task: str, variant: str = "") -> str:

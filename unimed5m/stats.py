@@ -244,7 +244,7 @@ def _page(paths: Sequence[Path], chosen: Mapping[str, Sequence[str]], total: int
 
 def shown(record: Record) -> dict[str, Any]:
     """A record for the page: its turns cut at the placeholders, images as data addresses."""
-    waiting = {"human": list(record.input_img), "gpt": list(record.output_img)}
+    waiting = {"system": [], "human": list(record.input_img), "gpt": list(record.output_img)}
     turns: list[dict[str, Any]] = []
     for turn in record.message:
         parts: list[dict[str, str]] = []
@@ -254,7 +254,8 @@ def shown(record: Record) -> dict[str, Any]:
             parts.append({"text": text.strip("\n") + ("\n" if text.strip("\n") else "")})
         turns.append({"role": turn.role, "parts": parts})
     # Without placeholders input images come first and output images last.
-    turns[0]["parts"] = [{"image": _address(image)} for image in waiting["human"]] + turns[0]["parts"]
+    asked = next(turn for turn in turns if turn["role"] == "human")
+    asked["parts"] = [{"image": _address(image)} for image in waiting["human"]] + asked["parts"]
     turns[-1]["parts"] = turns[-1]["parts"] + [{"image": _address(image)} for image in waiting["gpt"]]
     names = ("id", "modality", "dataset", "split", "license", "group_id", "synthetic")
     return {name: getattr(record, name) for name in names} | {"turns": turns}

@@ -7,26 +7,36 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import regex
+
+from .words import reads_as_english, unspaced, words
+
 KINDS = ("yes_no", "multiple_choice", "closed", "open")
 RULES = ("normalized", "contains", "medevalkit", "vlmevalkit")
 YES_NO_WORDS = {"yes": frozenset({"yes", "是", "是的", "有"}), "no": frozenset({"no", "不", "不是", "没有", "否"})}
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_TOKENS = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+")
 _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "，。？！、；：（）", " "))
+_ANY_PUNCTUATION = regex.compile(r"\p{P}")
+# As Chinese and Japanese keyboards type them.
+_WIDE_LETTERS = {0xFEE0 + ord(letter): letter for letter in string.ascii_letters}
 
 
 def normalized(text: str) -> str:
     """An answer for comparison: Unicode folded (NFKC), lower case, without punctuation, articles and repeated spaces.
 
-    A text of articles only, as the option A, keeps them.
+    A text of articles only, as the option A, keeps them. Punctuation is that of ASCII and Chinese; in a text that does
+    not read as English (`words.reads_as_english`) it is that of all scripts, and spaces beside characters of Chinese
+    and the like are left out as well.
     """
-    text = unicodedata.normalize("NFKC", text).lower().translate(_PUNCTUATION)
+    folded = unicodedata.normalize("NFKC", text).lower()
+    text = folded.translate(_PUNCTUATION)
+    text = text if reads_as_english(folded) else unspaced(_ANY_PUNCTUATION.sub(" ", text).strip())
     return " ".join(_ARTICLES.sub(" ", text).split()) or " ".join(text.split())
 
 
 def tokens(text: str) -> list[str]:
-    """Words of a normalized text, and single characters of Chinese."""
-    return _TOKENS.findall(normalized(text))
+    """Words of a normalized text, and single characters of languages without spaces, such as Chinese (`words`)."""
+    return words(normalized(text))
 
 
 def kind_of(reference: str, options: Sequence[str] | None = None) -> str:
@@ -42,8 +52,8 @@ def read_yes_no(answer: str) -> str | None:
     said = tokens(answer)
     joined = "".join(said)
     found = set()
-    for verdict, words in YES_NO_WORDS.items():
-        for word in words:
+    for verdict, spellings in YES_NO_WORDS.items():
+        for word in spellings:
             if word.isascii() and word in said:
                 found.add(verdict)
             elif not word.isascii() and joined == word:
@@ -53,7 +63,7 @@ def read_yes_no(answer: str) -> str | None:
 
 def read_choice(answer: str, options: Sequence[str], rule: str = "medevalkit") -> str | None:
     """The letter that an answer chooses, None if it chooses none clearly."""
-    letters = string.ascii_uppercase[: len(options)]
+    letters, answer = string.ascii_uppercase[: len(options)], answer.translate(_WIDE_LETTERS)
     alone = [letter for letter in re.findall(r"(?<![A-Za-z0-9])([A-Z])(?![A-Za-z0-9])", answer) if letter in letters]
     # "A" also opens sentences: it only counts where it is written like a letter of a list.
     if alone and alone[0] == "A" and re.match(r"\s*A (?!or\b|and\b)[a-z]", answer):
@@ -78,9 +88,12 @@ def read_choice(answer: str, options: Sequence[str], rule: str = "medevalkit") -
 def _holds(text: str, phrase: str) -> bool:
     if not phrase:
         return not text
-    if phrase.isascii():
+    if phrase.isascii() and reads_as_english(text):
         return f" {phrase} " in f" {text} "
-    return phrase in text
+    said, wanted = words(text), words(phrase)
+    if not wanted:
+        return phrase in text
+    return any(said[start : start + len(wanted)] == wanted for start in range(len(said) - len(wanted) + 1))
 
 
 def is_right(
@@ -171,8 +184,8 @@ def vqa_accuracy(
 
     * normalized: equal after Unicode folding, lower case, without punctuation and articles; yes_no and
       multiple_choice as under medevalkit.
-    * contains: the normalized reference occurs in the normalized answer as whole words; yes_no and multiple_choice as
-      above.
+    * contains: the normalized reference occurs in the normalized answer as whole words, or as characters of languages
+      without spaces between words; yes_no and multiple_choice as above.
     * medevalkit: open and closed: equal in lower case without outer spaces; yes_no: the answer holds exactly one of
       yes and no and it is the right one; multiple_choice: the first letter that stands alone, else the one option
       whose text is named.

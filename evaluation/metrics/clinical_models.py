@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .texts import english_only
+
 
 def _ratescore(folder: str) -> Callable[[list[str], list[str]], Sequence[float]]:
     scorer = importlib.import_module("RaTEScore").RaTEScore(bert_model=f"{folder}/bert", eval_model=f"{folder}/eval")
@@ -70,7 +72,7 @@ def clinical_text(predictions: Sequence[str], references: Sequence[str], weights
         the mean of each score, and `count`.
 
     Raises:
-        ValueError: saying what is missing.
+        ValueError: saying what is missing, or that texts are in other languages than English, which all of these read.
 
     Source:
         Zhao et al. 2024, "RaTEScore: A Metric for Radiology Report Generation"; Jain et al. 2021, "RadGraph"; Smit et
@@ -78,6 +80,8 @@ def clinical_text(predictions: Sequence[str], references: Sequence[str], weights
     """
     result: dict[str, Any] = {"count": len(predictions)}
     for name, folder in weights.items():
+        if problem := english_only(name, predictions, references):
+            raise ValueError(problem)
         scores = load_scorer(name, folder)(list(predictions), list(references))
         result[name] = sum(float(score) for score in scores) / len(predictions)
     return result

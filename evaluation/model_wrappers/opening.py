@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from huggingface_hub import file_exists
 
+from unimedvl.checkpoint.adapter_folder import Adapter, base_source, open_adapter
+from unimedvl.checkpoint.folder import ADAPTER_SETTINGS, is_adapter, locate
+
 from ..distributed import join
 from .base import Model
 from .diffusers_pipelines import DiffusersModel
@@ -18,15 +21,20 @@ def open_model(
     path: str,
     *,
     revision: str | None = None,
+    base: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
     steps: int | None = None,
     trust_remote_code: bool = False,
 ) -> Model:
-    """Load a checkpoint by what it holds: a diffusers pipeline (`model_index.json`), or a transformers model.
+    """Load what a folder holds: a diffusers pipeline (`model_index.json`), a transformers model, or a PEFT adapter
+    (`adapter_config.json`) on its base.
 
     Args:
         path: folder or Hub id.
+        revision: branch, tag or commit of a Hub id.
+        base: folder or Hub id of an adapter's base; the one that it names by default.
+        dtype: "auto" (as stored), "float32", "bfloat16" or "float16".
         device: "auto" (this process's CUDA device, else the CPU) or a torch device name.
         steps: sampler steps of generated images; the checkpoint's own by default.
         trust_remote_code: let code of the repository run.
@@ -46,16 +54,38 @@ def open_model(
         "steps": steps,
         "trust_remote_code": trust_remote_code,
     }
+    if (adapter := find_adapter(path, revision)) is not None:
+        path, options["revision"] = base_source(adapter, base)
+        return TransformersModel(path, adapter=adapter, **options)
+    if base is not None:
+        raise ValueError(f"{path} holds no adapter, and only an adapter has a base: leave --base out.")
     if is_pipeline(path, revision):
         return DiffusersModel(path, **options)
     return TransformersModel(path, **options)
 
 
+def find_adapter(path: str, revision: str | None = None) -> Adapter | None:
+    """The PEFT adapter of a folder or Hub repository, None where it holds something else.
+
+    Raises:
+        ValueError: if the adapter is not whole.
+    """
+    if Path(path).is_dir():
+        found = is_adapter(Path(path))
+    else:
+        found = _holds(path, ADAPTER_SETTINGS, revision) and not _holds(path, "config.json", revision)
+    return open_adapter(locate(path, revision)) if found else None
+
+
 def is_pipeline(path: str, revision: str | None) -> bool:
     """Whether a folder or Hub repository holds a diffusers pipeline."""
+    return _holds(path, "model_index.json", revision)
+
+
+def _holds(path: str, name: str, revision: str | None) -> bool:
     if Path(path).is_dir():
-        return (Path(path) / "model_index.json").is_file()
-    return file_exists(path, "model_index.json", revision=revision)
+        return (Path(path) / name).is_file()
+    return file_exists(path, name, revision=revision)
 
 
 def _device(name: str) -> torch.device:

@@ -1,6 +1,7 @@
 """Any transformers model with a chat template: `from_pretrained`, the processor, `generate`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +16,10 @@ from transformers import (
 )
 
 import unimedvl
+from unimedvl.checkpoint.adapter_folder import Adapter, check_base, put_on
+from unimedvl.checkpoint.folder import open_checkpoint
+from unimedvl.checkpoint.loading import load_processor
+from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
 
 from .base import Conversation
 
@@ -44,6 +49,21 @@ def _lengths(ids: torch.Tensor, ends: list[int | None]) -> list[int]:
     return found
 
 
+@contextmanager
+def _cannot_load(path: str, adapter: Adapter | None) -> Iterator[None]:
+    """Says in one line what could not be loaded, and what helps."""
+    try:
+        yield
+    except (OSError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        if adapter is None:
+            raise ValueError(f"{path} cannot be loaded: {reason}") from error
+        raise ValueError(
+            f"the base of the adapter {adapter.name!r}, {path!r}, cannot be loaded ({reason.rstrip('.')}): name its "
+            "base, --base FOLDER or HUB_ID."
+        ) from error
+
+
 class TransformersModel:
     """A model that reads images and writes text and, where its `output_modalities` say so, draws.
 
@@ -60,26 +80,31 @@ class TransformersModel:
         device: torch.device,
         steps: int | None,
         trust_remote_code: bool,
+        adapter: Adapter | None = None,
     ):
         unimedvl.register()
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-        try:
+        with _cannot_load(path, adapter):
             config = AutoConfig.from_pretrained(path, **options)
-            self.processor = AutoProcessor.from_pretrained(path, **options)
+        if adapter is not None and config.model_type == UniMedVLConfig.model_type:
+            check_base(adapter, open_checkpoint(path, revision))
+        with _cannot_load(path, adapter):
+            self.processor = self._processor(path, adapter, config, options)
             auto_class: Any = AutoModelForMultimodalLM
             if type(config) not in AutoModelForMultimodalLM._model_mapping:
                 auto_class = AutoModelForImageTextToText
             self.model = auto_class.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
-        except (OSError, KeyError, ValueError) as error:
-            raise ValueError(f"{path} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
         if not getattr(self.processor, "chat_template", None):
             raise ValueError(f"{path} has no chat template: save its processor with one, the benchmark asks in chats.")
+        bare = self.model
+        if adapter is not None:
+            self.model = put_on(bare, adapter)
         self.model = self.model.to(device).eval()
         tokenizer = self.processor.tokenizer
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        self.name = path
+        self.name = path if adapter is None else f"{adapter.name} on {path}"
         self.steps = steps
         self.presets: dict[str, Any] | None = getattr(self.model.generation_config, "task_presets", None)
         abilities = {"text", "text_from_image"}
@@ -87,11 +112,22 @@ class TransformersModel:
             abilities |= {"image", "image_from_image"}
         self.abilities = frozenset(abilities)
         self.settings: dict[str, Any] = {
-            "class": type(self.model).__name__,
+            "class": type(bare).__name__,
             "dtype": str(self.model.dtype),
             "presets": self.presets,
             "steps": steps,
         }
+
+    @staticmethod
+    def _processor(path: str, adapter: Adapter | None, config: Any, options: dict[str, Any]) -> Any:
+        """The one that was saved with the adapter, else the checkpoint's."""
+        if adapter is None or not adapter.has_processor:
+            return AutoProcessor.from_pretrained(path, **options)
+        if config.model_type == UniMedVLConfig.model_type:
+            return load_processor(adapter.directory, config)
+        return AutoProcessor.from_pretrained(
+            adapter.directory, trust_remote_code=options["trust_remote_code"], local_files_only=True
+        )
 
     def write(self, conversations: Sequence[Conversation], max_new_tokens: int) -> list[tuple[str, float | None]]:
         inputs = self._inputs(conversations, add_generation_prompt=True)

@@ -33,6 +33,13 @@ def test_only_the_last_answer_is_asked_for():
     assert found.reference == "left" and found.text == "which side?"
 
 
+def test_f13_a_system_turn_is_asked_as_one_and_the_image_stays_with_the_question():
+    turns = [("system", "answer in French"), ("human", "what?"), ("gpt", "oui")]
+    asked = sample_of(record("vqa", 1, turns=turns)).conversation()
+    assert [message["role"] for message in asked] == ["system", "user"]
+    assert [[item["type"] for item in message["content"]] for message in asked] == [["text"], ["image", "text"]]
+
+
 def test_seeds_depend_on_the_sample_alone():
     first, other = (sample_of(record("text_to_image", number)) for number in (1, 2))
     assert first.seed(0) == first.seed(0) != first.seed(1) and first.seed(0) != other.seed(0)

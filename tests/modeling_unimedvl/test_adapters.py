@@ -8,10 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import AdaLoraConfig, IA3Config, LNTuningConfig, LoraConfig, PeftModel, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    IA3Config,
+    LNTuningConfig,
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as LORA_TARGETS
+from torch import nn
 
-from tests.tiny_inputs import conversation, noises
+from tests.tiny_inputs import collate, conversation, noises
 from tests.tiny_model import tiny_model
 from unimedvl.modeling_unimedvl.adapters_unimedvl import register_default_targets
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
@@ -147,3 +158,90 @@ def test_the_model_works_without_peft():
     result = subprocess.run([sys.executable, "-c", WITHOUT_PEFT], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     assert int(result.stdout.splitlines()[-1]) > 0
+
+
+def test_d11_all_linear_leaves_the_autoencoder_alone(checkpoint):
+    base = UniMedVLForConditionalGeneration.from_pretrained(checkpoint)
+    row = conversation(base.config, [("latent", 2, 3), ("vit", 2, 2), [3, 4]], seed=1)
+    row["vae_noise"] = noises(base.config, row)
+    linear = {name for name, module in base.named_modules() if isinstance(module, nn.Linear)} - {"lm_head"}
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear"))
+    modules = adapted_modules(adapted)
+    assert {name.removeprefix("base_model.model.") for name in modules} == linear
+    assert not any(".vae." in name for name in modules)
+    assert any(".vit_model." in name for name in modules) and any("_moe_gen" in name for name in modules)
+    kinds = torch.where(row["mm_token_type_ids"] == 2, 3, row["mm_token_type_ids"])
+    adapted.train()
+    adapted(**{**row, "mm_token_type_ids": kinds, "labels": row["input_ids"]}).loss.backward()
+    without = [name for name, value in adapted.named_parameters() if value.requires_grad and value.grad is None]
+    assert not without
+
+
+PROMPT_METHODS = {
+    "prompt": lambda: PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
+    "p": lambda: PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=5, encoder_hidden_size=16),
+    "prefix": lambda: PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
+    "activated lora": lambda: LoraConfig(task_type="CAUSAL_LM", r=2, alora_invocation_tokens=[4, 5]),
+}
+
+
+@pytest.mark.parametrize("method", PROMPT_METHODS)
+def test_d11_tuned_prompts_and_activated_lora_read_images(method, tmp_path):
+    base = tiny_model()
+    rows = [
+        conversation(base.config, [("vit", 2, 2), [3, 4, 5]], seed=1, answer=True),
+        conversation(base.config, [("vit", 2, 3), [6, 3], [7, 4, 5]], seed=2, answer=True),
+    ]
+    batch = collate(rows, base.config.pad_token_id)
+    adapted = get_peft_model(base, PROMPT_METHODS[method]())
+    trained = [value for value in adapted.parameters() if value.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.1)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    losses = []
+    adapted.train()
+    for _ in range(6):
+        loss = adapted(**batch, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+    adapted.eval()
+    for row in rows:
+        found = adapted.generate(**row, max_new_tokens=5, min_new_tokens=5, do_sample=False)
+        # The same, token by token and without a cache.
+        ids, kinds = row["input_ids"], row["mm_token_type_ids"]
+        for _ in range(5):
+            mask = torch.ones_like(ids)
+            with torch.no_grad():
+                made = adapted(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    mm_token_type_ids=kinds,
+                    **{name: row[name] for name in ("pixel_values", "image_grid_thw")},
+                    **({} if method == "prefix" else {"use_cache": False}),
+                )
+            made.logits[:, -1, base.config.eos_token_id] = -torch.inf
+            ids = torch.cat([ids, made.logits[:, -1:].argmax(dim=-1)], dim=1)
+            kinds = torch.nn.functional.pad(kinds, (0, 1))
+        assert found.tolist() == ids.tolist()
+    with torch.no_grad():
+        together = adapted(**batch).logits[:, -1]
+        alone = torch.cat([adapted(**row).logits[:, -1] for row in rows])
+    assert torch.allclose(together, alone, atol=1e-4)
+
+    adapted.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(tiny_model(), tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(again(**rows[0]).logits, adapted(**rows[0]).logits)
+
+
+def test_d11_activated_lora_refuses_latents_in_one_line():
+    base = tiny_model()
+    row = conversation(base.config, [("latent", 2, 3), ("vit", 2, 2), [3, 4, 5]], seed=1)
+    adapted = get_peft_model(base, PROMPT_METHODS["activated lora"]())
+    with pytest.raises(ValueError, match="activated LoRA"):
+        adapted(**row)
+    with adapted.disable_adapter():
+        adapted(**row)

@@ -321,7 +321,7 @@ def test_half_precision_strategies_agree(question, dtype):
         assert torch.equal(new_tokens(model, question, **{**GREEDY, **options}), expected)
 
 
-def test_a_conversation_continues_on_its_cache(model, question, others):
+def test_a_conversation_is_resumed_with_its_cache(model, question, others):
     """Further turns come as new tokens alone, with the mask of everything and no position_ids."""
     # A written placeholder would be taken for one of an image when the whole conversation is read again.
     placeholders = [model.config.image_token_id, model.config.latent_token_id]

@@ -383,3 +383,13 @@ def test_settings(settings):
 def test_a_processor_needs_a_tokenizer(image_processor):
     with pytest.raises(ValueError, match="tokenizer"):
         UniMedVLProcessor(image_processor)
+
+
+def test_f14_case_40_lone_surrogates_are_refused(processor):
+    """Undecodable bytes reach Python as such: no tokenizer takes them."""
+    for text in ("caf\udce9?", "\ud800"):
+        with pytest.raises(ValueError, match="UTF-8"):
+            processor(text=["a scan", text])
+        for content in (text, [{"type": "text", "text": text}]):
+            with pytest.raises(ValueError, match="UTF-8"):
+                processor.apply_chat_template([{"role": "user", "content": content}], tokenize=True)

@@ -6,10 +6,13 @@ import sys
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 import tifffile
 import torch
-from PIL import Image
+from PIL import Image, features
+from pydicom.data import get_testdata_file
+from pydicom.encaps import get_frame
 
 from tests.processing.medical_files import make_nifti
 from tests.processing.png_files import png_of
@@ -256,3 +259,27 @@ def test_f10_tensors_of_small_floats():
 
 def test_the_white_of_an_array_is_its_largest_level():
     assert np.asarray(ArrayImage(np.array([[0, 1, 2]]), white=2).image(View())).tolist() == [[0, 128, 255]]
+
+
+# ------------------------------------------------------------------------------------------------------ JPEG 2000
+
+
+@pytest.mark.skipif(not features.check("jpg_2000"), reason="Pillow was built without JPEG 2000")
+@pytest.mark.parametrize("name", ["JPEG2000.dcm", "MR_small_jp2klossless.dcm", "J2K_pixelrep_mismatch.dcm"])
+def test_a_window_counts_in_the_bits_of_a_jpeg_2000(name):
+    data = pydicom.dcmread(get_testdata_file(name, download=False))
+    codestream = get_frame(data.PixelData, 0, number_of_frames=1)
+    values = data.pixel_array.astype(np.int32)
+    # The codestream of this file has 13 bits without a sign, which only the data set gives it.
+    values = values & 0x1FFF if name == "J2K_pixelrep_mismatch.dcm" else values
+    low, high = (int(end) for end in np.percentile(values, (5, 95)))
+    assert np.array_equal(levels(codestream, window=((low + high) / 2, high - low)), windowed(values, low, high))
+
+
+def test_f7_a_damaged_tiff_may_state_two_widths():
+    content = bytearray(tiff_of(np.zeros((6, 7, 3), np.float32), photometric="rgb"))
+    directory = struct.unpack_from("<I", content, 4)[0]
+    # The count of the first entry, which is the width.
+    struct.pack_into("<I", content, directory + 2 + 4, 2)
+    with pytest.raises(ValueError):
+        load_medical_image(bytes(content))

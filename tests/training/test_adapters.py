@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 
 from tests.tiny_checkpoint import tiny_checkpoint
 from tests.training.record_folders import write_folder
+from unimedvl.checkpoint.merging import merge_adapter
 from unimedvl.modeling_unimedvl.blocks_unimedvl import BlockKind
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
-from unimedvl.training.adapters import bare_model, load_with_adapter, merge_adapter
+from unimedvl.training.adapters import bare_model, load_with_adapter
 from unimedvl.training.checkpoints import checkpoints, stored_tensors
 from unimedvl.training.recipe import TrainingRecipe, load_recipe
 from unimedvl.training.run import main, run
@@ -120,7 +121,7 @@ def test_saved_adapters_give_the_same_bits(place, tmp_path, method, quantize):
     base = load_with_adapter(place / "model", recipe, torch.float32).unload()
     again = PeftModel.from_pretrained(base, tmp_path / "adapter")
     assert all(torch.equal(logits(again, mode), expected[mode]) for mode in expected)
-    merge_adapter(place / "model", tmp_path / "adapter", tmp_path / "merged", dtype=torch.float32)
+    merge_adapter(tmp_path / "adapter", tmp_path / "merged", dtype="float32")
     merged = UniMedVLForConditionalGeneration.from_pretrained(tmp_path / "merged")
     # Merged weights are the full ones: what 4 bits rounded away is back.
     tolerance = 0.5 if quantize else 1e-4
@@ -171,6 +172,6 @@ def test_wrong_settings_are_one_sentence(capsys, change, message):
 
 def test_merging_names_what_is_wrong(place, tmp_path):
     with pytest.raises(ValueError, match="holds no adapter_config.json"):
-        merge_adapter(place / "model", place / "model", tmp_path / "merged")
+        merge_adapter(place / "model", tmp_path / "merged")
     with pytest.raises(ValueError, match="is not empty"):
-        merge_adapter(place / "model", place / "model", place / "model")
+        merge_adapter(place / "model", place / "model")

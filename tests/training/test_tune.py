@@ -85,7 +85,7 @@ def test_examples_of_images_to_make():
         ("flow-grpo", ["arguments.group_size=1"], "group_size must be at least 2"),
         ("sft", ["arguments.learning_rat=1"], "SFTConfig has no setting learning_rat"),
         ("sft", ["arguments.seed=1"], "arguments.seed is set twice"),
-        ("dpo", ["train.tasks=[report]"], "holds no record of the wanted tasks"),
+        ("dpo", ["train.tasks=[report]"], "holds no train record of the wanted tasks"),
     ],
 )
 def test_wrong_settings_are_one_sentence(place, tmp_path, capsys, name, changes, message):

@@ -207,7 +207,7 @@ class Listed:
 
     def records(self, root, split=None, shard=(0, 1), problem=None):
         if problem is not None and shard[0] == 0:
-            problem("row 7: cannot be read")
+            problem("row-7", "row 7: cannot be read")
         yield from self.given[shard[0] :: shard[1]]
 
 
@@ -216,8 +216,8 @@ def test_what_is_not_valid_is_set_aside_with_its_reason(tmp_path):
     summary = build(Listed(records), tmp_path, tmp_path / "out", shards=2)
     assert (summary["read"], summary["kept"], summary["rejected"]) == (4, 2, 2)
     lines = [line for path in sorted((tmp_path / "out/rejected").iterdir()) for line in path.open()]
-    reasons = [json.loads(line)["reason"] for line in lines]
-    assert reasons == ["row 7: cannot be read", "record '2': license: expected a text, found ''."]
+    reasons = {entry["id"]: entry["reason"] for entry in map(json.loads, lines)}
+    assert reasons == {"row-7": "row 7: cannot be read", "2": "record '2': license: expected a text, found ''."}
     with pytest.raises(ValueError, match="no valid record"):
         build(Listed(records[1:2]), tmp_path, tmp_path / "none", shards=1)
 

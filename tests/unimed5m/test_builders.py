@@ -135,9 +135,9 @@ def test_groups_without_a_split_are_dealt_out_by_their_hash():
 def test_damaged_files_are_reported_and_the_rest_is_read(tmp_path):
     fixtures_scans.kvasir_seg(tmp_path)
     next((tmp_path / "Kvasir-SEG" / "images").iterdir()).write_bytes(b"no image")
-    reasons: list[str] = []
-    records = list(get_source("kvasir-seg").records(tmp_path, problem=reasons.append))
-    assert len(records) == 1 and len(reasons) == 1 and "\n" not in reasons[0]
+    reasons: dict[str, str] = {}
+    records = list(get_source("kvasir-seg").records(tmp_path, problem=reasons.__setitem__))
+    assert len(records) == 1 and len(reasons) == 1 and "\n" not in next(iter(reasons.values()))
     with pytest.raises(ValueError, match="expected an image"):
         list(get_source("kvasir-seg").records(tmp_path))
 
@@ -145,9 +145,9 @@ def test_damaged_files_are_reported_and_the_rest_is_read(tmp_path):
 def test_what_is_left_out_on_purpose_has_a_reason(folders):
     for name, words in (("vqa-rad", "shows what test shows"), ("medicat", "no caption"), ("mimic-cxr", "neither")):
         root, _ = folders(name)
-        reasons: list[str] = []
-        list(get_source(name).records(root, problem=reasons.append))
-        assert len(reasons) == 1 and words in reasons[0]
+        reasons: dict[str, str] = {}
+        list(get_source(name).records(root, problem=reasons.__setitem__))
+        assert len(reasons) == 1 and words in next(iter(reasons.values()))
 
 
 def test_sources_of_one_hospital_share_groups(folders):
@@ -178,9 +178,10 @@ def test_a_row_unlike_the_others_gets_one_line(tmp_path, row):
     fixtures_texts.pmc_oa(tmp_path)
     with open(tmp_path / "pmc_oa.jsonl", "a") as stream:
         stream.write(json.dumps(row) + "\n")
-    reasons: list[str] = []
-    assert len(list(get_source("pmc-oa").records(tmp_path, problem=reasons.append))) == 3
-    assert len(reasons) == 1 and reasons[0].startswith(f"{tmp_path}/pmc_oa.jsonl: expected row 4 to be like the first")
+    reasons: dict[str, str] = {}
+    assert len(list(get_source("pmc-oa").records(tmp_path, problem=reasons.__setitem__))) == 3
+    assert list(reasons) == ["pmc_oa#3"]
+    assert reasons["pmc_oa#3"].startswith(f"{tmp_path}/pmc_oa.jsonl: expected row 4 to be like the first")
 
 
 def test_settings_of_a_generic_folder_are_checked(tmp_path):

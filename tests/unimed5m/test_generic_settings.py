@@ -86,9 +86,10 @@ def test_an_image_without_its_patient_is_set_aside(tmp_path):
     for name in ("patient1_a", "scan"):
         write_image(tmp_path / "polyp" / f"{name}.png")
     write_json(tmp_path / "source.json", {"group": "(patient[0-9]+)"})
-    reasons: list[str] = []
-    assert len(list(get_source("image-folder").records(tmp_path, problem=reasons.append))) == 1
-    assert reasons == ["polyp/scan.png: expected a match of the group '(patient[0-9]+)' in source.json, found none."]
+    reasons: dict[str, str] = {}
+    assert len(list(get_source("image-folder").records(tmp_path, problem=reasons.__setitem__))) == 1
+    wanted = "polyp/scan.png: expected a match of the group '(patient[0-9]+)' in source.json, found none."
+    assert reasons == {"polyp/scan.png": wanted}
 
 
 @pytest.mark.parametrize("pattern", ["patient", "(", 5, ""])
@@ -158,11 +159,10 @@ def test_a_row_with_too_many_cells_is_set_aside(tmp_path):
     image_folder(tmp_path)
     text = f"image,caption\npolyp/{NAMES[0]}.png,A polyp, 5 mm\npolyp/{NAMES[1]}.png,A polyp.\n"
     (tmp_path / "captions.csv").write_text(text)
-    reasons: list[str] = []
-    assert len(list(get_source("captions").records(tmp_path, problem=reasons.append))) == 1
-    assert reasons == [
-        "captions.csv: row 1: expected a cell for each column, found 1 more: texts with commas need quotation marks."
-    ]
+    reasons: dict[str, str] = {}
+    assert len(list(get_source("captions").records(tmp_path, problem=reasons.__setitem__))) == 1
+    wanted = "row 1: expected a cell for each column, found 1 more: texts with commas need quotation marks."
+    assert reasons == {"captions#0": f"captions.csv: {wanted}"}
 
 
 def test_text_that_is_no_utf8_is_rejected_alone(tmp_path):

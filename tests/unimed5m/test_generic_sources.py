@@ -62,7 +62,10 @@ REFUSED = {
             rewrite("labels.csv", "image,label,split,group\nimages/a.png,x,train,p\nimages/b.png,x,test,p\n"),
             "are in both train and test: a patient or slide must be on one side.",
         ),
-        (lambda folder: (folder / "labels.csv").write_bytes(b"image,label\na,m\xfcde\n"), "can't decode byte 0xfc"),
+        (
+            lambda folder: (folder / "labels.csv").write_bytes(b"image,label\na,m\xfcde\n"),
+            "expected text in utf-8, found the byte 0xfc in line 2",
+        ),
     ],
     "captions": [
         (rewrite("captions.jsonl", '{"image": "1.png", "caption": "x"}\n{oops\n'), "a jsonl table, found a pro")
@@ -75,7 +78,7 @@ REFUSED = {
     "conversations": [
         (
             rewrite("conversations.json", '[{"image": "1.png", "conversations": [{"from": "human", "value": "q"}]}]'),
-            "expected an answer at the end of row 1, found none.",
+            "conversations.json: row 1: conversations: expected an answer at the end, found a turn of human.",
         )
     ],
     "segmentation-pairs": [

@@ -101,9 +101,9 @@ def test_a_lossy_mask_without_a_structure_is_empty(tmp_path):
     """Noise around black is no structure."""
     noise = np.random.default_rng(0).integers(0, 12, (36, 40), dtype=np.uint8)
     write_pair(tmp_path, "a", Image.fromarray(noise), ".jpg")
-    reasons: list[str] = []
-    assert list(get_source("segmentation-pairs").records(tmp_path, problem=reasons.append)) == []
-    assert "holds nothing to make a record of" in reasons[0]
+    reasons: dict[str, str] = {}
+    assert list(get_source("segmentation-pairs").records(tmp_path, problem=reasons.__setitem__)) == []
+    assert "holds nothing to make a record of" in reasons["images/a.png"]
 
 
 def test_close_classes_are_not_read_from_a_lossy_mask(tmp_path):

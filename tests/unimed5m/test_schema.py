@@ -8,6 +8,7 @@ import pyarrow.parquet as parquet
 import pytest
 from PIL import Image
 
+from unimedvl.unimed5m.learnable import check_learnable
 from unimedvl.unimed5m.schema import (
     ARROW_SCHEMA,
     FEATURES,
@@ -102,9 +103,11 @@ def test_datasets_reads_the_columns(tmp_path, streaming):
         ({"provenance": None}, "provenance"),
         ({"message": ()}, "message"),
         ({"message": (Turn("human", "q"),)}, "message"),
-        ({"message": (Turn("system", "q"), Turn("gpt", "a"))}, "message[0].from"),
-        ({"message": (Turn("human", "<image><image>"), Turn("gpt", "a"))}, "message"),
-        ({"message": (Turn("human", "<image>"), Turn("gpt", "<image>"))}, "message"),
+        ({"message": (Turn("tool", "q"), Turn("gpt", "a"))}, "message[0].from"),
+        ({"message": (Turn("system", "q"), Turn("gpt", "a"))}, "message"),
+        ({"message": (Turn("system", "<image>"), Turn("human", "q"), Turn("gpt", "a"))}, "message[0].value"),
+        ({"message": (Turn("human", "<image><image> q"), Turn("gpt", "a"))}, "message"),
+        ({"message": (Turn("human", "<image> q"), Turn("gpt", "a <image>"))}, "message"),
         ({"input_img": (RecordImage(png(), "a.png", 0, 6),)}, "input_img[0]"),
         ({"input_img": (RecordImage(png(), "a.png", 4, 6, "00"),)}, "input_img[0].sha256"),
         ({"input_img": (RecordImage(None, "", 4, 6),)}, "input_img[0]"),
@@ -119,6 +122,25 @@ def test_an_invalid_record_is_named_by_its_field(changes, field):
         record(**changes).validate()
     assert f": {field}: " in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes, place",
+    [
+        ({"message": (Turn("human", "<image>\n"), Turn("gpt", "a"))}, 0),
+        ({"message": (Turn("human", "q"), Turn("gpt", " "))}, 1),
+        ({"message": (Turn("system", ""), Turn("human", "q"), Turn("gpt", "a"))}, 0),
+        ({"message": (Turn("human", "q"), Turn("gpt", "")), "output_img": (RecordImage(png(), "b.png", 4, 6),)}, None),
+    ],
+)
+def test_f13_a_turn_that_says_nothing_is_named(changes, place):
+    made = record(**changes)
+    made.validate()
+    if place is None:
+        check_learnable(made)
+    else:
+        with pytest.raises(ValueError, match=rf"message\[{place}\].value: expected a text of"):
+            check_learnable(made)
 
 
 def test_a_row_with_other_columns_or_decoded_images_is_refused():

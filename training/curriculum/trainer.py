@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..adapters import bare_model
+from ..adapters import bare_model, save_model
 from ..checkpoints import (
     check_names,
     check_settings,
@@ -393,7 +393,7 @@ class UniMedVLTrainer(Trainer):
                 with undistributed(bare.config):
                     save_whole(bare, partial)
             elif self.args.should_save:
-                bare.save_pretrained(partial)
+                save_model(bare, partial)
             if self.args.should_save:
                 self.processor.save_pretrained(partial)
         if chosen is not None:

@@ -1,6 +1,5 @@
 """What is measured during a run: losses on held-out records, images, lines of progress."""
 
-import contextlib
 import dataclasses
 import itertools
 import logging
@@ -30,15 +29,20 @@ def open_validation(recipe: TrainingRecipe) -> tuple[DataRecipe, list[RecordGrou
     Raises:
         ValueError: if there is none.
     """
-    opened = [RecordGroup(group) for group in recipe.validation.groups]
-    if not opened:
-        for group in recipe.data.groups:
-            with contextlib.suppress(EmptyGroupError):
-                opened.append(RecordGroup(dataclasses.replace(group, split=recipe.validation.split)))
-    if not opened:
+    wanted = recipe.validation.groups or [
+        dataclasses.replace(group, split=recipe.validation.split) for group in recipe.data.groups
+    ]
+    opened, empty = [], []
+    for group in wanted:
+        try:
+            opened.append(RecordGroup(group))
+        except EmptyGroupError as error:
+            empty.append(str(error))
+    # Of the training's groups, those count that have held-out records; groups of its own must all have some.
+    if not opened or (empty and recipe.validation.groups):
         raise ValueError(
-            f"No group of the data holds a {recipe.validation.split} record: name validation.groups, or set "
-            "validation.every to 0."
+            f"validation: {empty[0]} Choose another validation.split, name validation.groups, or set validation.every "
+            "to 0."
         )
     nothing = ConditionDropout(0.0, 0.0, 0.0, recipe.data.condition_dropout.scope)
     groups = [group.recipe for group in opened]

@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,20 @@ if TYPE_CHECKING:
 
 
 class EmptyGroupError(ValueError):
-    """A folder holds no record of the kind that a group wants."""
+    """A folder holds no record of the kind that a group wants.
+
+    Attributes:
+        held: numbers of what it holds, by split and task.
+    """
+
+    def __init__(self, wanted: str, folder: str | Path, split: str, held: Mapping[tuple[str, str], int]):
+        self.held = dict(held)
+        if any(part == split for part, _ in held):
+            missing = f"no {split} record of the wanted tasks, sources and modalities"
+        else:
+            missing = f"no {split} record"
+        found = ", ".join(f"{count} {part}/{task}" for (part, task), count in sorted(held.items()))
+        super().__init__(f"{wanted}{folder} holds {missing}; it holds {found or 'nothing'}.")
 
 
 class RecordGroup:
@@ -63,10 +77,8 @@ class RecordGroup:
         self.rows, self.kept = rows, numpy.flatnonzero(keep)
         self.arrow = rows.with_format("arrow")
         if len(self.kept) == 0:
-            raise EmptyGroupError(
-                f"Group {recipe.name!r}: {recipe.path} holds no {recipe.split} record of the wanted tasks, sources "
-                "and modalities; `unimedvl data stats` lists what it holds."
-            )
+            held = Counter(zip(columns["split"].tolist(), columns["sub_task_type"].tolist(), strict=True))
+            raise EmptyGroupError(f"Group {recipe.name!r}: ", recipe.path, recipe.split, held)
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -117,9 +129,12 @@ def _sizes(row: pyarrow.Table, column: str) -> tuple[ImageSize, ...]:
 
 
 def published_paths(folder: str | Path, split: str) -> list[Path]:
-    """Parquet shards of a built folder, or those of a split of a published one."""
-    published = sorted(Path(folder).glob(f"data/*/{split}-*.parquet"))
-    return published or shard_paths(folder)
+    """Parquet shards of a built folder, or those of a split of a published one: all of them where it has no such
+    split, so that a message can say which it has."""
+    for pattern in (f"data/*/{split}-*.parquet", "data/*/*.parquet"):
+        if published := sorted(Path(folder).glob(pattern)):
+            return published
+    return shard_paths(folder)
 
 
 def text_encoder(tokenizer: Any) -> Callable[[str], list[int]]:

@@ -2,7 +2,7 @@
 
 | sample | blocks |
 |---|---|
-| understanding | images (ViT) and questions in their order, answers with the text loss |
+| understanding | system texts, images (ViT) and questions in their order, answers with the text loss |
 | text only | question, answer |
 | text to image | prompt, the answer's text, noised image |
 | editing | for each input image clean VAE and ViT, instruction, the answer's text, noised image |

@@ -1,17 +1,19 @@
 """Records as what tuning reads: TRL's conversational data sets, and examples of images to make."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 
+from unimedvl.unimed5m.learnable import check_learnable
 from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Record, RecordImage, features
 from unimedvl.unimed5m.task_images import shown_image
 from unimedvl.unimed5m.templates.words import MODALITY_NAMES
 
-from ..data.dataset import published_paths
+from ..data.dataset import EmptyGroupError, published_paths
 
 METHODS = ("sft", "dpo", "grpo")
 MODALITY_QUESTION = "What imaging modality is this?"
@@ -32,7 +34,7 @@ def read_records(
         limit: keep that many, chosen by their ids and so the same ones in every process; all if None.
 
     Raises:
-        ValueError: if none is left, with what the folder holds.
+        EmptyGroupError: if none is left, with what the folder holds.
     """
     paths = [str(path) for path in published_paths(folder, split)]
     rows = datasets.Dataset.from_parquet(paths, features=features(decode=False))
@@ -44,9 +46,8 @@ def read_records(
         if (not tasks or task in tasks) and (not sources or source in sources) and part == split
     ]
     if not kept:
-        held = sorted(set(zip(rows["sub_task_type"], rows["dataset"], rows["split"], strict=True)))
-        found = "; ".join("/".join(parts) for parts in held[:20])
-        raise ValueError(f"{folder} holds no record of the wanted tasks, sources and split; it holds {found}.")
+        held = Counter(zip(rows["split"], rows["sub_task_type"], strict=True))
+        raise EmptyGroupError("", folder, split, held)
     if limit is not None:
         ids = rows["id"]
         kept = sorted(sorted(kept, key=lambda index: _digest(ids[index]))[:limit])
@@ -57,19 +58,29 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def conversation(record: Record) -> list[dict[str, str]]:
-    """The messages of an understanding record in TRL's form; its images stand in the column `images`.
+def conversation(record: Record) -> list[dict[str, Any]]:
+    """The messages of an understanding record in TRL's form, with a place for each image where the record has it; the
+    images themselves are in the column `images`.
 
     Raises:
-        ValueError: if the record makes images, which language tuning cannot use.
+        ValueError: if the record makes images, which language tuning cannot use, or has a turn without a text.
     """
     if record.output_img:
         raise ValueError(f"{record.id} makes an image; language tuning takes records whose answers are text.")
-    roles = {"human": "user", "gpt": "assistant"}
-    return [
-        {"role": roles[turn.role], "content": turn.value.replace(IMAGE_PLACEHOLDER, "").strip()}
-        for turn in record.message
-    ]
+    check_learnable(record)
+    roles = {"system": "system", "human": "user", "gpt": "assistant"}
+    placed = any(IMAGE_PLACEHOLDER in turn.value for turn in record.message)
+    waiting = [] if placed else [{"type": "image"}] * len(record.input_img)
+    messages = []
+    for turn in record.message:
+        content: list[dict[str, str]] = []
+        if turn.role == "human":
+            content, waiting = waiting, []
+        for number, piece in enumerate(turn.value.split(IMAGE_PLACEHOLDER)):
+            content += [{"type": "image"}] * (number > 0)
+            content += [{"type": "text", "text": piece.strip()}] * bool(piece.strip())
+        messages.append({"role": roles[turn.role], "content": content})
+    return messages
 
 
 def _bytes(record: Record, image: RecordImage) -> bytes:
@@ -143,11 +154,14 @@ def conversation_data(records: Iterable[Record], method: str) -> datasets.Datase
         else:
             row["prompt"], answer = messages[:-1], messages[-1]
             if method == "grpo":
-                row["answer"] = answer["content"]
+                row["answer"] = answer["content"][0]["text"]
             elif wrong is None:
                 continue
             else:
-                row |= {"chosen": [answer], "rejected": [{"role": "assistant", "content": wrong}]}
+                row |= {
+                    "chosen": [answer],
+                    "rejected": [{"role": "assistant", "content": [{"type": "text", "text": wrong}]}],
+                }
         rows.append(row)
     if not rows:
         raise ValueError("No record is left to train on: every source and task has a single answer.")

@@ -15,9 +15,11 @@ from typing import Any
 
 from unimedvl.utils.digests import hash_file
 
+from ..learnable import check_learnable
 from ..schema import SPLITS, Record
 from ..task_images import with_views
 from ..tasks import Origin
+from .image_names import same_name
 from .tables import is_table
 
 UNVERIFIED = "layout unverified"
@@ -34,6 +36,23 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
+# What macOS, Windows, Linux, Synology and QNAP leave in folders, in lower case.
+SYSTEM_NAMES = frozenset(
+    {
+        "__macosx",
+        "thumbs.db",
+        "ehthumbs.db",
+        "desktop.ini",
+        "$recycle.bin",
+        "system volume information",
+        "lost+found",
+        "@eadir",
+        "#recycle",
+        "#snapshot",
+        "@recycle",
+        "@recently-snapshot",
+    }
+)
 # Entries of a folder that an error message lists.
 LISTED = 8
 
@@ -128,7 +147,7 @@ class Source(abc.ABC):
         root: Path | str,
         split: str | None = None,
         shard: tuple[int, int] = (0, 1),
-        problem: Callable[[str], None] | None = None,
+        problem: Callable[[str, str], None] | None = None,
     ) -> Iterator[Record]:
         """The records of a downloaded folder, always in the same order.
 
@@ -137,11 +156,13 @@ class Source(abc.ABC):
             split: only records of this split.
             shard: (index, count): only every count-th unit, beginning with the index-th. The shards of all indices
                 together hold each record once.
-            problem: called with the reason why a unit was left out, once for each. Without it a unit with a missing or
-                damaged file stops the walk; one that is left out on purpose never does.
+            problem: called with a unit's name (`name_of`) and the reason why it, or one of its records, was left out.
+                Without it a unit with a missing or damaged file, or a record that is not valid, stops the walk; a unit
+                that is left out on purpose never does.
 
         Yields:
-            Valid records of `split`, or of all splits.
+            Records of `split`, or of all splits, that are valid (`Record.validate`) and that trainers can read
+            (`check_learnable`).
 
         Raises:
             ValueError: one line with what was expected and what was found.
@@ -159,21 +180,33 @@ class Source(abc.ABC):
             # Where a unit's split is known its images are not opened.
             if position % count != index or (split and self.split_of_unit(unit) not in ("", split)):
                 continue
+            name = self.name_of(root, unit) or f"{self.name}#{position}"
             try:
                 made = False
-                for record in self.records_of(root, unit):
+                for record in map(with_views, self.records_of(root, unit)):
                     made = True
-                    if split is None or record.split == split:
-                        yield with_views(record)
+                    if split is not None and record.split != split:
+                        continue
+                    fault = _fault_of(record)
+                    if not fault:
+                        yield record
+                    elif problem is not None:
+                        problem(name, fault)
+                    else:
+                        raise ValueError(fault)
                 if not made:
-                    raise LeftOut(f"{self.name}: {_place_of(unit, root)} holds nothing to make a record of.")
+                    raise LeftOut(f"{self.name}: {name} holds nothing to make a record of.")
             except ValueError as error:
                 if problem is not None:
-                    problem(str(error))
+                    problem(name, str(error))
                 elif not isinstance(error, LeftOut):
                     raise
         if not found:
             raise self.wrong_folder(root, self.card.layout)
+
+    def name_of(self, root: Path, unit: Any) -> str:
+        """What a unit is called among the rejected: the first path in it, below the folder."""
+        return _place_of(unit, root)
 
     def split_of_unit(self, unit: Any) -> str:
         """The split that all records of a unit are in, "" if only its content or group decides."""
@@ -183,7 +216,8 @@ class Source(abc.ABC):
         """A digest of the folder that changes when files come, go or change their size, and with what tables say.
 
         Settings and tables count by content (an edit often keeps the size), images and other files by name and size:
-        reading all of them would take as long as the build. Times do not count, they differ between copies.
+        reading all of them would take as long as the build. Times do not count, they differ between copies; hidden
+        files and those of the operating system come and go unasked.
 
         Raises:
             ValueError: if there is no such folder.
@@ -192,6 +226,8 @@ class Source(abc.ABC):
         self._check_folder(root)
         digest = hashlib.sha256(self.name.encode())
         for path in _walked(root):
+            if is_hidden(path, root):
+                continue
             size = path.stat().st_size if path.is_file() else -1
             line = f"\n{path.relative_to(root).as_posix()} {size}"
             if size >= 0 and is_table(path):
@@ -209,10 +245,13 @@ class Source(abc.ABC):
     ) -> Origin:
         """Where a record comes from, with the card's license. An unknown split is decided by the group.
 
+        Names count with their accents composed, so that ids and splits are the same whatever system stored the files.
+
         Args:
             provenance: the file, below the folder; the sample's own name by default.
             others: `description` and `extra` of `Origin`.
         """
+        original_id, group_id = same_name(original_id), same_name(group_id)
         return Origin(
             dataset=self.dataset,
             original_id=original_id,
@@ -249,10 +288,30 @@ class Source(abc.ABC):
         Raises:
             ValueError: one line with the pattern and what the folder holds.
         """
-        found = sorted((path for path in root.glob(pattern) if path.is_file()), key=lambda path: path.as_posix())
+        found = sorted((path for path in visible(root, pattern) if path.is_file()), key=lambda path: path.as_posix())
         if not found:
             raise self.wrong_folder(root, pattern)
         return found
+
+
+def _fault_of(record: Record) -> str:
+    """What is wrong with a record, "" if nothing is."""
+    try:
+        record.validate()
+        check_learnable(record)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def is_hidden(path: Path, root: Path) -> bool:
+    """Whether a file or folder below `root` is hidden, or one that an operating system or a file server put there."""
+    return any(part.startswith(".") or part.lower() in SYSTEM_NAMES for part in path.relative_to(root).parts)
+
+
+def visible(root: Path, pattern: str) -> list[Path]:
+    """What matches a pattern below a folder, sorted by path, without what is hidden."""
+    return sorted(path for path in root.glob(pattern) if not is_hidden(path, root))
 
 
 def _walked(root: Path) -> Iterator[Path]:

@@ -21,7 +21,7 @@ from .. import tasks
 from ..schema import Record, RecordImage
 from ..task_images import RESAMPLING, view_entry
 from ..tasks import Origin
-from .base import SPLIT_NAMES, Card, Source, split_of
+from .base import SPLIT_NAMES, Card, Source, split_of, visible
 from .generic_tables import (
     caption_row,
     conversation_row,
@@ -31,6 +31,7 @@ from .generic_tables import (
     table_of,
     thought_row,
 )
+from .image_names import image_name, same_name
 from .readers import MaskPart, MaskSource, PairSource, any_value
 from .record_images import IMAGE_SUFFIXES, SeriesReader, file_image, read_levels, read_volume
 from .settings import SETTINGS, Settings, read_settings
@@ -80,6 +81,9 @@ class GenericSource(Source):
         for unit in source.units(root):
             yield GenericUnit(source, unit)
 
+    def name_of(self, root: Path, unit: GenericUnit) -> str:
+        return unit.source.name_of(root, unit.unit)
+
     def split_of_unit(self, unit: GenericUnit) -> str:
         return unit.source.split_of_unit(unit.unit)
 
@@ -95,7 +99,7 @@ class LabelFolder(Source):
 
     def units(self, root: Path) -> Iterator[tuple[Path, str, str]]:
         found = False
-        for path in sorted(root.glob("**/*")):
+        for path in visible(root, "**/*"):
             parts = path.relative_to(root).parts
             if path.suffix.lower() in IMAGE_SUFFIXES and len(parts) > 1 and path.is_file():
                 found = True
@@ -114,7 +118,8 @@ class LabelFolder(Source):
         settings = self.settings
         group = settings.group_of(name) or name
         origin = self.origin(name, group, split, settings.modality, description=settings.description)
-        yield tasks.diagnosis(origin, file_image(path, root), label.replace("_", " "))
+        # Names of folders may come decomposed, as macOS writes them.
+        yield tasks.diagnosis(origin, file_image(path, root), same_name(label.replace("_", " ")))
 
 
 def _label_folder(generic: GenericSource, settings: Settings, card: Card) -> Source:
@@ -184,7 +189,7 @@ class DicomSeries(Source):
 
     def units(self, root: Path) -> Iterator[Path]:
         found = False
-        for path in sorted(root.glob("**/*")):
+        for path in visible(root, "**/*"):
             if path.is_file() and path.name != "DICOMDIR" and _maybe_dicom(path):
                 found = True
                 yield path
@@ -227,7 +232,7 @@ class NiftiFolder(Source):
     def records_of(self, root: Path, unit: Path) -> Iterator[Record]:
         settings = self.settings
         view, volume = View(window=settings.window), read_volume(unit)
-        labels = root / "labels" / unit.name
+        labels = root / "labels" / image_name(root / "labels", unit.name)
         masks = read_volume(labels) if labels.is_file() else None
         if masks is not None and masks.voxels.shape != volume.voxels.shape:
             raise ValueError(f"{labels}: expected the shape {volume.voxels.shape}, found {masks.voxels.shape}.")

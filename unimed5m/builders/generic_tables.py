@@ -4,22 +4,26 @@ Rows may have the columns image, split, group, modality and description; columns
 under "columns", apart from what the tasks state there.
 """
 
+import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 from .. import tasks
 from ..schema import MODALITIES, Record
+from ..sentences import clean
 from ..tasks import Origin
 from .base import SPLIT_NAMES, Card, Source, split_of
-from .publisher_texts import captioned, choice, llava_rows
+from .image_names import file_group, image_name, same_name
+from .publisher_texts import captioned, choice, llava_rows, row_images
 from .readers import TableRow, TableSource
 from .record_images import named_image
 from .settings import Settings
-from .source_texts import options_in
+from .tables import Row, rows
 
 
-def _row_origin(source: Source, unit: TableRow, settings: Settings, name: str, *used: str) -> Origin:
+def _row_origin(source: Source, folder: Path, unit: TableRow, settings: Settings, name: str, *used: str) -> Origin:
     """The origin of a row with our column names: image, split, group, modality, description and its texts."""
     row = unit.row
     if row.get("modality") and row["modality"] not in MODALITIES:
@@ -27,11 +31,11 @@ def _row_origin(source: Source, unit: TableRow, settings: Settings, name: str, *
     extra = {key: value for key, value in row.items() if value not in ("", None) and key not in (*used, *_COLUMNS)}
     return source.origin(
         f"{unit.table.stem}#{unit.position}",
-        _group_of(unit, settings, name) or name or str(unit.position),
+        _group_of(unit, settings, name) or (file_group(folder, name) if name else str(unit.position)),
         _split_of(unit),
         row.get("modality") or (settings.modality if name else "TEXT"),
         name or f"{unit.table.name}#{unit.position}",
-        description=row.get("description") or settings.description,
+        description=_optional_text(unit, "description") or settings.description,
         extra={"columns": extra} if extra else {},
     )
 
@@ -39,7 +43,10 @@ def _row_origin(source: Source, unit: TableRow, settings: Settings, name: str, *
 def _group_of(unit: TableRow, settings: Settings, name: str) -> str:
     """What the column says, 0 included, or the image's path; "" if neither does."""
     stated = unit.row.get("group")
-    return str(stated) if stated not in (None, "") else settings.group_of(name) if name else ""
+    if isinstance(stated, list | dict):
+        raise _wrong_cell(unit, "group", "a text or a number")
+    plain = "" if stated is None else same_name(str(stated).strip())
+    return plain or (settings.group_of(name) if name else "")
 
 
 def _split_of(unit: TableRow) -> str:
@@ -50,46 +57,67 @@ def _split_of(unit: TableRow) -> str:
 
 
 def _wrong_cell(unit: TableRow, name: str, expected: str) -> ValueError:
-    found = unit.row.get(name)
-    return ValueError(f"{unit.table.name}: row {unit.position + 1}: {name}: expected {expected}, found {found!r}.")
+    found = f"{unit.row.get(name)!r:.80}"
+    return ValueError(f"{unit.table.name}: row {unit.position + 1}: {name}: expected {expected}, found {found}.")
+
+
+def _optional_text(unit: TableRow, name: str) -> str:
+    """A cell that may be empty; "" if it is."""
+    value = unit.row.get(name)
+    if value is not None and not isinstance(value, str):
+        raise _wrong_cell(unit, name, "a text")
+    return value or ""
+
+
+def _text_or_number(unit: TableRow, name: str) -> str:
+    """A cell with a text or a number, as text; "" if it is empty. Lists, truth values and objects are no answers."""
+    value = unit.row.get(name)
+    if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+        raise _wrong_cell(unit, name, "a text or a number")
+    return "" if value is None else str(value)
 
 
 _COLUMNS = ("image", "split", "group", "modality", "description")
+_CHOICES = tuple("ABCDE")
 
 
 def caption_row(settings: Settings, source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
     """The caption of an image, and the image from its caption."""
-    origin = _row_origin(source, unit, settings, unit.row["image"], "caption")
-    yield from captioned(source, origin, [named_image(folder, unit.row["image"])], unit.row["caption"])
+    name = image_name(folder, unit.row["image"])
+    origin = _row_origin(source, folder, unit, settings, name, "caption")
+    yield from captioned(source, origin, [named_image(folder, name)], unit.row["caption"])
 
 
 def report_row(settings: Settings, source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
     """The report of an image."""
-    origin = _row_origin(source, unit, settings, unit.row["image"], "report")
-    yield tasks.report(origin, [named_image(folder, unit.row["image"])], unit.row["report"])
+    name = image_name(folder, unit.row["image"])
+    origin = _row_origin(source, folder, unit, settings, name, "report")
+    yield tasks.report(origin, [named_image(folder, name)], unit.row["report"])
 
 
 def label_row(settings: Settings, source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
     """The label of an image as diagnosis."""
-    origin = _row_origin(source, unit, settings, unit.row["image"], "label")
-    yield tasks.diagnosis(origin, named_image(folder, unit.row["image"]), unit.row["label"])
+    name = image_name(folder, unit.row["image"])
+    origin = _row_origin(source, folder, unit, settings, name, "label")
+    yield tasks.diagnosis(origin, named_image(folder, name), unit.row["label"])
 
 
 def question_row(settings: Settings, source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
     """A question about an image, with choices where the columns A to E have some."""
-    row = unit.row
-    origin = _row_origin(source, unit, settings, row["image"], "question", "answer", *"ABCDE")
-    images = [named_image(folder, row["image"])]
-    yield choice(origin, images, row["question"], options_in(row, *"ABCDE"), str(row["answer"]))
+    name = image_name(folder, unit.row["image"])
+    origin = _row_origin(source, folder, unit, settings, name, "question", "answer", *_CHOICES)
+    options = [_text_or_number(unit, letter) for letter in _CHOICES]
+    answer = _text_or_number(unit, "answer")
+    yield choice(origin, [named_image(folder, name)], unit.row["question"], options, answer)
 
 
 def thought_row(settings: Settings, source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
     """A question with reasoning and answer; without an image in words only."""
-    row = unit.row
-    name = row.get("image") or ""
-    origin = _row_origin(source, unit, settings, name, "question", "reasoning", "answer")
+    row, named = unit.row, _optional_text(unit, "image").strip()
+    name = image_name(folder, named) if named else ""
+    origin = _row_origin(source, folder, unit, settings, name, "question", "reasoning", "answer")
     images = [named_image(folder, name)] if name else []
-    yield tasks.reasoning(origin, images, row["question"], row["reasoning"], str(row["answer"]))
+    yield tasks.reasoning(origin, images, row["question"], row["reasoning"], _text_or_number(unit, "answer"))
 
 
 def table_of(
@@ -122,11 +150,37 @@ def _make_table(
         needs=needs,
         images=(".",),
         read=partial(_checked_row, read, settings, needs),
+        encoding=settings.encoding,
+        known=("id", *needs, *_COLUMNS, *(_CHOICES if "answer" in needs else ())),
     )
 
 
+@dataclasses.dataclass
 class OneTable(TableSource):
-    """A table that the folder has in one format."""
+    """A table that the folder has in one format.
+
+    Attributes:
+        encoding: of the table, see `rows`.
+        known: columns that are found in upper and lower case, and with spaces around their names.
+    """
+
+    encoding: str = "utf-8"
+    known: tuple[str, ...] = ()
+
+    def rows_of(self, table: Path) -> Iterator[Row]:
+        """The rows with the known columns under their own names; a number that is none (NaN) is an empty cell."""
+        known = {name.lower(): name for name in self.known}
+        for position, row in enumerate(rows(table, self.encoding), 1):
+            plain: Row = {}
+            for key, value in row.items():
+                stated = key.strip()
+                name = known.get(stated.lower(), stated)
+                if name in plain:
+                    raise ValueError(
+                        f"{table}: row {position}: expected each column once, found {name!r} twice: keep one of them."
+                    )
+                plain[name] = None if isinstance(value, float) and not math.isfinite(value) else value
+            yield plain
 
     def units(self, root: Path) -> Iterator[TableRow]:
         found = [name for name in self.tables if (root / name).is_file()]
@@ -149,7 +203,7 @@ def _checked_row(
     """The records of a row whose needed cells hold something."""
     for name in needs:
         value = unit.row.get(name)
-        wrong = not value.strip() if isinstance(value, str) else name not in ("answer", "conversations")
+        wrong = not clean(value) if isinstance(value, str) else name not in ("answer", "conversations")
         if wrong or value is None:
             raise _wrong_cell(unit, name, "a text")
     if isinstance(unit.row.get(""), list):
@@ -162,6 +216,5 @@ def _checked_row(
 
 def conversation_row(settings: Settings, source: TableSource, folder: Path, unit: TableRow) -> Iterator[Record]:
     """A conversation in LLaVA's layout, about one image, several or none."""
-    named = unit.row.get("image") or ""
-    first = named if isinstance(named, str) else str(named[0])
+    first = next((image_name(folder, name) for name in row_images(unit)), "")
     yield from llava_rows(source, folder, unit._replace(split=_split_of(unit)), _group_of(unit, settings, first))

@@ -9,10 +9,10 @@ from pathlib import Path
 from .. import tasks
 from ..schema import Record
 from .base import Card, LeftOut, Source, split_of
-from .publisher_texts import captioned, choice, conversation, kept
+from .publisher_texts import captioned, choice, conversation, kept, turns_in
 from .readers import TableRow, TableSource
 from .record_images import file_image, named_image
-from .source_texts import modality_of, options_in, paper_of, turns_of
+from .source_texts import modality_of, options_in, paper_of
 from .tables import Row
 
 # Papers are the groups, under one name for all sets: PMC-OA and PMC-VQA show the same figures.
@@ -47,7 +47,7 @@ def _pubmedvision(source: TableSource, folder: Path, unit: TableRow) -> Iterator
     row = unit.row
     # The archives are unpacked without their folders (`unzip -j`), so only the last part of a path counts.
     names = [Path(name).name for name in row["image"]]
-    turns = turns_of(row["conversations"], len(names))
+    turns = turns_in(unit, len(names))
     modality = modality_of(str(row.get("modality", "")))
     extra = kept(row, "id", "modality", "body_part")
     place = f"{unit.table.stem}#{unit.position}"

@@ -9,6 +9,7 @@ from typing import Any
 from .. import tasks
 from ..schema import Record, RecordImage, Turn
 from ..tasks import Origin
+from .image_names import file_group, image_name
 from .readers import TableRow, TableSource
 from .record_images import named_image
 from .source_texts import chosen_option, modality_of, plain_options, turns_of
@@ -85,16 +86,14 @@ def llava_rows(source: TableSource, folder: Path, unit: TableRow, group: str = "
         group: of the row; by default its first image is its own.
     """
     row = unit.row
-    named = row.get("image") or []
-    names = [named] if isinstance(named, str) else list(named)
-    turns = turns_of(row["conversations"], len(names))
-    if not turns or turns[-1].role != "gpt":
-        raise ValueError(f"{unit.table}: expected an answer at the end of row {unit.position + 1}, found none.")
+    names = [image_name(folder, name) for name in row_images(unit)]
+    turns = turns_in(unit, len(names))
     place = f"{unit.table.stem}#{row.get('id', unit.position)}"
-    stated = " ".join(str(row.get(name, "")) for name in ("modality", "image")) + " " + turns[0].value
+    asked = next(turn.value for turn in turns if turn.role == "human")
+    stated = " ".join(str(row.get(name, "")) for name in ("modality", "image")) + " " + asked
     origin = source.origin(
         f"{unit.table.stem}#{unit.position}",
-        group or str(names[0] if names else place),
+        group or (file_group(folder, names[0]) if names else place),
         unit.split,
         modality_of(stated) if names else "TEXT",
         place,
@@ -104,6 +103,28 @@ def llava_rows(source: TableSource, folder: Path, unit: TableRow, group: str = "
     yield conversation(origin, images, turns)
     if images:
         yield from captioned(source, origin, images, turns[-1].value)
+
+
+def row_images(unit: TableRow) -> list[str]:
+    """The names in a row's column `image`: one, several, or none.
+
+    Raises:
+        ValueError: one line, for anything else.
+    """
+    named = unit.row.get("image") or []
+    names = [named] if isinstance(named, str) else named
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name.strip() for name in names):
+        place = f"{unit.table.name}: row {unit.position + 1}"
+        raise ValueError(f"{place}: image: expected the name of a file, or a list of names, found {named!r:.80}.")
+    return list(names)
+
+
+def turns_in(unit: TableRow, images: int) -> tuple[Turn, ...]:
+    """The turns in a row's column `conversations`; see `turns_of`, whose errors get the row's place."""
+    try:
+        return turns_of(unit.row["conversations"], images)
+    except ValueError as error:
+        raise ValueError(f"{unit.table.name}: row {unit.position + 1}: {error}") from error
 
 
 def kept(row: Mapping[str, Any], *names: str) -> dict[str, Any]:

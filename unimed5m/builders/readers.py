@@ -1,6 +1,7 @@
 """The walks over folders that all sources share: tables with images, masks, image pairs and volumes."""
 
 import dataclasses
+import fnmatch
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,8 @@ from .. import tasks
 from ..schema import SPLITS, Record, RecordImage
 from ..task_images import view_entry
 from ..tasks import Origin
-from .base import LeftOut, Source
+from .base import LeftOut, Source, visible
+from .image_names import image_name, same_name
 from .record_images import IMAGE_SUFFIXES, Volume, file_image, read_levels, read_volume
 from .tables import Row, columns, rows
 
@@ -78,9 +80,9 @@ class TableSource(Source):
         for pattern, split in self.tables.items():
             if found and self.first_only:
                 break
-            for table in sorted(root.glob(pattern)):
+            for table in visible(root, pattern):
                 found.append(table.name)
-                for position, row in enumerate(rows(table)):
+                for position, row in enumerate(self.rows_of(table)):
                     empty = False
                     if position == 0:
                         columns(row, table, *self.needs)
@@ -89,6 +91,16 @@ class TableSource(Source):
             raise self.wrong_folder(root, " or ".join(self.tables))
         if empty:
             raise ValueError(f"{self.name}: expected rows in {', '.join(found)} in {root}, found none.")
+
+    def rows_of(self, table: Path) -> Iterator[Row]:
+        """The rows of a table, columns as `read` knows them."""
+        return rows(table)
+
+    def name_of(self, root: Path, unit: TableRow) -> str:
+        """The row's own id, else its table and place, from 0, as `original_id` has it."""
+        stated = unit.row.get("id")
+        named = isinstance(stated, str | int) and not isinstance(stated, bool) and str(stated).strip()
+        return str(stated) if named else f"{unit.table.stem}#{unit.position}"
 
     def split_of_unit(self, unit: TableRow) -> str:
         return unit.split
@@ -152,18 +164,18 @@ class MaskSource(Source):
 
     def units(self, root: Path) -> Iterator[tuple[Path, MaskPart]]:
         for alternative in self.parts:
-            if not any(root.glob(alternative[0].images)):
+            if not visible(root, alternative[0].images):
                 continue
             for part in alternative:
                 # Mirrors leave the smaller splits out; the first part is the one that must be there.
-                for path in sorted(path for path in root.glob(part.images) if path.suffix.lower() in IMAGE_SUFFIXES):
+                for path in (path for path in visible(root, part.images) if path.suffix.lower() in IMAGE_SUFFIXES):
                     if not (part.skip and re.search(part.skip, path.name)):
                         yield path, part
             if self.lone_masks:
                 folder = (root / alternative[0].images).parent
-                known = {path.stem for path in root.glob(alternative[0].images)}
-                for mask in sorted(root.glob(self.lone_masks)):
-                    if mask.stem not in known:
+                known = {same_name(path.stem) for path in visible(root, alternative[0].images)}
+                for mask in visible(root, self.lone_masks):
+                    if same_name(mask.stem) not in known:
                         yield folder / mask.name, alternative[0]
             return
         raise self.wrong_folder(root, " or ".join(alternative[0].images for alternative in self.parts))
@@ -194,10 +206,14 @@ class MaskSource(Source):
     def _masks(self, root: Path, path: Path, part: MaskPart) -> list[Path]:
         """The masks of an image; where only the ending is open, 1.2.3.png has none in 1.2.3.4.png."""
         pattern = part.masks.format(stem=glob_text(path.stem), parent=glob_text(path.parent.name))
-        masks = sorted(root.glob(pattern))
+        masks = visible(root, pattern)
+        if not masks and not pattern.isascii():
+            # Accents composed here and decomposed there are one name.
+            nearby, wanted = visible(root, f"{Path(pattern).parent}/*"), same_name(Path(pattern).name)
+            masks = [mask for mask in nearby if fnmatch.fnmatchcase(same_name(mask.name), wanted)]
         if part.masks.endswith("{stem}.*"):
-            stem = Path(part.masks).name.removesuffix(".*").format(stem=path.stem)
-            masks = [mask for mask in masks if mask.stem == stem]
+            stem = same_name(Path(part.masks).name.removesuffix(".*").format(stem=path.stem))
+            masks = [mask for mask in masks if same_name(mask.stem) == stem]
         if not masks:
             place = path.relative_to(root).with_suffix("").as_posix()
             raise ValueError(f"{self.name}: expected the mask {pattern} for {place}, found none.")
@@ -251,16 +267,16 @@ class PairSource(Source):
 
     def units(self, root: Path) -> Iterator[Pair]:
         for number, (split, (origins, targets)) in enumerate(self.splits.items()):
-            found = sorted(path for path in root.glob(origins) if path.suffix.lower() in IMAGE_SUFFIXES)
+            found = [path for path in visible(root, origins) if path.suffix.lower() in IMAGE_SUFFIXES]
             if number == 0 and not found:
                 raise self.wrong_folder(root, origins)
             if found:
                 folder = self.need(root, targets)
                 for path in found:
-                    yield Pair(path, folder / path.name, split)
-                known = {path.name for path in found}
-                for path in sorted(folder.iterdir()):
-                    if path.name not in known and path.suffix.lower() in IMAGE_SUFFIXES:
+                    yield Pair(path, folder / image_name(folder, path.name), split)
+                known = {same_name(path.name) for path in found}
+                for path in visible(folder, "*"):
+                    if same_name(path.name) not in known and path.suffix.lower() in IMAGE_SUFFIXES:
                         yield Pair(found[0].parent / path.name, path, split)
 
     def split_of_unit(self, unit: Pair) -> str:
@@ -321,7 +337,7 @@ class VolumeSource(Source):
 
     def units(self, root: Path) -> Iterator[Path]:
         for pattern in self.cases:
-            folders = sorted(path for path in root.glob(pattern) if path.is_dir())
+            folders = [path for path in visible(root, pattern) if path.is_dir()]
             found = [folder for folder in folders if any(self._file(folder, name) for name in self.channels)]
             if found:
                 yield from found

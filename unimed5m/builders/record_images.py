@@ -30,6 +30,7 @@ from unimedvl.processing.view_unimedvl import ARRAY_PLANES, View
 
 from ..schema import RecordImage
 from ..task_images import encoded_image, upright_image, view_entry
+from .image_names import image_name
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 # PNG and JPEG files go into records byte by byte.
@@ -143,15 +144,12 @@ class SeriesReader:
 
 
 def named_image(folder: Path, name: str) -> RecordImage:
-    """The image that a row of a table names, below its folder; a leading slash is dropped, as the authors do.
+    """The image that a row of a table names, below its folder; see `image_names` for the spellings of a name.
 
     Raises:
         ValueError: one line, for a name that leads out of the folder, a missing file or no image.
     """
-    path = folder / name.lstrip("/")
-    if ".." in path.relative_to(folder).parts:
-        raise ValueError(f"{name}: expected an image below {folder}, found a name that leads out of it.")
-    return file_image(path, folder)
+    return file_image(folder / image_name(folder, name), folder)
 
 
 def bytes_image(content: bytes, name: str, view: View = DEFAULT_VIEW) -> RecordImage:

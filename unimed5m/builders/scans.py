@@ -8,7 +8,7 @@ from .. import tasks
 from ..schema import Record, RecordImage
 from ..task_images import view_entry
 from ..tasks import Origin
-from .base import Card, Source
+from .base import Card, Source, visible
 from .readers import SUPER_RESOLUTION, Channel, PairSource, VolumeSource
 from .record_images import read_volume
 
@@ -23,7 +23,7 @@ class Ixi(Source):
         found = False
         for sequence in ("T1", "T2"):
             for folder in (root / f"IXI-{sequence}", root / sequence, root):
-                paths = sorted(folder.glob(f"IXI*-{sequence}.nii*"))
+                paths = visible(folder, f"IXI*-{sequence}.nii*")
                 for path in paths:
                     found = True
                     yield sequence, path

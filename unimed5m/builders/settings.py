@@ -8,6 +8,7 @@ from typing import Any
 
 from ..schema import MODALITIES
 from .base import PUBLIC_PLACES
+from .image_names import same_name
 from .named import public_datasets
 
 SETTINGS = "source.json"
@@ -29,6 +30,7 @@ class Settings:
             parentheses matches is the group, the patient in `patient03_slice2.png` for "(patient[0-9]+)". Images of a
             group are in one split. By default an image, series or volume is its own group.
         window: (center, width) for dicom-series and nifti-volumes; other sources refuse it.
+        encoding: of a table without a byte order mark, as Python names it ("cp1252" for Windows in western Europe).
     """
 
     dataset: str = ""
@@ -44,6 +46,7 @@ class Settings:
     both_directions: bool = True
     group: str = ""
     window: tuple[float, float] | None = None
+    encoding: str = "utf-8"
 
     def group_of(self, path: str) -> str:
         """The group that an image's path names, relative to the folder; "" where `group` is not set.
@@ -53,7 +56,7 @@ class Settings:
         """
         if not self.group:
             return ""
-        found = re.search(self.group, path)
+        found = re.search(same_name(self.group), same_name(path))
         if found is None or not found[1]:
             raise ValueError(f"{path}: expected a match of the group {self.group!r} in {SETTINGS}, found none.")
         return found[1]
@@ -69,7 +72,8 @@ def read_settings(root: Path) -> Settings:
     values: Any = {}
     if path.is_file():
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            # Bytes: editors of Windows write a byte order mark, which json then understands.
+            values = json.loads(path.read_bytes())
         except ValueError as error:
             raise ValueError(f"{path}: expected a JSON object, found a problem: {error}.") from error
     known = {field.name for field in dataclasses.fields(Settings)}
@@ -115,12 +119,21 @@ def _check_setting(path: Path, name: str, value: Any) -> None:
             isinstance(value, str) and (not value or "://" in value),
             "an address such as https://..., or nothing",
         )
+    elif name == "encoding":
+        right, expected = _is_encoding(value), "an encoding that Python knows, such as utf-8, cp1252 or gb18030"
     elif name == "group":
         right, expected = _is_pattern(value), "a regular expression with parentheses around the group's name"
     else:
         right, expected = isinstance(value, str) and bool(value), "a text"
     if not right:
         raise ValueError(f"{path}: {name}: expected {expected}, found {value!r}.")
+
+
+def _is_encoding(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool("a".encode(value))
+    except (LookupError, ValueError):
+        return False
 
 
 def _is_pattern(value: Any) -> bool:

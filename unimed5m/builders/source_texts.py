@@ -1,8 +1,9 @@
 """What texts and file names of the publishers say about a sample: modality, sections of a report, a paper's number."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
-from string import ascii_uppercase
+from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 
 from ..schema import IMAGE_PLACEHOLDER, Turn
@@ -19,6 +20,8 @@ MODALITY_WORDS = (
     ("CT", r"\bct\b|\bcta\b|computed tomograph|computerized tomograph"),
     ("CXR", r"chest (x-?ray|radiograph|film)|thorax x-?ray|\bcxr\b"),
 )
+# Names of roles in publishers' conversations -> ours.
+CONVERSATION_ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "system": "system"}
 PAPER_NUMBER = re.compile(r"PMC\d+")
 
 
@@ -34,16 +37,50 @@ def paper_of(name: str) -> str:
     return found.group() if found else name
 
 
-def turns_of(conversation: Sequence[Mapping[str, Any]], images: int) -> tuple[Turn, ...]:
-    """LLaVA's `conversations` as turns; a first turn without placeholders gets one for each image in front."""
-    turns = [
-        Turn("gpt" if turn["from"] in ("gpt", "assistant") else "human", str(turn["value"]))
-        for turn in conversation
-        if turn["from"] != "system"
-    ]
-    if turns and images and not any(IMAGE_PLACEHOLDER in turn.value for turn in turns):
-        turns[0] = Turn(turns[0].role, f"{IMAGE_PLACEHOLDER}\n" * images + turns[0].value)
+def turns_of(conversation: Any, images: int) -> tuple[Turn, ...]:
+    """LLaVA's `conversations` as turns; without placeholders the first question gets one for each image in front.
+
+    Args:
+        conversation: a list of {"from": role, "value": text}, or its JSON text, as a cell of CSV holds it. Roles are
+            those of `CONVERSATION_ROLES`, in any case.
+        images: of the row.
+
+    Raises:
+        ValueError: naming the turn, for one of another form or role or without a text, and for a conversation without
+            a question or without an answer at its end.
+    """
+    if isinstance(conversation, str):
+        try:
+            conversation = json.loads(conversation)
+        except ValueError:
+            conversation = None
+    if not isinstance(conversation, list | tuple) or not conversation:
+        raise ValueError("conversations: expected a list of turns, or its JSON text, found none.")
+    turns = [_turn(turn, number) for number, turn in enumerate(conversation, 1)]
+    asked = next((place for place, turn in enumerate(turns) if turn.role == "human"), None)
+    if asked is None:
+        raise ValueError("conversations: expected a question, found no turn of human.")
+    if turns[-1].role != "gpt":
+        raise ValueError(f"conversations: expected an answer at the end, found a turn of {turns[-1].role}.")
+    if images and not any(IMAGE_PLACEHOLDER in turn.value for turn in turns):
+        turns[asked] = Turn("human", f"{IMAGE_PLACEHOLDER}\n" * images + turns[asked].value)
     return tuple(turns)
+
+
+def _turn(turn: Any, number: int) -> Turn:
+    place = f"conversations: turn {number}"
+    if not isinstance(turn, Mapping) or not {"from", "value"} <= turn.keys():
+        found = ", ".join(map(str, turn)) if isinstance(turn, Mapping) else type(turn).__name__
+        raise ValueError(f"{place}: expected from and value, found {found[:80] or 'nothing'}.")
+    role = CONVERSATION_ROLES.get(str(turn["from"]).strip().lower())
+    if role is None:
+        raise ValueError(f"{place}: from: expected {', '.join(CONVERSATION_ROLES)}, found {str(turn['from'])[:40]!r}.")
+    value = turn["value"]
+    if not isinstance(value, str):
+        raise ValueError(f"{place}: value: expected a text, found {type(value).__name__}.")
+    if not value.replace(IMAGE_PLACEHOLDER, "").strip():
+        raise ValueError(f"{place}: value: expected a text of {role}, found none.")
+    return Turn(role, value)
 
 
 def report_text(findings: str, impression: str) -> str:
@@ -90,4 +127,6 @@ def chosen_option(options: Sequence[str], answer: str) -> int:
     if stated and index < len(options) and options[index]:
         if stated[2] is None or stated[2].lower() == options[index].lower():
             return index
-    return next((place for place, option in enumerate(options) if option and option.lower() == wanted.lower()), -1)
+    named = next((place for place, option in enumerate(options) if option and option.lower() == wanted.lower()), -1)
+    small = ascii_lowercase.find(wanted) if len(wanted) == 1 else -1
+    return small if named < 0 <= small < len(options) and options[small] else named

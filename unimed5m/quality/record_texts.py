@@ -1,9 +1,11 @@
 """The texts of a record that quality control looks at."""
 
 import json
-import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import regex
 
 from ..schema import IMAGE_PLACEHOLDER
 
@@ -20,8 +22,12 @@ def whole_text(message: Sequence[Mapping[str, str]]) -> str:
 
 
 def normalized_text(message: Sequence[Mapping[str, str]]) -> str:
-    """The whole text in lower case with single spaces and no punctuation: equal for texts that read the same."""
-    return " ".join(re.findall(r"\w+", whole_text(message).lower()))
+    """The whole text in lower case with single spaces and no punctuation: equal for texts that read the same.
+
+    Letters keep their marks, which are the vowels of Hindi and the tones of Thai, composed or not.
+    """
+    text = unicodedata.normalize("NFC", whole_text(message).lower())
+    return " ".join(regex.findall(r"[\w\p{M}]+", text))
 
 
 def original_text(row: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
@@ -36,10 +37,18 @@ from ..utils.json_files import read_json
 
 # The nano checkpoint, part of the wheel and of a checkout alike: the default model of the command line.
 NANO_DIRECTORY = Path(__file__).resolve().parents[1] / "hub_cards" / "unimedvl-nano"
+# What recipes call it, from a checkout's root; elsewhere the name leads to the one of the package.
+NANO_NAME = "hub_cards/unimedvl-nano"
+# Where a training run puts its finished model, in its folder.
+FINISHED = "final"
+# What PEFT calls the settings of an adapter.
+ADAPTER_SETTINGS = "adapter_config.json"
 # Code is not in the list: the command line runs the installed classes, never a repository's.
-SETTINGS_PATTERNS = ("*.json", "*.jinja", "*.txt")
+SETTINGS_PATTERNS = ("*.json", "*.jinja", "*.txt", "README.md")
 DOWNLOAD_PATTERNS = (*SETTINGS_PATTERNS, "*.safetensors")
 
+# Begins the revisions of local folders, which are fingerprints of their weights.
+LOCAL_REVISION = "weights:"
 # First match wins; the patterns hold for our weight names and for those of the upstream layout.
 PARTS = (
     ("autoencoder", r"^(model\.vae|vae_model|encoder|decoder)\."),
@@ -71,6 +80,20 @@ class Checkpoint:
     layout: str
     tensors: dict[str, StoredTensor]
 
+    @property
+    def source(self) -> tuple[str, str | None]:
+        """Where this machine finds it again: the Hub id and the commit, or the whole path of the folder and None."""
+        local = self.revision.startswith(LOCAL_REVISION)
+        return (str(self.directory.resolve()), None) if local else (self.name, self.revision)
+
+
+class Place(NamedTuple):
+    """A folder on this machine: its path, how people call it, and the commit where it is a download of the Hub."""
+
+    directory: Path
+    name: str
+    commit: str | None
+
 
 def default_model() -> str:
     """The nano checkpoint that comes with the package.
@@ -94,7 +117,16 @@ def open_checkpoint(model: str | os.PathLike, revision: str | None = None) -> Ch
         ValueError: if there is no such folder or repository, or if it is not a whole UniMedVL checkpoint; the message
             says what to do.
     """
-    directory, name, commit = _locate(os.fspath(model), revision)
+    return open_place(locate(model, revision))
+
+
+def open_place(place: Place) -> Checkpoint:
+    """The checkpoint in a folder that `locate` found.
+
+    Raises:
+        ValueError: if it is not a whole UniMedVL checkpoint.
+    """
+    directory, name, commit = place
     if is_upstream_layout(directory):
         layout, tensors = "upstream", upstream_tensors(directory)[0]
     else:
@@ -115,7 +147,7 @@ def peek_checkpoint(model: str | os.PathLike, revision: str | None = None) -> Ch
     """
     if Path(model).expanduser().exists():
         return open_checkpoint(model, revision)
-    directory, name, commit = _locate(os.fspath(model), revision, SETTINGS_PATTERNS)
+    directory, name, commit = locate(model, revision, SETTINGS_PATTERNS)
     assert commit is not None, "what is no local path is a Hub id"
     api = HfApi()
     tensors = {}
@@ -144,14 +176,27 @@ def _remote_weight_files(directory: Path, present: set[str]) -> tuple[str, list[
     return "transformers", ["model.safetensors"]
 
 
-def _locate(
-    model: str, revision: str | None, patterns: tuple[str, ...] = DOWNLOAD_PATTERNS
-) -> tuple[Path, str, str | None]:
+def locate(
+    model: str | os.PathLike, revision: str | None = None, patterns: tuple[str, ...] = DOWNLOAD_PATTERNS
+) -> Place:
+    """The folder of a checkpoint or an adapter, downloaded if it is a Hub id.
+
+    Args:
+        model: a folder, or a Hub id `owner/name`.
+        revision: branch, tag or commit of a Hub id.
+        patterns: files to download.
+
+    Raises:
+        ValueError: if there is no such folder or repository.
+    """
+    model = os.fspath(model)
     path = Path(model).expanduser()
+    if model == NANO_NAME and not path.exists():
+        path = NANO_DIRECTORY
     if path.is_dir():
         if revision is not None:
             raise ValueError(f"{model!r} is a local folder and has no revisions: leave --revision out.")
-        return path, path.resolve().name, None
+        return Place(path, path.resolve().name, None)
     if path.exists():
         raise ValueError(f"{model!r} is a file: give the folder of a checkpoint, or a Hub id like owner/name.")
     try:
@@ -167,10 +212,22 @@ def _locate(
         raise ValueError(f"{model!r} is no folder and cannot be downloaded: check the path or the network.") from error
     except HfHubHTTPError as error:
         raise ValueError(f"cannot get {model!r} from the Hub: {first_line(error)}") from error
-    return directory, model, directory.name
+    return Place(directory, model, directory.name)
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether a folder holds a PEFT adapter and no model of its own."""
+    whole = ("config.json", "model.safetensors", "model.safetensors.index.json")
+    return (directory / ADAPTER_SETTINGS).is_file() and not any((directory / name).is_file() for name in whole)
 
 
 def _require_model_type(directory: Path) -> None:
+    if is_adapter(directory):
+        raise ValueError(
+            f"{str(directory)!r} holds an adapter, and a whole checkpoint is needed here: `unimedvl merge` makes one."
+        )
+    if not (directory / "config.json").is_file() and (directory / FINISHED).is_dir():
+        raise ValueError(f"{str(directory)!r} is the folder of a training run: give {str(directory / FINISHED)!r}.")
     model_type = read_json(directory / "config.json").get("model_type")
     if model_type != "unimedvl":
         raise ValueError(f"{str(directory)!r} is a checkpoint of type {model_type!r}, not of 'unimedvl'.")
@@ -182,6 +239,11 @@ def _weight_files(directory: Path) -> list[Path]:
     if index.is_file():
         return indexed_files(index)
     single = directory / "model.safetensors"
+    if not single.is_file() and (directory / "shards").is_dir():
+        raise ValueError(
+            f"{str(directory)!r} holds what a training run resumes from: finish the run, and give its folder "
+            f"{FINISHED!r}."
+        )
     pickles = sorted(path.name for path in directory.iterdir() if path.suffix in PICKLE_SUFFIXES)
     if pickles and not single.is_file():
         raise ValueError(
@@ -192,7 +254,7 @@ def _weight_files(directory: Path) -> list[Path]:
 
 def fingerprint(files: Iterable[Path]) -> str:
     """`weights:` and 16 hexadecimal digits that distinguish checkpoints."""
-    return f"weights:{hash_ends(files)[:16]}"
+    return f"{LOCAL_REVISION}{hash_ends(files)[:16]}"
 
 
 def part_of(name: str) -> str:

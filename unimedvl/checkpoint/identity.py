@@ -1,11 +1,16 @@
 """What ran: digests of checkpoints, commits and versions, which distinguish runs and let one be repeated."""
 
+import hashlib
 import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
-from ..utils.digests import hash_files
+import torch
+
+from ..modeling_unimedvl.upstream_weights_unimedvl import FLOAT_TYPES, PREFIXES, StoredTensor, map_tensor
+from ..utils.digests import hash_files, hash_tensors
 
 LIBRARIES = (
     "unimedvl",
@@ -29,17 +34,48 @@ RESULTS = ("evaluation/results.json", "evaluation/manifest.json")
 # Lies in the folder of a run, which may lie in the checkpoint's and decides nothing either.
 RUN = "run.json"
 
+# Values at either end of a tensor that `values_digest` looks at.
+END_VALUES = 64
+# Not trained on adapters' bases, and named or stored otherwise in upstream's layout.
+_OUTSIDE = ("model.vae.", "model.latent_pos_embed.", "model.vit_pos_embed.", "encoder.", "decoder.")
 
-def weights_digest(path: str) -> str:
+
+def values_digest(tensors: Mapping[str, StoredTensor]) -> str:
+    """A digest of a model's values: the same for every layout, split into files and type that holds bfloat16's digits.
+
+    Any training step changes it, and so does a merged adapter, since both touch whole tensors. Only the ends of each
+    tensor are read. The autoencoder and the position tables do not count.
+
+    Args:
+        tensors: where every tensor lies, by our name or upstream's.
+
+    Returns:
+        SHA-256 as hexadecimal digits.
+    """
+    ends = {}
+    for name, stored in tensors.items():
+        ours = next((new + name.removeprefix(old) for old, new in PREFIXES if name.startswith(old)), name)
+        # Packed weights of a quantized checkpoint are no numbers of the model.
+        if ours.startswith(_OUTSIDE) or stored.dtype not in FLOAT_TYPES:
+            continue
+        values = map_tensor(stored).reshape(-1)
+        ends[ours] = torch.cat([values[:END_VALUES], values[-END_VALUES:]]).to(torch.bfloat16)
+    return hashlib.sha256(f"{sorted(ends)} {hash_tensors(ends)}".encode()).hexdigest()
+
+
+def weights_digest(path: str, base: str | None = None) -> str:
     """The digest of everything in a checkpoint's folder that decides its answers.
 
     Args:
         path: a folder, or a Hub id.
+        base: of an adapter, the folder or Hub id of its base, which decides the answers too.
 
     Returns:
         SHA-256 over names and contents of weights, presets, tokenizers, templates and code, in the order of the names,
         as hexadecimal digits; "" for a Hub id.
     """
+    if base is not None:
+        return hashlib.sha256(f"{weights_digest(path)} {weights_digest(base)}".encode()).hexdigest()
     folder = Path(path)
     if not folder.is_dir():
         return ""
@@ -56,7 +92,7 @@ def hub_commit(repository: str, revision: str | None) -> str:
     """Commit of a Hub repository as it was loaded last, "" where the cache does not say."""
     from huggingface_hub import try_to_load_from_cache
 
-    for name in ("config.json", "model_index.json"):
+    for name in ("config.json", "model_index.json", "adapter_config.json"):
         found = try_to_load_from_cache(repository, name, revision=revision)
         if isinstance(found, str):
             return Path(found).parent.name

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 
@@ -10,7 +10,8 @@ from ..modeling_unimedvl.upstream_layout_unimedvl import build_config, is_upstre
 from ..modeling_unimedvl.upstream_weights_unimedvl import model_shapes, require_exact_fit
 from ..utils.errors import first_line
 from ..utils.json_files import read_json
-from .folder import Checkpoint, default_model, open_checkpoint
+from .adapter_folder import Adapter, joined, open_adapter, open_base, put_on
+from .folder import Checkpoint, default_model, is_adapter, locate, open_place
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
@@ -24,7 +25,7 @@ DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, 
 
 
 class Loaded(NamedTuple):
-    """What `load` returns."""
+    """What `load` returns; with an adapter, `model` is PEFT's wrapper of the model, which answers the same calls."""
 
     model: "UniMedVLForConditionalGeneration"
     processor: "UniMedVLProcessor"
@@ -35,26 +36,30 @@ def load(
     model: str | os.PathLike | None = None,
     *,
     revision: str | None = None,
+    base: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
     quantize: str | None = None,
     understanding_only: bool = False,
 ) -> Loaded:
-    """Load a checkpoint with the installed classes: no code of a repository runs, and no pickle is opened.
+    """Load a checkpoint, or an adapter on its base, with the installed classes.
 
-    Unlike plain `from_pretrained`, which leaves missing tensors at random values, this refuses a checkpoint whose
-    tensors do not fit the model exactly.
+    No code of a repository runs, and no pickle is opened. Unlike plain `from_pretrained`, which leaves missing tensors
+    at random values, this refuses a checkpoint whose tensors do not fit the model exactly.
 
     Args:
-        model: a folder (ours or the upstream layout) or a Hub id; the nano checkpoint by default.
+        model: a folder (ours or the upstream layout) or a Hub id, of a checkpoint or of a PEFT adapter; the nano
+            checkpoint by default.
         revision: branch, tag or commit of a Hub id.
+        base: folder or Hub id of an adapter's base; the one that the adapter names by default.
         dtype: "auto" (as stored), "float32", "bfloat16" or "float16".
         device: "auto" (the first accelerator, else the CPU) or a torch device name.
         quantize: "nf4" or "int8" to load the experts' linear layers through bitsandbytes.
         understanding_only: leave the generation expert and the autoencoder out of memory.
 
     Raises:
-        ValueError: if the checkpoint, the type or the device cannot be used; the message says what to do.
+        ValueError: if the checkpoint, the adapter, its base, the type or the device cannot be used; the message says
+            what to do.
     """
     from ..modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
 
@@ -64,23 +69,52 @@ def load(
     options: dict = {"dtype": DTYPES[dtype], "device_map": {"": target}, "use_safetensors": True}
     if quantize not in (None, "nf4", "int8"):
         raise ValueError(f"unknown quantization {quantize!r}: choose nf4 or int8.")
-    checkpoint = open_checkpoint(default_model() if model is None else model, revision)
+    adapter, checkpoint = _open(default_model() if model is None else model, revision, base)
+    understanding_only = understanding_only and not (adapter is not None and adapter.on_generation_half)
     if quantize is not None:
         options["quantization_config"] = _quantization(quantize, read_config(checkpoint.directory), target)
     if understanding_only:
         options["visual_gen"] = False
     if checkpoint.layout == "transformers":
         _require_exact_fit(checkpoint, understanding_only)
-    processor = load_processor(checkpoint.directory)
+    processor = adapted_processor(adapter, checkpoint)
     network = UniMedVLForConditionalGeneration.from_pretrained(checkpoint.directory, local_files_only=True, **options)
+    if adapter is not None:
+        network = cast("UniMedVLForConditionalGeneration", put_on(network, adapter))
     return Loaded(network.eval(), processor, checkpoint)
 
 
-def load_processor(directory: str | os.PathLike) -> "UniMedVLProcessor":
+def _open(model: str | os.PathLike, revision: str | None, base: str | None) -> tuple[Adapter | None, Checkpoint]:
+    """The adapter, if it is one, and the checkpoint to load."""
+    place = locate(model, revision)
+    if is_adapter(place.directory):
+        adapter = open_adapter(place)
+        return adapter, joined(adapter, open_base(adapter, base))
+    if base is not None:
+        raise ValueError(f"{place.name!r} holds no adapter, and only an adapter has a base: leave --base out.")
+    return None, open_place(place)
+
+
+def adapted_processor(adapter: Adapter | None, base: Checkpoint) -> "UniMedVLProcessor":
+    """The processor that was saved with an adapter, else that of its base.
+
+    Raises:
+        ValueError: see `load_processor`.
+    """
+    if adapter is None or not adapter.has_processor:
+        return load_processor(base.directory)
+    return load_processor(adapter.directory, read_config(base.directory))
+
+
+def load_processor(directory: str | os.PathLike, config: "UniMedVLConfig | None" = None) -> "UniMedVLProcessor":
     """The processor of a checkpoint folder, put together from the installed classes.
 
     (`UniMedVLProcessor.from_pretrained` looks its parts up in the folder's `auto_map`, which is the folder's code.)
     A folder without processor settings, as upstream's are, gets the reference's, in the model's patch sizes.
+
+    Args:
+        directory: the folder.
+        config: of the model, where the folder has none.
 
     Raises:
         ValueError: if the folder's tokenizer cannot be read or is not of the Qwen2 family.
@@ -91,7 +125,7 @@ def load_processor(directory: str | os.PathLike) -> "UniMedVLProcessor":
     from ..processing.processing_unimedvl import UniMedVLProcessor
 
     folder = Path(directory)
-    config = read_config(folder)
+    config = read_config(folder) if config is None else config
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, config=config, trust_remote_code=False, local_files_only=True

@@ -12,6 +12,7 @@ from ..utils.command_line import Result
 from .shared import (
     NOTICE,
     AllowUrl,
+    Base,
     Device,
     Dtype,
     Frame,
@@ -49,6 +50,7 @@ def ask(
     seed: Seed = None,
     model: Model = None,
     revision: Revision = None,
+    base: Base = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     quantize: Quantize = None,
@@ -69,7 +71,7 @@ def ask(
         percentiles_of=percentiles_of,
     )
     network, processor, checkpoint = load_model(
-        model, revision=revision, dtype=dtype, device=device, quantize=quantize, understanding_only=True
+        model, revision=revision, base=base, dtype=dtype, device=device, quantize=quantize, understanding_only=True
     )
     content: list[dict[str, Any]] = [{"type": "image", "image": input_image} for input_image in images]
     content.append({"type": "text", "text": question})

@@ -2,13 +2,14 @@
 
 unimedvl eval --benchmark unimed-mini=RECORDS --out OUT [--limit 20]
 unimedvl eval --model owner/name --benchmark vqa-rad=FOLDER --benchmark slake=FOLDER --out OUT
+unimedvl eval --model runs/lora/final --benchmark records=RECORDS --out OUT
 unimedvl eval compare OUT_A OUT_B
 unimedvl eval card OUT CARD_FOLDER
 unimedvl eval sheet OUT NEW_FOLDER          a reader study; `unimedvl eval readers NEW_FOLDER` scores the answers
 unimedvl eval list
 
---model takes any transformers image-text-to-text model, any diffusers pipeline, or baseline:NAME. Repeating a command
-that was stopped resumes it.
+--model takes any transformers image-text-to-text model, a PEFT adapter, any diffusers pipeline, or baseline:NAME.
+Repeating a command that was stopped resumes it.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Argument, Context, Option
 
 from ..utils.command_line import Result, add_command, comma_separated, new_app, printing, require
-from .shared import Device, Dtype, Model, Revision, say
+from .shared import Base, Device, Dtype, Model, Revision, say
 
 if TYPE_CHECKING:
     from ..evaluation.benchmarks import BenchmarkData
@@ -32,6 +33,7 @@ def evaluate_model(
     context: Context,
     model: Model = None,
     revision: Revision = None,
+    base: Base = None,
     trust_remote_code: Annotated[
         bool, Option("--trust-remote-code", help="Let code of the model's repository run.")
     ] = False,
@@ -85,10 +87,12 @@ def evaluate_model(
             raise ValueError(f"--{name} must be at least 1, not {count}.")
     from transformers.utils import logging as transformers_logging
 
+    from ..checkpoint.adapter_folder import base_source
     from ..checkpoint.folder import default_model
     from ..checkpoint.identity import hub_commit, weights_digest
     from ..evaluation.distributed import join
     from ..evaluation.harness import Run, evaluate
+    from ..evaluation.model_wrappers.opening import find_adapter
     from ..evaluation.report import markdown
     from ..evaluation.visuals import draw_all
 
@@ -107,6 +111,7 @@ def evaluate_model(
         seed,
         max_new_tokens,
         revision=revision,
+        base=base,
         dtype=dtype,
         device=device,
         steps=steps,
@@ -114,10 +119,15 @@ def evaluate_model(
     )
     place = path.removeprefix("specialist:")
     local = Path(place).is_dir() or place.startswith("baseline:")
+    name, below, choices = Path(path).resolve().name if Path(path).is_dir() else path, None, {}
+    if ":" not in path and (adapter := find_adapter(path, revision)) is not None:
+        below, below_revision = base_source(adapter, base)
+        name = f"{name} on {Path(below).name if Path(below).is_dir() else below}"
+        choices["base_commit"] = "" if Path(below).is_dir() else hub_commit(below, below_revision)
     run = Run(
-        model=Path(path).resolve().name if Path(path).is_dir() else path,
+        model=name,
         out=Path(out),
-        weights=weights_digest(place),
+        weights=weights_digest(place, below),
         batch_size=batch_size,
         baselines=not no_baselines,
         choices={
@@ -127,6 +137,7 @@ def evaluate_model(
             "dtype": dtype,
             "revision": revision,
             "commit": "" if local else hub_commit(place, revision),
+            **choices,
         },
         scoring=names,
     )

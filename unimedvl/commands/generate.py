@@ -16,6 +16,7 @@ from ..utils.command_line import Result
 from .shared import (
     NOTICE,
     AllowUrl,
+    Base,
     Device,
     Dtype,
     Frame,
@@ -68,6 +69,7 @@ def generate(
     seed: Seed = None,
     model: Model = None,
     revision: Revision = None,
+    base: Base = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     quantize: Quantize = None,
@@ -93,7 +95,7 @@ def generate(
         percentiles_of=percentiles_of,
     )
     network, processor, checkpoint = load_model(
-        model, revision=revision, dtype=dtype, device=device, quantize=quantize
+        model, revision=revision, base=base, dtype=dtype, device=device, quantize=quantize
     )
     content: list[dict[str, Any]] = [{"type": "image", "image": input_image} for input_image in images]
     content.append({"type": "text", "text": prompt})

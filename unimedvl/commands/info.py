@@ -9,17 +9,44 @@ unimedvl info --model owner/name --json
 from typing import TYPE_CHECKING, Any
 
 from ..utils.command_line import Result
-from .shared import Model, Revision
+from .shared import Base, Model, Revision
 
 if TYPE_CHECKING:
+    from ..checkpoint.adapter_folder import Adapter
     from ..checkpoint.folder import Checkpoint
 
 
-def info(model: Model = None, revision: Revision = None) -> Result:
+def info(model: Model = None, revision: Revision = None, base: Base = None) -> Result:
+    from ..checkpoint.adapter_folder import joined, open_base, peek_adapter
     from ..checkpoint.folder import default_model, peek_checkpoint
 
-    record = describe(peek_checkpoint(model or default_model(), revision))
+    model = model or default_model()
+    adapter = peek_adapter(model, revision)
+    if adapter is None:
+        if base is not None:
+            raise ValueError(f"{model!r} holds no adapter, and only an adapter has a base: leave --base out.")
+        record = describe(peek_checkpoint(model, revision))
+    else:
+        checkpoint = open_base(adapter, base, peek=True)
+        record = describe(joined(adapter, checkpoint)) | {"adapter": describe_adapter(adapter)}
     return record, as_text(record)
+
+
+def describe_adapter(adapter: "Adapter") -> dict[str, Any]:
+    """What `unimedvl info` says of an adapter besides its base: method, rank, numbers of values, bytes on disk."""
+    from ..checkpoint.folder import count_parts
+    from ..checkpoint.memory import stored_bytes
+
+    parts = count_parts(adapter.tensors)
+    return {
+        "method": adapter.method,
+        "rank": adapter.settings.get("r"),
+        "base": adapter.settings.get("base_model_name_or_path"),
+        "tensors": len(adapter.tensors),
+        "parameters": sum(parts.values()),
+        "parameters_by_part": parts,
+        "bytes_on_disk": stored_bytes(adapter.tensors),
+    }
 
 
 def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
@@ -63,6 +90,12 @@ def as_text(record: dict[str, Any]) -> str:
         f"size on disk: {size(record['bytes_on_disk'])} ({', '.join(record['stored_types'])})",
     ]
     lines += [f"  {part:<28}{count:>16,}" for part, count in record["parameters_by_part"].items()]
+    if (adapter := record.get("adapter")) is not None:
+        rank = "" if adapter["rank"] is None else f" of rank {adapter['rank']}"
+        lines.append(
+            f"adapter: {adapter['method']}{rank}, {adapter['parameters']:,} parameters in {adapter['tensors']} "
+            f"tensors, {size(adapter['bytes_on_disk'])}"
+        )
     lines.append("memory of the weights (activations come on top):")
     lines.append(f"  {'':<28}{'whole':>16}{'understanding':>16}")
     for name, whole in record["memory_bytes"].items():

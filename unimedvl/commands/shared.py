@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 NOTICE = "For research use only: not a medical device, not for diagnosis or treatment."
 
 # Options that name a checkpoint and say how to load it.
-Model = Annotated[str | None, Option(metavar="M", help="Checkpoint folder or Hub id (default: the nano checkpoint).")]
+Model = Annotated[
+    str | None, Option(metavar="M", help="Folder or Hub id of a checkpoint or adapter (default: the nano checkpoint).")
+]
+Base = Annotated[
+    str | None, Option(metavar="B", help="Folder or Hub id of an adapter's base (default: the one that it names).")
+]
 Revision = Annotated[str | None, Option(metavar="R", help="Commit, tag or branch of a Hub id (pin a commit).")]
 Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], Option(help="Number type of the weights.")]
 Device = Annotated[str, Option(metavar="D", help="cpu, cuda, cuda:1, ...")]
@@ -110,14 +115,19 @@ def load_model(model: str | None, **options: Any) -> "Loaded":
         model: folder or Hub id; the nano checkpoint by default.
         **options: further arguments of `load`.
     """
-    from transformers.utils import logging as transformers_logging
-
     from ..checkpoint.loading import load
+
+    silence_loading()
+    return load(model, **options)
+
+
+def silence_loading() -> None:
+    """Keep transformers' advice, and bars where nobody watches, off the terminal."""
+    from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
-    return load(model, **options)
 
 
 def say(message: str) -> None:

@@ -116,6 +116,7 @@ def run_app(app: typer.Typer, program: str, arguments: Sequence[str] | None = No
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = get_command(app)
     try:
+        _require_text(words)
         _invoke(command, program, words)
         sys.stdout.flush()
         return 0
@@ -133,6 +134,20 @@ def run_app(app: typer.Typer, program: str, arguments: Sequence[str] | None = No
         if "--debug" in words:
             traceback.print_exc()
         return _report(program, describe_error(error) if memory is None else describe_error(error, memory), 2)
+
+
+def _require_text(words: list[str]) -> None:
+    """Raises ValueError for a word that is not text: Python keeps undecodable bytes of arguments as lone surrogates,
+    which no tokenizer, file or terminal takes."""
+    for word in words:
+        try:
+            word.encode("utf-8")
+        except UnicodeEncodeError:
+            shown = word.encode("ascii", "backslashreplace").decode("ascii").replace("\\udc", "\\x")
+            raise ValueError(
+                f"the argument '{shown}' is not text in the encoding {sys.getfilesystemencoding()}: type it in that "
+                "encoding, or rename the file."
+            ) from None
 
 
 def _path(command: Any, program: str, words: list[str]) -> str:

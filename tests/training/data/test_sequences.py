@@ -53,6 +53,12 @@ def test_blocks_stand_as_in_the_paper(task, expected):
             [("human", "look <image> what is it?"), ("gpt", "a scan"), ("human", "sure?"), ("gpt", "yes")],
             [TEXT, VIT, TEXT, "answer", TEXT, "answer"],
         ),
+        (  # F13: what the system says is read and not learned, and images stay with the question.
+            "vqa",
+            [("system", "answer in French"), ("human", "what is it?"), ("gpt", "oui")],
+            [TEXT, VIT, TEXT, "answer"],
+        ),
+        ("vqa", [("gpt", "hello"), ("human", "what is it?"), ("gpt", "a scan")], ["answer", VIT, TEXT, "answer"]),
         ("segmentation", [("human", "find it"), ("gpt", "done")], [CLEAN, VIT, TEXT, "answer", NOISED]),
         (
             "segmentation",

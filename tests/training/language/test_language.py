@@ -10,8 +10,9 @@ from PIL import Image
 
 from tests.tiny_checkpoint import tiny_checkpoint
 from unimedvl.checkpoint.loading import load
+from unimedvl.checkpoint.merging import merge_adapter
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
-from unimedvl.training.adapters import load_with_adapter, merge_adapter
+from unimedvl.training.adapters import load_with_adapter
 from unimedvl.training.language.trainers import language_arguments, language_trainer
 from unimedvl.training.language.trl_datasets import conversation_data, read_records
 from unimedvl.training.tuning_recipe import AdapterRecipe
@@ -72,20 +73,22 @@ def test_records_are_chosen_by_what_they_are(records_folder):
     assert len(read_records(records_folder, split="validation", tasks=["vqa"], sources=["colors"])) == 4
     few = read_records(records_folder, limit=5)
     assert len(few) == 5 and few == read_records(records_folder, limit=5)
-    with pytest.raises(ValueError, match="it holds vqa/colors/train"):
+    with pytest.raises(ValueError, match="it holds 12 train/vqa, 4 validation/vqa"):
         read_records(records_folder, tasks=["report"])
 
 
 def test_columns_of_every_method(records_folder):
     records = read_records(records_folder)
     sft = conversation_data(records, "sft")[0]
-    assert sft["messages"] == [
-        {"role": "user", "content": "dark or bright?"},
-        {"role": "assistant", "content": "bright"},
+    said = [(message["role"], message["content"]) for message in sft["messages"]]
+    assert said == [
+        ("user", [{"type": "image", "text": None}, {"type": "text", "text": "dark or bright?"}]),
+        ("assistant", [{"type": "text", "text": "bright"}]),
     ]
     assert sft["images"][0].size == (30, 24)
     for row in conversation_data(records, "dpo"):
-        assert {row["chosen"][0]["content"], row["rejected"][0]["content"]} == {"dark", "bright"}
+        answers = {row[side][0]["content"][0]["text"] for side in ("chosen", "rejected")}
+        assert answers == {"dark", "bright"}
     assert conversation_data(records, "grpo")["answer"][:2] == ["bright", "dark"]
     with pytest.raises(ValueError, match="single answer"):
         conversation_data(records[::2], "dpo")
@@ -124,7 +127,7 @@ def test_supervised_tuning_learns_answers_and_its_adapter_reloads_exactly(checkp
         expected = trainer.model.eval()(**inputs).logits
         again = PeftModel.from_pretrained(load(checkpoint).model, tmp_path / "adapter").eval()
         assert torch.equal(again(**inputs).logits, expected)
-        merge_adapter(checkpoint, tmp_path / "adapter", tmp_path / "merged")
+        merge_adapter(tmp_path / "adapter", tmp_path / "merged")
         torch.testing.assert_close(
             UniMedVLForConditionalGeneration.from_pretrained(tmp_path / "merged").eval()(**inputs).logits,
             expected,
