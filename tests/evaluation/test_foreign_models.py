@@ -12,6 +12,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     CLIPImageProcessor,
@@ -199,3 +200,18 @@ def test_what_cannot_be_loaded_gets_one_line(tmp_path, llava):
         open_model(str(llava), dtype="int3")
     with pytest.raises(ValueError, match="not available here"):
         open_model(str(llava), device="warp")
+
+
+def test_f14_an_adapter_of_another_makers_model_is_asked_on_its_base(llava, tmp_path):
+    model = LlavaForConditionalGeneration.from_pretrained(llava)
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=r".*language_model.*q_proj"))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=2.0, generator=torch.Generator().manual_seed(0))
+    adapted.save_pretrained(str(tmp_path / "lora"))
+    conversations = [[{"role": "user", "content": [{"type": "text", "text": "What is this?"}]}]]
+    base, together = open_model(str(llava)), open_model(str(tmp_path / "lora"))
+    assert together.name == f"lora on {llava}" and together.settings["class"] == base.settings["class"]
+    assert together.write(conversations, 8) != base.write(conversations, 8)
+    with pytest.raises(ValueError, match="the base of the adapter 'lora', './nowhere', cannot be loaded.*--base"):
+        open_model(str(tmp_path / "lora"), base="./nowhere")

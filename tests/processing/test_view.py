@@ -17,18 +17,13 @@ from pydicom.dataset import Dataset
 from tests.processing.medical_files import PATIENT, make_dicom, make_nifti
 from unimedvl.commands.main import app
 from unimedvl.commands.shared import load_images
-from unimedvl.evaluation.samples import sample_of
 from unimedvl.processing.conversations_unimedvl import conversations_with_images
 from unimedvl.processing.medical_formats_unimedvl import load_medical_image, open_image, opened
-from unimedvl.processing.pixel_windows_unimedvl import convert_to_rgb
 from unimedvl.processing.view_unimedvl import View
-from unimedvl.training.language.trl_datasets import generation_examples
-from unimedvl.unimed5m import tasks
 from unimedvl.unimed5m.builders import get_source
-from unimedvl.unimed5m.builders.record_images import bytes_image, file_image
-from unimedvl.unimed5m.quality.image_reading import open_stored_image
+from unimedvl.unimed5m.builders.record_images import bytes_image
 from unimedvl.unimed5m.schema import Record, RecordImage
-from unimedvl.unimed5m.task_images import pixels_of, shown_image, stored_views
+from unimedvl.unimed5m.task_images import pixels_of, stored_views
 
 pytestmark = pytest.mark.medium
 
@@ -285,41 +280,6 @@ def test_pages_of_a_tiff(tmp_path, dtype):
         assert np.array_equal(open_image(kept), np.asarray(asked("--image", path, "--frame", 2))) and kept.tell() == 2
     # Its file is closed: the page is all there is.
     assert np.array_equal(open_image(kept), open_image(volume[2]))
-
-
-def transparent(path: Path) -> Path:
-    """A red square behind a hole, saved with its transparency."""
-    pixels = np.zeros((24, 32, 4), dtype=np.uint8)
-    pixels[..., 0], pixels[..., 1:3] = 200, 10
-    pixels[6:18, 8:24, 3] = 255
-    Image.fromarray(pixels).save(path, **({"lossless": True, "exact": True} if path.suffix == ".webp" else {}))
-    return path
-
-
-@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.webp"])
-def test_what_is_transparent_is_white_for_ask_for_training_and_for_evaluation(tmp_path, name):
-    path = transparent(tmp_path / name)
-    wanted = np.asarray(convert_to_rgb(asked("--image", path)))
-    assert wanted[0, 0].tolist() == [255, 255, 255] and wanted[12, 16].tolist() == [200, 10, 10]
-    image = file_image(path, tmp_path)
-    assert np.array_equal(np.asarray(shown_image(image)), wanted)
-    assert np.array_equal(np.asarray(open_stored_image(image.data)), wanted)
-    origin = tasks.Origin("d", "1", "g", "test", "XR", "CC0-1.0", "yes", "")
-    sample = sample_of(tasks.diagnosis(origin, image, "lung"))
-    (content,) = [message["content"] for message in sample.conversation()]
-    (shown,) = [item["image"] for item in content if item["type"] == "image"]
-    assert np.array_equal(np.asarray(shown), wanted)
-
-
-def test_a_deep_png_is_windowed_for_training_by_rewards_too(tmp_path):
-    values = graded((1, 24, 32), 3, np.uint16)[0]
-    Image.fromarray(values).save(tmp_path / "deep.png")
-    wanted = np.asarray(asked("--image", tmp_path / "deep.png").convert("RGB"))
-    image = file_image(tmp_path / "deep.png", tmp_path)
-    origin = tasks.Origin("d", "1", "g", "train", "XR", "CC0-1.0", "yes", "")
-    (example,) = generation_examples([tasks.text_to_image(origin, image, "a chest film")])
-    assert np.array_equal(np.asarray(example["reference"]), wanted)
-    assert len(np.unique(wanted)) > 40 and wanted.max() == 255
 
 
 def test_an_image_item_may_be_a_stored_view(tmp_path):
