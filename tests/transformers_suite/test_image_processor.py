@@ -14,7 +14,7 @@ pytestmark = pytest.mark.medium
 image_processing = common_tests("test_image_processing_common")
 
 
-class Tester(image_processing.ImageProcessingTester):
+class SmallImages(image_processing.ImageProcessingTester):
     """Images of up to 120 pixels for a processor that makes at most 56 of them."""
 
     def __init__(self, parent: unittest.TestCase):
@@ -27,7 +27,7 @@ class Tester(image_processing.ImageProcessingTester):
 
 @leave_out(IMAGE_PROCESSOR)
 class TestImageProcessor(image_processing.ImageProcessingTestMixin, unittest.TestCase):
-    image_processor_tester_class = Tester
+    image_processor_tester_class = SmallImages
 
     def check_patches(self, **kind):
         """What `test_call_*` ask of images in one tensor, for patches of all images in one row after the other."""

@@ -18,7 +18,7 @@ modeling = common_tests("test_modeling_common")
 training = common_tests("test_training_mixin")
 
 
-class Tester:
+class SmallModel:
     """What the common tests ask of a model's tester: sizes, a configuration and inputs of text with images."""
 
     batch_size = 2
@@ -53,7 +53,7 @@ class Cases(modeling.ModelTesterMixin):
     _is_composite = True
 
     def setUp(self):
-        self.model_tester = Tester(self)
+        self.model_tester = SmallModel(self)
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
         # The common tests look up in tables of transformers which classes take labels.
