@@ -755,7 +755,7 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
             und_UD, _ = routing.split(inputs_embeds)
             inputs_embeds = routing.join(und_UD, embeds_TD.to(inputs_embeds))
 
-        if past_key_values is None and not use_cache and block_ids is None:
+        if past_key_values is None and block_ids is None:
             layout, position_ids = self._packed_layout(layout, position_ids, attention_mask, inputs_embeds, kwargs)
         if use_cache is None:
             # Neither packs nor noised images are continued, recomputed layers would write to the cache twice, and an

@@ -30,6 +30,7 @@ SETTING_GROUPS = ("common_kwargs", "text_kwargs", "images_kwargs", "videos_kwarg
 # pass them to every model.
 IGNORED_SETTINGS = (
     "add_special_tokens",
+    "audio_sampling_rate",
     "do_sample_frames",
     "fps",
     "load_audio_backend",
@@ -45,6 +46,9 @@ IGNORED_SETTINGS = (
     "sampling_rate",
     "timeout",
     "verbose",
+    "use_audio_in_video",
+    "video_backend",
+    "video_fps",
     "video_load_backend",
     "video_metadata",
 )
@@ -79,6 +83,24 @@ def flat_options(kwargs: dict[str, Any], saved: Mapping[str, Any] | None = None)
             "the image processor."
         )
     return options
+
+
+def once_only(processor_kwargs: Mapping[str, Any], kwargs: Mapping[str, Any], **named: Any) -> dict[str, Any]:
+    """Copy `processor_kwargs` of `apply_chat_template` unless they repeat what was given beside them.
+
+    Args:
+        processor_kwargs: the group.
+        kwargs: other keyword arguments of the call.
+        **named: parameters of the call; None counts as not given.
+
+    Raises:
+        ValueError: for a keyword that is given twice.
+    """
+    beside = kwargs.keys() | {name for name, value in named.items() if value is not None}
+    twice = sorted(processor_kwargs.keys() & beside)
+    if twice:
+        raise ValueError(f"{', '.join(twice)}: given twice, once in processor_kwargs; leave one of them out.")
+    return dict(processor_kwargs)
 
 
 def name_in_parent(module: str) -> None:

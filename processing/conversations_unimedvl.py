@@ -1,5 +1,6 @@
 """Conversations as callers write them: checked, made plain for the chat template, and their images loaded."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from PIL import Image
@@ -104,7 +105,7 @@ def _as_batch(conversation: Any) -> tuple[list, bool]:
     conversation = getattr(conversation, "messages", conversation)
     if not isinstance(conversation, list | tuple) or not conversation:
         raise ValueError('A conversation must be a non-empty list of {"role": ..., "content": ...} messages.')
-    is_batch = not isinstance(conversation[0], dict) and not hasattr(conversation[0], "content")
+    is_batch = not isinstance(conversation[0], Mapping) and not hasattr(conversation[0], "content")
     conversations = [getattr(entry, "messages", entry) for entry in conversation] if is_batch else [conversation]
     if not all(isinstance(entry, list | tuple) and entry for entry in conversations):
         raise ValueError("A batch of conversations must hold non-empty lists of messages only.")
@@ -131,7 +132,9 @@ def _messages_with_items(messages: list) -> list[tuple[dict[str, Any], list[dict
 
 def _as_dict(value: Any) -> Any:
     """A message or an item as a dict, where it is an object with the same fields, such as those of OpenAI's client."""
-    if isinstance(value, dict) or not (hasattr(value, "role") or hasattr(value, "type")):
+    if isinstance(value, Mapping):
+        return dict(value)
+    if not (hasattr(value, "role") or hasattr(value, "type")):
         return value
     return {name: field for name, field in vars(value).items() if field is not None}
 

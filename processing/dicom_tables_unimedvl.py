@@ -35,31 +35,31 @@ class LookupTable(NamedTuple):
         return self.entries[clipped - self.first]
 
 
-def lookup_table(item: Any, is_signed: bool, is_little_endian: bool) -> LookupTable | None:
+def lookup_table(item: Any, is_signed: bool, syntax: Any) -> LookupTable | None:
     """The table in an item of a Modality LUT or VOI LUT Sequence.
 
     Args:
         item: the pydicom data set.
         is_signed: whether the values that are looked up may be negative; the first of them is then read as signed.
-        is_little_endian: byte order of the file.
+        syntax: the transfer syntax of the file, a UID of pydicom.
 
     Returns:
         The table; None where the item states none.
     """
     if _is_missing(item, "LUTDescriptor") or _is_missing(item, "LUTData"):
         return None
-    count, first, bits = _descriptor(item["LUTDescriptor"], is_signed, is_little_endian)
-    entries, bits = _entries(_words(item["LUTData"], is_little_endian), count, bits)
+    count, first, bits = _descriptor(item["LUTDescriptor"], is_signed, syntax)
+    entries, bits = _entries(_words(item["LUTData"], syntax), count, bits)
     return LookupTable(entries, first, bits)
 
 
-def palette(dataset: Any, is_signed: bool, is_little_endian: bool) -> list[LookupTable]:
+def palette(dataset: Any, is_signed: bool, syntax: Any) -> list[LookupTable]:
     """The red, green and blue tables of a file of PALETTE COLOR, segmented ones expanded.
 
     Args:
         dataset: the pydicom data set.
         is_signed: whether stored values are signed.
-        is_little_endian: byte order of the file.
+        syntax: the transfer syntax of the file, a UID of pydicom.
 
     Raises:
         ValueError: for tables that are missing or damaged; it may quote anything.
@@ -67,12 +67,12 @@ def palette(dataset: Any, is_signed: bool, is_little_endian: bool) -> list[Looku
     tables = []
     for color in COLORS:
         name = f"{color}PaletteColorLookupTable"
-        count, first, bits = _descriptor(dataset[f"{name}Descriptor"], is_signed, is_little_endian)
+        count, first, bits = _descriptor(dataset[f"{name}Descriptor"], is_signed, syntax)
         if _is_missing(dataset, f"{name}Data"):
-            words = _words(dataset[f"Segmented{name}Data"], is_little_endian)
+            words = _words(dataset[f"Segmented{name}Data"], syntax)
             entries = _unpacked_segments(words, count, bits)
         else:
-            entries, bits = _entries(_words(dataset[f"{name}Data"], is_little_endian), count, bits)
+            entries, bits = _entries(_words(dataset[f"{name}Data"], syntax), count, bits)
         tables.append(LookupTable(entries, first, bits))
     return tables
 
@@ -81,23 +81,24 @@ def _is_missing(dataset: Any, name: str) -> bool:
     return name not in dataset or dataset[name].is_empty
 
 
-def _words(element: Any, is_little_endian: bool) -> np.ndarray:
+def _words(element: Any, syntax: Any) -> np.ndarray:
     """The value of an element as (n,) uint16, whatever its VR: numbers (US, SS) or bytes (OW, OB, UN)."""
     value = element.value
     if not isinstance(value, bytes | bytearray):
         return np.atleast_1d(np.asarray(value, dtype=np.int64)).astype(np.uint16)
     # Bytes have no order, and unknown elements come from files of implicit VR, which are little-endian.
-    order = "<" if is_little_endian or element.VR in ("OB", "UN") else ">"
+    order = "<" if syntax.is_little_endian or element.VR in ("OB", "UN") else ">"
     return np.frombuffer(bytes(value) + b"\0" * (len(value) % 2), dtype=f"{order}u2").astype(np.uint16)
 
 
-def _descriptor(element: Any, is_signed: bool, is_little_endian: bool) -> tuple[int, int, int]:
+def _descriptor(element: Any, is_signed: bool, syntax: Any) -> tuple[int, int, int]:
     """Number of entries, first value and bits per entry.
 
-    The VR of the descriptor is "US or SS": implicit VR does not say which, and it holds for the first value only.
+    The VR of the descriptor is "US or SS", and it holds for the first value only. Implicit VR does not say which, and
+    what pydicom reads there follows from the stored values, which a rescale may have changed.
     """
-    count, first, bits = (int(word) for word in _words(element, is_little_endian))
-    if first >= 2**15 and (is_signed or element.VR == "SS"):
+    count, first, bits = (int(word) for word in _words(element, syntax))
+    if first >= 2**15 and (is_signed or (element.VR == "SS" and not syntax.is_implicit_VR)):
         first -= 2**16
     return count or 2**16, first, bits if 1 <= bits <= 16 else 16
 

@@ -150,7 +150,7 @@ class DicomFile:
         try:
             with no_patient_text():
                 if self._color_space == PALETTE:
-                    tables = palette(self._dataset, self._is_signed, self._syntax.is_little_endian)
+                    tables = palette(self._dataset, self._is_signed, self._syntax)
                     array = np.stack([table.look_up(array) for table in tables], axis=-1)
                     levels = color_levels(array, max(table.bits for table in tables), view)
                 elif self._color_space not in MONOCHROME:
@@ -252,7 +252,7 @@ class DicomFile:
     def _table(self, place: Any, name: str, is_signed: bool) -> LookupTable | None:
         """The first table of a sequence."""
         for item in (place.get(name) or [])[:1]:
-            return lookup_table(item, is_signed, self._syntax.is_little_endian)
+            return lookup_table(item, is_signed, self._syntax)
         return None
 
     def _modality_table(self, index: int) -> LookupTable | None:

@@ -139,7 +139,8 @@ def value_range(chunks: Iterable[np.ndarray], percentiles: tuple[float, float]) 
 def values_to_uint8(values: np.ndarray, black_white: tuple[float, float]) -> np.ndarray:
     """Map numbers of any real dtype and shape linearly to uint8 0..255, rounding half to even.
 
-    Values outside the range `black_white` and infinities are clipped; NaN becomes 0.
+    Values outside the range `black_white` and infinities are clipped; NaN becomes 0. Numbers are compared as float64,
+    which does not distinguish all whole numbers beyond 2 ** 53.
 
     Raises:
         ValueError: if no value is finite.

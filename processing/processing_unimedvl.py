@@ -12,7 +12,7 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.utils import cached_file
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from .call_arguments_unimedvl import IMAGE_SETTINGS, KNOWN_SETTINGS, flat_options, name_in_parent
+from .call_arguments_unimedvl import IMAGE_SETTINGS, KNOWN_SETTINGS, flat_options, name_in_parent, once_only
 from .chat_template_unimedvl import CHAT_TEMPLATE
 from .conversations_unimedvl import conversations_with_images, is_text, plain_conversations
 from .image_processing_unimedvl import GENERATION_MODES, UniMedVLImageProcessor, flatten_images, images_of_texts
@@ -215,7 +215,7 @@ class UniMedVLProcessor(ProcessorMixin):
             ValueError: for malformed conversations and wrong arguments.
         """
         template = self._chosen_template(chat_template)
-        passed_on = dict(processor_kwargs or {})
+        passed_on = once_only(processor_kwargs or {}, kwargs, return_tensors=return_tensors)
         images = flatten_images(passed_on.pop("images", kwargs.pop("images", None)))
         # Pipelines reach only processor_kwargs.
         generation_mode = passed_on.pop("generation_mode", generation_mode) or "text"

@@ -1,5 +1,7 @@
 """What a record needs beyond the form that `Record.validate` checks, so that every trainer can read it."""
 
+import unicodedata
+
 from .schema import IMAGE_PLACEHOLDER, Record
 
 
@@ -13,7 +15,9 @@ def check_learnable(record: Record) -> None:
     """
     for index, turn in enumerate(record.message):
         shows = turn.role == "gpt" and (IMAGE_PLACEHOLDER in turn.value or record.output_img)
-        if not shows and not turn.value.replace(IMAGE_PLACEHOLDER, "").strip():
+        # Zero-width characters and marks of direction show nothing.
+        seen = "".join(character for character in turn.value if unicodedata.category(character) != "Cf")
+        if not shows and not seen.replace(IMAGE_PLACEHOLDER, "").strip():
             raise ValueError(
                 f"record {record.id!r}: message[{index}].value: expected a text of {turn.role}, found {turn.value!r}."
             )

@@ -56,10 +56,10 @@ def marks_of(kind: str, lengths: list[int]) -> dict:
     return flash if kind == "cu_seq_lens" else flash | {"position_ids": position_ids}
 
 
-def check_texts(model, kind: str) -> None:
+def check_texts(model, kind: str, **options) -> None:
     lengths = [len(text) for text in TEXTS]
     row = torch.tensor([sum(TEXTS, [])])
-    packed = logits(model, input_ids=row, **marks_of(kind, lengths)).split(lengths, dim=1)
+    packed = logits(model, input_ids=row, **marks_of(kind, lengths), **options).split(lengths, dim=1)
     for text, part in zip(TEXTS, packed, strict=True):
         assert (part - logits(model, input_ids=torch.tensor([text]))).abs().max() < TOLERANCE
 
@@ -67,6 +67,7 @@ def check_texts(model, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["position_ids", "ones", "cu_seq_lens", "cu_seq_lens and ids", "seq_idx"])
 def test_d2_packed_texts_are_apart(model, kind):
     check_texts(model, kind)
+    check_texts(model, kind, use_cache=True)
 
 
 @pytest.mark.medium

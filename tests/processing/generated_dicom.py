@@ -154,7 +154,9 @@ def tables(draw, low: float, high: float, least_bits: int = 8) -> Table:
     """A table for values between two limits, its first value perhaps outside of them."""
     bits = draw(st.sampled_from([bits for bits in (8, 10, 12, 16) if bits >= least_bits]))
     count = draw(st.integers(2, 60))
-    first = draw(st.integers(int(max(low, -30000)), int(min(high, 30000))))
+    # 16 bits state the first value, signed ones only where values may be negative.
+    least, most = (-(2**15), 2**15 - 1) if low < 0 else (0, 2**16 - 1)
+    first = draw(st.integers(int(max(low, least)), int(min(high, most))))
     seed = draw(st.integers(0, 2**16))
     entries = np.random.default_rng(seed).integers(0, 2**bits, count)
     # In the order of a display, or in none.

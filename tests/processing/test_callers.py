@@ -1,5 +1,6 @@
 """What other programs do with the processor: standard keywords, saved settings, hashes, planning (D4, D5, D13)."""
 
+import collections
 import io
 import types
 
@@ -129,6 +130,19 @@ def test_d13_a_keyword_given_twice_is_refused(processor, group):
     assert common["input_ids"].shape == (1, 9)
 
 
+@pytest.mark.parametrize(
+    ("beside", "within"),
+    [
+        ({"padding": "max_length"}, {"padding": True}),
+        ({"return_tensors": "pt"}, {"return_tensors": "np"}),
+        ({"images": []}, {"images": []}),
+    ],
+)
+def test_d13_a_keyword_given_beside_and_within_processor_kwargs_is_refused(processor, beside, within):
+    with pytest.raises(ValueError, match="given twice, once in processor_kwargs"):
+        processor.apply_chat_template(CHAT, tokenize=True, **beside, processor_kwargs=within)
+
+
 def test_messages_may_be_objects_such_as_those_of_clients(processor):
     """transformers 5.24 takes them as well."""
     text = types.SimpleNamespace(type="text", text="What is this?", annotations=None)
@@ -139,6 +153,8 @@ def test_messages_may_be_objects_such_as_those_of_clients(processor):
     expected = processor.apply_chat_template(dicts, **options)
     assert_equal(processor.apply_chat_template(objects, **options), expected)
     assert_equal(processor.apply_chat_template([objects], **options), expected)
+    mappings = [collections.UserDict(message) for message in dicts]
+    assert_equal(processor.apply_chat_template(mappings, **options), expected)
 
 
 @given(st.integers(1, 200), st.integers(1, 200), st.sampled_from([None, "direct", "chain"]))

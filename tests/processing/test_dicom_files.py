@@ -75,6 +75,17 @@ def test_f1_a_voi_table_after_a_rescale_starts_below_zero(syntax):
     assert levels(content).tolist() == [[0, 0, 50, 100, 255, 255]]
 
 
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_f1_a_voi_table_after_a_rescale_to_positive_values_starts_high(syntax):
+    # Stored values are signed: the rescale makes the first value of the table an unsigned one.
+    table = Table(40000, 8, tuple(range(256)))
+    scan = Scan("MONOCHROME2", (1, 6), 16, 16, 15, True, 0, rescale=(1, 32768), voi=table)
+    data = read_dicom_file(encoded(scan, ExplicitVRLittleEndian, "numbers"))
+    data.PixelData = np.array([-32768, 7231, 7232, 7300, 7400, 7500], dtype=np.int16).tobytes()
+    content = in_syntax(write_dicom(data), syntax)
+    assert levels(content).tolist() == [[0, 0, 0, 68, 168, 255]]
+
+
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
 def test_f1_the_first_value_of_a_modality_table_has_the_sign_of_stored_values(signed, syntax):

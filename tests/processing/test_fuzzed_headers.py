@@ -1,5 +1,6 @@
 """Headers that say anything: an image or one sentence of ValueError, without a patient's name."""
 
+import contextlib
 import io
 import struct
 import warnings
@@ -82,10 +83,8 @@ def add(dataset: Dataset, name: str, representation: str, value: Any) -> None:
     tag = tag_for_keyword(name)
     assert tag is not None
     # pydicom refuses some values that files have.
-    try:
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
         dataset.add_new(tag, representation, value)
-    except (ValueError, TypeError, OverflowError):
-        pass
 
 
 def rewritten(base: str, changes: list, syntax: str) -> bytes | None:

@@ -43,6 +43,7 @@ SET_ASIDE = {
     "parts": (turns(("human", [{"type": "text"}]), ("gpt", "a")), "turn 1: value: expected a text, found list"),
     "another layout": ([{"role": "user", "content": "q"}], "turn 1: expected from and value, found role, content"),
     "a text for a turn": (["q", "a"], "turn 1: expected from and value, found str"),
+    "nothing to see": (turns(("human", "q"), ("gpt", "\u200b\u200e ")), "message[1].value: expected a text of gpt"),
     "no turns": ([], "conversations: expected a list of turns"),
     "an object": ({"from": "human"}, "conversations: expected a list of turns"),
     "nothing": (None, "conversations: expected a text"),

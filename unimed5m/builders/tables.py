@@ -60,6 +60,10 @@ def rows(path: Path, encoding: str = "utf-8") -> Iterator[Row]:
                 yield row
                 number += 1
     except UnicodeDecodeError as error:
+        if error.encoding.startswith(("utf-16", "utf_16", "utf-32", "utf_32")):
+            # Their lines end in several bytes, of which a byte of the text may be one.
+            found = f"{error.reason}: get it again"
+            raise ValueError(f"{path}: expected text in {error.encoding}, found {found}.") from error
         found = f"the byte 0x{error.object[error.start]:02x}{_undecodable_line(path, error.encoding)}"
         raise ValueError(f"{path}: expected text in {error.encoding}, found {found}: {REMEDY}.") from error
     except _RepeatedKey as error:
@@ -87,7 +91,10 @@ def _encoding_of(stream: IO[bytes], suffix: str, encoding: str) -> str:
     start = cast(io.BufferedReader, stream).peek(4)[:4]
     marked = next((name for mark, name in MARKS.items() if start.startswith(mark)), "")
     if not marked and encoding == "utf-8" and b"\0" in start and suffix != ".pkl":
-        raise ValueError(f"zero bytes, as in UTF-16 without its mark: {REMEDY.replace('cp1252', 'utf-16-le')}")
+        raise ValueError(
+            'zero bytes, as in UTF-16 without its mark: save the table as UTF-8, or state "encoding": "utf-16-le" (or '
+            '"utf-16-be") in source.json'
+        )
     return marked or encoding
 
 
@@ -115,6 +122,8 @@ def columns(row: Row, path: Path, *names: str) -> None:
     missing = [name for name in names if name not in row]
     if missing:
         found = ", ".join(sorted(map(str, row))[:12])
+        if len(row) == 1 and any(divider in found for divider in ";\t|"):
+            found += ", which one other character divides: save the table with commas, or as .tsv with tabs"
         raise ValueError(f"{path}: expected the columns {', '.join(names)}, found {found}.")
 
 
