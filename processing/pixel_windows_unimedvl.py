@@ -146,7 +146,9 @@ def values_to_uint8(values: np.ndarray, black_white: tuple[float, float]) -> np.
         ValueError: if no value is finite.
     """
     low, high = black_white
-    values = values.astype(np.float64)
+    # Signaling NaNs, which damaged files hold.
+    with np.errstate(invalid="ignore"):
+        values = values.astype(np.float64)
     if not np.isfinite(values).any():
         raise ValueError(NOTHING_FINITE)
     if low == high:
