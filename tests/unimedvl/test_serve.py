@@ -58,7 +58,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def client(address: str) -> OpenAI:
-    return OpenAI(base_url=address, api_key="none", timeout=120, max_retries=0)
+    key = "none"  # pragma: allowlist secret
+    return OpenAI(base_url=address, api_key=key, timeout=120, max_retries=0)
 
 
 @pytest.fixture(scope="module")
