@@ -1,5 +1,6 @@
 """Adapters: which layers they sit on, how the base below them is loaded, and what becomes of them."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_t
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from unimedvl.checkpoint import merging
 from unimedvl.checkpoint.adapter_folder import open_adapter, record_base
 from unimedvl.checkpoint.cards import adapter_card
 from unimedvl.checkpoint.folder import Checkpoint, Place, open_checkpoint
@@ -89,3 +91,23 @@ def save_model(model: Any, folder: Path) -> None:
     record_base(folder, base, "nf4" if getattr(bare_model(model), "is_loaded_in_4bit", False) else "")
     card = adapter_card(open_adapter(Place(folder, folder.name, None)), base)
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def merge_adapter(
+    checkpoint: str | Path, adapter: str | Path, output: str | Path, dtype: str | torch.dtype = "auto"
+) -> None:
+    """Former form of `unimedvl.checkpoint.merging.merge_adapter`, which goes with the next release.
+
+    Args:
+        checkpoint, adapter, output, dtype: `base`, `adapter`, `output` and `dtype` of the present form.
+
+    Raises:
+        ValueError: as there.
+    """
+    warnings.warn(
+        "unimedvl.training.adapters.merge_adapter(checkpoint, adapter, output) goes with the next release: call "
+        "unimedvl.checkpoint.merging.merge_adapter(adapter, output, base=checkpoint).",
+        FutureWarning,
+        stacklevel=2,
+    )
+    merging.merge_adapter(adapter, output, base=checkpoint, dtype=str(dtype).removeprefix("torch."))

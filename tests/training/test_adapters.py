@@ -13,6 +13,7 @@ from tests.training.record_folders import write_folder
 from unimedvl.checkpoint.merging import merge_adapter
 from unimedvl.modeling_unimedvl.blocks_unimedvl import BlockKind
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
+from unimedvl.training import adapters
 from unimedvl.training.adapters import bare_model, load_with_adapter
 from unimedvl.training.checkpoints import checkpoints, stored_tensors
 from unimedvl.training.recipe import TrainingRecipe, load_recipe
@@ -168,6 +169,14 @@ def test_resuming_gives_the_same_adapter(place, tmp_path):
 def test_wrong_settings_are_one_sentence(capsys, change, message):
     assert main([str(RECIPES / "lora-both.yaml"), change]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_former_place_of_merging_warns_and_works(place, tmp_path):
+    model = load_with_adapter(place / "model", AdapterRecipe(), torch.float32)
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.warns(FutureWarning, match="unimedvl.checkpoint.merging.merge_adapter"):
+        adapters.merge_adapter(place / "model", tmp_path / "adapter", tmp_path / "merged", dtype=torch.float32)
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
 
 
 def test_merging_names_what_is_wrong(place, tmp_path):
