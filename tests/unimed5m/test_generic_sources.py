@@ -52,7 +52,7 @@ REFUSED = {
             rewrite("labels.csv", "file,label\na.png,x\n"),
             "labels.csv: expected the columns image, label, found file, label.",
         ),
-        (rewrite("labels.csv", "image;label\na.png;x\n"), "expected the columns image, label, found image;label."),
+        (rewrite("labels.csv", "image;label\na.png;x\n"), "found image;label, which one other character divides"),
         (rewrite("labels.csv", "image,label\n"), "labels: expected rows in labels.csv in"),
         (rewrite("labels.csv", ""), "labels: expected rows in labels.csv in"),
         (rewrite("labels.csv", "image,label\n../a.png,x\n"), "found a name that leads out of it."),
