@@ -26,11 +26,11 @@ from unimedvl.utils.claims import claim_folder
 from unimedvl.utils.json_files import write_json
 from unimedvl.utils.whole_files import replacing
 
-from .learnable import check_learnable
 from .pipeline import Executor, Job, ShardTask, run_job
 from .record_index import text_digests
 from .schema import ARROW_SCHEMA, SPLITS, Record, to_table
 from .shards import BATCH_ROWS, parquet_writer, unfinished, write_table
+from .trainable import check_trainable
 
 PLAN_SCHEMA = pyarrow.schema(
     [("source", pyarrow.string()), ("index", pyarrow.int64()), ("count", pyarrow.int64()), ("state", pyarrow.string())]
@@ -191,7 +191,7 @@ class BuildShard:
             for record in records:
                 try:
                     record.validate()
-                    check_learnable(record)
+                    check_trainable(record)
                 except ValueError as error:
                     reasons.append({"id": record.id, "reason": str(error)})
                     continue

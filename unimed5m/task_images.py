@@ -75,6 +75,15 @@ def _gray_or_color(image: Image.Image) -> numpy.ndarray:
     return numpy.asarray(image.convert("L") if gray else convert_to_rgb(image))
 
 
+def open_stored_image(data: bytes) -> Image.Image:
+    """Decode an image completely and show it as a model sees it: RGB, windowed where it has more levels.
+
+    Raises:
+        ValueError: one line, where the bytes are no complete image.
+    """
+    return convert_to_rgb(open_image(data))
+
+
 def shown_image(stored: RecordImage) -> Image.Image:
     """A record's image as a model is shown it: RGB, transparency on white, windowed where it has more levels.
 
@@ -84,7 +93,7 @@ def shown_image(stored: RecordImage) -> Image.Image:
     if stored.data is None:
         raise ValueError(f"{stored.path}: the record holds no image bytes; relink the published records first.")
     try:
-        return convert_to_rgb(open_image(stored.data))
+        return open_stored_image(stored.data)
     except ValueError as error:
         raise ValueError(f"{stored.path} cannot be read: {error}") from error
 

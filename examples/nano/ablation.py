@@ -41,11 +41,12 @@ from unimedvl.training.data_recipe import ConditionDropout, DataRecipe
 from unimedvl.training.recipe import CurriculumRecipe, TrainingRecipe, load_recipe
 from unimedvl.training.run import run
 from unimedvl.unimed5m.schema import Record
+from unimedvl.unimed5m.task_images import shown_image
 from unimedvl.utils.command_line import comma_separated, run_module
 from unimedvl.utils.json_files import write_json
 
 from .asking import Nano
-from .evaluate import DIAGNOSES, question_of, rgb, score_diagnosis, score_modality
+from .evaluate import DIAGNOSES, question_of, score_diagnosis, score_modality
 from .model import EDITING, RECIPES, UNIT, image_transform, initialize_attention
 from .prepare import keep_start, work_records
 
@@ -184,8 +185,8 @@ def score(arm: str, start: Path, model: Path, work: Path) -> dict[str, float]:
 def score_masks(nano: Nano, records: Sequence[Record]) -> float:
     """Mean Dice of fetal heads and hippocampi."""
     chosen = [r for r in records if r.sub_task_type == "segmentation" and r.dataset in MASKS]
-    made = nano.draw([question_of(r) for r in chosen], "segmentation", [rgb(r.input_img[0]) for r in chosen])
-    truths = [resize_image(rgb(r.output_img[0]), image_transform(UNIT, SIDE)) for r in chosen]
+    made = nano.draw([question_of(r) for r in chosen], "segmentation", [shown_image(r.input_img[0]) for r in chosen])
+    truths = [resize_image(shown_image(r.output_img[0]), image_transform(UNIT, SIDE)) for r in chosen]
     return float(numpy.mean([dice(image, truth) for image, truth in zip(made, truths, strict=True)]))
 
 

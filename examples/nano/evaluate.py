@@ -29,7 +29,7 @@ from unimedvl.evaluation.samples import sample_of
 from unimedvl.evaluation.statistics import paired_difference
 from unimedvl.processing.image_processing_unimedvl import resize_image
 from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Record, RecordImage
-from unimedvl.unimed5m.task_images import lower_resolution, pixels_of
+from unimedvl.unimed5m.task_images import lower_resolution, shown_image
 from unimedvl.unimed5m.templates.words import MODALITY_NAMES
 from unimedvl.utils.command_line import run_module
 
@@ -52,14 +52,9 @@ SEGMENTATIONS = {
 }
 
 
-def rgb(image: RecordImage) -> Image.Image:
-    """The image of a record in RGB."""
-    return Image.fromarray(pixels_of(image)).convert("RGB")
-
-
 def seen(image: RecordImage) -> Image.Image:
     """The image in the size in which the nano reads it."""
-    return resize_image(rgb(image), image_transform(UNIT))
+    return resize_image(shown_image(image), image_transform(UNIT))
 
 
 def question_of(record: Record) -> str:
@@ -95,7 +90,7 @@ def _shown(records: Sequence[Record]) -> list[Record]:
 def score_modality(nano: Nano, records: Sequence[Record]) -> dict[str, Any]:
     """Accuracy of the modality named for each image, with its interval and counts of the wrong answers."""
     chosen = _shown(records)
-    answers = nano.ask([rgb(record.output_img[0]) for record in chosen], [MODALITY_QUESTION] * len(chosen))
+    answers = nano.ask([shown_image(record.output_img[0]) for record in chosen], [MODALITY_QUESTION] * len(chosen))
     names = [MODALITY_NAMES[record.modality] for record in chosen]
     wrong = Counter(
         f"{record.dataset} -> {answer}"
@@ -109,7 +104,9 @@ def score_modality(nano: Nano, records: Sequence[Record]) -> dict[str, Any]:
 def score_diagnosis(nano: Nano, records: Sequence[Record], source: str) -> dict[str, Any]:
     """Accuracy of the diagnosis named on a source's images, with its interval and counts of the answers."""
     chosen = _of(records, "diagnosis", source)
-    answers = nano.ask([rgb(record.input_img[0]) for record in chosen], [question_of(record) for record in chosen])
+    answers = nano.ask(
+        [shown_image(record.input_img[0]) for record in chosen], [question_of(record) for record in chosen]
+    )
     labels = [json.loads(record.extra)["label"] for record in chosen]
     pairs = Counter(f"{label} -> {answer}".lower() for label, answer in zip(labels, answers, strict=True))
     return mean_interval(right_answers(chosen, answers), patients(chosen)) | {"answers": dict(sorted(pairs.items()))}
@@ -118,7 +115,7 @@ def score_diagnosis(nano: Nano, records: Sequence[Record], source: str) -> dict[
 def score_closed(nano: Nano, records: Sequence[Record], seed: int = 0) -> dict[str, Any]:
     """VQA-RAD's yes-or-no questions, and the gain over the same questions about another image."""
     chosen = [record for record in _of(records, "vqa", "vqa-rad") if record.message[-1].value.lower() in ("yes", "no")]
-    images = [rgb(record.input_img[0]) for record in chosen]
+    images = [shown_image(record.input_img[0]) for record in chosen]
     generator = numpy.random.default_rng(seed)
     others = []
     for record in chosen:
@@ -141,7 +138,7 @@ def score_autoencoder(nano: Nano, records: Sequence[Record]) -> dict[str, Any]:
 def score_segmentation(nano: Nano, records: Sequence[Record], source: str) -> dict[str, Any]:
     """Mean Dice of the masks made of a source's images, with its interval."""
     chosen = _of(records, "segmentation", source)
-    images = [rgb(record.input_img[0]) for record in chosen]
+    images = [shown_image(record.input_img[0]) for record in chosen]
     made = nano.draw([question_of(record) for record in chosen], "segmentation", images)
     overlaps = [dice(image, seen(record.output_img[0])) for image, record in zip(made, chosen, strict=True)]
     return mean_interval(overlaps, patients(chosen))

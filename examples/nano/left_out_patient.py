@@ -24,11 +24,12 @@ from unimedvl.evaluation.metrics.images import image_quality
 from unimedvl.training.run import run
 from unimedvl.unimed5m.schema import Record, to_table
 from unimedvl.unimed5m.shards import write_table
+from unimedvl.unimed5m.task_images import shown_image
 from unimedvl.utils.command_line import run_module
 from unimedvl.utils.json_files import write_json
 
 from .asking import Nano
-from .evaluate import question_of, rgb, seen
+from .evaluate import question_of, seen
 from .model import EDITING, RECIPES, SIDE
 from .prepare import keep_start, shard_of, work_records
 
@@ -72,7 +73,9 @@ def score(model: Path, training: Sequence[Record], left_out: Sequence[Record]) -
     for origin, target in TRANSLATIONS:
         chosen, table = of_kind(left_out, origin, target), gray_level_map(of_kind(training, origin, target))
         truths = [seen(record.output_img[0]) for record in chosen]
-        made = nano.draw([question_of(r) for r in chosen], "cross_modal", [rgb(r.input_img[0]) for r in chosen])
+        made = nano.draw(
+            [question_of(r) for r in chosen], "cross_modal", [shown_image(r.input_img[0]) for r in chosen]
+        )
         mapped = [
             Image.fromarray(table[gray(seen(record.input_img[0]))].round().astype(numpy.uint8)).convert("RGB")
             for record in chosen

@@ -12,8 +12,7 @@ from unimedvl.processing.pixel_windows_unimedvl import convert_to_rgb
 from unimedvl.training.language.trl_datasets import generation_examples
 from unimedvl.unimed5m import tasks
 from unimedvl.unimed5m.builders.record_images import file_image
-from unimedvl.unimed5m.quality.image_reading import open_stored_image
-from unimedvl.unimed5m.task_images import shown_image
+from unimedvl.unimed5m.task_images import open_stored_image, shown_image
 
 pytestmark = pytest.mark.medium
 

@@ -51,7 +51,7 @@ SET_ASIDE = {
 
 
 @pytest.mark.parametrize("name", SET_ASIDE)
-def test_f13_conversations_that_cannot_be_learned_are_set_aside(tmp_path, name):
+def test_f13_conversations_that_cannot_be_trained_on_are_set_aside(tmp_path, name):
     conversation, words = SET_ASIDE[name]
     write_image(tmp_path / "in" / "a.png")
     rows = [{"id": "good", "image": "a.png", "conversations": GOOD}]

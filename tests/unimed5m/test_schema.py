@@ -8,7 +8,6 @@ import pyarrow.parquet as parquet
 import pytest
 from PIL import Image
 
-from unimedvl.unimed5m.learnable import check_learnable
 from unimedvl.unimed5m.schema import (
     ARROW_SCHEMA,
     FEATURES,
@@ -21,6 +20,7 @@ from unimedvl.unimed5m.schema import (
     record_id,
     to_table,
 )
+from unimedvl.unimed5m.trainable import check_trainable
 
 
 def png(value: int = 7) -> bytes:
@@ -137,10 +137,10 @@ def test_f13_a_turn_that_says_nothing_is_named(changes, place):
     made = record(**changes)
     made.validate()
     if place is None:
-        check_learnable(made)
+        check_trainable(made)
     else:
         with pytest.raises(ValueError, match=rf"message\[{place}\].value: expected a text of"):
-            check_learnable(made)
+            check_trainable(made)
 
 
 def test_a_row_with_other_columns_or_decoded_images_is_refused():

@@ -8,10 +8,10 @@ from typing import Any
 
 import datasets
 
-from unimedvl.unimed5m.learnable import check_learnable
 from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Record, RecordImage, features
 from unimedvl.unimed5m.task_images import shown_image
 from unimedvl.unimed5m.templates.words import MODALITY_NAMES
+from unimedvl.unimed5m.trainable import check_trainable
 
 from ..data.dataset import EmptyGroupError, published_paths
 
@@ -67,7 +67,7 @@ def conversation(record: Record) -> list[dict[str, Any]]:
     """
     if record.output_img:
         raise ValueError(f"{record.id} makes an image; language tuning takes records whose answers are text.")
-    check_learnable(record)
+    check_trainable(record)
     roles = {"system": "system", "human": "user", "gpt": "assistant"}
     placed = any(IMAGE_PLACEHOLDER in turn.value for turn in record.message)
     waiting = [] if placed else [{"type": "image"}] * len(record.input_img)

@@ -15,10 +15,10 @@ from typing import Any
 
 from unimedvl.utils.digests import hash_file
 
-from ..learnable import check_learnable
 from ..schema import SPLITS, Record
 from ..task_images import with_views
 from ..tasks import Origin
+from ..trainable import check_trainable
 from .image_names import same_name
 from .tables import is_table
 
@@ -162,7 +162,7 @@ class Source(abc.ABC):
 
         Yields:
             Records of `split`, or of all splits, that are valid (`Record.validate`) and that trainers can read
-            (`check_learnable`).
+            (`check_trainable`).
 
         Raises:
             ValueError: one line with what was expected and what was found.
@@ -298,7 +298,7 @@ def _fault_of(record: Record) -> str:
     """What is wrong with a record, "" if nothing is."""
     try:
         record.validate()
-        check_learnable(record)
+        check_trainable(record)
     except ValueError as error:
         return str(error)
     return ""

@@ -21,7 +21,7 @@ import numpy
 import pyarrow as pa
 from PIL import Image
 
-from .image_reading import open_stored_image
+from ..task_images import open_stored_image
 from .record_texts import ALIGNED_TASKS, described_image, original_text
 
 CAPTIONS = 5

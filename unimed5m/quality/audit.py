@@ -24,7 +24,8 @@ from unimedvl.utils.whole_files import replacing
 
 from ..pages import data_address, render_page
 from ..pipeline import batches, shard_paths
-from .image_reading import open_stored_image, stored_bytes
+from ..task_images import open_stored_image
+from .image_reading import stored_bytes
 
 DIMENSIONS = {
     "modality_match": (1, "Does the text name the modality that the image shows? 0 or 1"),

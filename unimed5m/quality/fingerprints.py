@@ -10,7 +10,8 @@ import numpy
 import pyarrow as pa
 from PIL import Image
 
-from .image_reading import images, open_stored_image, stored_bytes
+from ..task_images import open_stored_image
+from .image_reading import images, stored_bytes
 from .record_texts import normalized_text
 
 THUMBNAIL_SIDE = 16

@@ -7,9 +7,6 @@ from typing import Any
 
 from PIL import Image
 
-from unimedvl.processing.medical_formats_unimedvl import open_image
-from unimedvl.processing.pixel_windows_unimedvl import convert_to_rgb
-
 MAX_PIXELS = 20_000_000
 # What Pillow's decoders raise on damaged files.
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
@@ -24,12 +21,3 @@ def stored_bytes(source_image: Mapping[str, Any]) -> bytes | None:
 def images(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The entries of a row's input images, then of its output images."""
     return [*(row["input_img"] or []), *(row["output_img"] or [])]
-
-
-def open_stored_image(data: bytes) -> Image.Image:
-    """Decode an image completely and show it as a model sees it: RGB, windowed where it has more levels.
-
-    Raises:
-        ValueError: one line, where the bytes are no complete image.
-    """
-    return convert_to_rgb(open_image(data))

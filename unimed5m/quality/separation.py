@@ -30,8 +30,8 @@ from unimedvl.utils.command_line import comma_separated, run_module
 from unimedvl.utils.json_files import write_json
 
 from ..pipeline import batches, shard_paths
+from ..task_images import open_stored_image
 from .alignment import CAPTIONS, AlignmentModels, caption_once, final_scores, shuffled_texts, text_similarity
-from .image_reading import open_stored_image
 from .models import NEAREST, ModelPaths
 from .record_texts import ALIGNED_TASKS, described_image, original_text, stated_facts
 

@@ -21,7 +21,7 @@ from typer import Argument, Option
 from unimedvl.utils.command_line import run_module
 
 from ..pipeline import batches, shard_paths
-from .image_reading import open_stored_image
+from ..task_images import open_stored_image
 from .record_texts import ALIGNED_TASKS, described_image, original_text
 from .scorer import CompactScorer, RetrievalCaptioner, pixels
 

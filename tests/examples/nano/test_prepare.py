@@ -12,6 +12,7 @@ from examples.nano import (
 )
 from tests.examples.nano.conftest import drawn
 from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER
+from unimedvl.unimed5m.task_images import shown_image
 from unimedvl.unimed5m.templates.words import MODALITY_NAMES
 
 
@@ -83,8 +84,8 @@ def test_training_images_equal_the_processor(finished, work):
     """A record's image of the exact size is what the processor feeds the ViT and the autoencoder."""
     nano = evaluate.Nano(str(finished))
     image = drawn(3)
-    shown = nano.processor.image_processor([evaluate.rgb(image)], generation_mode="image", return_tensors="pt")
-    small = evaluate.rgb(prepare.small_image(image, 1.0))
+    shown = nano.processor.image_processor([shown_image(image)], generation_mode="image", return_tensors="pt")
+    small = shown_image(prepare.small_image(image, 1.0))
     again = nano.processor.image_processor([small], generation_mode="image", return_tensors="pt")
     torch.testing.assert_close(shown["pixel_values"], again["pixel_values"], rtol=0, atol=0.02)
     assert evaluate.seen(image).size == small.size == (64, 48)

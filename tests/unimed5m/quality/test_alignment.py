@@ -21,12 +21,12 @@ from unimedvl.unimed5m.quality.alignment import (
     shuffled_texts,
     text_similarity,
 )
-from unimedvl.unimed5m.quality.image_reading import open_stored_image
 from unimedvl.unimed5m.quality.record_texts import stated_facts
 from unimedvl.unimed5m.quality.scorer import CompactScorer, RetrievalCaptioner
 from unimedvl.unimed5m.quality.separation import read_samples, separation
 from unimedvl.unimed5m.quality.train_scorer import main as train_main
 from unimedvl.unimed5m.quality.train_scorer import read_pairs, train
+from unimedvl.unimed5m.task_images import open_stored_image
 
 from .toy_models import ColorCaptioner, ColorScorer, WordEncoder
 from .toy_records import COLORS, caption, drawn, record, write_shards

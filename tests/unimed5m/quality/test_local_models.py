@@ -17,8 +17,8 @@ from unimedvl.unimed5m.quality.encoders import (
     is_unverified,
     text_prefix,
 )
-from unimedvl.unimed5m.quality.image_reading import open_stored_image
 from unimedvl.unimed5m.quality.models import ModelPaths
+from unimedvl.unimed5m.task_images import open_stored_image
 
 from .local_models import save_e5, save_medgemma, save_medsiglip
 from .toy_records import drawn, record, write_shards

@@ -5,7 +5,7 @@ import unicodedata
 from .schema import IMAGE_PLACEHOLDER, Record
 
 
-def check_learnable(record: Record) -> None:
+def check_trainable(record: Record) -> None:
     """Check that every turn says something: a text, or an output image.
 
     Records of other people's files may lack that and keep their form; those that are built here do not.
