@@ -1,0 +1,172 @@
+"""What a forward pass has to know of its batch on the host: which rows go where, and how large the images are.
+
+Kinds of tokens lie on the device, and asking it for them makes the host wait until all earlier work is done. A data
+loader knows them before: it makes a `PackPlan` beside the batch, and a forward pass with one never asks. Without one,
+`forward` takes the same rows from the kinds itself.
+
+Shape legend: B batch, S sequence, U understanding tokens, T generation (latent) tokens, N noised tokens, P ViT
+patches, A labeled tokens, I ViT images, M latent images.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import torch
+
+from .blocks_unimedvl import (
+    BlockKind,
+    BlockLayout,
+    block_layout,
+    is_flow_target,
+    is_generation_token,
+    rope_position_ids,
+)
+from .packing_unimedvl import shared_image_positions
+
+Described = TypeVar("Described")
+
+
+def map_tensors(described: Described, change: Callable[[torch.Tensor], torch.Tensor]) -> Described:
+    """A copy of a dataclass with every tensor replaced, also in dataclasses inside of it."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return change(value)
+        return map_tensors(value, change) if isinstance(value, (TokenRows, BlockLayout)) else value
+
+    values = {field.name: changed(getattr(described, field.name)) for field in fields(described)}  # type: ignore[arg-type]
+    return replace(described, **values)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Rows of the tokens that are treated alike, all int64; of the flattened (B * S) batch unless said otherwise.
+
+    Attributes:
+        und_U, gen_T: tokens of the understanding and of the generation expert, in sequence order.
+        restore: (B * S,), the place of every token among the understanding tokens followed by the generation tokens.
+        noised_N: tokens with the flow loss, as rows of the generation tokens.
+        vit_P: ViT patches.
+    """
+
+    und_U: torch.Tensor
+    gen_T: torch.Tensor
+    restore: torch.Tensor
+    noised_N: torch.Tensor
+    vit_P: torch.Tensor
+
+    @classmethod
+    def from_kinds(cls, mm_token_type_ids_BS: torch.Tensor) -> "TokenRows":
+        """The rows of a batch by its `mm_token_type_ids`, int64 (B, S). Waits for the device that they lie on."""
+        kinds = mm_token_type_ids_BS.flatten()
+        generation = is_generation_token(kinds)
+        und_U, gen_T = _true_rows(~generation), _true_rows(generation)
+        noised_N = _true_rows(is_flow_target(kinds[gen_T]))
+        vit_P = _true_rows(kinds == int(BlockKind.VIT))
+        return cls(und_U, gen_T, torch.cat([und_U, gen_T]).argsort(), noised_N, vit_P)
+
+    @classmethod
+    def all_text(cls, count: int, device: torch.device) -> "TokenRows":
+        """The rows of `count` tokens none of which belongs to an image."""
+        rows = torch.arange(count, device=device)
+        return cls(rows, rows[:0], rows, rows[:0], rows[:0])
+
+
+def _true_rows(mask: torch.Tensor) -> torch.Tensor:
+    return mask.nonzero()[:, 0]
+
+
+def labeled_rows(labels_BS: torch.Tensor) -> torch.Tensor:
+    """Rows (A,) of the flattened batch whose next token is a label, int64. Waits for the device of the labels.
+
+    Args:
+        labels_BS: int64 (B, S), -100 where there is none.
+    """
+    labeled_BS = torch.zeros_like(labels_BS, dtype=torch.bool)
+    labeled_BS[:, :-1] = labels_BS[:, 1:] != -100
+    return _true_rows(labeled_BS.flatten())
+
+
+@dataclass(frozen=True)
+class PackPlan:
+    """All that `forward` would otherwise read off a batch on the device.
+
+    Tensors move with `to`, so that a loader can pin them and send them beside the batch; everything else stays on the
+    host.
+
+    Attributes:
+        layout: the blocks of the batch.
+        position_ids_BS: RoPE ids, int64 (B, S).
+        rows: see `TokenRows`.
+        labeled_A: see `labeled_rows`.
+        sample_spans: (first, behind the last token) of every sample, for each row of the batch.
+        vit_grids: (rows, columns) of each ViT image, in patches.
+        latent_sizes: (height, width) of each image that enters through the autoencoder, in pixels; () where latents
+            are given instead.
+    """
+
+    layout: BlockLayout
+    position_ids_BS: torch.Tensor
+    rows: TokenRows
+    labeled_A: torch.Tensor
+    sample_spans: tuple[tuple[tuple[int, int], ...], ...]
+    vit_grids: tuple[tuple[int, int], ...] = ()
+    latent_sizes: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def from_batch(
+        cls,
+        mm_token_type_ids: torch.Tensor,
+        sample_ids: torch.Tensor,
+        labels: torch.Tensor,
+        block_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+        latent_image_sizes: torch.Tensor | None = None,
+    ) -> "PackPlan":
+        """The plan of a packed batch; meant for tensors on the host.
+
+        Args: see `UniMedVLForConditionalGeneration.forward`, whose arguments of the same names these are.
+        """
+        layout = block_layout(mm_token_type_ids, block_ids, sample_ids)
+        derived = rope_position_ids(layout)
+        grids = [] if image_grid_thw is None else image_grid_thw[:, 1:].tolist()
+        sizes = [] if latent_image_sizes is None else latent_image_sizes.tolist()
+        return cls(
+            layout,
+            derived if position_ids is None else shared_image_positions(position_ids, derived, layout),
+            TokenRows.from_kinds(mm_token_type_ids),
+            labeled_rows(labels),
+            tuple(_spans(row) for row in sample_ids.tolist()),
+            tuple((rows, columns) for rows, columns in grids),
+            tuple((height, width) for height, width in sizes),
+        )
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackPlan":
+        """The plan with its tensors on a device."""
+        return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "PackPlan":
+        """The plan with its tensors in pinned memory, from where copies to a GPU run beside its work."""
+        return map_tensors(self, torch.Tensor.pin_memory)
+
+    def require_fit(self, batch_size: int, length: int) -> None:
+        """Raises ValueError if the plan is of a batch of another size."""
+        shape = tuple(self.layout.kinds_BS.shape)
+        if shape != (batch_size, length):
+            raise ValueError(
+                f"The plan describes {shape[0]} x {shape[1]} tokens but the batch has {batch_size} x {length}: "
+                "make it from this batch, with `PackPlan.from_batch`."
+            )
+
+
+def _spans(sample_ids: list[int]) -> tuple[tuple[int, int], ...]:
+    spans: list[tuple[int, int]] = []
+    start = 0
+    for place in range(1, len(sample_ids) + 1):
+        if place == len(sample_ids) or sample_ids[place] != sample_ids[start]:
+            if sample_ids[start] >= 0:
+                spans.append((start, place))
+            start = place
+    return tuple(spans)
