@@ -8,7 +8,7 @@ Shape legend: B batch, S sequence, U understanding tokens, T generation (latent)
 patches, A labeled tokens, I ViT images, M latent images.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -115,32 +115,26 @@ class PackPlan:
     latent_sizes: tuple[tuple[int, int], ...] = ()
 
     @classmethod
-    def from_batch(
-        cls,
-        mm_token_type_ids: torch.Tensor,
-        sample_ids: torch.Tensor,
-        labels: torch.Tensor,
-        block_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        image_grid_thw: torch.Tensor | None = None,
-        latent_image_sizes: torch.Tensor | None = None,
-    ) -> "PackPlan":
-        """The plan of a packed batch; meant for tensors on the host.
+    def from_batch(cls, batch: Mapping[str, Any]) -> "PackPlan":
+        """The plan of a packed batch whose tensors lie on the host.
 
-        Args: see `UniMedVLForConditionalGeneration.forward`, whose arguments of the same names these are.
+        Args:
+            batch: arguments of `UniMedVLForConditionalGeneration.forward` by name: `mm_token_type_ids`, `sample_ids`,
+                `labels` and, where the batch has them, `block_ids`, `position_ids`, `image_grid_thw` and
+                `latent_image_sizes`.
         """
-        layout = block_layout(mm_token_type_ids, block_ids, sample_ids)
+        kinds, sample_ids, position_ids = batch["mm_token_type_ids"], batch["sample_ids"], batch.get("position_ids")
+        layout = block_layout(kinds, batch.get("block_ids"), sample_ids)
+        vit, latent = batch.get("image_grid_thw"), batch.get("latent_image_sizes")
         derived = rope_position_ids(layout)
-        grids = [] if image_grid_thw is None else image_grid_thw[:, 1:].tolist()
-        sizes = [] if latent_image_sizes is None else latent_image_sizes.tolist()
         return cls(
             layout,
             derived if position_ids is None else shared_image_positions(position_ids, derived, layout),
-            TokenRows.from_kinds(mm_token_type_ids),
-            labeled_rows(labels),
+            TokenRows.from_kinds(kinds),
+            labeled_rows(batch["labels"]),
             tuple(_spans(row) for row in sample_ids.tolist()),
-            tuple((rows, columns) for rows, columns in grids),
-            tuple((height, width) for height, width in sizes),
+            () if vit is None else tuple((rows, columns) for rows, columns in vit[:, 1:].tolist()),
+            () if latent is None else tuple((height, width) for height, width in latent.tolist()),
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackPlan":
