@@ -69,7 +69,7 @@ def timestep_features(timesteps: torch.Tensor, dim: int = TIME_FEATURES) -> torc
     """Sinusoidal features [cos | sin], float32 (len(timesteps), dim), of timesteps in [0, 1] (not scaled by 1000)."""
     half = dim // 2
     frequencies = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, dtype=torch.float32) / half)
-    angles = timesteps[:, None].float() * frequencies.to(timesteps.device)
+    angles = timesteps[:, None].float() * frequencies.to(timesteps.device, non_blocking=True)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 

@@ -65,7 +65,7 @@ def flow_tokens(
     # Shapes are known here: what follows from them is made here and sent, without waiting for the device.
     places = [grid_position_ids(*grid, config.max_latent_size, config.interpolate_pos) for grid in grids]
     position_ids_T = torch.cat(places).to(device, non_blocking=True)
-    owners = torch.arange(len(latents)).repeat_interleave(torch.tensor(counts))
+    owners = torch.arange(len(latents)).repeat_interleave(torch.tensor(counts), output_size=sum(counts))
     image_index_T = owners.to(device, non_blocking=True)
     num_noised = rows.noised_N.shape[0]
     if flow_timesteps is None:

@@ -70,6 +70,8 @@ class UniMedVLVisionModel(UniMedVLPreTrainedModel):
         mask: Any
         if isinstance(lengths, torch.Tensor):
             padded_IPD, valid_IP, mask = patches_PD[None], None, self._separating_mask(patches_PD, lengths)
+        elif len(set(lengths)) == 1:
+            padded_IPD, valid_IP, mask = patches_PD.unflatten(0, (len(lengths), -1)), None, None
         else:
             padded_IPD = nn.utils.rnn.pad_sequence(patches_PD.split(lengths), batch_first=True)
             steps = torch.arange(padded_IPD.shape[1], device=padded_IPD.device)
@@ -94,7 +96,7 @@ class UniMedVLVisionModel(UniMedVLPreTrainedModel):
             hook.remove()
 
         def unpadded(states_IPD: torch.Tensor) -> torch.Tensor:
-            return states_IPD[0] if valid_IP is None else states_IPD[valid_IP]
+            return states_IPD.flatten(0, 1) if valid_IP is None else states_IPD[valid_IP]
 
         features_PD = self.post_layernorm(unpadded(encoded_IPD))
         if not return_dict:
