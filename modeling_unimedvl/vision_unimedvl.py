@@ -68,15 +68,14 @@ class UniMedVLVisionModel(UniMedVLPreTrainedModel):
         patches_PD = self.embeddings(pixel_values, position_ids)
         # Of whatever form the attention takes.
         mask: Any
+        rows_P = None
         if isinstance(lengths, torch.Tensor):
-            padded_IPD, valid_IP, mask = patches_PD[None], None, self._separating_mask(patches_PD, lengths)
+            padded_IPD, mask = patches_PD[None], self._separating_mask(patches_PD, lengths)
         elif len(set(lengths)) == 1:
-            padded_IPD, valid_IP, mask = patches_PD.unflatten(0, (len(lengths), -1)), None, None
+            padded_IPD, mask = patches_PD.unflatten(0, (len(lengths), -1)), None
         else:
             padded_IPD = nn.utils.rnn.pad_sequence(patches_PD.split(lengths), batch_first=True)
-            steps = torch.arange(padded_IPD.shape[1], device=padded_IPD.device)
-            valid_IP = steps < torch.tensor(lengths, device=padded_IPD.device)[:, None]
-            mask = create_bidirectional_mask(self.config, padded_IPD, valid_IP)
+            rows_P, mask = self._padding(padded_IPD, lengths)
         attentions: list[torch.Tensor] = []
         hidden_states: list[torch.Tensor] = []
         hooks = []
@@ -96,7 +95,8 @@ class UniMedVLVisionModel(UniMedVLPreTrainedModel):
             hook.remove()
 
         def unpadded(states_IPD: torch.Tensor) -> torch.Tensor:
-            return states_IPD.flatten(0, 1) if valid_IP is None else states_IPD[valid_IP]
+            flat = states_IPD.flatten(0, 1)
+            return flat if rows_P is None else flat[rows_P]
 
         features_PD = self.post_layernorm(unpadded(encoded_IPD))
         if not return_dict:
@@ -106,6 +106,19 @@ class UniMedVLVisionModel(UniMedVLPreTrainedModel):
             hidden_states=tuple(map(unpadded, hidden_states)) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
+
+    def _padding(self, padded_IPD: torch.Tensor, lengths: list[int]) -> tuple[torch.Tensor, Any]:
+        """Rows of the patches among the padded ones, and the mask that hides the others; made without waiting for the
+        device. All images stay in one pass: sharded layers have to be called equally often by every process."""
+        width, device = padded_IPD.shape[1], padded_IPD.device
+        rows = torch.cat([torch.arange(length) + image * width for image, length in enumerate(lengths)])
+        valid_IP = (torch.arange(width) < torch.tensor(lengths)[:, None]).to(device, non_blocking=True)
+
+        def is_patch(batch, head, query, key):
+            return valid_IP[batch, key]
+
+        mask = create_bidirectional_mask(self.config, padded_IPD, None, and_mask_function=is_patch)
+        return rows.to(device, non_blocking=True), mask
 
     def _separating_mask(self, patches_PD: torch.Tensor, lengths_I: torch.Tensor) -> Any:
         if lengths_I.shape[0] == 1:
