@@ -42,6 +42,24 @@ class UniMedVLPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    # Layers that occur many times, each of which is a region to compile and a unit to shard.
+    _repeated_blocks = ("UniMedVLDecoderLayer", "SiglipEncoderLayer")
+
+    def repeated_blocks(self) -> list[nn.Module]:
+        """All decoder layers and ViT layers."""
+        return [module for module in self.modules() if type(module).__name__ in self._repeated_blocks]
+
+    def compile_repeated_blocks(self, **options) -> None:
+        """Compile each decoder layer and ViT layer as a region of its own, in place.
+
+        Layers of one kind share one compilation, so that a start takes as long as one layer's. Names of weights stay
+        as they are.
+
+        Args:
+            options: of `torch.compile`.
+        """
+        for block in self.repeated_blocks():
+            block.compile(**options)
 
     def get_encoder(self, modality: str | None = None):
         """The ViT for `modality="image"`; otherwise as in transformers."""

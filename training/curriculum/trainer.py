@@ -34,6 +34,7 @@ from ..data.collate import BatchInfo, to_device
 from ..data.dataset import PackedRecords
 from ..data.posterior_cache import LatentCache, scaled_latents
 from ..recipe import StageRecipe, TrainingRecipe
+from .acceleration import accelerate_model
 from .ema import AverageWeights, WeightAverage
 from .metrics import Operations, StepMetrics, peak_flops
 from .parameter_groups import freeze_parts, make_optimizer, make_schedule
@@ -72,6 +73,8 @@ class UniMedVLTrainer(Trainer):
         self.recipe, self.records, self.cache, self.validation = recipe, data, cache, validation
         self.processor, self.folder = processor, Path(recipe.output_dir)
         freeze_parts(model, recipe.freeze)
+        if not is_sharded(model):
+            accelerate_model(bare_model(model), recipe)
         config: Any = model.config
         config.ce_loss_weight, config.mse_loss_weight = recipe.ce_weight, recipe.mse_weight
         self.planner_state: dict[str, Any] | None = None
