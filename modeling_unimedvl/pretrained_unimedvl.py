@@ -47,7 +47,12 @@ class UniMedVLPreTrainedModel(PreTrainedModel):
 
     def repeated_blocks(self) -> list[nn.Module]:
         """All decoder layers and ViT layers."""
-        return [module for module in self.modules() if type(module).__name__ in self._repeated_blocks]
+        # By the names of base classes too: sharding gives a layer a class of its own.
+        return [
+            module
+            for module in self.modules()
+            if any(base.__name__ in self._repeated_blocks for base in type(module).__mro__)
+        ]
 
     def compile_repeated_blocks(self, **options) -> None:
         """Compile each decoder layer and ViT layer as a region of its own, in place.

@@ -105,7 +105,7 @@ def test_compiled_layers_are_one_graph_for_each_kind_and_all_lengths(policy, bac
     assert [name for name, _ in compiled.named_parameters()] == [name for name, _ in plain.named_parameters()]
     for seed in (3, 4, 5):
         assert_same_step(plain, compiled, batch(plain, seed), 1e-5)
-    # Packs of three lengths through two layers of each kind; with a backward pass, sizes decide on its layout once more.
+    # Packs of three lengths, two layers of each kind; a traced backward pass looks at sizes once more.
     assert len(plain.repeated_blocks()) == 4
     assert counter.frame_count <= (2 if backend == "eager" else 4)
 
