@@ -100,25 +100,38 @@ class StepMetrics:
         return means, totals
 
 
+# What reads inputs: no gradient passes through it.
+_FIRST = ("vae2llm.", "patch_embedding.", "time_embedder.mlp.0.")
+
+
 class Operations:
     """Floating point operations of training steps, without those that checkpointing repeats.
 
-    Two for each weight and token forwards and four backwards, in the expert that the token goes through, and 12 times
-    layers, width and squared length of a sample for attention. Frozen weights take two backwards where
-    something before them is trained, and none elsewhere.
+    Two for each weight and token forwards and four backwards, in the expert that the token goes through. Frozen
+    weights take two backwards where something before them is trained, and none elsewhere. Attention takes four times
+    layers, width and the squared length of each sample (in the ViT, of each image) forwards, whether a mask hides
+    some of it or not, and twice that backwards where gradients pass. Where all is
+    trained, this is just what torch counts.
     """
 
     def __init__(self, model: nn.Module):
-        weights = [(_weight_kind(name), parameter) for name, parameter in model.named_parameters()]
-        trained = {part for part, parameter in weights if parameter.requires_grad}
-        self.costs: Counter[str] = Counter()  # of a token, by part
-        for part, parameter in weights:
-            # Gradients reach the language model's frozen weights from the ViT as well.
-            passed = bool(trained & ({"vit"} if part == "vit" else {"vit", "und", "gen", "head"}))
-            self.costs[part] += (6 if parameter.requires_grad else 4 if passed else 2) * _matrix_elements(parameter)
+        trained = {_weight_kind(name) for name, weight in model.named_parameters() if weight.requires_grad}
+        self.costs: Counter[str] = Counter()  # of a token (of an image for "time"), by part
+        for name, parameter in model.named_parameters():
+            part = _weight_kind(name)
+            # Gradients reach the language model's frozen weights from whatever lies before them, too; those of inputs
+            # are never computed.
+            before = {"vit": {"vit"}, "connector": {"vit", "connector"}, "time": {"time"}}.get(
+                part, trained - {"head"}
+            )
+            passed = bool(trained & before) and not any(first in name for first in _FIRST)
+            backward = 2 * parameter.requires_grad + 2 * passed
+            self.costs[part] += (2 + backward) * _matrix_elements(parameter)
         config: Any = model.config
-        text = config.text_config
-        self.attention = 12 * text.num_hidden_layers * text.hidden_size
+        text, vision = config.text_config, config.vision_config
+        # Backwards, attention costs nothing where neither its layers nor anything before them are trained.
+        self.attention = (12 if trained - {"head"} else 4) * text.num_hidden_layers * text.hidden_size
+        self.vit_attention = (12 if "vit" in trained else 4) * vision.num_hidden_layers * vision.hidden_size
 
     def __call__(self, batch: Mapping[str, Any]) -> int:
         """Operations of one micro-batch, on this process.
@@ -132,10 +145,13 @@ class Operations:
             "und": sum(sample.num_tokens for sample in info.samples) - len(plan.rows.gen_T),
             "gen": len(plan.rows.gen_T),
             "vit": len(plan.rows.vit_P),
+            "connector": len(plan.rows.vit_P),
+            "time": len(batch.get("flow_timesteps", ())),
             "head": len(plan.labeled_A),
         }
         linear = sum(self.costs[part] * count for part, count in tokens.items())
-        return linear + self.attention * sum(sample.num_tokens**2 for sample in info.samples)
+        attention = self.attention * sum(sample.num_tokens**2 for sample in info.samples)
+        return linear + attention + self.vit_attention * sum((rows * columns) ** 2 for rows, columns in plan.vit_grids)
 
 
 def _matrix_elements(parameter: nn.Parameter) -> int:
@@ -147,10 +163,12 @@ def _matrix_elements(parameter: nn.Parameter) -> int:
 
 def _weight_kind(name: str) -> str:
     part = part_of(name)
-    if part == "vae" or "pos_embed" in name or "embed_tokens" in name:
+    if part == "vae" or any(table in name for table in ("pos_embed", "position_embedding", "embed_tokens")):
         return "none"
-    if "_moe_gen" in name or any(f"{latent}." in name for latent in ("vae2llm", "llm2vae", "time_embedder")):
+    if "_moe_gen" in name or any(f"{latent}." in name for latent in ("vae2llm", "llm2vae")):
         return "gen"
+    if "connector." in name or "time_embedder." in name:
+        return "connector" if "connector." in name else "time"
     if "lm_head." in name:
         return "head"
     return "und" if part == "llm" else "vit"
