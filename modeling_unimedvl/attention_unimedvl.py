@@ -67,7 +67,7 @@ class Span:
 
     length: int
     region: int | None
-    keys: slice | torch.Tensor = slice(0)
+    keys: slice | torch.Tensor | None = None
     causal: bool = False
     count: int = 1
 
@@ -131,7 +131,8 @@ def _parts(states_1HSE: torch.Tensor, lengths: list[int]) -> Sequence[torch.Tens
     return states_1HSE.split(lengths, dim=2) if len(lengths) > 1 else [states_1HSE]
 
 
-def _columns(states_1GKE: torch.Tensor, keys: slice | torch.Tensor) -> torch.Tensor:
+def _columns(states_1GKE: torch.Tensor, keys: slice | torch.Tensor | None) -> torch.Tensor:
+    assert keys is not None
     if isinstance(keys, slice):
         return states_1GKE if keys == slice(0, states_1GKE.shape[2]) else states_1GKE[:, :, keys]
     return states_1GKE[:, :, keys.to(states_1GKE.device)]
@@ -221,7 +222,7 @@ def _merged(spans: list[Span], regions: list[int]) -> RowSpans:
     whole: list[tuple[int, bool] | None] = []
     for number, width in enumerate(regions):
         found = inside.get(number, [])
-        single = len(found) == 1 and found[0].keys == slice(0, width) and found[0].length == width
+        single = len(found) == 1 and found[0].length == width
         whole.append((width, found[0].causal) if single else None)
     groups: list[list[int]] = []
     for number, kind in enumerate(whole):
