@@ -9,11 +9,12 @@ patches, A labeled tokens, I ViT images, M latent images.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
 import torch
 
+from .attention_unimedvl import SpanAttention, attention_spans
 from .blocks_unimedvl import (
     BlockKind,
     BlockLayout,
@@ -24,19 +25,17 @@ from .blocks_unimedvl import (
 )
 from .packing_unimedvl import shared_image_positions
 
-Described = TypeVar("Described")
 
-
-def map_tensors(described: Described, change: Callable[[torch.Tensor], torch.Tensor]) -> Described:
-    """A copy of a dataclass with every tensor replaced, also in dataclasses inside of it."""
-
-    def changed(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return change(value)
-        return map_tensors(value, change) if isinstance(value, (TokenRows, BlockLayout)) else value
-
-    values = {field.name: changed(getattr(described, field.name)) for field in fields(described)}  # type: ignore[arg-type]
-    return replace(described, **values)  # type: ignore[type-var]
+def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A copy of a value with every tensor in it replaced, also inside of dataclasses and lists."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, list):
+        return [map_tensors(entry, change) for entry in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        changes = {field.name: map_tensors(getattr(value, field.name), change) for field in fields(value)}
+        return replace(value, **changes)
+    return value
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class PackPlan:
         position_ids_BS: RoPE ids, int64 (B, S).
         rows: see `TokenRows`.
         labeled_A: see `labeled_rows`.
-        sample_spans: (first, behind the last token) of every sample, for each row of the batch.
+        spans: which tokens attend together, see `attention_spans`.
         vit_grids: (rows, columns) of each ViT image, in patches.
         latent_sizes: (height, width) of each image that enters through the autoencoder, in pixels; () where latents
             are given instead.
@@ -110,7 +109,7 @@ class PackPlan:
     position_ids_BS: torch.Tensor
     rows: TokenRows
     labeled_A: torch.Tensor
-    sample_spans: tuple[tuple[tuple[int, int], ...], ...]
+    spans: SpanAttention | None
     vit_grids: tuple[tuple[int, int], ...] = ()
     latent_sizes: tuple[tuple[int, int], ...] = ()
 
@@ -132,7 +131,7 @@ class PackPlan:
             derived if position_ids is None else shared_image_positions(position_ids, derived, layout),
             TokenRows.from_kinds(kinds),
             labeled_rows(batch["labels"]),
-            tuple(_spans(row) for row in sample_ids.tolist()),
+            attention_spans(layout),
             () if vit is None else tuple((rows, columns) for rows, columns in vit[:, 1:].tolist()),
             () if latent is None else tuple((height, width) for height, width in latent.tolist()),
         )
@@ -153,14 +152,3 @@ class PackPlan:
                 f"The plan describes {shape[0]} x {shape[1]} tokens but the batch has {batch_size} x {length}: "
                 "make it from this batch, with `PackPlan.from_batch`."
             )
-
-
-def _spans(sample_ids: list[int]) -> tuple[tuple[int, int], ...]:
-    spans: list[tuple[int, int]] = []
-    start = 0
-    for place in range(1, len(sample_ids) + 1):
-        if place == len(sample_ids) or sample_ids[place] != sample_ids[start]:
-            if sample_ids[start] >= 0:
-                spans.append((start, place))
-            start = place
-    return tuple(spans)
