@@ -132,7 +132,8 @@ class TrainingRecipe:
         checkpointing_policy: what is recomputed: "full", whole layers, or "selective", all but matrix products and
             attention, at more memory and almost no more work.
         attention: kernels of attention: "sdpa", "flex_attention" (for GPUs), or "eager".
-        compile: compile every layer of the language model and of the ViT as a region (`torch.compile`).
+        compile: compile every layer of the language model and of the ViT as a region (`torch.compile`); with
+            `gradient_checkpointing` not where attention is "sdpa", which leaves the region.
         parallelism: of several processes: "ddp", each with the whole model, or "fsdp2", each with its share.
         peak_tflops: what a device can do in bfloat16, to log the share that is used (MFU); looked up if 0.
         save_steps, keep_checkpoints: steps between checkpoints, and how many are kept.
@@ -182,6 +183,11 @@ class TrainingRecipe:
                 raise ValueError(f"report_to: {name} is not installed; `pip install {name}`, or leave it out.")
         if self.adapter is not None and self.parallelism == "fsdp2":
             raise ValueError("An adapter trains under parallelism: ddp; fsdp2 spreads whole models only.")
+        if self.compile and self.gradient_checkpointing and self.attention == "sdpa":
+            raise ValueError(
+                "compile with gradient_checkpointing needs attention: flex_attention, or leave one of the two out: "
+                "recomputed layers are compiled as one graph, and sdpa attends outside of it."
+            )
         _not_negative("", self, "spike_factor")
         check_shift("timestep_shift", self.timestep_shift)
         for name in ("steps", "accumulation", "save_steps", "keep_checkpoints", "log_steps"):

@@ -99,8 +99,8 @@ def test_compiled_layers_are_one_graph_for_each_kind_and_all_lengths(policy, bac
     torch.compiler.reset()
     changes = {} if policy == "none" else {"gradient_checkpointing": True, "checkpointing_policy": policy}
     counter = CompileCounterWithBackend(backend)
-    # `fullgraph` raises where a layer breaks into several graphs.
-    compiled = learner({"backend": counter, "fullgraph": True}, compile=True, **changes)
+    # `fullgraph` raises where a layer breaks into several graphs. Flex attention has no backward pass on a CPU.
+    compiled = learner({"backend": counter, "fullgraph": True}, compile=True, attention="eager", **changes)
     plain = learner()
     assert [name for name, _ in compiled.named_parameters()] == [name for name, _ in plain.named_parameters()]
     for seed in (3, 4, 5):
@@ -108,6 +108,21 @@ def test_compiled_layers_are_one_graph_for_each_kind_and_all_lengths(policy, bac
     # Packs of three lengths, two layers of each kind; a traced backward pass looks at sizes once more.
     assert len(plain.repeated_blocks()) == 4
     assert counter.frame_count <= (2 if backend == "eager" else 4)
+
+
+def test_compiled_layers_attend_by_spans_between_their_graphs():
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("eager")
+    compiled, plain = learner({"backend": counter}, compile=True), learner()
+    for seed in (3, 4, 5):
+        assert_same_step(plain, compiled, batch(plain, seed), 1e-5)
+    # Before and after attention, in layers of either kind.
+    assert counter.frame_count <= 4
+
+
+def test_recomputed_layers_are_compiled_as_one_graph_only():
+    with pytest.raises(ValueError, match="needs attention: flex_attention"):
+        recipe(compile=True, gradient_checkpointing=True)
 
 
 def test_a_copy_of_a_compiled_model_is_whole():

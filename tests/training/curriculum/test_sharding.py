@@ -71,6 +71,7 @@ def check_model(rank, mesh) -> None:
         DataRecipe([GroupRecipe("all", "records")]),
         1,
         compile=True,
+        attention="eager",
         gradient_checkpointing=True,
         checkpointing_policy="selective",
     )
