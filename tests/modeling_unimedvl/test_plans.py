@@ -11,6 +11,7 @@ from tests.synchronizations import counted_waits
 from tests.tiny_model import tiny_model
 from unimedvl.modeling_unimedvl.blocks_unimedvl import Block, BlockKind, pack_samples
 from unimedvl.modeling_unimedvl.plans_unimedvl import PackPlan
+from unimedvl.training.curriculum.acceleration import checkpoint_activations
 from unimedvl.training.data.collate import to_device
 
 _TOKENS = ("bos", "eos", "vision_start", "vision_end", "image", "latent")
@@ -131,7 +132,7 @@ def test_a_planned_step_never_waits_for_the_device(model, pixels, checkpointing)
     """The meta device has no values: whatever reads one raises, and a copy that waits is counted."""
     learner = copy.deepcopy(model).train()
     if checkpointing:
-        learner.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(learner, "full")
     batch, _ = drawn_batch(model.config, 3, pixels)
     assert len(set(batch["image_grid_thw"].prod(dim=1).tolist())) > 1 and "flow_noise" in batch
     learner = learner.to("meta")

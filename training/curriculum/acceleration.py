@@ -35,7 +35,9 @@ def checkpoint_activations(model: PreTrainedModel, policy: str) -> None:
     options: dict[str, Any] = {"use_reentrant": False}
     if policy == "selective":
         options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, kept_operations())
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    # Its name since transformers 5.23, where the former one warns.
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable(options)
 
 
 def accelerate_model(model: Any, recipe: TrainingRecipe, **compile_options: Any) -> None:

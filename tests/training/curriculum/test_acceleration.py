@@ -105,19 +105,22 @@ def test_compiled_layers_are_one_graph_for_each_kind_and_all_lengths(policy, bac
     assert [name for name, _ in compiled.named_parameters()] == [name for name, _ in plain.named_parameters()]
     for seed in (3, 4, 5):
         assert_same_step(plain, compiled, batch(plain, seed), 1e-5)
-    # Packs of three lengths, two layers of each kind; a traced backward pass looks at sizes once more.
+    # Packs of three lengths, two layers of each kind, the ViT's with and without a mask; a traced backward pass looks
+    # at sizes once more.
     assert len(plain.repeated_blocks()) == 4
-    assert counter.frame_count <= (2 if backend == "eager" else 4)
+    assert counter.frame_count <= (3 if backend == "eager" else 6)
 
 
 def test_compiled_layers_attend_by_spans_between_their_graphs():
     torch.compiler.reset()
     counter = CompileCounterWithBackend("eager")
     compiled, plain = learner({"backend": counter}, compile=True), learner()
+    compiled_once = 0
     for seed in (3, 4, 5):
         assert_same_step(plain, compiled, batch(plain, seed), 1e-5)
-    # Before and after attention, in layers of either kind.
-    assert counter.frame_count <= 4
+        compiled_once = compiled_once or counter.frame_count
+    # Further packs, of other lengths, need no further graphs.
+    assert counter.frame_count == compiled_once > 0
 
 
 def test_recomputed_layers_are_compiled_as_one_graph_only():
