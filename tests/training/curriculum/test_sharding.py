@@ -100,6 +100,6 @@ def check_model(rank, mesh) -> None:
             )
 
 
-@pytest.mark.parametrize("check", [check_head, check_model])
+@pytest.mark.parametrize("check", [check_head, pytest.param(check_model, marks=pytest.mark.slow)])
 def test_shares_have_the_gradients_of_the_whole(check):
     in_processes(check)
