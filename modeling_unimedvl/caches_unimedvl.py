@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, StaticCache
 
 _NOTE = "_unimedvl_images"
+_PADDED = "_unimedvl_padded"
 
 
 @dataclass
@@ -80,6 +81,22 @@ def first_position(
             "its length changed since they were read, or they were read with a ready-made mask."
         )
     return note.offset_B.to(count.device if isinstance(count, torch.Tensor) else None)[:, None] + count
+
+
+def note_padding(cache: Cache, attention_mask: torch.Tensor | None) -> None:
+    """Remember whether generation reads padding into a cache: once, where reading the mask again would make a device
+    wait in every step.
+
+    Args:
+        attention_mask: of the prompts, 0 for padding; None without padding.
+    """
+    whole = attention_mask is None or (attention_mask.dim() == 2 and bool((attention_mask > 0).all()))
+    setattr(cache, _PADDED, not whole)
+
+
+def holds_padding(cache: Cache) -> bool:
+    """Whether `note_padding` saw padding, or nothing yet."""
+    return getattr(cache, _PADDED, True)
 
 
 class _Store:

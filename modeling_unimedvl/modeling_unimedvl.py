@@ -30,7 +30,7 @@ from transformers.models.qwen2.modeling_qwen2 import eager_attention_forward
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .adapters_unimedvl import fix_linear_layers, refuse_activated_adapters, register_default_targets
-from .attention_unimedvl import AttentionPieces, attention_spans, takes_spans
+from .attention_unimedvl import AttentionPieces, attend_to_all, attention_spans, takes_spans
 from .blocks_unimedvl import (
     BlockKind,
     BlockLayout,
@@ -178,6 +178,8 @@ class UniMedVLAttention(nn.Module):
         dropout, weights = self.config.attention_dropout if self.training else 0.0, None
         if isinstance(attention_mask, AttentionPieces):
             pieces = attention_mask.attend(self, query_BHSE, key_BGSE, value_BGSE, self.scaling, dropout)
+        elif attention_mask is None and query_BHSE.shape[2] == 1 and self.config._attn_implementation == "sdpa":
+            pieces = [attend_to_all(self, query_BHSE, key_BGSE, value_BGSE, self.scaling, dropout)]
         else:
             attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
                 self.config._attn_implementation, eager_attention_forward

@@ -60,7 +60,8 @@ class UniMedVLVisionModel(UniMedVLPreTrainedModel):
         self.embeddings = UniMedVLVisionEmbeddings(config, num_positions)
         self.encoder = SiglipEncoder(config)  # type: ignore[arg-type]  # SigLIP itself passes a vision configuration
         for layer in self.encoder.layers:
-            layer.self_attn = UniMedVLVisionAttention(config)
+            # Another way to attend over the same weights: nothing is made or drawn anew.
+            layer.self_attn.__class__ = UniMedVLVisionAttention
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
