@@ -651,8 +651,10 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
             past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
             # A cache of fixed size keeps its shapes, so that what reads it can be compiled.
             if past_key_values is None or not past_key_values.is_compileable:
-                known = plan is not None and attention_mask is None and past_key_values is None
-                spans = plan.spans if known else attention_spans(layout, attention_mask, int(past_length))
+                if plan is not None and attention_mask is None and past_key_values is None:
+                    spans = plan.spans
+                else:
+                    spans = attention_spans(layout, attention_mask, int(past_length))
                 if spans is not None:
                     return spans
         return build_attention_mask(config, inputs_embeds, attention_mask, past_key_values, layout)

@@ -4,10 +4,10 @@ Shape legend: T latent tokens, N noised tokens, M latent images, L latent token 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from .configuration_unimedvl import UniMedVLConfig
 from .flow_unimedvl import grid_position_ids, patchify_latents, shift_timesteps
 from .plans_unimedvl import TokenRows
 
@@ -31,7 +31,7 @@ class FlowTokens:
 
 
 def flow_tokens(
-    config: UniMedVLConfig,
+    config: Any,
     latents: list[torch.Tensor],
     rows: TokenRows,
     flow_noise: torch.Tensor | None,
@@ -41,7 +41,7 @@ def flow_tokens(
     """Noise the latents that the batch wants noised: `x_t = (1 - t) x_0 + t noise`.
 
     Args:
-        config: sizes and the shift of times that are drawn here.
+        config: the model's, for sizes and the shift of times that are drawn here.
         latents: scaled latents (C, h, w) in sequence order.
         rows: of the batch; its tensors say on which device everything lies.
         flow_noise, flow_timesteps: see `UniMedVLForConditionalGeneration.forward`.

@@ -34,7 +34,7 @@ GRADIENT_TOLERANCE = bf16_tolerance(2 * 8)
 PUBLISHED_MFU = {"megatron_bridge": 0.237, "original": 0.179}
 
 
-def packed_batch(config: UniMedVLConfig, size: Size, pin: bool) -> tuple[dict[str, Any], BatchInfo]:
+def packed_batch(config: UniMedVLConfig, size: Size, pin: bool = False) -> tuple[dict[str, Any], BatchInfo]:
     """A pack of text-to-image samples and one question about an image, with its plan, on the host."""
     side = size.sides[0] // config.pixels_per_latent_token
     text = Block(BlockKind.TEXT, token_ids=drawn_ids(config, size.text_tokens))
@@ -186,6 +186,9 @@ def choices(bench: Bench) -> None:
         "compiled": {**compiled, "compile": True, "checkpointing_policy": "selective"},
     }
     plain: torch.Tensor | None = None
+    model: Any
+    steps: Any
+    gradient: Any
     for kind, choice in ({"plain": {"gradient_checkpointing": True}} | kinds).items():
         name = f"train.full.{kind}"
         if kind == "flex" and not gpu:
@@ -209,7 +212,7 @@ def choices(bench: Bench) -> None:
         except Exception as error:  # a compiler that gives up is a result
             bench.record.error(name, error)
         finally:
-            model = steps = None
+            model = steps = gradient = None
             torch._dynamo.reset()
             reset_peak(bench.device)
 

@@ -117,7 +117,7 @@ class UniMedVLTrainer(Trainer):
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Any]], dict[str, int | torch.Tensor]]:
+    ) -> tuple[list[dict[str, Any]], Any]:
         """The micro-batches of a step, and the number of tokens that carry each loss in all of them, everywhere."""
         batches = [next(epoch_iterator) for _ in range(num_batches)]
         for batch in batches:
