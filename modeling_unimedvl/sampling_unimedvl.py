@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
@@ -191,6 +190,8 @@ class FlowSampler:
             grids: (rows, columns) of latent tokens of each image.
             generator: one for all draws, or one for each image.
         """
+        from diffusers.utils.torch_utils import randn_tensor
+
         sources = generator if isinstance(generator, (list, tuple)) else [generator] * len(grids)
         device, dim = execution_device(self.model), self.model.config.latent_dim
         return [
