@@ -10,6 +10,7 @@ every weight is then read once, and start from what the process held after it ha
 Resident memory counts weights that stay mapped to their file; anonymous memory is what no file backs.
 """
 
+import compileall
 import gc
 import json
 import os
@@ -19,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,6 @@ WIDE: dict[str, Any] = {
 TIMED = ("torch", "transformers", "understanding only", "ask")
 # Packages that neither a model for understanding nor `unimedvl ask` has a use for.
 UNUSED = (
-    "accelerate.accelerator",
     "bitsandbytes",
     "datasets",
     "diffusers",
@@ -118,17 +119,13 @@ def run_program(program: str) -> str:
     return done.stdout
 
 
-def processor_seconds(program: str) -> float:
-    """Seconds of processor time, user and system, of a whole process."""
+def measure_program(program: str) -> tuple[float, list[str]]:
+    """Processor time of a whole process, user and system, in seconds, and the modules it has imported by its end."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    run_program(program)
+    printed = run_program(f"{program}\nimport sys; print(); print(*sys.modules)")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
-def loaded_modules(program: str) -> list[str]:
-    """Names of the modules that a process has imported by its end."""
-    return run_program(f"{program}\nimport sys; print(); print(*sys.modules)").splitlines()[-1].split()
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return seconds, printed.splitlines()[-1].split()
 
 
 def unused_packages(modules: list[str]) -> list[str]:
@@ -145,23 +142,27 @@ def spread(ratios: list[float]) -> dict[str, float]:
     }
 
 
-def measure_start(rounds: int = ROUNDS) -> dict[str, Any]:
-    """Ratios of processor time to a process that imports torch alone, and numbers of modules."""
+def measure_start(rounds: int = ROUNDS) -> Iterator[dict[str, Any]]:
+    """Ratios of processor time to a process that imports torch alone, and numbers of modules, after every round."""
+    # As in an installation: no process should have to translate our code first.
+    compileall.compile_dir(ROOT / "unimedvl", quiet=1)
+    report: dict[str, Any] = {}
+    timed: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         write_inputs(Path(folder))
         by_kind = programs(Path(folder))
-        report: dict[str, Any] = {}
-        # Also writes missing byte code, before anything is timed.
-        for kind, program in by_kind.items():
-            modules = loaded_modules(program)
-            report[kind] = {"modules": len(modules), "unused packages": unused_packages(modules)}
-        timed = [{kind: processor_seconds(by_kind[kind]) for kind in TIMED} for _ in range(rounds)]
-    for kind in TIMED[1:]:
-        report[kind]["processor time to torch"] = spread([seconds[kind] / seconds["torch"] for seconds in timed])
-    for kind in ("understanding only", "ask"):
-        ratios = [seconds[kind] / seconds["transformers"] for seconds in timed]
-        report[kind]["processor time to transformers"] = spread(ratios)
-    return {"rounds": rounds, **report}
+        for index in range(rounds):
+            timed.append({})
+            for kind in TIMED if index else by_kind:
+                timed[index][kind], modules = measure_program(by_kind[kind])
+                if not index:
+                    report[kind] = {"modules": len(modules), "unused packages": unused_packages(modules)}
+            for kind in TIMED[1:]:
+                report[kind]["processor time to torch"] = spread([row[kind] / row["torch"] for row in timed])
+            for kind in TIMED[2:]:
+                ratios = [row[kind] / row["transformers"] for row in timed]
+                report[kind]["processor time to transformers"] = spread(ratios)
+            yield {"rounds": len(timed), **report}
 
 
 def write_wide_checkpoint(folder: Path, max_shard_size: str, **changes: Any) -> None:
@@ -257,13 +258,12 @@ def measure_memory(**changes: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    report: dict[str, Any] = {}
-    for part, measure in {"load": measure_memory, "start": measure_start}.items():
-        report[part] = measure()
-        text = json.dumps(report, indent=1) + "\n"
-        # A run that is cut short keeps what it has.
-        (RESULTS / "start.json").write_text(text)
-    print(text)
+    path = RESULTS / "start.json"
+    report: dict[str, Any] = {"load": measure_memory()}
+    # A run that is cut short keeps what it has.
+    for report["start"] in measure_start():
+        path.write_text(json.dumps(report, indent=1) + "\n")
+    print(path.read_text())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from benchmarks.start import (
     CHECKPOINT,
     LOAD_OURS,
     ONE_TOKEN,
-    loaded_modules,
+    measure_program,
     programs,
     run_program,
     unused_packages,
@@ -33,14 +33,14 @@ def by_kind(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def test_the_package_alone_imports_no_library(by_kind: dict[str, str]):
-    roots = {name.partition(".")[0] for name in loaded_modules(by_kind["unimedvl"])}
+    roots = {name.partition(".")[0] for name in measure_program(by_kind["unimedvl"])[1]}
     assert "unimedvl" in roots and not roots & {"torch", "transformers", "numpy", "PIL", "huggingface_hub"}
 
 
 @pytest.mark.medium
 @pytest.mark.parametrize("kind", ["understanding only", "ask"])
 def test_understanding_imports_nothing_it_has_no_use_for(by_kind: dict[str, str], kind: str):
-    modules = loaded_modules(by_kind[kind])
+    modules = measure_program(by_kind[kind])[1]
     assert "unimedvl.modeling_unimedvl.modeling_unimedvl" in modules
     assert unused_packages(modules) == []
     unrelated = ("unimedvl.evaluation", "unimedvl.training", "unimedvl.unimed5m")
@@ -49,7 +49,7 @@ def test_understanding_imports_nothing_it_has_no_use_for(by_kind: dict[str, str]
 
 @pytest.mark.medium
 def test_the_whole_model_imports_diffusers(by_kind: dict[str, str]):
-    assert "diffusers" in unused_packages(loaded_modules(by_kind["whole model"]))
+    assert "diffusers" in unused_packages(measure_program(by_kind["whole model"])[1])
 
 
 @pytest.mark.medium
