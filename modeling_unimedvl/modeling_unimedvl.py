@@ -18,8 +18,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
-from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -29,7 +27,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2.modeling_qwen2 import eager_attention_forward
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .adapters_unimedvl import fix_linear_layers, refuse_activated_adapters, register_default_targets
+from .adapters_unimedvl import fix_linear_layers, refuse_activated_adapters
 from .attention_unimedvl import AttentionPieces, attend_to_all, attention_spans, takes_spans
 from .blocks_unimedvl import (
     BlockKind,
@@ -59,8 +57,6 @@ from .packing_unimedvl import named_samples, samples_of_restarts, sequence_bound
 from .plans_unimedvl import PackPlan, TokenRows, labeled_rows
 from .pretrained_unimedvl import PositionEmbedding, UniMedVLPreTrainedModel, ZeroInitLinear
 from .vision_unimedvl import Connector, UniMedVLVisionModel
-
-register_default_targets(UniMedVLConfig.model_type)
 
 
 class ExpertRouting(NamedTuple):
@@ -414,6 +410,9 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
             self.llm2vae = ZeroInitLinear(hidden_size, config.latent_dim)
             self.time_embedder = TimestepEmbedder(hidden_size)
             self.latent_pos_embed = PositionEmbedding(config.max_latent_size, hidden_size)
+            # Only images need it, and it takes as long to import as all else.
+            from diffusers import AutoencoderKL
+
             self.vae = AutoencoderKL(**config.vae_config.autoencoder_arguments())
             fix_linear_layers(self.vae)
         unused = [] if config.visual_gen else GENERATION_WEIGHTS
@@ -526,6 +525,8 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
             ValueError: for another sample_mode or noise of a wrong count or shape.
         """
         self.require_generation()
+        from diffusers.utils.torch_utils import randn_tensor
+
         if sample_mode not in ("sample", "mode"):
             raise ValueError(f"vae_sample_mode must be 'sample' or 'mode', not {sample_mode!r}.")
         if noise is not None and len(noise) != len(images):
