@@ -64,7 +64,7 @@ def one_step(model: nn.Module, processor: Any) -> torch.optim.Optimizer:
     sampler = FlowSampler(bare, FlowSettings.unguided(10, 1.0))
     contexts = read_prompts(bare, Prompts.from_inputs(bare, requested), None)
     conditions = sampler.prepare(contexts, target_grids(bare.config, 1, 64, 64))
-    state = torch.randn(*conditions.valid_RT.shape, bare.config.latent_dim)
+    state = torch.randn(*conditions.shape, bare.config.latent_dim)
     sampler.step(conditions, state, 0.5).velocity.square().mean().backward()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)

@@ -1,6 +1,6 @@
-"""Caches of keys and values: which of them hold images, and how a block of latents is written after a context.
+"""Caches of keys and values: which of them hold images, and how they grow without being copied.
 
-Shape legend: B batch, R rows, G key/value heads, K context tokens, S new tokens, E head dimension.
+Shape legend: B batch, G key/value heads, K context tokens, S new tokens, E head dimension.
 """
 
 import copy
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, StaticCache
 
 _NOTE = "_unimedvl_images"
 
@@ -81,51 +82,112 @@ def first_position(
     return note.offset_B.to(count.device if isinstance(count, torch.Tensor) else None)[:, None] + count
 
 
-def branch_cache(cache: Cache) -> Cache:
-    """A cache that can grow without changing the original; the tensors are shared (growing makes new ones)."""
-    branch = copy.copy(cache)
-    branch.layers = [copy.copy(layer) for layer in cache.layers]
-    return branch
+class _Store:
+    """Memory that several layers may see a beginning of; only what was written last may be continued in place."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, filled: int):
+        self.keys, self.values, self.filled = keys, values, filled
+        self.shared = False
 
 
-class FixedBlockLayer(DynamicLayer):
-    """Cache layer with slots for one image block after its context: every update writes the same slots.
+class GrowingLayer(DynamicLayer):
+    """Cache layer that grows in place: memory for what follows is taken ahead, so that a new token moves nothing.
 
-    Args:
-        keys, values: (R, G, K + block length, E), the context and the slots of the block.
-        context_length: K.
+    `keys` and `values` are views of the part that is filled. A layer that was branched, cropped, reordered or repeated
+    copies itself the next time it grows, unless it still is the only owner of the end of its memory.
     """
 
-    keys: torch.Tensor
-    values: torch.Tensor
+    keys: Any
+    values: Any
+    # Room that is taken ahead: at least this many tokens, and an eighth of what is there.
+    room = 256
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, context_length: int):
-        super().__init__()
-        self.keys, self.values = keys, values
-        self.dtype, self.device = keys.dtype, keys.device
-        self.context_length = context_length
-        self.is_initialized = True
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.store: _Store | None = None
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        if torch.is_grad_enabled():
-            # A backward pass reads what every step saw, so no step may overwrite it.
-            keys, values = (states[:, :, : self.context_length] for states in (self.keys, self.values))
-            return torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2)
-        self.keys[:, :, self.context_length :] = key_states
-        self.values[:, :, self.context_length :] = value_states
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any):
+        """Append keys and values (B, G, S, E) and return all of them."""
+        recorded = torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad)
+        if recorded or torch.compiler.is_compiling() or type(key_states) is not torch.Tensor:
+            self.store = None
+            return super().update(key_states, value_states, *args, **kwargs)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        length, added = self.get_seq_length(), key_states.shape[-2]
+        store = self.store
+        if store is None or not self._may_append(store, length, added):
+            store = self.store = self._grown(length, key_states, value_states)
+        end = length + added
+        store.keys[:, :, length:end] = key_states
+        store.values[:, :, length:end] = value_states
+        store.filled = end
+        self.keys, self.values = store.keys[:, :, :end], store.values[:, :, :end]
         return self.keys, self.values
 
-    def get_seq_length(self) -> int:
-        return self.context_length
+    def _may_append(self, store: _Store, length: int, added: int) -> bool:
+        same = store.keys.data_ptr() == self.keys.data_ptr() and store.keys.shape[:2] == self.keys.shape[:2]
+        return same and store.filled == length and length + added <= store.keys.shape[2]
+
+    def _grown(self, length: int, key_states: torch.Tensor, value_states: torch.Tensor) -> _Store:
+        total = length + key_states.shape[-2]
+        capacity = total + max(self.room, total // 8)
+        buffers = []
+        for old, new in ((self.keys, key_states), (self.values, value_states)):
+            buffer = new.new_empty(new.shape[0], new.shape[1], capacity, new.shape[3])
+            if length:
+                buffer[:, :, :length] = old
+            buffers.append(buffer)
+        return _Store(*buffers, filled=length)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Drop the last tokens, as `DynamicLayer`."""
+        length = self.get_seq_length()
+        super().crop(tokens_to_remove)
+        if self.store is not None and self.store.filled == length and not self.store.shared:
+            self.store.filled = self.get_seq_length()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self.store = None
+
+    def branch(self) -> "GrowingLayer":
+        """A layer that can grow without changing this one; shares memory until both did."""
+        if self.store is not None:
+            self.store.shared = True
+        return copy.copy(self)
 
 
-def first_rows(cache: Cache, rows: int) -> Cache:
-    """A cache of `FixedBlockLayer` seen by its first rows only; shares memory."""
-    layers: list[Any] = []
-    for layer in cache.layers:
-        assert isinstance(layer, FixedBlockLayer)
-        layers.append(FixedBlockLayer(layer.keys[:rows], layer.values[:rows], layer.context_length))
-    return Cache(layers=layers)
+def growing_cache(config: PreTrainedConfig) -> DynamicCache:
+    """An empty cache for a language model, whose layers grow in place."""
+    cache = DynamicCache(config=config)
+    grow_in_place(cache)
+    return cache
+
+
+def grow_in_place(cache: DynamicCache) -> None:
+    """Let the empty layers of a dynamic cache grow in place; offloaded caches move their layers about and stay."""
+    plain = type(cache) is DynamicCache and not cache.offloading
+    if plain and all(type(layer) is DynamicLayer and not layer.is_initialized for layer in cache.layers):
+        layers: list[Any] = [GrowingLayer() for _ in cache.layers]
+        cache.layers = layers
+
+
+def layer_cache(cache: Any, index: int) -> Any:
+    """What a compiled layer is handed to keep keys and values: its own layer of a cache that is just a list of them.
+
+    Layers then do not differ by a number, and one compiled layer serves all.
+    """
+    plain = type(cache) in (DynamicCache, StaticCache) and not cache.offloading and index < len(cache.layers)
+    return cache.layers[index] if plain else cache
+
+
+def branch_cache(cache: Cache) -> Cache:
+    """A cache that can grow without changing the original; memory is shared where nothing is overwritten."""
+    branch = copy.copy(cache)
+    branch.layers = [layer.branch() if isinstance(layer, GrowingLayer) else copy.copy(layer) for layer in cache.layers]
+    return branch
 
 
 def layer_states(cache: Cache, index: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,10 +1,10 @@
-"""What generation has read so far: contexts that can be continued, branched and stacked.
+"""What generation has read so far: contexts that can be continued and branched.
 
 An image is sampled against up to three contexts: the main one, one without the last text (text guidance) and one
 without images (image guidance). Every context is a cache with a mask and a RoPE counter of its own; contexts that are
 a prefix of another share its cache.
 
-Shape legend: B prompts, S prompt tokens, K context tokens, R rows (images times guidance branches).
+Shape legend: B prompts, S prompt tokens, K context tokens.
 """
 
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from .blocks_unimedvl import BlockKind, block_layout, rope_position_ids
-from .caches_unimedvl import FixedBlockLayer, branch_cache, layer_states
+from .caches_unimedvl import branch_cache
 from .prompts_unimedvl import PosteriorDraws, Prompts
 
 
@@ -29,6 +29,7 @@ class GenerationContext:
         input_ids, position_ids: int64 (B, K).
         mask: bool (B, K), tokens that may be seen.
         next_position: int64 (B,), RoPE id of what comes next.
+        ancestors: caches of the contexts that this one continues; their columns are its first ones.
     """
 
     cache: Cache
@@ -36,6 +37,7 @@ class GenerationContext:
     position_ids: torch.Tensor
     mask: torch.Tensor
     next_position: torch.Tensor
+    ancestors: tuple[Cache, ...] = ()
 
     def prefix(self, lengths: torch.Tensor) -> "GenerationContext":
         """The context as it was before column `lengths[b]` of each row; shares the cache."""
@@ -166,10 +168,12 @@ def extend_context(
     # One column more shows where the next token would be.
     positions = rope_position_ids(block_layout(F.pad(kinds, (0, 1))), F.pad(mask.long(), (0, 1), value=1))
     cache, next_position = None, positions[:, -1]
+    ancestors: tuple[Cache, ...] = ()
     position_ids = positions[:, :-1]
     read_ids, read_positions, read_mask = input_ids, position_ids, mask
     if context is not None:
         cache = branch_cache(context.cache)
+        ancestors = (*context.ancestors, context.cache)
         position_ids = position_ids + context.next_position[:, None]
         next_position = next_position + context.next_position
         read_ids = torch.cat([context.input_ids, input_ids], dim=1)
@@ -184,7 +188,7 @@ def extend_context(
         use_cache=True,
         **images,
     )
-    return GenerationContext(outputs.past_key_values, read_ids, read_positions, read_mask, next_position)
+    return GenerationContext(outputs.past_key_values, read_ids, read_positions, read_mask, next_position, ancestors)
 
 
 def append_texts(model: PreTrainedModel, context: GenerationContext, texts: list[list[int]]) -> GenerationContext:
@@ -230,40 +234,3 @@ def _left_padded(rows: list[torch.Tensor], like: torch.Tensor) -> tuple[torch.Te
     lengths = torch.tensor([len(row) for row in rows], device=like.device)
     mask = torch.arange(width, device=like.device) >= width - lengths[:, None]
     return ids, torch.zeros_like(ids), mask
-
-
-def stack_contexts(
-    contexts: list[GenerationContext], row_index: torch.Tensor, block_length: int
-) -> tuple[Cache, torch.Tensor, torch.Tensor]:
-    """Put contexts one below the other in a cache with slots for a block.
-
-    Args:
-        contexts: over the same prompts, of any length.
-        row_index: int64, prompt of each image; every context contributes these rows.
-        block_length: tokens of the block, markers included.
-
-    Returns:
-        the cache with `len(contexts) * len(row_index)` rows, the keys each row may see, bool (R, K + block_length),
-        with the block visible, and the RoPE id of each row's block, int64 (R,).
-    """
-    width = max(context.mask.shape[1] for context in contexts)
-    count = row_index.shape[0]
-    rows = len(contexts) * count
-    layers: list[Any] = []
-    for index in range(len(contexts[0].cache.layers)):
-        sample, _ = layer_states(contexts[0].cache, index)
-        buffers = [sample.new_zeros(rows, sample.shape[1], width + block_length, sample.shape[3]) for _ in range(2)]
-        for number, context in enumerate(contexts):
-            keys_and_values = layer_states(context.cache, index)
-            place = (
-                slice(number * count, (number + 1) * count),
-                slice(None),
-                slice(width - keys_and_values[0].shape[2], width),
-            )
-            for buffer, states in zip(buffers, keys_and_values, strict=True):
-                buffer[place] = states[row_index.to(states.device)]
-        layers.append(FixedBlockLayer(buffers[0], buffers[1], context_length=width))
-    valid = [F.pad(context.mask[row_index], (width - context.mask.shape[1], block_length)) for context in contexts]
-    valid_RK = torch.cat(valid)
-    valid_RK[:, width:] = True
-    return Cache(layers=layers), valid_RK, torch.cat([context.next_position[row_index] for context in contexts])

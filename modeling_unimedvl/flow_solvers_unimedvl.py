@@ -131,7 +131,7 @@ class FlowSolver:
         step = self._step(state_RTL, update)
         velocity = step.velocity
         if self.settings.solver == "midpoint":
-            middle_RTL = state_RTL - velocity * (update.length / 2)
+            middle_RTL = torch.sub(state_RTL, velocity, alpha=update.length / 2)
             velocity = self._evaluate(middle_RTL, update.time - update.length / 2, update).velocity
         elif self.settings.solver == "adams_bashforth":
             if self._previous is not None:
@@ -139,7 +139,7 @@ class FlowSolver:
                 # The mean over the update of the line through both velocities (Adams-Bashforth of second order).
                 velocity = velocity + (velocity - previous) * (update.length / (2 * (previous_time - update.time)))
             self._previous = (update.time, step.velocity)
-        return state_RTL - velocity * update.length, FlowStep(velocity, step.branches)
+        return torch.sub(state_RTL, velocity, alpha=update.length), FlowStep(velocity, step.branches)
 
     def _step(self, state_RTL: torch.Tensor, update: Update) -> FlowStep:
         kept = self.settings.velocity_cache_order + 1

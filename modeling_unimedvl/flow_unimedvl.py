@@ -283,9 +283,9 @@ def guided_velocity(
 
         return guided * (norm(velocity) / (norm(guided) + 1e-8)).clamp(settings.cfg_renorm_min, 1.0)
 
-    guided = without_text + settings.guidance_scale * (velocity - without_text)
+    guided = torch.lerp(without_text, velocity, settings.guidance_scale)
     if settings.cfg_renorm_type == "text_channel":
         guided = rescaled(guided)
     if settings.image_guidance_scale > 1:
-        guided = without_image + settings.image_guidance_scale * (guided - without_image)
+        guided = torch.lerp(without_image, guided, settings.image_guidance_scale)
     return guided if settings.cfg_renorm_type == "text_channel" else rescaled(guided)

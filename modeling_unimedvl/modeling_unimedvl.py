@@ -21,21 +21,16 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
-from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_bidirectional_mask
+from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.qwen2.modeling_qwen2 import (
-    Qwen2MLP,
-    Qwen2RMSNorm,
-    Qwen2RotaryEmbedding,
-    apply_rotary_pos_emb,
-    eager_attention_forward,
-)
+from transformers.models.qwen2.modeling_qwen2 import eager_attention_forward
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .adapters_unimedvl import fix_linear_layers, refuse_activated_adapters, register_default_targets
+from .attention_unimedvl import AttentionPieces, attention_spans, takes_spans
 from .blocks_unimedvl import (
     BlockKind,
     BlockLayout,
@@ -45,7 +40,7 @@ from .blocks_unimedvl import (
     is_generation_token,
     rope_position_ids,
 )
-from .caches_unimedvl import first_position, note_images
+from .caches_unimedvl import first_position, growing_cache, layer_cache, note_images
 from .configuration_unimedvl import UniMedVLConfig, UniMedVLTextConfig
 from .flow_unimedvl import (
     TASK_PRESETS,
@@ -59,7 +54,9 @@ from .flow_unimedvl import (
     unpatchify_latents,
 )
 from .generation_unimedvl import UniMedVLGenerationMixin
+from .layers_unimedvl import UniMedVLMLP, UniMedVLRMSNorm, UniMedVLRotaryEmbedding, add_residual, rotated
 from .loading_unimedvl import GENERATION_WEIGHTS, UniMedVLLoadingMixin
+from .noised_blocks_unimedvl import BlockAttention, NoisedBlocks
 from .packing_unimedvl import named_samples, samples_of_restarts, sequence_bounds, shared_image_positions
 from .pretrained_unimedvl import PositionEmbedding, UniMedVLPreTrainedModel, ZeroInitLinear
 from .vision_unimedvl import Connector, UniMedVLVisionModel
@@ -102,6 +99,29 @@ class ExpertRouting(NamedTuple):
         return together[self.restore_index.to(und_U.device)].unflatten(0, (self.batch_size, -1))
 
 
+class MarkerRouting(NamedTuple):
+    """Routing of blocks whose two markers come first in each of R rows: both kinds of token stay contiguous.
+
+    After the last layer nobody looks at the markers any more, so that they need not be kept.
+    """
+
+    rows: int
+    keeps_markers: bool
+
+    def split(self, states_RSD: list[torch.Tensor]) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Streams of all rows, of states given in pieces of neighboring rows."""
+
+        def stream(parts: list[torch.Tensor]) -> torch.Tensor:
+            return (torch.cat(parts) if len(parts) > 1 else parts[0]).flatten(0, 1)
+
+        markers = stream([part[:, :2] for part in states_RSD]) if self.keeps_markers else None
+        return markers, stream([part[:, 2:] for part in states_RSD])
+
+    def join(self, und_U: torch.Tensor, gen_T: torch.Tensor) -> torch.Tensor:
+        gen_T = gen_T.to(und_U.device)
+        return torch.cat([part.unflatten(0, (self.rows, -1)) for part in (und_U, gen_T)], dim=1)
+
+
 class UniMedVLAttention(nn.Module):
     """Joint attention of both experts: projection, per-head norm, RoPE, one softmax over all tokens."""
 
@@ -121,8 +141,8 @@ class UniMedVLAttention(nn.Module):
             self.add_module(f"k_proj{suffix}", nn.Linear(config.hidden_size, key_size, bias=True))
             self.add_module(f"v_proj{suffix}", nn.Linear(config.hidden_size, key_size, bias=True))
             self.add_module(f"o_proj{suffix}", nn.Linear(query_size, config.hidden_size, bias=False))
-            self.add_module(f"q_norm{suffix}", Qwen2RMSNorm(self.head_dim, eps=config.rms_norm_eps))
-            self.add_module(f"k_norm{suffix}", Qwen2RMSNorm(self.head_dim, eps=config.rms_norm_eps))
+            self.add_module(f"q_norm{suffix}", UniMedVLRMSNorm(self.head_dim, eps=config.rms_norm_eps))
+            self.add_module(f"k_norm{suffix}", UniMedVLRMSNorm(self.head_dim, eps=config.rms_norm_eps))
 
     def _project_understanding(self, und_UD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         heads = (-1, self.head_dim)
@@ -140,13 +160,13 @@ class UniMedVLAttention(nn.Module):
         self,
         und_UD: torch.Tensor,
         gen_TD: torch.Tensor | None,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        attention_mask: torch.Tensor | None,
-        routing: ExpertRouting | None,
-        past_key_values: Cache | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None,
+        attention_mask: torch.Tensor | AttentionPieces | None,
+        routing: ExpertRouting | MarkerRouting | None,
+        past_key_values: Cache | CacheLayerMixin | None = None,
         freeze_und: bool = False,
         **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         states: tuple[torch.Tensor, ...] = self._project_understanding(und_UD)
         if freeze_und:
             states = tuple(state.detach() for state in states)
@@ -155,29 +175,37 @@ class UniMedVLAttention(nn.Module):
             states = tuple(
                 routing.join(und, gen) for und, gen in zip(states, self._project_generation(gen_TD), strict=True)
             )
-        query_BHSE, key_BGSE, value_BGSE = (state.transpose(1, 2) for state in states)
-        cos, sin = position_embeddings
-        query_BHSE, key_BGSE = apply_rotary_pos_emb(query_BHSE, key_BGSE, cos, sin)
-        if past_key_values is not None:
+        query_BSHE, key_BSGE, value_BSGE = states
+        if position_embeddings is not None:
+            query_BSHE, key_BSGE = (rotated(part, *position_embeddings) for part in (query_BSHE, key_BSGE))
+        query_BHSE, key_BGSE, value_BGSE = (part.transpose(1, 2) for part in (query_BSHE, key_BSGE, value_BSGE))
+        if isinstance(past_key_values, CacheLayerMixin):
+            key_BGSE, value_BGSE = past_key_values.update(key_BGSE, value_BGSE)
+        elif past_key_values is not None:
             key_BGSE, value_BGSE = past_key_values.update(key_BGSE, value_BGSE, self.layer_idx)
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        mixed_BSHE, weights = attend(
-            self,
-            query_BHSE,
-            key_BGSE,
-            value_BGSE,
-            attention_mask,
-            dropout=self.config.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
-        mixed = mixed_BSHE.flatten(2)
+        dropout, weights = self.config.attention_dropout if self.training else 0.0, None
+        if isinstance(attention_mask, AttentionPieces):
+            pieces = attention_mask.attend(self, query_BHSE, key_BGSE, value_BGSE, self.scaling, dropout)
+        else:
+            attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+                self.config._attn_implementation, eager_attention_forward
+            )
+            mixed_BSHE, weights = attend(
+                self,
+                query_BHSE,
+                key_BGSE,
+                value_BGSE,
+                attention_mask,
+                dropout=dropout,
+                scaling=self.scaling,
+                **kwargs,
+            )
+            pieces = [mixed_BSHE]
+        mixed = [piece.flatten(2) for piece in pieces]
         if routing is None:
-            return self.o_proj(mixed), None, weights
-        und, gen = routing.split(mixed)
-        return self.o_proj(und), self.o_proj_moe_gen(gen), weights
+            return self.o_proj(mixed[0]), None, weights
+        und, gen = routing.split(mixed if isinstance(routing, MarkerRouting) else mixed[0])
+        return None if und is None else self.o_proj(und), self.o_proj_moe_gen(gen), weights
 
 
 class UniMedVLDecoderLayer(GradientCheckpointingLayer):
@@ -187,24 +215,24 @@ class UniMedVLDecoderLayer(GradientCheckpointingLayer):
         super().__init__()
         self.config = config
         self.self_attn = UniMedVLAttention(config, layer_idx, visual_gen)
-        self.mlp = Qwen2MLP(config)
-        self.input_layernorm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = UniMedVLMLP(config)
+        self.input_layernorm = UniMedVLRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = UniMedVLRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         if visual_gen:
-            self.mlp_moe_gen = Qwen2MLP(config)
-            self.input_layernorm_moe_gen = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-            self.post_attention_layernorm_moe_gen = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.mlp_moe_gen = UniMedVLMLP(config)
+            self.input_layernorm_moe_gen = UniMedVLRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.post_attention_layernorm_moe_gen = UniMedVLRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(
         self,
         und_UD: torch.Tensor,
         gen_TD: torch.Tensor | None,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        attention_mask: torch.Tensor | None,
-        routing: ExpertRouting | None,
-        past_key_values: Cache | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None,
+        attention_mask: torch.Tensor | AttentionPieces | None,
+        routing: ExpertRouting | MarkerRouting | None,
+        past_key_values: Cache | CacheLayerMixin | None = None,
         **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         freeze_und = self.config.freeze_und and self.training
         mixed_UD, mixed_TD, weights = self.self_attn(
             self.input_layernorm(und_UD),
@@ -216,14 +244,18 @@ class UniMedVLDecoderLayer(GradientCheckpointingLayer):
             freeze_und,
             **kwargs,
         )
-        und_UD = und_UD + mixed_UD
-        und_UD = und_UD + self.mlp(self.post_attention_layernorm(und_UD))
-        if freeze_und:
-            und_UD = und_UD.detach()
+        attention, finished_UD = self.self_attn, None
+        if mixed_UD is not None:
+            und_UD = add_residual(und_UD, mixed_UD, attention, attention.o_proj)
+            changed_UD = self.mlp(self.post_attention_layernorm(und_UD))
+            und_UD = add_residual(und_UD, changed_UD, self.mlp, self.mlp.down_proj)
+            finished_UD = und_UD.detach() if freeze_und else und_UD
         if routing is not None:
-            gen_TD = gen_TD + mixed_TD
-            gen_TD = gen_TD + self.mlp_moe_gen(self.post_attention_layernorm_moe_gen(gen_TD))
-        return und_UD, gen_TD, weights
+            assert gen_TD is not None and mixed_TD is not None
+            gen_TD = add_residual(gen_TD, mixed_TD, attention, attention.o_proj_moe_gen)
+            changed_TD = self.mlp_moe_gen(self.post_attention_layernorm_moe_gen(gen_TD))
+            gen_TD = add_residual(gen_TD, changed_TD, self.mlp_moe_gen, self.mlp_moe_gen.down_proj)
+        return finished_UD, gen_TD, weights
 
 
 @dataclass
@@ -270,19 +302,6 @@ class UniMedVLOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-class UniMedVLRotaryEmbedding(Qwen2RotaryEmbedding):
-    """Rotary embedding whose frequencies stay in float32 when the model is cast."""
-
-    def _apply(self, fn, recurse=True):
-        exact = {name: getattr(self, name) for name in ("inv_freq", "original_inv_freq")}
-        super()._apply(fn, recurse)
-        for name, frequencies in exact.items():
-            moved = getattr(self, name)
-            if moved.dtype != frequencies.dtype:
-                self._buffers[name] = frequencies.to(moved.device)
-        return self
-
-
 class UniMedVLTextModel(UniMedVLPreTrainedModel):
     """Qwen2 Mixture-of-Transformers over ready-made embeddings."""
 
@@ -295,9 +314,9 @@ class UniMedVLTextModel(UniMedVLPreTrainedModel):
         self.layers = nn.ModuleList(
             [UniMedVLDecoderLayer(config, index, visual_gen) for index in range(config.num_hidden_layers)]
         )
-        self.norm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = UniMedVLRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         if visual_gen:
-            self.norm_moe_gen = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.norm_moe_gen = UniMedVLRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = UniMedVLRotaryEmbedding(config)
         self.gradient_checkpointing = False
         self.post_init()
@@ -306,7 +325,7 @@ class UniMedVLTextModel(UniMedVLPreTrainedModel):
         self,
         inputs_embeds: torch.Tensor,
         position_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        attention_mask: torch.Tensor | AttentionPieces | None,
         routing: ExpertRouting | None = None,
         past_key_values: Cache | None = None,
         output_hidden_states: bool = False,
@@ -318,21 +337,24 @@ class UniMedVLTextModel(UniMedVLPreTrainedModel):
         Args:
             inputs_embeds: (B, S, D).
             position_ids: RoPE ids, int64 (B, S).
-            attention_mask: ready mask in the form of the attention implementation, or None for plain causal.
+            attention_mask: ready mask in the form of the attention implementation, pieces of attention that need no
+                mask, or None for plain causal.
             routing: which tokens are generation tokens; None when there are none.
 
         Returns:
             final hidden states (B, S, D), all hidden states or None, all attention weights or None.
         """
-        position_embeddings = self.rotary_emb(inputs_embeds, position_ids)
+        position_embeddings = self.rotary_emb.turns(inputs_embeds, position_ids)
         und, gen = (inputs_embeds, None) if routing is None else routing.split(inputs_embeds)
         if self.config.freeze_und and self.training:
             und = und.detach()
         hidden_states = [inputs_embeds] if output_hidden_states else None
         attentions: list[torch.Tensor] | None = [] if output_attentions else None
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
+            compiled = layer._compiled_call_impl is not None
+            cache = layer_cache(past_key_values, index) if compiled else past_key_values
             und, gen, weights = layer(
-                und, gen, position_embeddings, attention_mask, routing, past_key_values=past_key_values, **kwargs
+                und, gen, position_embeddings, attention_mask, routing, past_key_values=cache, **kwargs
             )
             if attentions is not None:
                 attentions.append(weights)
@@ -347,6 +369,24 @@ class UniMedVLTextModel(UniMedVLPreTrainedModel):
             hidden_states.append(final)
         all_hidden_states = None if hidden_states is None else tuple(hidden_states)
         return final, all_hidden_states, None if attentions is None else tuple(attentions)
+
+    def denoise(
+        self, und_UD: torch.Tensor, gen_TD: torch.Tensor, attention: BlockAttention, rows: int
+    ) -> torch.Tensor:
+        """Run all layers over noised blocks, and return the final states (T, D) of their latent tokens.
+
+        Args:
+            und_UD, gen_TD: markers, two for each row, and latent tokens of all rows.
+            attention: to contexts whose keys were turned back by the RoPE id of the block, so that nothing rotates
+                here: rotating queries and keys by one angle leaves their products as they are.
+            rows: R.
+        """
+        for index, layer in enumerate(self.layers):
+            # A compiled layer serves all, the last one too.
+            keeps_markers = layer is not self.layers[-1] or layer._compiled_call_impl is not None
+            routing = MarkerRouting(rows, keeps_markers)
+            und_UD, gen_TD, _ = layer(und_UD, gen_TD, None, attention.layer(index), routing)
+        return self.norm_moe_gen(gen_TD)
 
 
 class TimestepEmbedder(nn.Module):
@@ -665,12 +705,19 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
         attention_mask: torch.Tensor | dict | None,
         past_key_values: Cache | None,
         layout: BlockLayout | None,
-    ) -> torch.Tensor | None:
+    ) -> torch.Tensor | AttentionPieces | None:
         config = self.config.text_config
         if isinstance(attention_mask, dict):
             return attention_mask["full_attention"]
         if attention_mask is not None and attention_mask.dim() == 4:
             return attention_mask
+        if layout is not None and takes_spans(config._attn_implementation) and not torch.compiler.is_compiling():
+            past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+            # A cache of fixed size keeps its shapes, so that what reads it can be compiled.
+            if past_key_values is None or not past_key_values.is_compileable:
+                spans = attention_spans(layout, attention_mask, int(past_length))
+                if spans is not None:
+                    return spans
         return build_attention_mask(config, inputs_embeds, attention_mask, past_key_values, layout)
 
     @can_return_tuple
@@ -769,7 +816,7 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
             never = recomputed or noised or packed or torch.compiler.is_exporting()
             use_cache = self.config.text_config.use_cache and not never
         if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config.text_config)
+            past_key_values = growing_cache(self.config.text_config)
         if position_ids is None:
             position_ids = self._default_position_ids(inputs_embeds, attention_mask, layout, past_key_values)
         mask = self._attention_mask(inputs_embeds, attention_mask, past_key_values, layout)
@@ -934,62 +981,28 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
         layout = block_layout(mm_token_type_ids)
         return build_attention_mask(self.config.text_config, shape_only, attention_mask, past_key_values, layout)
 
-    def flow_attention_mask(self, valid_RK: torch.Tensor, length: int, past_key_values: Cache):
-        """Mask of a noised image block over a cached context: it sees every valid key.
+    def predict_velocity(self, tokens_MTL: torch.Tensor, time_D: torch.Tensor, blocks: NoisedBlocks) -> torch.Tensor:
+        """Velocity (R, T, L) of noised image blocks that follow cached contexts.
+
+        A block's two markers are placed before its latents: inside a bidirectional block with one RoPE id the order
+        changes nothing, and it keeps both experts' tokens contiguous.
 
         Args:
-            valid_RK: bool (R, context + 2 + length), keys each row may see.
-            length: latent tokens in the block.
-            past_key_values: the cache that `predict_velocity` will use.
+            tokens_MTL: noised latent tokens of M images, float32; every image is a block in R / M rows, one for each
+                branch of guidance.
+            time_D: embedding of the flow time, (1, D), from `time_embedder`.
+            blocks: what does not change over the steps.
         """
-        shape_only = torch.empty(valid_RK.shape[0], length + 2, 0, dtype=self.dtype, device=valid_RK.device)
-        return create_bidirectional_mask(
-            self.config.text_config, shape_only, valid_RK, past_key_values=past_key_values
+        images, length = tokens_MTL.shape[:2]
+        dtype = self.language_model.norm.weight.dtype
+        embeds_MTD = self.vae2llm(tokens_MTL.to(dtype))
+        embeds_MTD = embeds_MTD + time_D.to(embeds_MTD) + blocks.position_embeds_MTD.to(embeds_MTD)
+        markers_2D = self.get_input_embeddings()(blocks.marker_ids)
+        gen_TD = embeds_MTD.to(markers_2D).repeat(blocks.rows // images, 1, 1).flatten(0, 1)
+        final_TD = self.language_model.denoise(
+            markers_2D.repeat(blocks.rows, 1), gen_TD, blocks.attention, blocks.rows
         )
-
-    def predict_velocity(
-        self,
-        tokens_RTL: torch.Tensor,
-        timestep: torch.Tensor,
-        position_ids_RT: torch.Tensor,
-        rope_position_ids_R: torch.Tensor,
-        attention_mask,
-        past_key_values: Cache,
-    ) -> torch.Tensor:
-        """Velocity (R, T, L) of a noised image block that follows a cached context.
-
-        The block's two markers are placed before its latents: inside a bidirectional block with one RoPE id the
-        order changes nothing, and it keeps both experts' tokens contiguous.
-
-        Args:
-            tokens_RTL: noised latent tokens of each row, float32.
-            timestep: flow time of the step, 0-dim float32.
-            position_ids_RT: rows of the latent position table.
-            rope_position_ids_R: the RoPE id of each row's block.
-            attention_mask: from `flow_attention_mask`.
-            past_key_values: cache whose layers write the block after the context and do not grow.
-        """
-        rows, length = tokens_RTL.shape[:2]
-        device = tokens_RTL.device
-        markers = torch.tensor([self.config.vision_start_token_id, self.config.vision_end_token_id], device=device)
-        marker_embeds = self.get_input_embeddings()(markers.expand(rows, 2))
-        same_time = torch.zeros(rows * length, dtype=torch.long, device=device)
-        embeds = self.embed_latent_tokens(
-            tokens_RTL.flatten(0, 1), timestep[None], same_time, position_ids_RT.flatten()
-        )
-        embeds = embeds.to(marker_embeds).unflatten(0, (rows, length))
-        index = torch.arange(rows * (length + 2), device=device).view(rows, length + 2)
-        und_index, gen_index = index[:, :2].flatten(), index[:, 2:].flatten()
-        routing = ExpertRouting(und_index, gen_index, torch.cat([und_index, gen_index]).argsort(), rows)
-        hidden_RSD, _, _ = self.language_model(
-            torch.cat([marker_embeds, embeds], dim=1),
-            rope_position_ids_R[:, None].expand(-1, length + 2),
-            attention_mask,
-            routing=routing,
-            past_key_values=past_key_values,
-            is_causal=False,
-        )
-        return self.llm2vae(hidden_RSD[:, 2:]).to(tokens_RTL)
+        return self.llm2vae(final_TD).unflatten(0, (blocks.rows, length)).to(tokens_MTL)
 
 
 class UniMedVLForConditionalGeneration(UniMedVLLoadingMixin, UniMedVLPreTrainedModel, UniMedVLGenerationMixin):

@@ -16,15 +16,14 @@ import torch
 import torch.nn.functional as F
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 from transformers.utils import logging as transformers_logging
 
-from .caches_unimedvl import first_rows
-from .contexts_unimedvl import GuidanceContexts, stack_contexts
+from .contexts_unimedvl import GuidanceContexts
 from .flow_solvers_unimedvl import FlowSolver, FlowStep, plan_updates
 from .flow_unimedvl import FlowSettings, flow_schedule, guided_velocity
 from .image_requests_unimedvl import check_latents
+from .noised_blocks_unimedvl import NoisedBlocks, lay_out_contexts
 from .prompts_unimedvl import execution_device
 
 # `f(model, step, timestep, values) -> dict | None`, see `generate`.
@@ -37,30 +36,36 @@ class Conditions:
 
     Attributes:
         grids: (rows, columns) in latent tokens of each image.
-        valid_RT: bool, True for tokens that are not padding.
-        position_ids_RT: rows of the latent position table.
-        branches: names of the guidance branches, stacked along the rows of the caches.
-        rope_ids: int64 (N * R,), the RoPE id of each row's block.
-        caches, masks: contexts with slots for the block, and what the block may see of them, by the number of branches
-            that a step evaluates.
+        valid_RT: bool, True for tokens that are not padding; None without padding.
+        branches: names of the guidance branches, stacked along the rows of the blocks.
+        blocks: what the images' blocks attend to, by the number of branches that a step evaluates.
+        time_embeds: embeddings (1, D) of the schedule's flow times; empty where gradients are recorded.
     """
 
     grids: list[tuple[int, int]]
-    valid_RT: torch.Tensor
-    position_ids_RT: torch.Tensor
+    valid_RT: torch.Tensor | None
     branches: tuple[str, ...]
-    rope_ids: torch.Tensor
-    caches: dict[int, Cache]
-    masks: dict[int, Any]
+    blocks: dict[int, NoisedBlocks]
+    time_embeds: dict[float, torch.Tensor]
 
     def __len__(self) -> int:
         return len(self.grids)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """R and T of the state."""
+        return len(self.grids), max(rows * columns for rows, columns in self.grids)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the state lies."""
+        return self.blocks[1].marker_ids.device
+
     def pad(self, tokens: list[torch.Tensor]) -> torch.Tensor:
         """Latent tokens (h * w, L) of each image as one state (R, T, L)."""
-        width = self.valid_RT.shape[1]
+        width = self.shape[1]
         state = torch.stack([F.pad(rows, (0, 0, 0, width - rows.shape[0])) for rows in tokens])
-        return state.to(self.valid_RT.device)
+        return state.to(self.device)
 
     def unpad(self, state_RTL: torch.Tensor) -> list[torch.Tensor]:
         """Inverse of `pad`."""
@@ -124,23 +129,34 @@ class FlowSampler:
         count, lengths = len(grids), [rows * columns for rows, columns in grids]
         width = max(lengths)
         positions = [F.pad(inner.latent_position_ids(*grid), (0, width - grid[0] * grid[1])) for grid in grids]
-        valid_RT = torch.arange(width, device=device) < torch.tensor(lengths, device=device)[:, None]
-        row_index = torch.arange(count, device=device) // images_per_prompt
-        cache, valid_RK, rope_ids = stack_contexts(list(used.values()), row_index, width + 2)
-        valid_RK[:, -width:] = valid_RT.repeat(len(used), 1)
-        caches = {len(used): cache, 1: first_rows(cache, count) if len(used) > 1 else cache}
+        rows = len(used) * count
+        config = self.model.config
+        everything = NoisedBlocks(
+            attention=lay_out_contexts(
+                inner, list(used.values()), images_per_prompt, [length + 2 for length in lengths]
+            ),
+            rows=rows,
+            marker_ids=torch.tensor([config.vision_start_token_id, config.vision_end_token_id], device=device),
+            position_embeds_MTD=inner.latent_pos_embed(torch.stack(positions).to(device)),
+        )
+        recorded = torch.is_grad_enabled()
         return Conditions(
             grids=grids,
-            valid_RT=valid_RT,
-            position_ids_RT=torch.stack(positions).to(device),
+            valid_RT=None if min(lengths) == width else self._valid(lengths, width),
             branches=tuple(used),
-            rope_ids=rope_ids,
-            caches=caches,
-            masks={
-                number: inner.flow_attention_mask(valid_RK[: number * count], width, rows)
-                for number, rows in caches.items()
-            },
+            blocks={len(used): everything, 1: everything.first_rows(count)},
+            time_embeds={} if recorded else {time: self._time_embed(time) for time in self.schedule[:-1].tolist()},
         )
+
+    def _valid(self, lengths: list[int], width: int) -> torch.Tensor:
+        device = execution_device(self.model)
+        return torch.arange(width, device=device) < torch.tensor(lengths, device=device)[:, None]
+
+    def _time_embed(self, time: float) -> torch.Tensor:
+        # Filled on the device itself: a copy from the host would wait for it.
+        inner = self.model.model
+        dtype = inner.language_model.norm.weight.dtype
+        return inner.time_embedder(torch.full((1,), time, device=execution_device(self.model)), dtype)
 
     def step(
         self,
@@ -165,15 +181,9 @@ class FlowSampler:
         """
         guided = self.settings.guides(time) if guided is None else guided
         number = len(conditions.branches) if guided and directions is None else 1
-        parts = self.model.model.predict_velocity(
-            state_RTL.repeat(number, 1, 1),
-            # Written by the device itself: a copy from the host would wait for it.
-            torch.full((), time, device=state_RTL.device),
-            conditions.position_ids_RT.repeat(number, 1),
-            conditions.rope_ids[: number * len(conditions)],
-            conditions.masks[number],
-            conditions.caches[number],
-        ).chunk(number)
+        time_D = conditions.time_embeds.get(time)
+        time_D = self._time_embed(time) if time_D is None else time_D
+        parts = self.model.model.predict_velocity(state_RTL, time_D, conditions.blocks[number]).chunk(number)
         branches = dict(zip(conditions.branches, parts, strict=False))
         velocity = parts[0]
         if guided:

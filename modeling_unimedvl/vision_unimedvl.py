@@ -10,8 +10,9 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.siglip.modeling_siglip import SiglipEncoder
+from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipEncoder
 
+from .attention_unimedvl import AttentionPieces, spans_of_lengths, takes_spans
 from .configuration_unimedvl import UniMedVLConfig, UniMedVLVisionConfig
 from .flow_unimedvl import image_of_cells
 from .pretrained_unimedvl import UniMedVLPreTrainedModel
@@ -31,6 +32,22 @@ class UniMedVLVisionEmbeddings(nn.Module):
         return patches + self.position_embedding(position_ids.to(patches.device))
 
 
+class UniMedVLVisionAttention(SiglipAttention):
+    """SigLIP attention that takes spans in the place of a mask."""
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: Any = None, **kwargs):
+        """As in SigLIP; the weights are None for spans."""
+        if not isinstance(attention_mask, AttentionPieces):
+            return super().forward(hidden_states, attention_mask, **kwargs)
+        query_BHPE, key_BHPE, value_BHPE = (
+            projection(hidden_states).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        dropout = self.dropout if self.training else 0.0
+        (mixed_BPHE,) = attention_mask.attend(self, query_BHPE, key_BHPE, value_BHPE, self.scale, dropout)
+        return self.out_proj(mixed_BPHE.flatten(2)), None
+
+
 class UniMedVLVisionModel(UniMedVLPreTrainedModel):
     """SigLIP encoder over images of any size; each image attends only to itself."""
 
@@ -42,6 +59,8 @@ class UniMedVLVisionModel(UniMedVLPreTrainedModel):
         super().__init__(config)
         self.embeddings = UniMedVLVisionEmbeddings(config, num_positions)
         self.encoder = SiglipEncoder(config)  # type: ignore[arg-type]  # SigLIP itself passes a vision configuration
+        for layer in self.encoder.layers:
+            layer.self_attn = UniMedVLVisionAttention(config)
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
@@ -59,28 +78,26 @@ class UniMedVLVisionModel(UniMedVLPreTrainedModel):
         Args:
             pixel_values: patches of all images, one image after another.
             position_ids: rows of the position table.
-            lengths: patches of each image. As a tensor, whose values a compiler does not see, the images stay in one
-                row and a mask keeps them apart.
+            lengths: patches of each image; a tensor where a compiler does not see their values.
             output_hidden_states: return the states before the layers and after each one, laid out like the features.
-            output_attentions: return the weights of each layer, (rows, heads, patches, patches); eager attention only.
+            output_attentions: return the weights of each layer, (1, heads, P, P), over all images; eager attention
+                only.
             return_dict: return a `BaseModelOutput` instead of the features alone.
         """
         patches_PD = self.embeddings(pixel_values, position_ids)
-        # Of whatever form the attention takes.
+        # All images lie in one row, so that none is padded to the size of another.
+        hidden_1PD = patches_PD[None]
         mask: Any
-        if isinstance(lengths, torch.Tensor):
-            padded_IPD, valid_IP, mask = patches_PD[None], None, self._separating_mask(patches_PD, lengths)
+        if takes_spans(self.config._attn_implementation) and not isinstance(lengths, torch.Tensor):
+            mask = spans_of_lengths(lengths)
         else:
-            padded_IPD = nn.utils.rnn.pad_sequence(patches_PD.split(lengths), batch_first=True)
-            steps = torch.arange(padded_IPD.shape[1], device=padded_IPD.device)
-            valid_IP = steps < torch.tensor(lengths, device=padded_IPD.device)[:, None]
-            mask = create_bidirectional_mask(self.config, padded_IPD, valid_IP)
+            mask = self._separating_mask(patches_PD, torch.as_tensor(lengths, device=patches_PD.device))
         attentions: list[torch.Tensor] = []
         hidden_states: list[torch.Tensor] = []
         hooks = []
         layers: list[Any] = list(self.encoder.layers)
         if output_hidden_states:
-            hidden_states.append(padded_IPD)
+            hidden_states.append(hidden_1PD)
             hooks = [
                 layer.register_forward_hook(lambda _, args, output: hidden_states.append(output)) for layer in layers
             ]
@@ -89,19 +106,16 @@ class UniMedVLVisionModel(UniMedVLPreTrainedModel):
                 layer.self_attn.register_forward_hook(lambda _, args, output: attentions.append(output[1]))
                 for layer in layers
             ]
-        encoded_IPD = self.encoder(padded_IPD, attention_mask=mask).last_hidden_state
+        encoded_1PD = self.encoder(hidden_1PD, attention_mask=mask).last_hidden_state
         for hook in hooks:
             hook.remove()
 
-        def unpadded(states_IPD: torch.Tensor) -> torch.Tensor:
-            return states_IPD[0] if valid_IP is None else states_IPD[valid_IP]
-
-        features_PD = self.post_layernorm(unpadded(encoded_IPD))
+        features_PD = self.post_layernorm(encoded_1PD[0])
         if not return_dict:
             return features_PD
         return BaseModelOutput(
             last_hidden_state=features_PD,
-            hidden_states=tuple(map(unpadded, hidden_states)) if output_hidden_states else None,
+            hidden_states=tuple(states_1PD[0] for states_1PD in hidden_states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
 

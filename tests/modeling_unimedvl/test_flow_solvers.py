@@ -127,9 +127,9 @@ def test_the_model_is_asked_as_often_as_planned(model, edit, monkeypatch, case, 
     rows: list[int] = []
     original = model.model.predict_velocity
 
-    def counted(tokens, *args, **kwargs):
-        rows.append(tokens.shape[0])
-        return original(tokens, *args, **kwargs)
+    def counted(state, time, blocks):
+        rows.append(blocks.rows)
+        return original(state, time, blocks)
 
     monkeypatch.setattr(model.model, "predict_velocity", counted)
     options = {"num_inference_steps": 12, "cfg_interval": (0.4, 1.0), "timestep_shift": 3.0, "guidance_scale": 4.0}

@@ -155,8 +155,8 @@ def sample_trajectory(
         Every state of the path, from noise to images, and the log probabilities of its steps.
     """
     conditions = prompts.prepare(sampler)
-    device, times = conditions.valid_RT.device, sampler.schedule
-    shape = (*conditions.valid_RT.shape, sampler.model.config.latent_dim)
+    device, times = conditions.device, sampler.schedule
+    shape = (*conditions.shape, sampler.model.config.latent_dim)
     state = torch.randn(shape, generator=generator).to(device)
     states, densities = [state], []
     for time, next_time in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):

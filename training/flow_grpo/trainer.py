@@ -326,7 +326,7 @@ class FlowGRPOTrainer:
             repeated = [example for example in examples for _ in range(images_per_prompt)]
             conditions = self.image_prompts(examples, images_per_prompt).prepare(self.sampler)
             generator = torch.Generator().manual_seed(start)
-            shape = (*conditions.valid_RT.shape, self.policy.config.latent_dim)
+            shape = (*conditions.shape, self.policy.config.latent_dim)
             tokens = self.sampler.sample(conditions, list(torch.randn(shape, generator=generator)))
             for name, values in self.score(tokens, repeated).items():
                 totals.setdefault(name, []).append(values)
