@@ -15,6 +15,7 @@ import torch
 TIME_FEATURES = 256
 MAX_PERIOD = 10000.0
 RENORM_TYPES = ("global", "channel", "text_channel")
+SOLVERS = ("euler", "midpoint", "adams_bashforth")
 
 _EDIT = {
     "num_inference_steps": 49,
@@ -174,6 +175,8 @@ def flow_schedule(num_inference_steps: int, shift: float) -> torch.Tensor:
 class FlowSettings:
     """Sampling settings after preset and arguments were merged; validated on creation.
 
+    Those with a default are approximations (see `generate_images`), off unless asked for.
+
     Raises:
         ValueError: for a value outside its range, naming the argument.
     """
@@ -185,10 +188,16 @@ class FlowSettings:
     cfg_renorm_type: str
     cfg_renorm_min: float
     timestep_shift: float
+    solver: str = "euler"
+    velocity_cache_interval: int = 1
+    velocity_cache_order: int = 1
+    guidance_cache_interval: int = 1
 
     def __post_init__(self):
-        if not is_integer(self.num_inference_steps) or self.num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps must be a whole number >= 1, not {self.num_inference_steps!r}.")
+        for name in ("num_inference_steps", "velocity_cache_interval", "guidance_cache_interval"):
+            value = getattr(self, name)
+            if not is_integer(value) or value < 1:
+                raise ValueError(f"{name} must be a whole number >= 1, not {value!r}.")
         for name in ("guidance_scale", "image_guidance_scale"):
             value = getattr(self, name)
             if not _is_number(value) or value < 0:
@@ -206,6 +215,17 @@ class FlowSettings:
             raise ValueError(f"cfg_renorm_min must lie in [0, 1] (1 turns it off), not {self.cfg_renorm_min!r}.")
         if not _is_number(self.timestep_shift) or self.timestep_shift <= 0:
             raise ValueError(f"timestep_shift must be a number > 0 (1 is no shift), not {self.timestep_shift!r}.")
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, not {self.solver!r}.")
+        if not is_integer(self.velocity_cache_order) or not 0 <= self.velocity_cache_order <= 2:
+            raise ValueError(
+                "velocity_cache_order must be 0 (reuse the last velocity), 1 (extrapolate along a line) or 2 (along a "
+                f"parabola), not {self.velocity_cache_order!r}."
+            )
+        if self.solver != "euler" and self.velocity_cache_interval > 1:
+            raise ValueError(
+                "velocity_cache_interval > 1 extrapolates the velocities of Euler updates: leave solver at 'euler'."
+            )
 
     @classmethod
     def unguided(cls, num_inference_steps: int, timestep_shift: float) -> "FlowSettings":
