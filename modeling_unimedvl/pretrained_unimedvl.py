@@ -43,29 +43,6 @@ class UniMedVLPreTrainedModel(RegionalCompilationMixin, PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    # Layers that occur many times, each of which is a region to compile and a unit to shard.
-    _repeated_blocks = ("UniMedVLDecoderLayer", "SiglipEncoderLayer")
-
-    def repeated_blocks(self) -> list[nn.Module]:
-        """All decoder layers and ViT layers."""
-        # By the names of base classes too: sharding gives a layer a class of its own.
-        return [
-            module
-            for module in self.modules()
-            if any(base.__name__ in self._repeated_blocks for base in type(module).__mro__)
-        ]
-
-    def compile_repeated_blocks(self, **options) -> None:
-        """Compile each decoder layer and ViT layer as a region of its own, in place.
-
-        Layers of one kind share one compilation, so that a start takes as long as one layer's. Names of weights stay
-        as they are.
-
-        Args:
-            options: of `torch.compile`.
-        """
-        for block in self.repeated_blocks():
-            block.compile(**options)
 
     def get_encoder(self, modality: str | None = None):
         """The ViT for `modality="image"`; otherwise as in transformers."""
