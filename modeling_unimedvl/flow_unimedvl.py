@@ -5,6 +5,7 @@ I images, P patches.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 TIME_FEATURES = 256
 MAX_PERIOD = 10000.0
 RENORM_TYPES = ("global", "channel", "text_channel")
+SOLVERS = ("euler", "midpoint", "adams_bashforth")
 
 _EDIT = {
     "num_inference_steps": 49,
@@ -69,7 +71,7 @@ def timestep_features(timesteps: torch.Tensor, dim: int = TIME_FEATURES) -> torc
     """Sinusoidal features [cos | sin], float32 (len(timesteps), dim), of timesteps in [0, 1] (not scaled by 1000)."""
     half = dim // 2
     frequencies = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, dtype=torch.float32) / half)
-    angles = timesteps[:, None].float() * frequencies.to(timesteps.device)
+    angles = timesteps[:, None].float() * frequencies.to(timesteps.device, non_blocking=True)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
@@ -93,11 +95,11 @@ def unpatchify_latents(tokens_TL: torch.Tensor, rows: int, columns: int, patch_s
     return grid.permute(4, 0, 2, 1, 3).reshape(-1, rows * patch_size, columns * patch_size)
 
 
-def check_grids(grids: list[list[int]], cells: int, side: int) -> None:
+def check_grids(grids: Sequence[Sequence[int]], cells: int, side: int) -> None:
     """Check that grids of patches fit the position table and the patches that came with them.
 
     Args:
-        grids: [rows, columns] of each image.
+        grids: rows and columns of each image.
         cells: rows of `pixel_values`.
         side: the side of the table.
 
@@ -173,6 +175,8 @@ def flow_schedule(num_inference_steps: int, shift: float) -> torch.Tensor:
 class FlowSettings:
     """Sampling settings after preset and arguments were merged; validated on creation.
 
+    Those with a default are approximations (see `generate_images`), off unless asked for.
+
     Raises:
         ValueError: for a value outside its range, naming the argument.
     """
@@ -184,10 +188,16 @@ class FlowSettings:
     cfg_renorm_type: str
     cfg_renorm_min: float
     timestep_shift: float
+    solver: str = "euler"
+    velocity_cache_interval: int = 1
+    velocity_cache_order: int = 1
+    guidance_cache_interval: int = 1
 
     def __post_init__(self):
-        if not is_integer(self.num_inference_steps) or self.num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps must be a whole number >= 1, not {self.num_inference_steps!r}.")
+        for name in ("num_inference_steps", "velocity_cache_interval", "guidance_cache_interval"):
+            value = getattr(self, name)
+            if not is_integer(value) or value < 1:
+                raise ValueError(f"{name} must be a whole number >= 1, not {value!r}.")
         for name in ("guidance_scale", "image_guidance_scale"):
             value = getattr(self, name)
             if not _is_number(value) or value < 0:
@@ -205,6 +215,17 @@ class FlowSettings:
             raise ValueError(f"cfg_renorm_min must lie in [0, 1] (1 turns it off), not {self.cfg_renorm_min!r}.")
         if not _is_number(self.timestep_shift) or self.timestep_shift <= 0:
             raise ValueError(f"timestep_shift must be a number > 0 (1 is no shift), not {self.timestep_shift!r}.")
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, not {self.solver!r}.")
+        if not is_integer(self.velocity_cache_order) or not 0 <= self.velocity_cache_order <= 2:
+            raise ValueError(
+                "velocity_cache_order must be 0 (reuse the last velocity), 1 (extrapolate along a line) or 2 (along a "
+                f"parabola), not {self.velocity_cache_order!r}."
+            )
+        if self.solver != "euler" and self.velocity_cache_interval > 1:
+            raise ValueError(
+                "velocity_cache_interval > 1 extrapolates the velocities of Euler updates: leave solver at 'euler'."
+            )
 
     @classmethod
     def unguided(cls, num_inference_steps: int, timestep_shift: float) -> "FlowSettings":

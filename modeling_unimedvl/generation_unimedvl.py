@@ -113,6 +113,14 @@ class UniMedVLGenerationMixin(UniMedVLTextGenerationMixin):
             cfg_renorm_type (str): "global", "channel" or "text_channel", always per image.
             cfg_renorm_min (float): lower bound of the rescaling, in [0, 1].
             timestep_shift (float): > 1 spends more steps at high noise.
+            velocity_cache_interval (int): n > 1 evaluates the model at every n-th update only and extrapolates the
+                velocity between. An approximation, like the following ones; docs/performance.md has their errors.
+            velocity_cache_order (int): how it extrapolates, from one evaluated velocity more than the order: 0 reuses
+                the last one, 1 (default) follows a line through two, 2 a parabola through three.
+            guidance_cache_interval (int): n > 1 evaluates the branches of guidance at every n-th evaluation only and
+                reuses their distance from the main branch between.
+            solver (str): "euler" as the reference; "adams_bashforth", of second order with one evaluation for each
+                update; "midpoint", of second order with two.
             height, width: pixels, multiples of the pixels per latent token; one for all or a list, one per prompt.
                 Default: the size of the prompt's last input image, else the preset's.
             num_images_per_prompt: images for each prompt, adjacent in the result.

@@ -6,6 +6,7 @@ from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
 
 from .adapters_unimedvl import FixedLinear
+from .compilation_unimedvl import RegionalCompilationMixin
 from .configuration_unimedvl import UniMedVLConfig
 from .flow_unimedvl import sinusoidal_position_table
 
@@ -26,7 +27,7 @@ class PositionEmbedding(nn.Module):
         return self.pos_embed[position_ids.to(self.pos_embed.device)]
 
 
-class UniMedVLPreTrainedModel(PreTrainedModel):
+class UniMedVLPreTrainedModel(RegionalCompilationMixin, PreTrainedModel):
     """Capabilities shared by all parts."""
 
     config_class = UniMedVLConfig

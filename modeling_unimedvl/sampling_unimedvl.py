@@ -1,14 +1,15 @@
 """The image sampler: rectified flow from noise to latent tokens, with text and image guidance.
 
-`FlowSampler` prepares what stays the same over the steps, evaluates the guided velocity, and integrates it. `generate`
-integrates by Euler steps; training with rewards takes `prepare` and `step` and integrates by itself.
+`FlowSampler` prepares what stays the same over the steps, evaluates the guided velocity, and integrates it with a
+`FlowSolver`; training with rewards takes `prepare` and `step` and integrates by itself.
 
 Shape legend: R images, N guidance branches, T latent tokens (padded to the largest image), L latent token dimension,
 K context tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from transformers.utils import ModelOutput
 from transformers.utils import logging as transformers_logging
 
 from .contexts_unimedvl import GuidanceContexts
+from .flow_solvers_unimedvl import FlowSolver, FlowStep, plan_updates
 from .flow_unimedvl import FlowSettings, flow_schedule, guided_velocity
 from .image_requests_unimedvl import check_latents
 from .noised_blocks_unimedvl import NoisedBlocks, lay_out_contexts
@@ -67,20 +69,6 @@ class Conditions:
     def unpad(self, state_RTL: torch.Tensor) -> list[torch.Tensor]:
         """Inverse of `pad`."""
         return [row[: rows * columns] for row, (rows, columns) in zip(state_RTL, self.grids, strict=True)]
-
-
-@dataclass(frozen=True)
-class FlowStep:
-    """One evaluation of the velocity, all (R, T, L).
-
-    Attributes:
-        velocity: what the state moves along.
-        branches: the velocities that it was combined from, by name: "cond" and, where they were computed, "text"
-            (without the last text) and "image" (without images).
-    """
-
-    velocity: torch.Tensor
-    branches: dict[str, torch.Tensor]
 
 
 @dataclass
@@ -164,31 +152,43 @@ class FlowSampler:
         return torch.arange(width, device=device) < torch.tensor(lengths, device=device)[:, None]
 
     def _time_embed(self, time: float) -> torch.Tensor:
+        # Filled on the device itself: a copy from the host would wait for it.
         inner = self.model.model
         dtype = inner.language_model.norm.weight.dtype
-        return inner.time_embedder(torch.tensor([time], device=execution_device(self.model)), dtype)
+        return inner.time_embedder(torch.full((1,), time, device=execution_device(self.model)), dtype)
 
-    def step(self, conditions: Conditions, state_RTL: torch.Tensor, time: float) -> FlowStep:
+    def step(
+        self,
+        conditions: Conditions,
+        state_RTL: torch.Tensor,
+        time: float,
+        guided: bool | None = None,
+        directions: Mapping[str, torch.Tensor] | None = None,
+    ) -> FlowStep:
         """Predict the velocity of images at one flow time; the branches of guidance run as one batch where it acts.
 
         Args:
             conditions: what `prepare` returned.
             state_RTL: float (R, T, L), the noised latent tokens of every image, padded to the longest.
             time: flow time in [0, 1], 1 is noise.
+            guided: whether guidance acts; by default as the settings say for this time.
+            directions: (R, T, L) each, the main velocity minus that of a guidance branch, kept from an earlier step;
+                the branches are then not evaluated.
 
         Returns:
             The guided velocity (R, T, L) and the branches that it is made of.
         """
-        guided = self.settings.guides(time)
-        number = len(conditions.branches) if guided else 1
+        guided = self.settings.guides(time) if guided is None else guided
+        number = len(conditions.branches) if guided and directions is None else 1
         time_D = conditions.time_embeds.get(time)
         time_D = self._time_embed(time) if time_D is None else time_D
         parts = self.model.model.predict_velocity(state_RTL, time_D, conditions.blocks[number]).chunk(number)
         branches = dict(zip(conditions.branches, parts, strict=False))
         velocity = parts[0]
         if guided:
-            without_image = branches.get("image", velocity)
-            velocity = guided_velocity(velocity, branches["text"], without_image, self.settings, conditions.valid_RT)
+            kept = {name: velocity - direction for name, direction in (directions or {}).items()}
+            without = {"image": velocity, **branches, **kept}
+            velocity = guided_velocity(velocity, without["text"], without["image"], self.settings, conditions.valid_RT)
         return FlowStep(velocity, branches)
 
     def draw_noise(
@@ -216,7 +216,7 @@ class FlowSampler:
         on_step_end: StepCallback | None = None,
         show_progress: bool = False,
     ) -> list[torch.Tensor]:
-        """Integrate from noise to latent tokens by Euler steps.
+        """Integrate from noise to latent tokens with the settings' solver.
 
         Args:
             conditions: what `prepare` returned.
@@ -231,20 +231,19 @@ class FlowSampler:
             ValueError: if the callback returns latents that do not fit.
         """
         state = conditions.pad(noise)
-        # The reference subtracts the times in float32.
-        times, lengths = self.schedule.tolist(), (self.schedule[:-1] - self.schedule[1:]).tolist()
-        progress = transformers_logging.tqdm(total=len(times) - 1, disable=not show_progress, leave=False)
+        solver = FlowSolver(self.settings, partial(self.step, conditions))
+        updates = plan_updates(self.settings, self.schedule)
+        progress = transformers_logging.tqdm(total=len(updates), disable=not show_progress, leave=False)
         with progress:
-            for number, time in enumerate(times[:-1]):
-                step = self.step(conditions, state, time)
-                state = torch.sub(state, step.velocity, alpha=lengths[number])
+            for number, update in enumerate(updates):
+                state, step = solver.advance(state, update)
                 if on_step_end is not None:
                     values: dict[str, Any] = {"latents": state, "velocity": step.velocity}
                     values |= {f"velocity_{name}": step.branches.get(name) for name in ("cond", "text", "image")}
                     values = {
                         name: None if value is None else conditions.unpad(value) for name, value in values.items()
                     }
-                    changed = on_step_end(self.model, number, time, values) or {}
+                    changed = on_step_end(self.model, number, update.time, values) or {}
                     if "latents" in changed:
                         checked = check_latents(self.model.config, changed["latents"], conditions.grids)
                         state = conditions.pad(checked)

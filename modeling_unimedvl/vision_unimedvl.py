@@ -92,7 +92,7 @@ class UniMedVLVisionModel(UniMedVLPreTrainedModel):
         if takes_spans(self.config._attn_implementation) and not isinstance(lengths, torch.Tensor):
             mask = spans_of_lengths(lengths)
         else:
-            mask = self._separating_mask(patches_PD, torch.as_tensor(lengths, device=patches_PD.device))
+            mask = self._separating_mask(patches_PD, torch.as_tensor(lengths).to(patches_PD.device, non_blocking=True))
         attentions: list[torch.Tensor] = []
         hidden_states: list[torch.Tensor] = []
         hooks = []

@@ -1,0 +1,1 @@
+../../modeling_unimedvl/attention_unimedvl.py

@@ -1,0 +1,1 @@
+../../modeling_unimedvl/compilation_unimedvl.py

@@ -1,0 +1,1 @@
+../../modeling_unimedvl/flow_solvers_unimedvl.py

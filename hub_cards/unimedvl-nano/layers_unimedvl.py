@@ -1,0 +1,1 @@
+../../modeling_unimedvl/layers_unimedvl.py

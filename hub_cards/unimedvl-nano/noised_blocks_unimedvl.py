@@ -1,0 +1,1 @@
+../../modeling_unimedvl/noised_blocks_unimedvl.py
