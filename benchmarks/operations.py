@@ -4,8 +4,8 @@ An operation is a call that reaches the dispatcher below autograd and does work:
 `_unsafe_view` is one. On a GPU it is about one kernel launch. Bytes allocated are those of the results that lie in
 memory of their own: views and writes in place allocate nothing, and what a kernel takes for itself is not seen. FLOPs
 follow torch's own formulas, and the same ones for attention on a processor, which torch does not count. A
-synchronization is a call that would make a GPU's host wait because it needs a value, or a shape that depends on values:
-reading a number or a list, `nonzero`, and indexing with a boolean mask, which finds its places by `nonzero`. Moves
+synchronization is a call that would make the host of a GPU wait: it needs a value, or a shape that depends on values,
+as reading a number or a list, `nonzero`, and indexing with a boolean mask, which finds its places by `nonzero`. Moves
 between devices cannot be seen where there is one device.
 """
 
