@@ -22,7 +22,17 @@ from torch.utils.flop_counter import flop_registry
 
 _aten = torch.ops.aten
 # What reads values: by packet, all overloads.
-_READS = {_aten._local_scalar_dense, _aten.nonzero, _aten.masked_select, _aten._unique2, _aten.unique_dim}
+_READS = {
+    _aten._local_scalar_dense,
+    _aten.is_nonzero,
+    _aten.equal,
+    _aten.nonzero,
+    _aten.masked_select,
+    _aten.bincount,
+    _aten._unique2,
+    _aten.unique_dim,
+    _aten.unique_consecutive,
+}
 _INDEXED = {_aten.index, _aten.index_put, _aten.index_put_}
 
 
