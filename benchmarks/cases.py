@@ -23,7 +23,7 @@ from .reference_size import DEVICE, VIT_GRID, image_prompt, reference_model, tra
 from .steps import Case, Mark, calls, last, stepwise
 
 ALWAYS = (0.0, 1.0)
-# Updates of a whole image: the schedule's, so that some are guided and some are not.
+# Of a whole image from a text, some guided and some not, beside reading the prompt and the autoencoder.
 IMAGE_UPDATES = 5
 # Both sides compute in float32 in another order; velocities and latents are of the order of 1.
 TOLERANCE = 1e-4
@@ -247,20 +247,24 @@ def decode_pixels(side: int, images: int = 1) -> Case:
 # Training
 
 
-def gradients(model: Any, loss: torch.Tensor) -> list[torch.Tensor]:
-    """The loss and all gradients, which are taken away from the weights."""
+def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The loss and all gradients by name, which are taken away from the weights."""
     loss.backward()
-    found = [loss.detach(), *(value.grad for value in model.parameters() if value.grad is not None)]
+    found = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
     model.zero_grad()
-    return found
+    return {"loss": loss.detach(), **found}
 
 
-def close_gradients(ours: list[torch.Tensor], other: list[torch.Tensor]) -> None:
-    """Check that gradients differ by rounding, measured by the largest one: some of them are sums that cancel."""
-    largest = max(value.abs().max().item() for value in other[1:])
-    assert len(ours) == len(other), "one side has gradients that the other lacks"
-    for mine, theirs in zip(ours, other, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=TOLERANCE, atol=TOLERANCE * max(largest, 1.0))
+def close_gradients(ours: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    """Check that gradients differ by rounding, measured by the largest one, since some are sums that cancel.
+
+    The package also gives a gradient of zero to parts that a pack does not use.
+    """
+    largest = max(value.abs().max().item() for value in other.values())
+    assert not other.keys() - ours.keys(), "gradients that the package lacks"
+    for name, value in ours.items():
+        expected = other.get(name, torch.zeros_like(value))
+        torch.testing.assert_close(value, expected, rtol=TOLERANCE, atol=TOLERANCE * min(largest, 1.0))
 
 
 def train(samples: int, tokens: int) -> Case:
@@ -269,7 +273,7 @@ def train(samples: int, tokens: int) -> Case:
     pack = training_pack(model.config, samples, tokens)
     naive, naive_pack = Naive(model), NaivePack.from_pack(pack)
 
-    def ours() -> list[torch.Tensor]:
+    def ours() -> dict[str, torch.Tensor]:
         model.train()
         try:
             return gradients(model, model(**pack).loss)
@@ -279,23 +283,44 @@ def train(samples: int, tokens: int) -> Case:
     return calls(ours, lambda: gradients(model, training_loss(naive, naive_pack)), close_gradients)
 
 
-CASES: dict[str, Callable[[], Case]] = {
+# What is compared with the reference's order.
+COMPARED: dict[str, Callable[[], Case]] = {
     "decode, context 64": partial(decode, 64),
     "decode, context 2048": partial(decode, 2048),
     "decode, context 8192": partial(decode, 8192),
-    "decode, 16 prompts, context 64": partial(decode, 64, rows=16),
+    "decode, 16 prompts of 64": partial(decode, 64, rows=16),
     "prefill, 1 image": partial(prefill, 1),
     "prefill, 4 images": partial(prefill, 4),
     "text to image, update, 64 pixels": partial(update, 64),
     "text to image, update, 256 pixels": partial(update, 256),
     "text to image, update, 512 pixels": partial(update, 512),
-    "text to image, 256 pixels, with autoencoder": partial(whole_image, 256),
+    "text to image, whole, 256 pixels": partial(whole_image, 256),
     "edit, update, 256 pixels": partial(update, 256, edited=True),
-    "edit, 4 images of a prompt, 256 pixels": partial(whole_image, 256, edited=True, images=4),
+    "edit, 4 images of a prompt, 128 pixels": partial(whole_image, 128, edited=True, images=4),
     "autoencoder, encode, 256 pixels": partial(encode, 256),
     "autoencoder, decode, 256 pixels": partial(decode_pixels, 256),
-    "training step, 1454 tokens in 3 samples": partial(train, 3, 1454),
-    "training step, 2908 tokens in 6 samples": partial(train, 6, 2908),
+    "training step, 3 samples of 1454 tokens": partial(train, 3, 1454),
+}
+# Further points of the curves of growth.
+GROWN: dict[str, Callable[[], Case]] = {
+    "decode, context 512": partial(decode, 512),
+    "decode, 4 prompts of 64": partial(decode, 64, rows=4),
+    "text to image, update, 128 pixels": partial(update, 128),
+    "edit, 1 image of a prompt, 128 pixels": partial(whole_image, 128, edited=True, images=1),
+    "edit, 2 images of a prompt, 128 pixels": partial(whole_image, 128, edited=True, images=2),
+    "training step, 1 sample of 485 tokens": partial(train, 1, 485),
+    "training step, 6 samples of 2908 tokens": partial(train, 6, 2908),
+}
+# Beside transformers' Qwen2.
+BESIDE_QWEN2: dict[str, Callable[[], Case]] = {
     "decode beside Qwen2, context 64": partial(decode_as_qwen2, 64),
     "decode beside Qwen2, context 2048": partial(decode_as_qwen2, 2048),
 }
+# Quick ones.
+SMALL = (
+    "decode, context 64",
+    "prefill, 1 image",
+    "text to image, update, 64 pixels",
+    "edit, 1 image of a prompt, 128 pixels",
+    "training step, 1 sample of 485 tokens",
+)

@@ -13,6 +13,7 @@ T latent tokens, L latent token dimension, C latent channels.
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -113,12 +114,21 @@ class Naive:
         attend: Attend,
     ) -> torch.Tensor:
         """All layers and the final norms, (S, D)."""
-        cos_SE, sin_SE = (table[0] for table in self.text_model.rotary_emb(states_SD, positions_S[None]))
+        angles_SE = (positions_S[:, None].float() * self.text_model.rotary_emb.inv_freq).repeat(1, 2)
+        cos_SE, sin_SE = angles_SE.cos(), angles_SE.sin()
 
         def gathered(states: torch.Tensor) -> list[torch.Tensor]:
             if und_index is None:
                 return [states]
             return [states[und_index], states[gen_index]]
+
+        def norm(rows: torch.Tensor, module: Any) -> torch.Tensor:
+            scale = torch.rsqrt(rows.pow(2).mean(-1, keepdim=True) + self.text_config.rms_norm_eps)
+            return module.weight * (rows * scale)
+
+        def feed_forward(rows: torch.Tensor, before: Any, mlp: Any) -> torch.Tensor:
+            rows = norm(rows, before)
+            return mlp.down_proj(F.silu(mlp.gate_proj(rows)) * mlp.up_proj(rows))
 
         def scattered(
             rows: list[torch.Tensor], functions: list[Callable[[torch.Tensor], torch.Tensor]]
@@ -130,31 +140,29 @@ class Naive:
             out[und_index], out[gen_index] = results
             return out
 
-        def by_expert(rows: list[torch.Tensor], module: Any, name: str) -> torch.Tensor:
+        def linear(rows: list[torch.Tensor], module: Any, name: str) -> torch.Tensor:
             return scattered(rows, [getattr(module, name), getattr(module, f"{name}_moe_gen")])
+
+        def normed(states: torch.Tensor, module: Any, name: str) -> torch.Tensor:
+            modules = getattr(module, name), getattr(module, f"{name}_moe_gen")
+            return scattered(gathered(states), [partial(norm, module=chosen) for chosen in modules])
 
         def rotated(heads: torch.Tensor) -> torch.Tensor:
             return heads * cos_SE[:, None] + rotate_half(heads) * sin_SE[:, None]
 
         for index, layer in enumerate(self.text_model.layers):
             attention = layer.self_attn
-            rows = gathered(by_expert(gathered(states_SD), layer, "input_layernorm"))
+            rows = gathered(normed(states_SD, layer, "input_layernorm"))
             query, key, value = (
-                by_expert(rows, attention, f"{name}_proj").unflatten(-1, (-1, attention.head_dim)) for name in "qkv"
+                linear(rows, attention, f"{name}_proj").unflatten(-1, (-1, attention.head_dim)) for name in "qkv"
             )
-            query, key = (
-                rotated(by_expert(gathered(states), attention, f"{name}_norm"))
-                for name, states in (("q", query), ("k", key))
-            )
+            query, key = rotated(normed(query, attention, "q_norm")), rotated(normed(key, attention, "k_norm"))
             mixed_SD = attend(index, query, key, value).flatten(1)
-            states_SD = states_SD + by_expert(gathered(mixed_SD), attention, "o_proj")
-            experts = [
-                (layer.post_attention_layernorm, layer.mlp),
-                (layer.post_attention_layernorm_moe_gen, layer.mlp_moe_gen),
-            ]
-            forwards = [lambda part, norm=norm, mlp=mlp: mlp(norm(part)) for norm, mlp in experts]
-            states_SD = states_SD + scattered(gathered(states_SD), forwards)
-        return by_expert(gathered(states_SD), self.text_model, "norm")
+            states_SD = states_SD + linear(gathered(mixed_SD), attention, "o_proj")
+            und = partial(feed_forward, before=layer.post_attention_layernorm, mlp=layer.mlp)
+            gen = partial(feed_forward, before=layer.post_attention_layernorm_moe_gen, mlp=layer.mlp_moe_gen)
+            states_SD = states_SD + scattered(gathered(states_SD), [und, gen])
+        return normed(states_SD, self.text_model, "norm")
 
     # Reading and continuing a context
 

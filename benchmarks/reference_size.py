@@ -25,8 +25,9 @@ DEVICE = torch.device("cpu")
 # Tokens of the prompts' text without its two markers, and patches of the image that is edited.
 TEXT_TOKENS = 316
 VIT_GRID = (18, 18)
-# Samples of the counted pack: tokens of the text, side of the noised image in pixels.
+# The counted pack; side of its noised images in latent tokens, and patches of its ViT images.
 PACK_SAMPLES, PACK_TOKENS = 6, 2908
+NOISED_SIDE, PACKED_GRID = 16, (16, 16)
 SPECIAL_TOKENS = ("pad", "bos", "eos", "vision_start", "vision_end", "latent", "image")
 
 
@@ -63,36 +64,37 @@ def image_prompt(config: UniMedVLConfig, side: int, edited: bool = False) -> dic
     return prompt(config, DEVICE, TEXT_TOKENS, **image)
 
 
-def training_pack(config: UniMedVLConfig, samples: int = PACK_SAMPLES, tokens: int = PACK_TOKENS) -> dict[str, Any]:
+def training_pack(
+    config: UniMedVLConfig, samples: int = PACK_SAMPLES, tokens: int = PACK_TOKENS, only: int | None = None
+) -> dict[str, Any]:
     """A pack of samples in turn from text to an image, and from an image and a question to an answer.
 
     Args:
         samples: number of samples.
         tokens: of the whole pack.
+        only: the number of the one sample that is packed; all by default.
     """
+    side, grid = NOISED_SIDE, PACKED_GRID
     kinds = [number % 2 == 0 for number in range(samples)]
-    side, grid = 16, (16, 16)
-    fixed = sum(side * side + 2 + 2 if drawn else grid[0] * grid[1] + 2 + 4 for drawn in kinds)
-    words = [(tokens - fixed) // samples + (number < (tokens - fixed) % samples) for number in range(samples)]
+    fixed = sum(side**2 + 4 if is_drawn else grid[0] * grid[1] + 6 for is_drawn in kinds)
+    words = [(tokens - fixed + number) // samples for number in range(samples)]
     blocks: list[list[Block]] = []
-    for number, (drawn, count) in enumerate(zip(kinds, words, strict=True)):
+    for number, (is_drawn, count) in enumerate(zip(kinds, words, strict=True)):
         ids = drawn_ids(config, count, seed=number)
-        if drawn:
-            blocks.append([Block(BlockKind.TEXT, token_ids=ids), Block(BlockKind.NOISED, grid=(side, side))])
-        else:
-            question, answer = ids[: count // 2], ids[count // 2 :]
-            blocks.append(
-                [
-                    Block(BlockKind.VIT, grid=grid),
-                    Block(BlockKind.TEXT, token_ids=question),
-                    Block(BlockKind.TEXT, token_ids=answer, loss=True),
-                ]
-            )
+        text = [Block(BlockKind.TEXT, token_ids=ids), Block(BlockKind.NOISED, grid=(side, side))]
+        question, answer = ids[: count // 2], ids[count // 2 :]
+        seen = [
+            Block(BlockKind.VIT, grid=grid),
+            Block(BlockKind.TEXT, token_ids=question),
+            Block(BlockKind.TEXT, token_ids=answer, loss=True),
+        ]
+        blocks.append(text if is_drawn else seen)
+    if only is not None:
+        blocks, kinds = [blocks[only]], [kinds[only]]
     names = ("bos", "eos", "vision_start", "vision_end", "image", "latent")
     pack: dict[str, Any] = dict(
         pack_samples(blocks, **{f"{name}_token_id": getattr(config, f"{name}_token_id") for name in names})
     )
-    assert pack["input_ids"].shape[1] == tokens
     vae: Any = config.vae_config
     cells, noised = side * config.latent_patch_size, sum(kinds)
     generator = torch.Generator().manual_seed(2)
@@ -100,11 +102,12 @@ def training_pack(config: UniMedVLConfig, samples: int = PACK_SAMPLES, tokens: i
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
-    seen = samples - noised
-    return pack | {
-        "pixel_values": draw(seen * grid[0] * grid[1], 3 * config.vision_config.patch_size**2).clamp(-1, 1),
-        "image_grid_thw": torch.tensor([[1, *grid]] * seen).view(seen, 3),
-        "latent_values": [draw(vae.latent_channels, cells, cells) for _ in range(noised)],
-        "flow_noise": draw(noised * side**2, config.latent_dim),
-        "flow_timesteps": draw(noised).sigmoid(),
-    }
+    viewed = len(kinds) - noised
+    if viewed:
+        pack["pixel_values"] = draw(viewed * grid[0] * grid[1], 3 * config.vision_config.patch_size**2).clamp(-1, 1)
+        pack["image_grid_thw"] = torch.tensor([[1, *grid]] * viewed)
+    if noised:
+        pack["latent_values"] = [draw(vae.latent_channels, cells, cells) for _ in range(noised)]
+        pack["flow_noise"] = draw(noised * side**2, config.latent_dim)
+        pack["flow_timesteps"] = draw(noised).sigmoid()
+    return pack

@@ -18,12 +18,14 @@ class Case:
         ours: does some steps, calling its first argument before each and after the last; returns the result.
         other: a new iterator over some steps, each of which does the same work by other means. What follows them
             brings it to where `ours` ends.
+        whole_calls: a step is a whole call and needs none before it.
         check: raises AssertionError where `ours` and the values that `other` gave differ.
     """
 
     ours: Callable[[Mark, int], Any]
     other: Callable[[int], Iterator[Any]]
     check: Callable[[Any, list[Any]], None]
+    whole_calls: bool = False
 
 
 def last(compare: Callable[[Any, Any], None], ours: Any, others: list[Any]) -> None:
@@ -41,7 +43,7 @@ def calls(ours: Callable[[], Any], other: Callable[[], Any], compare: Callable[[
         mark()
         return result
 
-    return Case(repeated, lambda steps: (other() for _ in range(steps)), partial(last, compare))
+    return Case(repeated, lambda steps: (other() for _ in range(steps)), partial(last, compare), whole_calls=True)
 
 
 def stepwise(function: Callable[[Mark], Any]) -> Iterator[int]:
