@@ -1,6 +1,6 @@
 """The size at which speed is counted and compared on a processor, and its inputs.
 
-It stands in for the model of 46 M weights that an audit compared with the original code: hidden size 512, 6 layers,
+It replaces the model of 46 M weights that an audit compared with the original code: hidden size 512, 6 layers,
 8 query and 2 key/value heads, 4,096 ids, a ViT of 4 layers and 192 channels, an autoencoder of 5.3 M weights. The
 audit left the width of the MLPs and the lengths of its prompts open. The values here give its closed form of a
 guidance branch at 256 pixels (8.758 GFLOP without the time embedding), its operations of a guided update (642 from
