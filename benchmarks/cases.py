@@ -109,8 +109,17 @@ def decode_as_qwen2(context: int) -> Case:
     """One token, beside transformers' Qwen2 of equal size, which has no norms of queries and keys."""
     model = the_model()
     text = model.config.text_config.to_dict()
-    fields = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    fields += ("num_key_value_heads", "max_position_embeddings", "rope_parameters", "tie_word_embeddings")
+    fields = (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "max_position_embeddings",
+        "rope_parameters",
+        "tie_word_embeddings",
+    )
     torch.manual_seed(0)
     qwen = Qwen2ForCausalLM(Qwen2Config(**{name: text[name] for name in fields}, bos_token_id=4001)).eval()
     qwen.generation_config.pad_token_id = model.config.pad_token_id

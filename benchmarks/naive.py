@@ -186,8 +186,8 @@ class Naive:
             mask = None
             if place.causal and queries > 1:
                 mask = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
-            heads = (part.transpose(0, 1)[None] for part in (query, key, value))
-            mixed = F.scaled_dot_product_attention(*heads, attn_mask=mask, enable_gqa=True)
+            query, key, value = (part.transpose(0, 1)[None] for part in (query, key, value))
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
             return mixed[0].transpose(0, 1)
 
         hidden_SD = self.decoder(states_SD, place.positions_S, place.und_index, place.gen_index, attend)

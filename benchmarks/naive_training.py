@@ -100,10 +100,9 @@ def training_loss(naive: Naive, pack: NaivePack) -> torch.Tensor:
         mixed, start = torch.zeros_like(query), 0
         for length, mask in zip(pack.lengths, pack.masks, strict=True):
             rows = slice(start, start + length)
-            heads = (query[rows], *(part[rows].repeat_interleave(groups, dim=1) for part in (key, value)))
-            mixed[rows] = F.scaled_dot_product_attention(
-                *(part.transpose(0, 1)[None] for part in heads), attn_mask=mask
-            )[0].transpose(0, 1)
+            parts = (query[rows], *(part[rows].repeat_interleave(groups, dim=1) for part in (key, value)))
+            queries, keys, values = (part.transpose(0, 1)[None] for part in parts)
+            mixed[rows] = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)[0].transpose(0, 1)
             start += length
         return mixed
 

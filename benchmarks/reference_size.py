@@ -96,6 +96,7 @@ def training_pack(
         pack_samples(blocks, **{f"{name}_token_id": getattr(config, f"{name}_token_id") for name in names})
     )
     vae: Any = config.vae_config
+    vision: Any = config.vision_config
     cells, noised = side * config.latent_patch_size, sum(kinds)
     generator = torch.Generator().manual_seed(2)
 
@@ -104,7 +105,7 @@ def training_pack(
 
     viewed = len(kinds) - noised
     if viewed:
-        pack["pixel_values"] = draw(viewed * grid[0] * grid[1], 3 * config.vision_config.patch_size**2).clamp(-1, 1)
+        pack["pixel_values"] = draw(viewed * grid[0] * grid[1], 3 * vision.patch_size**2).clamp(-1, 1)
         pack["image_grid_thw"] = torch.tensor([[1, *grid]] * viewed)
     if noised:
         pack["latent_values"] = [draw(vae.latent_channels, cells, cells) for _ in range(noised)]
