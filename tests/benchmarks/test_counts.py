@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import counts
 from benchmarks.cases import SMALL
-from benchmarks.counts import CASES, RESULTS, closed_forms, main, measure, worse
+from benchmarks.counts import CASES, RESULTS, closed_forms, measure, worse
 from benchmarks.gpu.architecture import token_flops, update_flops
 from benchmarks.operations import OperationCounter
 from benchmarks.reference_size import reference_config
@@ -92,8 +93,10 @@ def test_closed_forms_repeat_the_audit():
     assert token_flops(config, 100) - token_flops(config, 99) == 4 * 6 * 512
 
 
-@pytest.mark.medium
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.medium if "edit" in name or "training" in name else ()) for name in SMALL],
+)
 def test_counts_are_no_worse_than_the_stored_ones(name):
     ((_, found),) = measure([name])
     assert not worse(name, found["ours"], STORED["cases"][name]["ours"])
@@ -108,13 +111,26 @@ def test_a_change_for_the_worse_is_one_clear_line():
     ]
 
 
-@pytest.mark.medium
-def test_the_command_refuses_counts_that_grew(tmp_path, capsys):
+def test_the_command_refuses_counts_that_grew(tmp_path, monkeypatch):
+    monkeypatch.setattr(counts, "SMALL", ("decode, context 64",))
     stored = json.loads((RESULTS / "counts.json").read_text())
     stored["cases"]["decode, context 64"]["ours"]["operations"] -= 100
     (tmp_path / "counts.json").write_text(json.dumps(stored))
     with pytest.raises(ValueError, match="decode, context 64: operations"):
-        main(small=True, to=tmp_path)
+        counts.main(small=True, to=tmp_path)
+    with pytest.raises(ValueError, match="leave out --small"):
+        counts.main(small=True, update=True, to=tmp_path)
+    with pytest.raises(ValueError, match="with --update"):
+        counts.main(small=True, to=tmp_path / "nowhere")
+
+
+def test_a_count_that_fell_is_to_be_stored(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(counts, "SMALL", ("decode, context 64",))
+    stored = json.loads((RESULTS / "counts.json").read_text())
+    stored["cases"]["decode, context 64"]["ours"]["operations"] += 100
+    (tmp_path / "counts.json").write_text(json.dumps(stored))
+    counts.main(small=True, to=tmp_path)
+    assert "store them with --update: decode, context 64" in capsys.readouterr().out
 
 
 def test_every_case_is_stored():
