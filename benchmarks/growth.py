@@ -67,7 +67,9 @@ def draw(counts: dict[str, Any], ratios: dict[str, Any], path: Path) -> None:
                 figures = [counts[name][side][unit] for name in names.values()]
                 style = {"marker": "o", "markersize": 4, "linestyle": "-" if side == "ours" else "--"}
                 axes.plot(values, figures, color=color, label=LABELS[side], **style)
-            axes.set(yscale="log", ylabel=label if column == 0 else None)
+            axes.set_yscale("log", base=2)
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.set_ylabel(label if column == 0 else "")
         grid[0][column].set_title(title, fontsize=10)
         bottom = grid[2][column]
         medians = [ratios[name]["median"] for name in names.values()]

@@ -57,8 +57,10 @@ UNITS = {
 
 
 def number(value: float) -> str:
-    """A figure as a table shows it: three digits that count, none after the point from 100 on."""
-    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+    """A figure as a table shows it: whole numbers whole, others with three digits that count."""
+    if value >= 100 or isinstance(value, int):
+        return f"{value:,.0f}"
+    return f"{value:#.3g}"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
