@@ -149,13 +149,14 @@ class GrowingLayer(DynamicLayer):
     def _grown(self, length: int, key_states: torch.Tensor, value_states: torch.Tensor) -> _Store:
         total = length + key_states.shape[-2]
         capacity = total + max(self.room, total // 8)
-        buffers = []
-        for old, new in ((self.keys, key_states), (self.values, value_states)):
-            buffer = new.new_empty(new.shape[0], new.shape[1], capacity, new.shape[3])
+
+        def buffer(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+            made = new.new_empty(new.shape[0], new.shape[1], capacity, new.shape[3])
             if length:
-                buffer[:, :, :length] = old
-            buffers.append(buffer)
-        return _Store(*buffers, filled=length)
+                made[:, :, :length] = old
+            return made
+
+        return _Store(buffer(self.keys, key_states), buffer(self.values, value_states), length)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Drop the last tokens, as `DynamicLayer`."""

@@ -194,7 +194,7 @@ class UniMedVLAttention(nn.Module):
         mixed = [piece.flatten(2) for piece in pieces]
         if routing is None:
             return self.o_proj(mixed[0]), None, weights
-        und, gen = routing.split(mixed if isinstance(routing, MarkerRouting) else mixed[0])
+        und, gen = routing.split(mixed) if isinstance(routing, MarkerRouting) else routing.split(mixed[0])
         return None if und is None else self.o_proj(und), self.o_proj_moe_gen(gen), weights
 
 

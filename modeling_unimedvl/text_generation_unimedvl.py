@@ -50,7 +50,8 @@ class UniMedVLTextGenerationMixin(_Base):
     ):
         """Let the cache grow in place, and remember whether the prompts are padded."""
         given = model_kwargs.get("past_key_values")
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        prepare: Any = super()._prepare_cache_for_generation  # type: ignore[misc]  # they type self more narrowly
+        prepare(generation_config, model_kwargs, *args, **kwargs)
         cache = model_kwargs.get("past_key_values")
         if given is None and isinstance(cache, DynamicCache):
             grow_in_place(cache)

@@ -79,6 +79,16 @@ def test_what_hooks_saw_stays():
     assert "self_attn.o_proj" in names and "mlp.act_fn" in names
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+def test_autocast_keeps_the_residual_exact(recorded):
+    """What modules return is rounded to bfloat16; the sum that it is added to stays in float32."""
+    model = tiny_model()
+    ids = torch.tensor([[121, 5, 6, 7, 8]])
+    with torch.set_grad_enabled(recorded), torch.autocast("cpu", torch.bfloat16):
+        states = model(input_ids=ids, output_hidden_states=True).hidden_states
+    assert all(state.dtype == torch.float32 for state in states[:-1])
+
+
 def test_states_of_every_layer_stay():
     model = tiny_model()
     ids = torch.tensor([[121, 5, 6, 7, 8]])

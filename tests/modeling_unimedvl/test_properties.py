@@ -111,14 +111,17 @@ def test_cached_equals_uncached(model, answer_index):
 
 def test_implementations_of_attention_agree():
     row = conversation(tiny_model().config, [("latent", 2, 3), ("vit", 2, 2), [3, 4], ("vit", 1, 3), [5]], seed=1)
-    logits = {}
+    results = {}
     for name in ("eager", "sdpa", "flex_attention"):
         model = tiny_model()
         model.set_attn_implementation(name)
         with torch.no_grad():
-            logits[name] = model(**row, vae_noise=noises(model.config, row)).logits
-    assert (logits["eager"] - logits["sdpa"]).abs().max() < 1e-5
-    assert (logits["flex_attention"] - logits["sdpa"]).abs().max() < 1e-5
+            logits = model(**row, vae_noise=noises(model.config, row)).logits
+        drawn = torch.Generator().manual_seed(0)
+        results[name] = logits, model.generate(**row, **IMAGE, height=32, width=48, generator=drawn)
+    for name in ("eager", "flex_attention"):
+        for ours, plain in zip(results[name], results["sdpa"], strict=True):
+            assert (ours - plain).abs().max() < 1e-5
 
 
 def test_flash_kernels_read_image_blocks(monkeypatch):
