@@ -35,9 +35,9 @@ def count(model: Any, inputs: Mapping[str, Any], settings: dict[str, Any]) -> di
     calls = []
     original = model.model.predict_velocity
 
-    def counted(tokens, *args, **kwargs):
-        calls.append(tokens.shape[0])
-        return original(tokens, *args, **kwargs)
+    def counted(tokens, time, blocks):
+        calls.append(blocks.rows)
+        return original(tokens, time, blocks)
 
     model.model.predict_velocity = counted
     try:

@@ -1,8 +1,8 @@
 """Norm, rotation and gated unit with few passes over memory.
 
-Where gradients are recorded, where a compiler looks, and on GPUs, which have a fused kernel, the plain formulas are
-used. On a processor without gradients the same values come from fewer operations, and tensors that nobody else can see
-are written in place.
+Compilers and GPUs, which have a fused kernel, are given the plain formulas. On a processor the same values come from
+fewer operations, to the bit the same with and without gradients; without them, tensors that nobody else can see are
+written in place.
 
 Shape legend: B batch, S sequence, H heads, E head dimension, D hidden.
 """
@@ -40,14 +40,14 @@ class UniMedVLRMSNorm(Qwen2RMSNorm):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         width = hidden_states.shape[-1]
         plain = type(hidden_states) is torch.Tensor and hidden_states.device.type == "cpu"
-        if not plain or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if not plain or torch.compiler.is_compiling():
             # Under autocast the two types differ, which the fused kernel does not take.
             kind = torch.promote_types(hidden_states.dtype, self.weight.dtype)
             return F.rms_norm(hidden_states.to(kind), (width,), self.weight.to(kind), self.variance_epsilon)
         length = torch.linalg.vector_norm(hidden_states, dim=-1, keepdim=True, dtype=torch.float32)
-        scale = torch.addcmul(_scalar(self.variance_epsilon), length, length, value=1 / width).rsqrt_()
+        scale = torch.addcmul(_scalar(self.variance_epsilon), length, length, value=1 / width).rsqrt()
         normed = hidden_states * scale
-        if normed.dtype == self.weight.dtype == hidden_states.dtype:
+        if normed.dtype == self.weight.dtype == hidden_states.dtype and not torch.is_grad_enabled():
             return normed.mul_(self.weight)
         return self.weight * normed.to(hidden_states.dtype)
 
@@ -81,7 +81,8 @@ def rotated(states_BSHE: torch.Tensor, cos_BS1E: torch.Tensor, sin_BS1E: torch.T
     """Rotate queries or keys by `UniMedVLRotaryEmbedding.turns`; channel e belongs to channel e + E / 2."""
     swapped = states_BSHE.roll(states_BSHE.shape[-1] // 2, dims=-1)
     turned = states_BSHE * cos_BS1E
-    return turned + swapped * sin_BS1E if torch.is_grad_enabled() else turned.addcmul_(swapped, sin_BS1E)
+    out = None if torch.is_grad_enabled() else turned
+    return torch.addcmul(turned, swapped, sin_BS1E, out=out)
 
 
 class UniMedVLMLP(Qwen2MLP):
