@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo fast test slow lint format scan audit clean
+.PHONY: demo fast test slow bench lint format scan audit clean
 
 demo: $(INSTALLED)
 	$(PYTHON) -m unimedvl.commands.demo
@@ -20,6 +20,14 @@ slow: $(INSTALLED)
 # What to run before a commit: under two minutes on two cores, without the golden records.
 fast: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --ignore tests/golden --numprocesses 2 --dist loadfile -m "not slow and not medium"
+
+# Under 25 minutes on two quiet cores. Counts first, which fail where one is worse than the stored one (COUNTS=--update
+# stores them instead), then ratios of times, which resume where they were cut, then what is drawn and written of both.
+bench: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.counts $(COUNTS)
+	OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.ratios
+	$(PYTHON) -m benchmarks.growth
+	$(PYTHON) -m benchmarks.performance
 
 scan: $(INSTALLED)
 	PYTHON=$(PYTHON) .ci/secrets

@@ -1,5 +1,6 @@
 """Where adapters go: regular expressions over module names, and PEFT's defaults for this architecture."""
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
-from transformers.utils import is_peft_available
 
 _LAYER = r".*language_model\.layers\.\d+\."
 _UNDERSTANDING = r"(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
@@ -36,11 +36,10 @@ def register_default_targets(model_type: str) -> None:
     """Let PEFT configurations without targets adapt both experts of this architecture.
 
     PEFT looks defaults up by model type, in tables of its own that have no other way in. An entry that is already
-    there stays.
+    there stays. Where PEFT is not imported nothing happens, for importing it takes longer than loading a small model.
     """
-    if is_peft_available():
-        from peft.utils import constants
-
+    constants = sys.modules.get("peft.utils.constants")
+    if constants is not None:
         for name, targets in _DEFAULTS.items():
             getattr(constants, f"TRANSFORMERS_MODELS_TO_{name}_MODULES_MAPPING").setdefault(model_type, targets)
 

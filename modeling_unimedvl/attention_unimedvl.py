@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.attention.bias import causal_lower_right
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2.modeling_qwen2 import eager_attention_forward
 
@@ -284,11 +283,10 @@ def attend_to_all(
         mixed_BGRE = F.scaled_dot_product_attention(query_BGRE, key_BGKE, value_BGKE, **options)
         return mixed_BGRE.flatten(1, 2)[:, None]
     if causal and length < total:
-        if query_BHSE.device.type == "cpu":
-            mask = torch.ones(length, total, dtype=torch.bool).tril(total - length)
-        else:
-            # The kernels that know this bias do not share keys between heads.
-            mask = causal_lower_right(length, total)
+        # Not torch's `CausalBias`, which cannot be made where operations are watched, as by selective checkpointing.
+        mask = torch.ones(length, total, dtype=torch.bool, device=query_BHSE.device).tril(total - length)
+        if query_BHSE.device.type != "cpu":
+            # The kernels that take a mask do not share keys between heads.
             key_BGKE, value_BGKE = (states.repeat_interleave(groups, dim=1) for states in (key_BGKE, value_BGKE))
             groups = 1
     mixed = F.scaled_dot_product_attention(

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, StaticCache
 
 _NOTE = "_unimedvl_images"
+_PADDED = "_unimedvl_padded"
 
 
 @dataclass
@@ -82,6 +83,22 @@ def first_position(
     return note.offset_B.to(count.device if isinstance(count, torch.Tensor) else None)[:, None] + count
 
 
+def note_padding(cache: Cache, attention_mask: torch.Tensor | None) -> None:
+    """Remember whether generation reads padding into a cache: once, where reading the mask again would make a device
+    wait in every step.
+
+    Args:
+        attention_mask: of the prompts, 0 for padding; None without padding.
+    """
+    whole = attention_mask is None or (attention_mask.dim() == 2 and bool((attention_mask > 0).all()))
+    setattr(cache, _PADDED, not whole)
+
+
+def holds_padding(cache: Cache) -> bool:
+    """Whether `note_padding` saw padding, or nothing yet."""
+    return getattr(cache, _PADDED, True)
+
+
 class _Store:
     """Memory that several layers may see a beginning of; only what was written last may be continued in place."""
 
@@ -132,13 +149,14 @@ class GrowingLayer(DynamicLayer):
     def _grown(self, length: int, key_states: torch.Tensor, value_states: torch.Tensor) -> _Store:
         total = length + key_states.shape[-2]
         capacity = total + max(self.room, total // 8)
-        buffers = []
-        for old, new in ((self.keys, key_states), (self.values, value_states)):
-            buffer = new.new_empty(new.shape[0], new.shape[1], capacity, new.shape[3])
+
+        def buffer(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+            made = new.new_empty(new.shape[0], new.shape[1], capacity, new.shape[3])
             if length:
-                buffer[:, :, :length] = old
-            buffers.append(buffer)
-        return _Store(*buffers, filled=length)
+                made[:, :, :length] = old
+            return made
+
+        return _Store(buffer(self.keys, key_states), buffer(self.values, value_states), length)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Drop the last tokens, as `DynamicLayer`."""

@@ -32,13 +32,19 @@ class RegionalCompilationMixin(_Base):
                 GPUs only), `dynamic`, `options`. `recompile_limit` is 64 where it is not given: torch's own limit of
                 8 would be used up by the kinds of calls and sizes that one process makes.
         """
-        for block in self._blocks():
+        for block in self.repeated_blocks():
             block.compile(**{"recompile_limit": 64, **torch_compile_kwargs})
 
     def decompile_repeated_blocks(self) -> None:
         """Run the layers eagerly again. Graphs that were compiled stay in torch's own cache."""
-        for block in self._blocks():
+        for block in self.repeated_blocks():
             block._compiled_call_impl = None
 
-    def _blocks(self) -> list[Any]:
-        return [module for module in self.modules() if type(module).__name__ in self._repeated_blocks]
+    def repeated_blocks(self) -> list[Any]:
+        """All layers of the language model and of the ViT."""
+        # By the names of base classes too: sharding gives a layer a class of its own.
+        return [
+            module
+            for module in self.modules()
+            if any(base.__name__ in self._repeated_blocks for base in type(module).__mro__)
+        ]

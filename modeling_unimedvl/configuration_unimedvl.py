@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPI
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.siglip.configuration_siglip import SiglipVisionConfig
 
+from .adapters_unimedvl import register_default_targets
 from .upstream_layout_unimedvl import is_upstream_layout, upstream_config_dict
 
 AUTO_MAP = {
@@ -223,6 +224,15 @@ class UniMedVLConfig(PreTrainedConfig):
     def pixels_per_latent_token(self) -> int:
         """Image pixels covered by one latent token along one side."""
         return self.latent_patch_size * self.vae_config.downsample
+
+    def to_dict(self) -> dict[str, Any]:
+        """Collect the fields, as in transformers.
+
+        PEFT asks for them right before it looks up where adapters of this model type go, so by then its table has to
+        know.
+        """
+        register_default_targets(self.model_type)
+        return super().to_dict()
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):

@@ -5,6 +5,7 @@ I images, P patches.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -70,7 +71,7 @@ def timestep_features(timesteps: torch.Tensor, dim: int = TIME_FEATURES) -> torc
     """Sinusoidal features [cos | sin], float32 (len(timesteps), dim), of timesteps in [0, 1] (not scaled by 1000)."""
     half = dim // 2
     frequencies = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, dtype=torch.float32) / half)
-    angles = timesteps[:, None].float() * frequencies.to(timesteps.device)
+    angles = timesteps[:, None].float() * frequencies.to(timesteps.device, non_blocking=True)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
@@ -94,11 +95,11 @@ def unpatchify_latents(tokens_TL: torch.Tensor, rows: int, columns: int, patch_s
     return grid.permute(4, 0, 2, 1, 3).reshape(-1, rows * patch_size, columns * patch_size)
 
 
-def check_grids(grids: list[list[int]], cells: int, side: int) -> None:
+def check_grids(grids: Sequence[Sequence[int]], cells: int, side: int) -> None:
     """Check that grids of patches fit the position table and the patches that came with them.
 
     Args:
-        grids: [rows, columns] of each image.
+        grids: rows and columns of each image.
         cells: rows of `pixel_values`.
         side: the side of the table.
 

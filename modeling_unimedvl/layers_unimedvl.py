@@ -8,6 +8,7 @@ Shape legend: B batch, S sequence, H heads, E head dimension, D hidden.
 """
 
 import functools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +17,16 @@ from transformers.activations import SiLUActivation
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm, Qwen2RotaryEmbedding
 
 
-def may_write(*modules: nn.Module) -> bool:
+def may_write(*modules: Any) -> bool:
     """Whether what modules returned may be overwritten: no gradient and no hook will look at it again."""
     return not torch.is_grad_enabled() and not any(module._forward_hooks for module in modules)
 
 
-def add_residual(residual: torch.Tensor, change: torch.Tensor, *modules: nn.Module) -> torch.Tensor:
+def add_residual(residual: torch.Tensor, change: torch.Tensor, *modules: Any) -> torch.Tensor:
     """`residual + change`, written over `change`, the result of `modules`, where that is allowed."""
-    return change.add_(residual) if may_write(*modules) else residual + change
+    # Under autocast the residual is more exact than what was computed from it.
+    fits = change.dtype == residual.dtype and change.shape == residual.shape
+    return change.add_(residual) if fits and may_write(*modules) else residual + change
 
 
 @functools.cache
@@ -38,7 +41,9 @@ class UniMedVLRMSNorm(Qwen2RMSNorm):
         width = hidden_states.shape[-1]
         plain = type(hidden_states) is torch.Tensor and hidden_states.device.type == "cpu"
         if not plain or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return F.rms_norm(hidden_states, (width,), self.weight, self.variance_epsilon)
+            # Under autocast the two types differ, which the fused kernel does not take.
+            kind = torch.promote_types(hidden_states.dtype, self.weight.dtype)
+            return F.rms_norm(hidden_states.to(kind), (width,), self.weight.to(kind), self.variance_epsilon)
         length = torch.linalg.vector_norm(hidden_states, dim=-1, keepdim=True, dtype=torch.float32)
         scale = torch.addcmul(_scalar(self.variance_epsilon), length, length, value=1 / width).rsqrt_()
         normed = hidden_states * scale

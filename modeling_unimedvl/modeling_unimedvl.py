@@ -12,14 +12,12 @@ dimension, C latent channels.
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
-from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -29,15 +27,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2.modeling_qwen2 import eager_attention_forward
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .adapters_unimedvl import fix_linear_layers, refuse_activated_adapters, register_default_targets
-from .attention_unimedvl import AttentionPieces, attention_spans, takes_spans
+from .adapters_unimedvl import fix_linear_layers, refuse_activated_adapters
+from .attention_unimedvl import AttentionPieces, attend_to_all, attention_spans, takes_spans
 from .blocks_unimedvl import (
     BlockKind,
     BlockLayout,
     block_layout,
     build_attention_mask,
-    is_flow_target,
-    is_generation_token,
     rope_position_ids,
 )
 from .caches_unimedvl import first_position, growing_cache, layer_cache, note_images
@@ -48,20 +44,19 @@ from .flow_unimedvl import (
     check_grids,
     grid_position_ids,
     grids_position_ids,
-    patchify_latents,
-    shift_timesteps,
     timestep_features,
     unpatchify_latents,
 )
 from .generation_unimedvl import UniMedVLGenerationMixin
 from .layers_unimedvl import UniMedVLMLP, UniMedVLRMSNorm, UniMedVLRotaryEmbedding, add_residual, rotated
 from .loading_unimedvl import GENERATION_WEIGHTS, UniMedVLLoadingMixin
+from .losses_unimedvl import flow_loss, label_losses, mean_over, weighted_mean
 from .noised_blocks_unimedvl import BlockAttention, NoisedBlocks
+from .noising_unimedvl import flow_tokens
 from .packing_unimedvl import named_samples, samples_of_restarts, sequence_bounds, shared_image_positions
+from .plans_unimedvl import PackPlan, TokenRows, labeled_rows
 from .pretrained_unimedvl import PositionEmbedding, UniMedVLPreTrainedModel, ZeroInitLinear
 from .vision_unimedvl import Connector, UniMedVLVisionModel
-
-register_default_targets(UniMedVLConfig.model_type)
 
 
 class ExpertRouting(NamedTuple):
@@ -73,15 +68,8 @@ class ExpertRouting(NamedTuple):
     batch_size: int
 
     @classmethod
-    def from_mask(cls, generation_BS: torch.Tensor) -> "ExpertRouting":
-        flat = generation_BS.flatten()
-        und_index, gen_index = (~flat).nonzero()[:, 0], flat.nonzero()[:, 0]
-        return cls(und_index, gen_index, torch.cat([und_index, gen_index]).argsort(), generation_BS.shape[0])
-
-    @classmethod
-    def all_understanding(cls, batch_size: int, length: int, device: torch.device) -> "ExpertRouting":
-        index = torch.arange(batch_size * length, device=device)
-        return cls(index, index[:0], index, batch_size)
+    def from_rows(cls, rows: TokenRows, batch_size: int) -> "ExpertRouting":
+        return cls(rows.und_U, rows.gen_T, rows.restore, batch_size)
 
     def split(self, states_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if not len(self.gen_index_T):
@@ -186,6 +174,8 @@ class UniMedVLAttention(nn.Module):
         dropout, weights = self.config.attention_dropout if self.training else 0.0, None
         if isinstance(attention_mask, AttentionPieces):
             pieces = attention_mask.attend(self, query_BHSE, key_BGSE, value_BGSE, self.scaling, dropout)
+        elif attention_mask is None and query_BHSE.shape[2] == 1 and self.config._attn_implementation == "sdpa":
+            pieces = [attend_to_all(self, query_BHSE, key_BGSE, value_BGSE, self.scaling, dropout)]
         else:
             attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
                 self.config._attn_implementation, eager_attention_forward
@@ -204,7 +194,7 @@ class UniMedVLAttention(nn.Module):
         mixed = [piece.flatten(2) for piece in pieces]
         if routing is None:
             return self.o_proj(mixed[0]), None, weights
-        und, gen = routing.split(mixed if isinstance(routing, MarkerRouting) else mixed[0])
+        und, gen = routing.split(mixed) if isinstance(routing, MarkerRouting) else routing.split(mixed[0])
         return None if und is None else self.o_proj(und), self.o_proj_moe_gen(gen), weights
 
 
@@ -287,7 +277,8 @@ class UniMedVLOutput(ModelOutput):
         loss: `ce_loss_weight * ce_loss + mse_loss_weight * mse_loss` over the parts that are present.
         ce_loss: mean cross entropy of the labeled tokens.
         mse_loss: mean squared velocity error of the noised tokens.
-        logits: (B, S, V), or (number of labels, V) for a pack with labels.
+        logits: (B, S, V), or (number of labels, V) for a pack with labels; None with `skip_logits`.
+        label_losses: cross entropy of each label, float32 (number of labels,), without gradients.
         velocity, flow_target, past_key_values, hidden_states, attentions: see `UniMedVLModelOutput`.
     """
 
@@ -295,6 +286,7 @@ class UniMedVLOutput(ModelOutput):
     ce_loss: torch.Tensor | None = None
     mse_loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+    label_losses: torch.Tensor | None = None
     velocity: torch.Tensor | None = None
     flow_target: torch.Tensor | None = None
     past_key_values: Cache | None = None
@@ -418,6 +410,9 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
             self.llm2vae = ZeroInitLinear(hidden_size, config.latent_dim)
             self.time_embedder = TimestepEmbedder(hidden_size)
             self.latent_pos_embed = PositionEmbedding(config.max_latent_size, hidden_size)
+            # Only images need it, and it takes as long to import as all else.
+            from diffusers import AutoencoderKL
+
             self.vae = AutoencoderKL(**config.vae_config.autoencoder_arguments())
             fix_linear_layers(self.vae)
         unused = [] if config.visual_gen else GENERATION_WEIGHTS
@@ -489,15 +484,17 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
         image_grid_thw: torch.Tensor,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        grids: Sequence[tuple[int, int]] | None = None,
     ) -> tuple[torch.Tensor, BaseModelOutput]:
-        """Language-model input rows (sum of patches, D) of all images, and the ViT's output."""
+        """Language-model input rows (sum of patches, D) of all images, and the ViT's output. `grids` are those of
+        `image_grid_thw` where the host knows them."""
         side, interpolate = self.config.vit_max_num_patch_per_side, self.config.interpolate_pos
-        lengths_I = image_grid_thw.prod(dim=-1)
-        lengths: list[int] | torch.Tensor = lengths_I
+        lengths: list[int] | torch.Tensor = image_grid_thw.prod(dim=-1)
         if not torch.compiler.is_compiling():
             # What a compiler could not decide is checked where values are known.
-            lengths = lengths_I.tolist()
-            check_grids(image_grid_thw[:, 1:].tolist(), pixel_values.shape[0], side)
+            grids = image_grid_thw[:, 1:].tolist() if grids is None else grids
+            lengths = [rows * columns for rows, columns in grids]
+            check_grids(grids, pixel_values.shape[0], side)
         position_ids = grids_position_ids(image_grid_thw[:, 1:], pixel_values.shape[0], side, interpolate)
         encoded = self.vit_model(
             pixel_values, position_ids, lengths, output_hidden_states, output_attentions, return_dict=True
@@ -528,6 +525,8 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
             ValueError: for another sample_mode or noise of a wrong count or shape.
         """
         self.require_generation()
+        from diffusers.utils.torch_utils import randn_tensor
+
         if sample_mode not in ("sample", "mode"):
             raise ValueError(f"vae_sample_mode must be 'sample' or 'mode', not {sample_mode!r}.")
         if noise is not None and len(noise) != len(images):
@@ -631,10 +630,6 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
         latent_BS = (inputs_embeds_BSD == latent_D).all(dim=-1)
         return (inputs_embeds_BSD == vit_D).all(dim=-1).long() + 2 * latent_BS
 
-    def _latent_grids(self, latents: list[torch.Tensor]) -> list[tuple[int, int]]:
-        patch_size = self.config.latent_patch_size
-        return [(latent.shape[-2] // patch_size, latent.shape[-1] // patch_size) for latent in latents]
-
     def latent_grid(self, tokens_TL: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
         """Latent tokens (rows * columns, L) as a latent (C, h, w)."""
         return unpatchify_latents(tokens_TL, rows, columns, self.config.latent_patch_size)
@@ -643,68 +638,13 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
         """Rows of the latent position table for a grid of latent tokens, int64 (rows * columns,)."""
         return grid_position_ids(rows, columns, self.config.max_latent_size, self.config.interpolate_pos)
 
-    def _flow_inputs(
-        self,
-        latents: list[torch.Tensor],
-        kinds_T: torch.Tensor,
-        flow_noise: torch.Tensor | None,
-        flow_timesteps: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings (T, D) of all latent tokens, and the flow target (N, L) of the noised ones."""
-        if not latents and kinds_T.shape[0] == 0:
-            nothing_TL = torch.zeros(0, self.config.latent_dim, device=kinds_T.device)
-            timesteps = torch.zeros(0, device=kinds_T.device)
-            return self.embed_latent_tokens(nothing_TL, timesteps, kinds_T, kinds_T), nothing_TL
-        grids = self._latent_grids(latents)
-        counts = torch.tensor([rows * columns for rows, columns in grids], dtype=torch.long, device=kinds_T.device)
-        if int(counts.sum()) != kinds_T.shape[0]:
-            raise ValueError(
-                f"The latent images make {int(counts.sum())} tokens but the sequence holds {kinds_T.shape[0]} latent "
-                "placeholders: pass input_ids, mm_token_type_ids and images from one processor call."
-            )
-        latent_dim = self.config.latent_dim
-        device = kinds_T.device
-        clean_TL = torch.cat([patchify_latents(latent, self.config.latent_patch_size) for latent in latents])
-        clean_TL = clean_TL.to(device).float()
-        position_ids = torch.cat([self.latent_position_ids(*grid) for grid in grids])
-        noised_T = is_flow_target(kinds_T)
-        if flow_timesteps is None:
-            # Reading clean images draws nothing, so that a seed means the same with and without them.
-            any_noised = bool(noised_T.any())
-            drawn = torch.randn(len(latents), device=device) if any_noised else torch.zeros(len(latents))
-            flow_timesteps = shift_timesteps(drawn.sigmoid(), self.config.timestep_shift)
-        timesteps_M = torch.as_tensor(flow_timesteps, dtype=torch.float32, device=device)
-        if timesteps_M.shape != (len(latents),):
-            raise ValueError(
-                f"flow_timesteps needs one value for each of the {len(latents)} latent images, "
-                f"got shape {tuple(timesteps_M.shape)}."
-            )
-        image_index_T = torch.arange(len(latents), device=device).repeat_interleave(counts)
-        noised_M = torch.zeros(len(latents), dtype=torch.bool, device=device).index_put((image_index_T,), noised_T)
-        timesteps_M = torch.where(noised_M, timesteps_M, 0.0)
-        if not bool(((timesteps_M >= 0) & (timesteps_M <= 1)).all()):
-            raise ValueError("flow_timesteps must lie in [0, 1] (after sigmoid and shift): 0 is data, 1 is noise.")
-        num_noised = int(noised_T.sum())
-        if flow_noise is None:
-            flow_noise = torch.randn(num_noised, latent_dim, device=device)
-        if flow_noise.shape != (num_noised, latent_dim):
-            raise ValueError(
-                f"flow_noise has shape {tuple(flow_noise.shape)}, expected {(num_noised, latent_dim)}: one row for "
-                "each noised token."
-            )
-        target_NL = flow_noise.to(clean_TL) - clean_TL[noised_T]
-        # x_t = (1 - t) x_0 + t noise, written from the target so that clean tokens stay untouched.
-        tokens_TL = clean_TL.clone()
-        tokens_TL[noised_T] = clean_TL[noised_T] + timesteps_M[image_index_T[noised_T], None] * target_NL
-        embeds_TD = self.embed_latent_tokens(tokens_TL, timesteps_M, image_index_T, position_ids.to(device))
-        return embeds_TD, target_NL
-
     def _attention_mask(
         self,
         inputs_embeds: torch.Tensor,
         attention_mask: torch.Tensor | dict | None,
         past_key_values: Cache | None,
         layout: BlockLayout | None,
+        plan: PackPlan | None,
     ) -> torch.Tensor | AttentionPieces | None:
         config = self.config.text_config
         if isinstance(attention_mask, dict):
@@ -715,7 +655,10 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
             past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
             # A cache of fixed size keeps its shapes, so that what reads it can be compiled.
             if past_key_values is None or not past_key_values.is_compileable:
-                spans = attention_spans(layout, attention_mask, int(past_length))
+                if plan is not None and attention_mask is None and past_key_values is None:
+                    spans = plan.spans
+                else:
+                    spans = attention_spans(layout, attention_mask, int(past_length))
                 if spans is not None:
                     return spans
         return build_attention_mask(config, inputs_embeds, attention_mask, past_key_values, layout)
@@ -739,6 +682,7 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
         sample_ids: torch.Tensor | None = None,
         flow_noise: torch.Tensor | None = None,
         flow_timesteps: torch.Tensor | None = None,
+        plan: PackPlan | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -755,6 +699,10 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
         batch_size, length = inputs_embeds.shape[:2]
         has_latents = latent_pixel_values is not None or latent_values is not None
         has_layout = pixel_values is not None or has_latents or block_ids is not None or sample_ids is not None
+        rows = None
+        if plan is not None:
+            plan.require_fit(batch_size, length)
+            rows, has_layout = plan.rows, True
         if mm_token_type_ids is None and has_layout:
             mm_token_type_ids = (
                 self.embedded_kinds(inputs_embeds) if input_ids is None else self.token_kinds(input_ids)
@@ -767,45 +715,50 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
             # Embeddings may hold the features of ViT images already. A compiler cannot look, and takes them for such.
             has_pixels, looks = pixel_values is not None or input_ids is None, not torch.compiler.is_compiling()
             if looks:
-                self._require_images(mm_token_type_ids, has_pixels, has_latents)
+                rows = TokenRows.from_kinds(mm_token_type_ids) if rows is None else rows
+                self._require_images(rows, has_pixels, has_latents)
             if input_ids is None and not has_layout:
-                has_layout = bool((mm_token_type_ids > 0).any()) if looks else True
+                has_layout = rows is None or rows.vit_P.shape[0] + rows.gen_T.shape[0] > 0
         layout = None
-        if has_layout:
+        if plan is not None:
+            layout, position_ids = plan.layout, plan.position_ids_BS
+        elif has_layout:
             assert mm_token_type_ids is not None
             layout = block_layout(mm_token_type_ids, block_ids, sample_ids)
         holds_images = has_layout and (sample_ids is None or pixel_values is not None or has_latents)
 
         if pixel_values is not None:
             assert mm_token_type_ids is not None
-            inputs_embeds = self._merge_image_features(inputs_embeds, mm_token_type_ids, pixel_values, image_grid_thw)
+            inputs_embeds = self._merge_image_features(
+                inputs_embeds, mm_token_type_ids, pixel_values, image_grid_thw, rows, plan
+            )
         elif self.training and self._vision_is_trained():
             inputs_embeds = inputs_embeds + self._idle_vision_term().to(inputs_embeds)
 
-        routing, flow_target, noised_T = None, None, None
+        routing, flow_target = None, None
         if has_latents:
             refuse_activated_adapters(self.language_model.layers[0])
         if has_latents or (self.training and self.config.visual_gen):
             self.require_generation()
             latents = [] if latent_values is None else list(latent_values)
             if latent_values is None and latent_pixel_values is not None:
-                latents = self.input_latents(
-                    latent_pixel_values, latent_image_sizes, vae_noise, generator, vae_sample_mode
-                )
+                sizes = latent_image_sizes if plan is None else plan.latent_sizes
+                latents = self.input_latents(latent_pixel_values, sizes, vae_noise, generator, vae_sample_mode)
             if not has_latents:
-                kinds_T = torch.zeros(0, dtype=torch.long, device=inputs_embeds.device)
-                routing = ExpertRouting.all_understanding(batch_size, length, inputs_embeds.device)
-            else:
+                rows = TokenRows.all_text(batch_size * length, inputs_embeds.device)
+            elif rows is None:
                 assert mm_token_type_ids is not None
-                generation_BS = is_generation_token(mm_token_type_ids)
-                kinds_T = mm_token_type_ids[generation_BS]
-                routing = ExpertRouting.from_mask(generation_BS)
-            embeds_TD, flow_target = self._flow_inputs(latents, kinds_T, flow_noise, flow_timesteps)
-            noised_T = is_flow_target(kinds_T)
+                rows = TokenRows.from_kinds(mm_token_type_ids)
+            routing = ExpertRouting.from_rows(rows, batch_size)
+            flow = flow_tokens(self.config, latents, rows, flow_noise, flow_timesteps, check_times=plan is None)
+            embeds_TD = self.embed_latent_tokens(
+                flow.tokens_TL, flow.timesteps_M, flow.image_index_T, flow.position_ids_T
+            )
+            flow_target = flow.target_NL
             und_UD, _ = routing.split(inputs_embeds)
             inputs_embeds = routing.join(und_UD, embeds_TD.to(inputs_embeds))
 
-        if past_key_values is None and block_ids is None:
+        if past_key_values is None and block_ids is None and plan is None:
             layout, position_ids = self._packed_layout(layout, position_ids, attention_mask, inputs_embeds, kwargs)
         if use_cache is None:
             # Neither packs nor noised images are continued, recomputed layers would write to the cache twice, and an
@@ -819,7 +772,7 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
             past_key_values = growing_cache(self.config.text_config)
         if position_ids is None:
             position_ids = self._default_position_ids(inputs_embeds, attention_mask, layout, past_key_values)
-        mask = self._attention_mask(inputs_embeds, attention_mask, past_key_values, layout)
+        mask = self._attention_mask(inputs_embeds, attention_mask, past_key_values, layout, plan)
         if holds_images and past_key_values is not None:
             assert layout is not None
             past_length = int(past_key_values.get_seq_length())
@@ -841,7 +794,8 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
         velocity = None
         if routing is not None:
             _, gen_TD = routing.split(hidden_BSD)
-            velocity = self.llm2vae(gen_TD.flatten(0, -2)[noised_T]).float()
+            assert rows is not None
+            velocity = self.llm2vae(gen_TD.flatten(0, -2)[rows.noised_N]).float()
         return UniMedVLModelOutput(
             last_hidden_state=hidden_BSD,
             past_key_values=past_key_values,
@@ -898,11 +852,10 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
             return None, position_ids
         return packed, position_ids
 
-    def _require_images(self, mm_token_type_ids: torch.Tensor, has_pixels: bool, has_latents: bool):
+    def _require_images(self, rows: TokenRows, has_pixels: bool, has_latents: bool):
         """Raise a ValueError if the sequence holds image placeholders but no images came with it."""
-        missing = [("pixel_values", not has_pixels and bool((mm_token_type_ids == BlockKind.VIT).any()))]
-        latents = is_generation_token(mm_token_type_ids)
-        missing.append(("latent_pixel_values", not has_latents and bool(latents.any())))
+        missing = [("pixel_values", not has_pixels and rows.vit_P.shape[0] > 0)]
+        missing.append(("latent_pixel_values", not has_latents and rows.gen_T.shape[0] > 0))
         for name, is_missing in missing:
             if is_missing:
                 raise ValueError(
@@ -916,18 +869,24 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
         mm_token_type_ids: torch.Tensor,
         pixel_values: torch.Tensor,
         image_grid_thw: torch.Tensor | None,
+        rows: TokenRows | None,
+        plan: PackPlan | None,
     ) -> torch.Tensor:
         if image_grid_thw is None:
             raise ValueError("pixel_values needs image_grid_thw: pass both as the processor returned them.")
-        features = self._vision_rows(pixel_values, image_grid_thw)[0].to(inputs_embeds)
-        # Compilers compare no enumeration with a tensor.
-        where = mm_token_type_ids == int(BlockKind.VIT)
-        if not torch.compiler.is_compiling() and int(where.sum()) != features.shape[0]:
+        grids = None if plan is None else plan.vit_grids
+        features = self._vision_rows(pixel_values, image_grid_thw, grids=grids)[0].to(inputs_embeds)
+        if torch.compiler.is_compiling():
+            # A compiler does not know how many rows there are, and compares no enumeration with a tensor.
+            where = mm_token_type_ids == int(BlockKind.VIT)
+            return inputs_embeds.masked_scatter(where[..., None], features)
+        rows = TokenRows.from_kinds(mm_token_type_ids) if rows is None else rows
+        if rows.vit_P.shape[0] != features.shape[0]:
             raise ValueError(
-                f"The images make {features.shape[0]} patches but the sequence holds {int(where.sum())} image "
+                f"The images make {features.shape[0]} patches but the sequence holds {rows.vit_P.shape[0]} image "
                 "placeholders: pass text and images from one processor call."
             )
-        return inputs_embeds.masked_scatter(where[..., None], features)
+        return inputs_embeds.flatten(0, 1).index_copy(0, rows.vit_P, features).view_as(inputs_embeds)
 
     def _vision_is_trained(self) -> bool:
         parts = (self.vit_model, self.connector)
@@ -937,12 +896,13 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
         """Zero that depends on every ViT weight: distributed training then reduces the same gradients on all ranks."""
         size = self.config.vision_config.num_channels * self.config.vision_config.patch_size**2
         blank = torch.zeros(1, size, device=self.vit_model.device)
-        return 0.0 * self._vision_rows(blank, torch.tensor([[1, 1, 1]], device=blank.device))[0].sum()
+        one = torch.ones(1, 3, dtype=torch.long, device=blank.device)
+        return 0.0 * self._vision_rows(blank, one, grids=[(1, 1)])[0].sum()
 
     def input_latents(
         self,
         pixels: torch.Tensor,
-        sizes: torch.Tensor | None = None,
+        sizes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
         noise: list[torch.Tensor] | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         sample_mode: str = "sample",
@@ -951,7 +911,7 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
 
         Args:
             pixels: `latent_pixel_values`, float (M, 3, H, W).
-            sizes: `latent_image_sizes`, int64 (M, 2); nothing is cut when missing.
+            sizes: `latent_image_sizes`, int64 (M, 2), or the same on the host; nothing is cut when missing.
         """
         images = list(pixels)
         if sizes is not None:
@@ -960,7 +920,8 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
                     f"latent_image_sizes describes {len(sizes)} images but latent_pixel_values holds {len(images)}: "
                     "pass both as the processor returned them."
                 )
-            images = [image[:, :height, :width] for image, (height, width) in zip(images, sizes.tolist(), strict=True)]
+            known = sizes.tolist() if isinstance(sizes, torch.Tensor) else sizes
+            images = [image[:, :height, :width] for image, (height, width) in zip(images, known, strict=True)]
         return self.encode_latents(images, noise, generator, sample_mode)
 
     def _default_position_ids(self, inputs_embeds, attention_mask, layout, past_key_values) -> torch.Tensor:
@@ -1067,12 +1028,14 @@ class UniMedVLForConditionalGeneration(UniMedVLLoadingMixin, UniMedVLPreTrainedM
         token_weights: torch.Tensor | None = None,
         flow_noise: torch.Tensor | None = None,
         flow_timesteps: torch.Tensor | None = None,
+        plan: PackPlan | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
         num_flow_tokens_in_batch: torch.Tensor | int | None = None,
         **kwargs,
@@ -1104,7 +1067,10 @@ class UniMedVLForConditionalGeneration(UniMedVLLoadingMixin, UniMedVLPreTrainedM
             flow_noise: float (N, L), noise of the noised tokens; drawn when missing.
             flow_timesteps: float (M,) in [0, 1] after sigmoid and shift, one for each latent image (entries of clean
                 images are ignored); drawn when missing: `shift(sigmoid(normal))` with `config.timestep_shift`.
+            plan: what is read off the batch otherwise, for packs with labels; saves the host all waiting.
+                `flow_timesteps` are then not checked.
             logits_to_keep: as in transformers, an int (last positions) or an index tensor.
+            skip_logits: with labels, return none and compute the loss in parts, see `label_losses`.
             use_cache: return `past_key_values`; by default the text configuration's, and off for packs, noised images
                 and gradient checkpointing.
             num_items_in_batch, num_flow_tokens_in_batch: divisors of the two losses over an accumulation window;
@@ -1135,6 +1101,7 @@ class UniMedVLForConditionalGeneration(UniMedVLLoadingMixin, UniMedVLPreTrainedM
             sample_ids=sample_ids,
             flow_noise=flow_noise,
             flow_timesteps=flow_timesteps,
+            plan=plan,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
@@ -1143,14 +1110,24 @@ class UniMedVLForConditionalGeneration(UniMedVLLoadingMixin, UniMedVLPreTrainedM
             **kwargs,
         )
         hidden_BSD = outputs.last_hidden_state
-        logits, ce_loss = self._text_loss(
-            hidden_BSD, labels, token_weights, sample_ids is not None, logits_to_keep, num_items_in_batch
-        )
+        logits, losses_A, ce_loss = None, None, None
+        if labels is None:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden_BSD[:, kept])
+        else:
+            labels = labels.to(hidden_BSD.device)
+            rows_A = labeled_rows(labels) if plan is None else plan.labeled_A
+            logits, losses_A = self._label_losses(hidden_BSD, labels, rows_A, sample_ids is not None, skip_logits)
+            if token_weights is not None:
+                weights_A = F.pad(token_weights.to(losses_A.device)[:, 1:], (0, 1)).flatten()[rows_A]
+                ce_loss = weighted_mean(losses_A, weights_A)
+            else:
+                ce_loss = mean_over(
+                    losses_A.sum(), losses_A.shape[0] if num_items_in_batch is None else num_items_in_batch
+                )
         mse_loss = None
         if outputs.velocity is not None and (self.training or outputs.velocity.shape[0] > 0):
-            error_NL = (outputs.velocity - outputs.flow_target) ** 2
-            count = error_NL.shape[0] if num_flow_tokens_in_batch is None else num_flow_tokens_in_batch
-            mse_loss = error_NL.mean(dim=-1).sum() / max(count, 1)
+            mse_loss = flow_loss(outputs.velocity, outputs.flow_target, num_flow_tokens_in_batch)
         parts = [(self.config.ce_loss_weight, ce_loss), (self.config.mse_loss_weight, mse_loss)]
         weighted = [weight * part for weight, part in parts if part is not None]
         return UniMedVLOutput(
@@ -1158,6 +1135,7 @@ class UniMedVLForConditionalGeneration(UniMedVLLoadingMixin, UniMedVLPreTrainedM
             ce_loss=ce_loss,
             mse_loss=mse_loss,
             logits=logits,
+            label_losses=None if losses_A is None else losses_A.detach(),
             velocity=outputs.velocity,
             flow_target=outputs.flow_target,
             past_key_values=outputs.past_key_values,
@@ -1165,29 +1143,18 @@ class UniMedVLForConditionalGeneration(UniMedVLLoadingMixin, UniMedVLPreTrainedM
             attentions=outputs.attentions,
         )
 
-    def _text_loss(
-        self,
-        hidden_BSD: torch.Tensor,
-        labels: torch.Tensor | None,
-        token_weights: torch.Tensor | None,
-        packed: bool,
-        logits_to_keep: int | torch.Tensor,
-        num_items_in_batch: torch.Tensor | int | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if labels is None:
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            return self.lm_head(hidden_BSD[:, kept]), None
-        targets_BS = F.pad(labels[:, 1:], (0, 1), value=-100).to(hidden_BSD.device)
-        labeled_BS = targets_BS != -100
+    def _label_losses(
+        self, hidden_BSD: torch.Tensor, labels: torch.Tensor, rows_A: torch.Tensor, packed: bool, skip_logits: bool
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Logits, where they are wanted, and the cross entropy of each label."""
+        labels_A = F.pad(labels[:, 1:], (0, 1), value=-100).flatten()[rows_A]
+        hidden_AD = hidden_BSD.flatten(0, 1)[rows_A]
+        if skip_logits:
+            return None, label_losses(self.lm_head, hidden_AD, labels_A)
         # A pack is long and the vocabulary is wide: only the rows that carry a label are projected.
-        logits = self.lm_head(hidden_BSD[labeled_BS] if packed else hidden_BSD)
-        rows = logits if packed else logits[labeled_BS]
-        losses = F.cross_entropy(rows.float(), targets_BS[labeled_BS], reduction="none")
-        if token_weights is not None:
-            weights = F.pad(token_weights[:, 1:], (0, 1)).to(losses.device)[labeled_BS]
-            return logits, (losses * weights).sum() / weights.sum().clamp(min=torch.finfo(losses.dtype).tiny)
-        count = losses.shape[0] if num_items_in_batch is None else num_items_in_batch
-        return logits, losses.sum() / max(count, 1)
+        logits = self.lm_head(hidden_AD if packed else hidden_BSD)
+        kept = logits if packed else logits.flatten(0, 1)[rows_A]
+        return logits, F.cross_entropy(kept.float(), labels_A, reduction="none")
 
 
 # Saving then copies the code next to the weights; `config.auto_map` names the other auto classes.

@@ -13,11 +13,11 @@ branches of guidance), M images, T latent tokens, D hidden.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedModel
 
 from .attention_unimedvl import AttentionPieces, attend_to_all
 from .caches_unimedvl import layer_states
@@ -151,7 +151,7 @@ class NoisedBlocks:
 
 
 def lay_out_contexts(
-    model: PreTrainedModel, contexts: list[GenerationContext], images_per_prompt: int, lengths: list[int]
+    model: Any, contexts: list[GenerationContext], images_per_prompt: int, lengths: list[int]
 ) -> BlockAttention:
     """Lay out what blocks attend to, without padding, and turned back by their RoPE ids.
 
@@ -171,7 +171,8 @@ def lay_out_contexts(
             first = branch * count + run.start * images_per_prompt
             rows = range(first, first + len(run) * images_per_prompt)
             length = lengths[run.start * images_per_prompt]
-            if states[branch] is None:
+            placed = states[branch]
+            if placed is None:
                 last = groups[-1] if groups else None
                 if last is not None and last.keys is None and (last.rows.stop, last.length) == (first, length):
                     rows = range(groups.pop().rows.start, rows.stop)
@@ -179,7 +180,7 @@ def lay_out_contexts(
                 continue
             # Images of one prompt follow each other in the same slots.
             parts = [rows] if images_per_prompt == 1 else [range(row, row + 1) for row in rows]
-            groups += [BlockGroup(part, length, *states[branch]) for part in parts]
+            groups += [BlockGroup(part, length, *placed) for part in parts]
     return BlockAttention(tuple(groups), model.language_model.rotary_emb.attention_scaling**2)
 
 
@@ -203,7 +204,7 @@ _States = tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]
 
 
 def _lay_out_run(
-    model: PreTrainedModel,
+    model: Any,
     contexts: list[GenerationContext],
     columns: list[list[torch.Tensor]],
     run: range,

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils import logging as transformers_logging
@@ -201,6 +200,8 @@ class FlowSampler:
             grids: (rows, columns) of latent tokens of each image.
             generator: one for all draws, or one for each image.
         """
+        from diffusers.utils.torch_utils import randn_tensor
+
         sources = generator if isinstance(generator, (list, tuple)) else [generator] * len(grids)
         device, dim = execution_device(self.model), self.model.config.latent_dim
         return [

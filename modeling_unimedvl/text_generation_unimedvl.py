@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import DynamicCache
 
 from .blocks_unimedvl import block_layout, rope_position_ids
-from .caches_unimedvl import first_position
+from .caches_unimedvl import first_position, grow_in_place, holds_padding, note_padding
 from .prompts_unimedvl import images_of_new_tokens, repeat_images
 
 IMAGE_INPUTS = ("pixel_values", "image_grid_thw", "latent_values")
@@ -44,6 +45,19 @@ class UniMedVLTextGenerationMixin(_Base):
         # Only the new tokens of a conversation came, with the mask of all of it.
         return positions + first_position(cache, mask, batch_size, length)
 
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args, **kwargs
+    ):
+        """Let the cache grow in place, and remember whether the prompts are padded."""
+        given = model_kwargs.get("past_key_values")
+        prepare: Any = super()._prepare_cache_for_generation  # type: ignore[misc]  # they type self more narrowly
+        prepare(generation_config, model_kwargs, *args, **kwargs)
+        cache = model_kwargs.get("past_key_values")
+        if given is None and isinstance(cache, DynamicCache):
+            grow_in_place(cache)
+        if cache is not None:
+            note_padding(cache, model_kwargs.get("attention_mask"))
+
     def prepare_inputs_for_generation(self, input_ids, *args, inputs_embeds=None, is_first_iteration=False, **kwargs):
         """Prepare one pass: token kinds of the tokens it reads, and images only where their tokens are among them.
 
@@ -71,6 +85,9 @@ class UniMedVLTextGenerationMixin(_Base):
         if kinds is not None and tokens is not None:
             # Transformers 5.20 leaves this input at its full length when it continues on a cache.
             inputs["mm_token_type_ids"] = kinds[:, -tokens.shape[1] :]
+        if cache is not None and not (is_first_iteration or cache.is_compileable or holds_padding(cache)):
+            # Nothing is hidden and generation hides nothing: no pass needs to look at the mask again.
+            inputs["attention_mask"] = None
         length = 0 if cache is None else cache.get_seq_length()
         if isinstance(length, int) and length == 0:
             # An assistant model's first pass does not count as one in transformers, which drops its images.

@@ -60,7 +60,8 @@ class UniMedVLVisionModel(UniMedVLPreTrainedModel):
         self.embeddings = UniMedVLVisionEmbeddings(config, num_positions)
         self.encoder = SiglipEncoder(config)  # type: ignore[arg-type]  # SigLIP itself passes a vision configuration
         for layer in self.encoder.layers:
-            layer.self_attn = UniMedVLVisionAttention(config)
+            # Another way to attend over the same weights: nothing is made or drawn anew.
+            layer.self_attn.__class__ = UniMedVLVisionAttention
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
@@ -91,7 +92,7 @@ class UniMedVLVisionModel(UniMedVLPreTrainedModel):
         if takes_spans(self.config._attn_implementation) and not isinstance(lengths, torch.Tensor):
             mask = spans_of_lengths(lengths)
         else:
-            mask = self._separating_mask(patches_PD, torch.as_tensor(lengths, device=patches_PD.device))
+            mask = self._separating_mask(patches_PD, torch.as_tensor(lengths).to(patches_PD.device, non_blocking=True))
         attentions: list[torch.Tensor] = []
         hidden_states: list[torch.Tensor] = []
         hooks = []

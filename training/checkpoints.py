@@ -261,8 +261,9 @@ def load_optimizer(
     tensors: dict[str, torch.Tensor] = {}
     for name in parameters.keys() & steps.keys():
         moments = {key: torch.zeros_like(parameters[name]) for key in ("exp_avg", "exp_avg_sq")}
-        # The step count lies where AdamW keeps it, on the CPU.
-        optimizer.state[parameters[name]] = {"step": torch.tensor(steps[name]), **moments}
+        # The step count lies where fused AdamW keeps it, beside the weight.
+        step = torch.tensor(steps[name], dtype=torch.float32, device=parameters[name].device)
+        optimizer.state[parameters[name]] = {"step": step, **moments}
         tensors |= {f"optimizer.{key}.{name}": value for key, value in moments.items()}
     load_tensors(tensors, checkpoint)
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 PARTS = ("llm", "vit", "vae", "others")
 SCHEDULES = ("constant", "cosine")
 PARALLELISMS = ("ddp", "fsdp2")
+ATTENTIONS = ("sdpa", "flex_attention", "eager")
+CHECKPOINTING_POLICIES = ("full", "selective")
 REPORTS = ("tensorboard", "trackio", "wandb")
 CARRIED_WEIGHTS = ("model", "ema")
 CARRIED_OPTIMIZERS = ("fresh", "carried")
@@ -127,6 +129,11 @@ class TrainingRecipe:
         optimizer: see `OptimizerRecipe`.
         bf16: compute in bfloat16 beside float32 weights.
         gradient_checkpointing: recompute activations in the backward pass.
+        checkpointing_policy: what is recomputed: "full", whole layers, or "selective", all but matrix products and
+            attention, at more memory and almost no more work.
+        attention: kernels of attention: "sdpa", "flex_attention" (for GPUs), or "eager".
+        compile: compile every layer of the language model and of the ViT as a region (`torch.compile`); with
+            `gradient_checkpointing` not where attention is "sdpa", which leaves the region.
         parallelism: of several processes: "ddp", each with the whole model, or "fsdp2", each with its share.
         peak_tflops: what a device can do in bfloat16, to log the share that is used (MFU); looked up if 0.
         save_steps, keep_checkpoints: steps between checkpoints, and how many are kept.
@@ -151,6 +158,9 @@ class TrainingRecipe:
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     bf16: bool = True
     gradient_checkpointing: bool = False
+    checkpointing_policy: str = "full"
+    attention: str = "sdpa"
+    compile: bool = False
     parallelism: str = "ddp"
     peak_tflops: float = 0.0
     save_steps: int = 2000
@@ -166,11 +176,18 @@ class TrainingRecipe:
         _one_of("freeze", self.freeze, ("llm", "vit", "vae", "und"))
         _one_of("parallelism", [self.parallelism], PARALLELISMS)
         _one_of("report_to", self.report_to, REPORTS)
+        _one_of("attention", [self.attention], ATTENTIONS)
+        _one_of("checkpointing_policy", [self.checkpointing_policy], CHECKPOINTING_POLICIES)
         for name in self.report_to:
             if importlib.util.find_spec(name) is None:
                 raise ValueError(f"report_to: {name} is not installed; `pip install {name}`, or leave it out.")
         if self.adapter is not None and self.parallelism == "fsdp2":
             raise ValueError("An adapter trains under parallelism: ddp; fsdp2 spreads whole models only.")
+        if self.compile and self.gradient_checkpointing and self.attention == "sdpa":
+            raise ValueError(
+                "compile with gradient_checkpointing needs attention: flex_attention, or leave one of the two out: "
+                "recomputed layers are compiled as one graph, and sdpa attends outside of it."
+            )
         _not_negative("", self, "spike_factor")
         check_shift("timestep_shift", self.timestep_shift)
         for name in ("steps", "accumulation", "save_steps", "keep_checkpoints", "log_steps"):

@@ -76,7 +76,7 @@ def run_recipe(recipe: TrainingRecipe, before: Path | None = None, carried: Stag
         kept = torch.bfloat16 if recipe.bf16 else torch.float32
         model = load_with_adapter(checkpoint, recipe.adapter, kept)
     elif recipe.parallelism == "fsdp2" and state.num_processes > 1:
-        model = load_sharded(checkpoint, recipe.freeze, recipe.bf16, state.device)
+        model = load_sharded(checkpoint, recipe, state.device)
     else:
         model = load(checkpoint.directory, dtype="float32", device="cpu").model
     _check_samples(recipe, bare_model(model).config)

@@ -35,7 +35,7 @@ PARTS = (
     Part("correctness", "benchmarks.gpu.correctness", 85, "golden records 50, modes and devices 25, import 10"),
     Part("denoise", "benchmarks.gpu.denoise", 60, "weights 3, 36 updates 6, image 4, block 2, compiled at most 40"),
     Part("decode", "benchmarks.gpu.decode", 40, "weights 2, dynamic cache 6, static cache 4, compiled at most 25"),
-    Part("train", "benchmarks.gpu.train", 25, "weights 2, full steps 8, LoRA steps 8"),
+    Part("train", "benchmarks.gpu.train", 25, "weights 4, full steps 5, LoRA steps 5, flex attention and compiled 10"),
     Part("memory", "benchmarks.gpu.memory", 28, "understanding 4, everything 6, NF4 7, int8 7"),
 )
 

@@ -118,7 +118,7 @@ SIZES = {
         prompt_tokens=512,
         new_tokens=48,
         batch=16,
-        training_layers=4,
+        training_layers=3,
         training_images=3,
         text_tokens=400,
         matmul_side=8192,
@@ -246,8 +246,21 @@ def layer_weights(config: UniMedVLConfig) -> int:
     return text.hidden_size * (heads * head + 3 * text.intermediate_size)
 
 
+def pass_flops(config: UniMedVLConfig, tokens: int, context: int) -> int:
+    """Floating point operations of the decoder's layers: two for each weight and token, four for each pair of
+    attention and channel.
+
+    Args:
+        tokens: new tokens, each of which sees all others.
+        context: keys before them.
+    """
+    text: Any = config.text_config
+    linear = 2 * text.num_hidden_layers * layer_weights(config) * tokens
+    return linear + 4 * text.num_hidden_layers * text.hidden_size * tokens * (context + tokens)
+
+
 def update_flops(config: UniMedVLConfig, tokens: int, contexts: list[int]) -> int:
-    """Floating point operations of one update: two for each weight and token, four for each pair of attention.
+    """Floating point operations of one update, see `pass_flops`.
 
     Args:
         tokens: latent tokens of the image.
@@ -255,11 +268,15 @@ def update_flops(config: UniMedVLConfig, tokens: int, contexts: list[int]) -> in
     """
     text: Any = config.text_config
     hidden = text.hidden_size
-    block = tokens + 2
-    linear = 2 * text.num_hidden_layers * layer_weights(config) * block + 2 * 2 * config.latent_dim * hidden * tokens
+    latents = 2 * 2 * config.latent_dim * hidden * tokens
     time = 2 * (TIME_FEATURES + hidden) * hidden
-    attention = [4 * text.num_hidden_layers * hidden * block * (context + block) for context in contexts]
-    return len(contexts) * linear + time + sum(attention)
+    return time + sum(latents + pass_flops(config, tokens + 2, context) for context in contexts)
+
+
+def token_flops(config: UniMedVLConfig, context: int) -> int:
+    """Floating point operations of one decoded token after a context, its logits included, see `pass_flops`."""
+    text: Any = config.text_config
+    return pass_flops(config, 1, context) + 2 * text.hidden_size * text.vocab_size
 
 
 def decode_bytes(model: Any, context: int, rows: int) -> int:

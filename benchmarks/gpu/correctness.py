@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import BitsAndBytesConfig
 
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
+from unimedvl.training.data.collate import to_device
 
 from .architecture import SIZES, prompt
 from .denoise import denoised
@@ -93,8 +94,8 @@ def training_step(model: Any, device: torch.device) -> dict[str, torch.Tensor]:
     """Both losses of a pack and the gradients of every weight, in float32."""
     learner = copy.deepcopy(model).train()
     size = replace(SIZES["tiny"], sides=(image_side(model),) * 2, vit_grid=VIT_GRID, text_tokens=TEXT_TOKENS)
-    batch, _ = packed_batch(model.config, size, device)
-    output = learner(**batch)
+    batch, _ = packed_batch(model.config, size)
+    output = learner(**to_device(batch, device))
     output.loss.backward()
     gradients = [weight.grad.flatten().float().cpu() for weight in learner.parameters() if weight.grad is not None]
     losses = torch.stack([output.ce_loss.float(), output.mse_loss.float()])

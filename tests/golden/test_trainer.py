@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 
 from tests.tiny import make_tokenizer
 from unimedvl.modeling_unimedvl.blocks_unimedvl import BlockKind
+from unimedvl.modeling_unimedvl.plans_unimedvl import PackPlan
 from unimedvl.training.curriculum.trainer import UniMedVLTrainer
 from unimedvl.training.data.collate import BatchInfo, Collator, SampleInfo
 from unimedvl.training.data.sequences import SampleImage, TrainingSample
@@ -55,7 +56,8 @@ class RecordedBatches(IterableDataset):
             for number, length in enumerate(lengths)
         ]
         for arguments in self.arguments:
-            yield {**arguments, "info": BatchInfo(samples, sum(lengths), {})}
+            info = BatchInfo(samples, sum(lengths), {})
+            yield {**arguments, "plan": PackPlan.from_batch(arguments), "info": info}
 
 
 class GradientNorms(TrainerCallback):

@@ -115,6 +115,24 @@ def test_registering_again_keeps_what_is_there(monkeypatch):
     assert before == LORA_TARGETS
 
 
+def test_defaults_hold_where_peft_comes_after_the_model(checkpoint):
+    program = """
+import sys
+from unimedvl import UniMedVLForConditionalGeneration
+model = UniMedVLForConditionalGeneration.from_pretrained(sys.argv[1], visual_gen=False)
+assert "peft" not in sys.modules
+from peft import LoraConfig, get_peft_model
+trained = [name for name, value in get_peft_model(model, LoraConfig(r=2)).named_parameters() if value.requires_grad]
+print(len(trained), all("language_model.layers" in name for name in trained))
+"""
+    command = [sys.executable, "-c", program, str(checkpoint)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    layers = UniMedVLForConditionalGeneration.from_pretrained(checkpoint).config.text_config.num_hidden_layers
+    # Two matrices for each of seven linear layers.
+    assert done.stdout.split() == [str(layers * 7 * 2), "True"]
+
+
 REMOTE = """
 import json, sys
 class RefusePackage:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.tiny_inputs import collate, conversation, initial_latents, marker_ids, noises
 from tests.tiny_model import tiny_model
@@ -110,22 +111,42 @@ def test_cached_equals_uncached(model, answer_index):
 
 def test_implementations_of_attention_agree():
     row = conversation(tiny_model().config, [("latent", 2, 3), ("vit", 2, 2), [3, 4], ("vit", 1, 3), [5]], seed=1)
-    logits = {}
+    results = {}
     for name in ("eager", "sdpa", "flex_attention"):
         model = tiny_model()
         model.set_attn_implementation(name)
         with torch.no_grad():
-            logits[name] = model(**row, vae_noise=noises(model.config, row)).logits
-    assert (logits["eager"] - logits["sdpa"]).abs().max() < 1e-5
-    assert (logits["flex_attention"] - logits["sdpa"]).abs().max() < 1e-5
+            logits = model(**row, vae_noise=noises(model.config, row)).logits
+        drawn = torch.Generator().manual_seed(0)
+        results[name] = logits, model.generate(**row, **IMAGE, height=32, width=48, generator=drawn)
+    for name in ("eager", "flex_attention"):
+        for ours, plain in zip(results[name], results["sdpa"], strict=True):
+            assert (ours - plain).abs().max() < 1e-5
 
 
-def test_flash_attention_refuses_image_blocks():
+def test_flash_kernels_read_image_blocks(monkeypatch):
+    """Kernels without masks are asked for nothing but full attention and causal attention over the last queries."""
     model = tiny_model()
-    row = conversation(model.config, [("vit", 2, 2), [3]], seed=1)
-    model.config.text_config._attn_implementation = "flash_attention_2"
-    with pytest.raises(ValueError, match="sdpa"):
-        model.model(**row)
+    row = conversation(model.config, [[7, 8], ("vit", 2, 2), [3, 4]], seed=1)
+    expected = model.model(**row).last_hidden_state
+    masks = []
+
+    def kernel(module, query, key, value, attention_mask, scaling, is_causal, **kwargs):
+        """What flash attention computes, written out."""
+        masks.append(attention_mask)
+        groups = query.shape[1] // key.shape[1]
+        key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+        scores = query @ key.transpose(2, 3) * scaling
+        if is_causal:
+            size = scores.shape[-2:]
+            scores = scores.masked_fill(torch.ones(size).tril(size[1] - size[0]) == 0, -torch.inf)
+        return (scores.softmax(dim=-1) @ value).transpose(1, 2), None
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", kernel)
+    for config in (model.config.text_config, model.config.vision_config):
+        config._attn_implementation = "flash_attention_2"
+    assert (model.model(**row).last_hidden_state - expected).abs().max() < 1e-5
+    assert len(masks) > 4 and all(mask is None for mask in masks)
 
 
 def test_packed_training_forward_equals_cached_inference(model):
@@ -208,6 +229,7 @@ def test_packed_samples_do_not_see_each_other(model):
 FRESH = """
 import json, sys
 import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from tests.tiny_model import tiny_model
 from tests.modeling_unimedvl.test_properties import call
 print(json.dumps(call(tiny_model(), sys.argv[1])))

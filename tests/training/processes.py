@@ -48,6 +48,8 @@ def _measure_loading(model: Path, output: Path, environment: dict[str, str]) -> 
 
     from unimedvl.checkpoint.folder import open_checkpoint
     from unimedvl.training.curriculum.sharding import load_sharded
+    from unimedvl.training.data_recipe import DataRecipe, GroupRecipe
+    from unimedvl.training.recipe import TrainingRecipe
 
     state = PartialState(cpu=True)
     before, peak, done = _own_bytes(), 0, threading.Event()
@@ -59,7 +61,8 @@ def _measure_loading(model: Path, output: Path, environment: dict[str, str]) -> 
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    load_sharded(open_checkpoint(model), ["vae"], False, state.device)
+    recipe = TrainingRecipe("model", "output", DataRecipe([GroupRecipe("all", "records")]), 1, bf16=False)
+    load_sharded(open_checkpoint(model), recipe, state.device)
     done.set()
     watcher.join()
     output.write_text(str(peak - before))

@@ -30,10 +30,10 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take the weights in after an optimizer step."""
+        """Take the weights in after an optimizer step, all of them in one operation."""
         parameters = dict(model.named_parameters())
-        for name, average in self.averages.items():
-            local(average).lerp_(local(parameters[name]), 1 - self.decay)
+        averages = [local(average) for average in self.averages.values()]
+        torch._foreach_lerp_(averages, [local(parameters[name]) for name in self.averages], 1 - self.decay)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The averages by "average.NAME", as a checkpoint holds them."""

@@ -34,7 +34,7 @@ def freeze_parts(model: nn.Module, frozen: Iterable[str]) -> None:
 
 
 def make_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.AdamW:
-    """AdamW with one group for each part that is trained, and for each name in `learning_rates`.
+    """Fused AdamW with one group for each part that is trained, and for each name in `learning_rates`.
 
     Raises:
         ValueError: if nothing is trained, or a name of `learning_rates` begins no trained weight's.
@@ -58,6 +58,7 @@ def make_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.Ada
         betas=(recipe.betas[0], recipe.betas[1]),
         eps=recipe.eps,
         weight_decay=recipe.weight_decay,
+        fused=True,
     )
 
 

@@ -26,6 +26,8 @@ from unimedvl.checkpoint.loading import read_config
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
 
+from ..recipe import TrainingRecipe
+from .acceleration import accelerate_model
 from .parameter_groups import freeze_parts
 
 _SHARD_BYTES = 4 << 30
@@ -61,14 +63,14 @@ def reshard(model: nn.Module) -> None:
 # Not accelerate's FSDP2 plugin: even with `cpu_ram_efficient_loading` process 0 builds and holds the whole model, and
 # it leaves out whole modules (`ignored_modules`), where single tables must stay whole here.
 def load_sharded(
-    checkpoint: Checkpoint, frozen: list[str], bf16: bool, device: torch.device
+    checkpoint: Checkpoint, recipe: TrainingRecipe, device: torch.device
 ) -> UniMedVLForConditionalGeneration:
     """A checkpoint's model, float32, spread over all processes.
 
     Args:
         checkpoint: in our layout.
-        frozen: parts that are not trained, see `freeze_parts`.
-        bf16: gather and compute weights in bfloat16; gradients are summed in float32 either way.
+        recipe: with `bf16`, weights are gathered and computed with in bfloat16; those that are kept and updated stay
+            float32, and gradients are summed in float32.
         device: of this process.
 
     Raises:
@@ -82,9 +84,10 @@ def load_sharded(
     with torch.device("meta"):
         model = UniMedVLForConditionalGeneration(read_config(checkpoint.directory))
     model.model.freeze_fixed_parts()
-    freeze_parts(model, frozen)
+    freeze_parts(model, recipe.freeze)
+    accelerate_model(model, recipe)
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
-    _shard(model, mesh, bf16)
+    shard(model, mesh, recipe.bf16)
     model.to_empty(device=device)
     _fill(model, checkpoint)
     model.generation_config = GenerationConfig.from_pretrained(checkpoint.directory)
@@ -97,7 +100,11 @@ def load_sharded(
     return model
 
 
-def _shard(model: UniMedVLForConditionalGeneration, mesh: DeviceMesh, bf16: bool) -> None:
+def shard(model: UniMedVLForConditionalGeneration, mesh: DeviceMesh, bf16: bool) -> None:
+    """Spread a model's weights over the processes of a mesh.
+
+    Units that are gathered at one time: every layer, the embedding, the head, and the small rest.
+    """
     # Images are encoded outside of `forward`, and the tables must keep their precision: both stay whole. They are
     # never trained, and small.
     whole = {
@@ -108,9 +115,10 @@ def _shard(model: UniMedVLForConditionalGeneration, mesh: DeviceMesh, bf16: bool
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    for module in list(model.modules()):
-        if type(module).__name__ in ("UniMedVLDecoderLayer", "SiglipEncoderLayer"):
-            fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=whole)
+    for module in (*model.repeated_blocks(), model.get_input_embeddings()):
+        fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=whole)
+    # The backward pass begins where the forward pass ended.
+    fully_shard(model.lm_head, mesh=mesh, mp_policy=policy, ignored_params=whole, reshard_after_forward=False)
     fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=whole)
 
 

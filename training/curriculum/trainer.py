@@ -2,16 +2,14 @@
 
 import hashlib
 import json
-import logging
-import statistics
 import time
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -32,18 +30,18 @@ from ..checkpoints import (
     stored_tensors,
     whole_folder,
 )
-from ..data.collate import BatchInfo
+from ..data.collate import BatchInfo, to_device
 from ..data.dataset import PackedRecords
 from ..data.posterior_cache import LatentCache, scaled_latents
 from ..recipe import StageRecipe, TrainingRecipe
+from .acceleration import accelerate_model
 from .ema import AverageWeights, WeightAverage
 from .metrics import Operations, StepMetrics, peak_flops
 from .parameter_groups import freeze_parts, make_optimizer, make_schedule
 from .sharding import is_sharded, save_whole, undistributed
 from .trainer_arguments import training_arguments
 from .validation import ProgressLines, Validation, sample_sheet, save_sheet
-
-logger = logging.getLogger(__name__)
+from .watch import StepWatch
 
 
 class UniMedVLTrainer(Trainer):
@@ -75,6 +73,8 @@ class UniMedVLTrainer(Trainer):
         self.recipe, self.records, self.cache, self.validation = recipe, data, cache, validation
         self.processor, self.folder = processor, Path(recipe.output_dir)
         freeze_parts(model, recipe.freeze)
+        if not is_sharded(model):
+            accelerate_model(bare_model(model), recipe)
         config: Any = model.config
         config.ce_loss_weight, config.mse_loss_weight = recipe.ce_weight, recipe.mse_weight
         self.planner_state: dict[str, Any] | None = None
@@ -82,9 +82,8 @@ class UniMedVLTrainer(Trainer):
         self.order = ""
         self.step_metrics = StepMetrics()
         self.operations, self.peak = Operations(model), peak_flops(recipe.peak_tflops)
-        self._recent: deque[float] = deque(maxlen=100)
-        self._window: list[BatchInfo] = []
-        self._step_loss, self._observed = 0.0, -1
+        self.watch = StepWatch(recipe.spike_factor, recipe.output_dir)
+        self._observed = -1
         self._since = time.perf_counter()
         self._begun: tuple[int, float] | None = None
         super().__init__(model=model, args=training_arguments(recipe), train_dataset=data, processing_class=processor)
@@ -110,6 +109,8 @@ class UniMedVLTrainer(Trainer):
             self.records,
             batch_size=None,
             num_workers=self.args.dataloader_num_workers,
+            # From pinned memory a micro-batch goes to the device while it works on the one before.
+            pin_memory=self.args.device.type == "cuda",
             # Its workers' seed would otherwise be drawn from the global generator once more at every resuming.
             generator=torch.Generator(),
         )
@@ -122,25 +123,23 @@ class UniMedVLTrainer(Trainer):
         for batch in batches:
             if "refused" in batch:
                 raise ValueError(batch["refused"])
-        self._window = [batch["info"] for batch in batches]
-        samples = [sample for info in self._window for sample in info.samples]
-        counts = torch.tensor(
-            [sum(sample.label_tokens for sample in samples), sum(sample.flow_tokens for sample in samples)],
-            device=device,
-        )
-        labels, flow = self.accelerator.reduce(counts, reduction="sum").tolist()
-        self.step_metrics.count(self._window)
+        infos: list[BatchInfo] = [batch["info"] for batch in batches]
+        samples = [sample for info in infos for sample in info.samples]
+        counts = [sum(sample.label_tokens for sample in samples), sum(sample.flow_tokens for sample in samples)]
+        shared: list[Any] = counts
+        if self.args.world_size > 1:
+            # They stay on the device: nobody has to know them but the loss.
+            sent = torch.tensor(counts).to(device, non_blocking=True)
+            shared = list(self.accelerator.reduce(sent, reduction="sum").unbind())
+        self.step_metrics.count(infos)
         self.step_metrics.totals["operations"] += sum(map(self.operations, batches))
         ids = " ".join(f"{sample.record_id}/{sample.epoch}" for sample in samples)
         self.order = hashlib.sha256(f"{self.order} {ids}".encode()).hexdigest()
-        # The last process took the stream's last micro-batch of this step.
-        last = self._window[-1].state
-        if self.args.world_size > 1:
-            shared = [last]
-            torch.distributed.broadcast_object_list(shared, src=self.args.world_size - 1)
-            last = shared[0]
-        self.planner_state = last
-        return batches, {"labels": labels, "flow": flow}
+        self.planner_state = infos[-1].state
+        return batches, {"labels": shared[0], "flow": shared[1]}
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return to_device(inputs, self.args.device)
 
     # --- Losses ------------------------------------------------------------------------------------------------------
 
@@ -156,44 +155,18 @@ class UniMedVLTrainer(Trainer):
             **inputs,
             num_items_in_batch=num_items_in_batch["labels"],
             num_flow_tokens_in_batch=num_items_in_batch["flow"],
+            skip_logits=True,
         )
-        if not bool(torch.isfinite(output.loss)):
-            self._stop(f"The loss is {output.loss.item()}", [info])
+        self.watch.add_loss(output.loss, info)
         self.step_metrics.add_losses(output, inputs, info)
         loss = output.loss * self.args.world_size
         return (loss, output) if return_outputs else loss
 
-    def _stop(self, what: str, infos: list[BatchInfo]) -> None:
-        names = ", ".join(sample.record_id for info in infos for sample in info.samples)
-        raise ValueError(
-            f"{what} at step {self.state.global_step + 1}, on the records {names}; the last checkpoint in "
-            f"{self.args.output_dir} is untouched."
-        )
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self._step_loss += loss.item() / self.args.world_size
-        if self.accelerator.sync_gradients:
-            if self.recipe.spike_factor:
-                self._check_spike(sum(gather(self._step_loss)))
-            self._step_loss = 0.0
-        return loss
-
-    def _check_spike(self, loss: float) -> None:
-        factor = self.recipe.spike_factor
-        if len(self._recent) == self._recent.maxlen and loss > factor * statistics.median(self._recent):
-            what = f"The loss jumped to {loss:.4g}, more than {factor:g} times its median,"
-            self._stop(what, sum(gather(self._window), []))
-        self._recent.append(loss)
-
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm)
-        value = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-        if not value < float("inf"):
-            self._stop(f"The norm of the gradients is {value}", sum(gather(self._window), []))
-        if value == 0.0 and self.state.global_step == 0:
-            logger.warning("no gradient reaches what is trained: the first samples do not use it")
-        return value
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self.watch.end_step(self.state.global_step + 1, norm)
+        return norm
 
     # --- Logs --------------------------------------------------------------------------------------------------------
 
@@ -216,6 +189,8 @@ class UniMedVLTrainer(Trainer):
 
     def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, *args, **kwargs):
         # Before anything is saved: what a checkpoint's history holds does not depend on when the run was stopped.
+        if self.control.should_log or self.control.should_save or self.control.should_training_stop:
+            self.watch.read()
         self._observe(model)
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, *args, **kwargs)
 
@@ -291,7 +266,7 @@ class UniMedVLTrainer(Trainer):
         folder = self.folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         optimizer, names = self._bare_optimizer(), self._names()
         assert self.lr_scheduler is not None
-        states, orders = gather(random_state()), gather(self.order)
+        states, orders, planners = gather(random_state()), gather(self.order), gather(self.planner_state)
         schedule = {name: value for name, value in self.lr_scheduler.state_dict().items() if name != "lr_lambdas"}
         with whole_folder(folder) as partial:
             save_tensors(self._weights() | optimizer_tensors(optimizer, names), partial)
@@ -299,12 +274,13 @@ class UniMedVLTrainer(Trainer):
                 self._save_settings(partial)
                 self.state.save_to_json(str(partial / "trainer_state.json"))
                 progress = {
-                    "planner": self.planner_state,
+                    # The last process took the stream's last micro-batch of this step.
+                    "planner": planners[-1],
                     "random": states,
                     "order": orders,
                     "schedule": schedule,
                     "optimizer_steps": optimizer_steps(optimizer, names),
-                    "recent": list(self._recent),
+                    "recent": list(self.watch.recent),
                     "world": self.args.world_size,
                     "settings": self.records.settings(),
                 }
@@ -327,7 +303,7 @@ class UniMedVLTrainer(Trainer):
         check_settings(folder, progress.get("settings", {}), self.records.settings())
         load_tensors(tensors, folder)
         self.planner_state = progress["planner"]
-        self._recent.extend(progress["recent"])
+        self.watch.recent.extend(progress["recent"])
         if len(progress["order"]) == self.args.world_size:
             self.order = progress["order"][self.args.process_index]
         self.records.load_state_dict(self.planner_state)

@@ -1,7 +1,5 @@
 """A recipe as the arguments of transformers' `Trainer`."""
 
-from typing import Any
-
 import torch
 from transformers import TrainingArguments
 
@@ -11,9 +9,6 @@ from ..recipe import TrainingRecipe
 def training_arguments(recipe: TrainingRecipe) -> TrainingArguments:
     """Transformers' arguments of a recipe."""
     on_cpu = not torch.cuda.is_available()
-    checkpointing: dict[str, Any] = {}
-    if recipe.gradient_checkpointing:
-        checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     return TrainingArguments(
         output_dir=recipe.output_dir,
         max_steps=recipe.steps,
@@ -22,7 +17,6 @@ def training_arguments(recipe: TrainingRecipe) -> TrainingArguments:
         max_grad_norm=recipe.optimizer.max_grad_norm,
         bf16=recipe.bf16,
         use_cpu=on_cpu,
-        **checkpointing,
         logging_steps=recipe.log_steps,
         logging_nan_inf_filter=False,
         disable_tqdm=True,

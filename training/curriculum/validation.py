@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from transformers import TrainerCallback
 
+from ..data.collate import to_device
 from ..data.dataset import EmptyGroupError, PackedRecords, RecordGroup
 from ..data.posterior_cache import LatentCache, scaled_latents
 from ..data_recipe import ConditionDropout, DataRecipe
@@ -71,22 +72,11 @@ class Validation:
             inputs = to_device(batch, device)
             if self.cache is not None and info.latent_inputs:
                 inputs["latent_values"] = scaled_latents(model, info.latent_inputs, self.cache)
-            metrics.add_losses(model(**inputs), inputs, info)
+            metrics.add_losses(model(**inputs, skip_logits=True), inputs, info)
         means, _ = metrics.close()
         parts = [(self.recipe.ce_weight, means.get("ce")), (self.recipe.mse_weight, means.get("mse"))]
         means["loss"] = sum(weight * mean for weight, mean in parts if mean is not None)
         return {f"validation/{name}": value for name, value in means.items()}
-
-
-def to_device(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Tensors, also in lists, on a device."""
-
-    def move(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return value.to(device)
-        return [move(entry) for entry in value] if isinstance(value, list) else value
-
-    return {name: move(value) for name, value in inputs.items()}
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ neighbors, the process, the number of processes, or on whether the run was inter
 Shape legend: see `forward`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from PIL import Image
 from unimedvl.modeling_unimedvl.blocks_unimedvl import BlockKind, pack_samples
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
 from unimedvl.modeling_unimedvl.flow_unimedvl import shift_timesteps
+from unimedvl.modeling_unimedvl.plans_unimedvl import PackPlan
 from unimedvl.processing.image_processing_unimedvl import patchify_pixels, pixels_from_image
 from unimedvl.unimed5m.schema import Record
 from unimedvl.unimed5m.task_images import shown_image
@@ -92,7 +94,7 @@ class Collator:
     def __call__(
         self, rows: list[list[tuple[TrainingSample, Record]]], pack_tokens: int, state: dict[str, Any]
     ) -> dict[str, Any]:
-        """One micro-batch; all of `forward`'s arguments, and a `BatchInfo` under "info".
+        """One micro-batch; all of `forward`'s arguments with its `PackPlan`, and a `BatchInfo` under "info".
 
         Args:
             rows: samples of every packed row with their records.
@@ -116,7 +118,11 @@ class Collator:
                 info.samples.append(_sample_info(sample, number))
                 self._read(sample, record, views)
         batch |= self._images(views, info)
-        batch["info"] = info
+        plan = PackPlan.from_batch(batch)
+        # What the trainer counts by is what the model computes on.
+        assert len(plan.labeled_A) == sum(sample.label_tokens for sample in info.samples)
+        assert len(plan.rows.noised_N) == sum(sample.flow_tokens for sample in info.samples)
+        batch |= {"plan": plan, "info": info}
         return batch
 
     def _read(self, sample: TrainingSample, record: Record, views: "_Views") -> None:
@@ -187,6 +193,17 @@ class Collator:
         values["latent_image_sizes"] = torch.tensor(views.sizes)
         values["vae_noise"] = [item.noise for item in views.latents]
         return values
+
+
+def to_device(inputs: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
+    """Tensors, also in lists, and plans on a device, without waiting for it where they come from pinned memory."""
+
+    def move(value: Any) -> Any:
+        if isinstance(value, (torch.Tensor, PackPlan)):
+            return value.to(device, non_blocking=True)
+        return [move(entry) for entry in value] if isinstance(value, list) else value
+
+    return {name: move(value) for name, value in inputs.items()}
 
 
 @dataclass

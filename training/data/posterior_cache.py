@@ -106,6 +106,8 @@ def scaled_latents(
             assert item.pixels is not None
             ((item.mean, item.deviation),) = model.model.encode_posteriors([item.pixels])
             cache.put(item.key, item.mean, item.deviation)
-        posterior = (item.mean.to(model.device), item.deviation.to(model.device))
-        latents.append(model.model.posterior_latent(*posterior, item.noise))
+        drawn_with = (item.mean, item.deviation, item.noise)
+        latents.append(
+            model.model.posterior_latent(*(tensor.to(model.device, non_blocking=True) for tensor in drawn_with))
+        )
     return latents

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import torch
 
 from ..modeling_unimedvl.upstream_layout_unimedvl import build_config, is_upstream_layout, upstream_config_dict
-from ..modeling_unimedvl.upstream_weights_unimedvl import model_shapes, require_exact_fit
+from ..modeling_unimedvl.upstream_weights_unimedvl import GENERATION_HALF, model_shapes, require_exact_fit
 from ..utils.errors import first_line
 from ..utils.json_files import read_json
 from .adapter_folder import Adapter, joined, open_adapter, open_base, put_on
@@ -219,13 +219,15 @@ def _require_exact_fit(checkpoint: Checkpoint, understanding_only: bool) -> None
     stored = read_config(checkpoint.directory)
     if getattr(stored, "quantization_config", None) is not None:
         return  # names and shapes of packed weights are bitsandbytes' own
-    used = read_config(checkpoint.directory, visual_gen=False) if understanding_only else stored
+    used, tensors = stored, checkpoint.tensors
+    if understanding_only:
+        used = read_config(checkpoint.directory, visual_gen=False)
+        tensors = {name: tensor for name, tensor in tensors.items() if not GENERATION_HALF.search(name)}
     try:
-        known = model_shapes(UniMedVLForConditionalGeneration, stored)
-        required = model_shapes(UniMedVLForConditionalGeneration, used)
+        shapes = model_shapes(UniMedVLForConditionalGeneration, used)
     # Sizes that contradict one another surface as many kinds of error inside torch, transformers and diffusers.
     except Exception as error:
         raise ValueError(
             f"no model can be built from {checkpoint.directory}/config.json ({first_line(error)}): get it again."
         ) from error
-    require_exact_fit(checkpoint.directory, checkpoint.tensors, known, required)
+    require_exact_fit(checkpoint.directory, tensors, shapes, shapes)

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from tests.tiny_checkpoint import tiny_checkpoint
 from tests.training.record_folders import image, record, write_folder
 from unimedvl.modeling_unimedvl.flow_unimedvl import shift_timesteps
+from unimedvl.modeling_unimedvl.plans_unimedvl import PackPlan, map_tensors
 from unimedvl.training.data.collate import Collator
 from unimedvl.training.data.dataset import PackedRecords, RecordGroup
 from unimedvl.training.data.packing import SampleKey
@@ -75,6 +76,8 @@ def assert_equal(left, right):
     for name, value in left.items():
         if isinstance(value, torch.Tensor):
             assert torch.equal(value, right[name]), name
+        elif isinstance(value, PackPlan):
+            assert map_tensors(value, torch.Tensor.tolist) == map_tensors(right[name], torch.Tensor.tolist), name
         elif isinstance(value, list):
             assert all(torch.equal(one, other) for one, other in zip(value, right[name], strict=True)), name
         else:

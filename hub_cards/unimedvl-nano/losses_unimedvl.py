@@ -1,0 +1,1 @@
+../../modeling_unimedvl/losses_unimedvl.py

@@ -1,0 +1,1 @@
+../../modeling_unimedvl/noising_unimedvl.py

@@ -1,0 +1,1 @@
+../../modeling_unimedvl/plans_unimedvl.py
