@@ -595,8 +595,7 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
         # weights lie on the meta device until a hook brings them in, together with their inputs.
         weight = self.vae.encoder.conv_in.weight
         device = tensor.device if weight.is_meta else weight.device
-        # Convolutions are faster with channels last, on processors too, and keep the order of what they are given.
-        return tensor.to(device, weight.dtype, memory_format=torch.channels_last)
+        return tensor.to(device, weight.dtype)
 
     def embed_latent_tokens(
         self,
