@@ -260,11 +260,12 @@ def main(
     transformers_logging.set_verbosity_error()
     to.mkdir(parents=True, exist_ok=True)
     path = to / "approximations.json"
-    kept = json.loads(path.read_text()) if path.is_file() else {"settings": {}}
-    kept |= {"torch": torch.__version__, "machine": platform.machine(), "images": count}
+    kept = json.loads(path.read_text()) if path.is_file() else {"settings": {}, "images": {}}
+    kept |= {"torch": torch.__version__, "machine": platform.machine()}
     for name, (_, side, edited) in SETTINGS.items():
         if only in name:
             kept["settings"][name] = measure(name, Sampler(side, edited), range(count))
+            kept["images"][name] = count
             path.write_text(json.dumps(kept, indent=1) + "\n")
     draw(kept["settings"], path.with_suffix(".png"))
 

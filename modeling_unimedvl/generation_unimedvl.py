@@ -114,7 +114,7 @@ class UniMedVLGenerationMixin(UniMedVLTextGenerationMixin):
             cfg_renorm_min (float): lower bound of the rescaling, in [0, 1].
             timestep_shift (float): > 1 spends more steps at high noise.
             velocity_cache_interval (int): n > 1 evaluates the model at every n-th update only and extrapolates the
-                velocity between. An approximation, like the following ones; docs/performance.md has their errors.
+                velocity between. An approximation, like the following ones; docs/approximations.md has their errors.
             velocity_cache_order (int): how it extrapolates, from one evaluated velocity more than the order: 0 reuses
                 the last one, 1 (default) follows a line through two, 2 a parabola through three.
             guidance_cache_interval (int): n > 1 evaluates the branches of guidance at every n-th evaluation only and

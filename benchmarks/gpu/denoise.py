@@ -238,14 +238,12 @@ def compiled(bench: Bench) -> None:
             _, plain = timed_updates(bench, side, contexts)
 
             def compile_layers() -> None:
-                for layer in layers:
-                    layer.compile(backend=bench.size.compile_backend, dynamic=False)
+                model.compile_repeated_blocks(backend=bench.size.compile_backend, dynamic=False)
 
             started = time.perf_counter()
             with (
                 time_guard(bench.seconds_left(reserve=2)),
-                # The number of a layer is a constant of its region.
-                torch._dynamo.config.patch(recompile_limit=4 * len(layers), fail_on_recompile_limit_hit=True),
+                torch._dynamo.config.patch(fail_on_recompile_limit_hit=True),
             ):
                 time_ms, fast = timed_updates(bench, side, contexts, start=compile_layers)
             took = time.perf_counter() - started
@@ -257,8 +255,7 @@ def compiled(bench: Bench) -> None:
         except Exception as error:  # a compiler that gives up is a result
             bench.record.error(name, error)
         finally:
-            for layer in layers:
-                layer._compiled_call_impl = None
+            model.decompile_repeated_blocks()
             torch._dynamo.reset()
 
 
