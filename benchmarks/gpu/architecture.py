@@ -29,7 +29,8 @@ class Size:
         compiled_sides: of these, the ones that are also run compiled.
         vit_grid: patches (rows, columns) of an input image.
         updates: updates that are timed, without the warm-up.
-        image_updates: updates of the whole image.
+        image_updates: updates of the whole image of each side: one less than its points in time.
+        prefill_grid: patches (rows, columns) of the image that a prompt of the decoder begins with.
         prompt_tokens, new_tokens, batch: of text decoding.
         training_layers, training_images, text_tokens: the cut for training; noised images in its pack, and the tokens
             of each text.
@@ -46,7 +47,8 @@ class Size:
     compiled_sides: tuple[int, ...]
     vit_grid: tuple[int, int]
     updates: int
-    image_updates: int
+    image_updates: tuple[int, int]
+    prefill_grid: tuple[int, int]
     prompt_tokens: int
     new_tokens: int
     batch: int
@@ -114,7 +116,8 @@ SIZES = {
         compiled_sides=(512, 1024),
         vit_grid=(28, 28),
         updates=6,
-        image_updates=20,
+        image_updates=(19, 49),
+        prefill_grid=(70, 70),
         prompt_tokens=512,
         new_tokens=48,
         batch=16,
@@ -134,7 +137,8 @@ SIZES = {
         compiled_sides=(32,),
         vit_grid=(3, 4),
         updates=2,
-        image_updates=3,
+        image_updates=(3, 3),
+        prefill_grid=(5, 4),
         prompt_tokens=12,
         new_tokens=4,
         batch=3,

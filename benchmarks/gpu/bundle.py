@@ -41,6 +41,7 @@ KEPT_LIBRARIES = re.compile(r"libbitsandbytes_(cpu|cuda13\d)\.so$")
 CODE = (
     "benchmarks/__init__.py",
     "benchmarks/gpu",
+    "benchmarks/operations.py",
     "constraints.txt",
     "modeling_unimedvl",
     "processing",

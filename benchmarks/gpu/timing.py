@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.operations import OperationCounter
 
 # Relative rounding error of bfloat16 (8 significant bits) and how many roundings a layer puts on its way: two norms,
 # projections, per-head norms, RoPE, attention, output projection, gate, up, their product, down, two sums.
@@ -125,12 +126,13 @@ def time_guard(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def count_waits(device: torch.device) -> Iterator[list[str]]:
-    """What makes the host wait for the device while the block runs: on a GPU all that CUDA reports, on a CPU the
-    operations that read values."""
+    """What makes the host wait for the device while the block runs, each entry one wait: on a GPU all that CUDA reports,
+    by its place (what `set_sync_debug_mode("error")` would raise at), on a CPU the operations that read values."""
     found: list[str] = []
     if device.type != "cuda":
-        with _Reads(found):
+        with OperationCounter() as counter:
             yield found
+        found += counter.snapshot().synchronizations.elements()
         return
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -140,22 +142,6 @@ def count_waits(device: torch.device) -> Iterator[list[str]]:
         finally:
             torch.cuda.set_sync_debug_mode("default")
     found += [f"{entry.filename}:{entry.lineno}" for entry in caught if "synchroniz" in str(entry.message)]
-
-
-class _Reads(TorchDispatchMode):
-    """Notes operations whose result, or the size of it, a host has to wait for."""
-
-    reading = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero")
-
-    def __init__(self, found: list[str]):
-        super().__init__()
-        self.found = found
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        if name in self.reading:
-            self.found.append(name)
-        return func(*args, **(kwargs or {}))
 
 
 class Profile:
