@@ -283,6 +283,21 @@ def token_flops(config: UniMedVLConfig, context: int) -> int:
     return pass_flops(config, 1, context) + 2 * text.hidden_size * text.vocab_size
 
 
+def prefill_flops(config: UniMedVLConfig, grid: tuple[int, int], tokens: int) -> int:
+    """Floating point operations of reading a prompt with an image of `grid` (rows, columns) patches, from the ViT to the
+    logits of the last of all `tokens`. Every pair of tokens counts, also those that causality hides: with a large image
+    they are few."""
+    text: Any = config.text_config
+    vision: Any = config.vision_config
+    patches, width = grid[0] * grid[1], vision.hidden_size
+    layer = 4 * width**2 + 2 * width * vision.intermediate_size
+    embedding = 3 * vision.patch_size**2 * width
+    connector = (width + text.hidden_size) * text.hidden_size
+    weights = vision.num_hidden_layers * layer + embedding + connector
+    tower = 2 * weights * patches + 4 * vision.num_hidden_layers * width * patches**2
+    return tower + pass_flops(config, tokens, 0) + 2 * text.hidden_size * text.vocab_size
+
+
 def decode_bytes(model: Any, context: int, rows: int) -> int:
     """Bytes that one decoding step has to read: the weights of a text token once, and each row's keys and values."""
     parts = [model.model.language_model.layers, model.model.language_model.norm, model.lm_head]

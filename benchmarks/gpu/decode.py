@@ -1,15 +1,18 @@
-"""Text decoding: tokens per second with a growing and a fixed cache, and the share of the memory bandwidth."""
+"""Reading a large image, and text decoding: tokens per second with each kind of cache, and the share of the bandwidth."""
 
 import statistics
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from transformers import CompileConfig, LogitsProcessor, LogitsProcessorList
 
-from .architecture import decode_bytes, drawn_ids, prompt, random_model
+from .architecture import decode_bytes, drawn_ids, prefill_flops, prompt, random_model
 from .run import Bench, record_ceilings
-from .timing import Clock, bf16_tolerance, differences, time_guard
+from .timing import Clock, bf16_tolerance, count_waits, differences, milliseconds, peak_bytes, reset_peak, time_guard
+
+QUESTION_TOKENS = 62
 
 
 class ForcedIds(LogitsProcessor):
@@ -76,6 +79,46 @@ def record_decoding(bench: Bench, name: str, rows: int, time_ms: float, believed
     )
 
 
+@torch.no_grad()
+def prefill(bench: Bench) -> None:
+    """Pixels of a large image and a question to the logits of the answer's first token, into a new cache."""
+    model, grid = the_model(bench), bench.size.prefill_grid
+    inputs = prompt(model.config, bench.device, min(QUESTION_TOKENS, bench.size.prompt_tokens), vit_grid=grid)
+    tokens = inputs["input_ids"].shape[1]
+    reset_peak(bench.device)
+    time_ms = milliseconds(lambda: model(**inputs, use_cache=True, logits_to_keep=1), bench.device, 3, 1)
+    rate = prefill_flops(model.config, grid, tokens) / time_ms * 1e3
+    bench.record.measured(
+        "decode.prefill",
+        time_ms,
+        "ms",
+        patches=grid,
+        tokens=tokens,
+        tflop_per_second=rate / 1e12,
+        share_of_measured_peak=rate / bench.flops_ceiling,
+    )
+    bench.record.measured("decode.prefill.peak_memory", peak_bytes(bench.device) / 1e9, "GB")
+
+
+@torch.no_grad()
+def waits(bench: Bench) -> None:
+    """Where the host waits for the device within the forward pass of one token after a prompt."""
+    model = the_model(bench)
+    inputs = prompt(model.config, bench.device, bench.size.prompt_tokens)
+    cache = model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
+    length = inputs["input_ids"].shape[1]
+    token = inputs["input_ids"][:, -1:]
+    places = torch.full_like(token, length)
+
+    def forward(position: int) -> None:
+        model(input_ids=token, position_ids=places + position, past_key_values=cache, use_cache=True)
+
+    forward(0)
+    with count_waits(bench.device) as found:
+        forward(1)
+    bench.record.comparison("decode.waits", len(found), 0, "waits for the device in a token", where=found[:5])
+
+
 def dynamic_cache(bench: Bench) -> None:
     """The default: a cache that grows."""
     model = the_model(bench)
@@ -85,12 +128,22 @@ def dynamic_cache(bench: Bench) -> None:
         record_decoding(bench, f"decode.dynamic.batch{rows}", rows, time_ms)
 
 
-def against_dynamic(bench: Bench, name: str, rows: int, guard: float | None = None, **options: Any) -> None:
-    """A faster way of decoding, compared with the growing cache."""
+def against_dynamic(
+    bench: Bench, name: str, rows: int, guarded: bool = False, regions: dict[str, Any] | None = None, **options: Any
+) -> None:
+    """A faster way of decoding, compared with the growing cache.
+
+    Args:
+        guarded: give up where the part's time runs out.
+        regions: compile every layer, with these options.
+        **options: of `generate`.
+    """
     model = the_model(bench)
     try:
         plain = bench.shared(f"logits{rows}", lambda: decoded(bench, model, rows)[1])
-        with time_guard(bench.seconds_left(reserve=2) if guard is None else guard):
+        with time_guard(bench.seconds_left(reserve=2)) if guarded else nullcontext():
+            if regions is not None:
+                model.compile_repeated_blocks(backend=bench.size.compile_backend, **regions)
             time_ms, logits = decoded(bench, model, rows, cache_implementation="static", **options)
         gaps = differences(logits, plain)
         limit = bf16_tolerance(model.config.text_config.num_hidden_layers)
@@ -98,6 +151,8 @@ def against_dynamic(bench: Bench, name: str, rows: int, guard: float | None = No
         record_decoding(bench, name, rows, time_ms, believed)
     except Exception as error:  # a way that does not work is a result
         bench.record.error(name, error)
+    finally:
+        model.decompile_repeated_blocks()
 
 
 def static_cache(bench: Bench) -> None:
@@ -106,13 +161,29 @@ def static_cache(bench: Bench) -> None:
         against_dynamic(bench, f"decode.static.batch{rows}", rows, disable_compile=True)
 
 
+def static_cache_regions(bench: Bench) -> None:
+    """A cache of fixed size and every layer compiled as a region: one graph for the prompt, one for all tokens."""
+    against_dynamic(
+        bench, "decode.static_regions.batch1", 1, True, regions={"dynamic": False}, disable_compile=True
+    )
+    torch._dynamo.reset()
+
+
 def static_cache_compiled(bench: Bench) -> None:
     """A cache of fixed size and the whole step compiled with CUDA graphs, as transformers does it by itself."""
     real = bench.size.compile_backend == "inductor"
     mode: dict[str, Any] = {"mode": "reduce-overhead"} if real else {}
     settings: Any = CompileConfig(backend=bench.size.compile_backend, fullgraph=False, dynamic=False, **mode)
     settings._compile_all_devices = True
-    against_dynamic(bench, "decode.static_compiled.batch1", 1, compile_config=settings)
+    against_dynamic(bench, "decode.static_compiled.batch1", 1, True, compile_config=settings)
 
 
-STEPS = [record_ceilings, dynamic_cache, static_cache, static_cache_compiled]
+STEPS = [
+    record_ceilings,
+    dynamic_cache,
+    prefill,
+    waits,
+    static_cache,
+    static_cache_compiled,
+    static_cache_regions,
+]

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu.architecture import (
     SIZES,
     cache_bytes_per_token,
     full_config,
     on_meta,
+    prefill_flops,
     prompt,
     random_model,
     tiny_config,
@@ -43,6 +45,14 @@ def test_operations_of_an_update_are_those_that_torch_counts(model, side, contex
     inputs = prompt(model.config, CPU, 11, **image)
     assert context_length(inputs) > 11
     assert flops_of_update(model, inputs, side, contexts) == counted_flops(model, inputs, side, contexts)
+
+
+def test_operations_of_a_prompt_with_an_image_are_those_that_torch_counts(model):
+    grid = SIZES["tiny"].prefill_grid
+    inputs = prompt(model.config, CPU, 11, vit_grid=grid)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(**inputs, use_cache=True, logits_to_keep=1)
+    assert counter.get_total_flops() == prefill_flops(model.config, grid, inputs["input_ids"].shape[1])
 
 
 def test_random_weights_leave_tables_and_frequencies_as_they_have_to_be(model):
