@@ -264,7 +264,9 @@ def pass_flops(config: UniMedVLConfig, tokens: int, context: int) -> int:
 
 
 def update_flops(config: UniMedVLConfig, tokens: int, contexts: list[int]) -> int:
-    """Floating point operations of one update, see `pass_flops`.
+    """Floating point operations of one update that shares nothing, see `pass_flops`: a little more than the package
+    needs, which embeds times before the first update and latents once for all contexts, and ends the last layer of a
+    block's two markers at its attention.
 
     Args:
         tokens: latent tokens of the image.

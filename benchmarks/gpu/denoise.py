@@ -76,15 +76,19 @@ def inputs_for(bench: Bench, model: Any, side: int, contexts: int) -> dict[str, 
     return prompt(model.config, bench.device, min(TEXT_TOKENS, bench.size.prompt_tokens), **image)
 
 
-def context_length(inputs: dict[str, torch.Tensor]) -> int:
-    """Keys that every context has: shorter ones are padded to the main one."""
-    return inputs["input_ids"].shape[1]
+def context_lengths(inputs: dict[str, torch.Tensor], contexts: int) -> list[int]:
+    """Keys of each guidance context: the whole prompt, then it without its text, then its text alone."""
+    length = inputs["input_ids"].shape[1]
+    kinds = inputs.get("mm_token_type_ids")
+    # An image's block is its placeholders and two markers.
+    images = 0 if kinds is None else int((kinds > 0).sum() + 2 * len(kinds[kinds > 0].unique()))
+    return [length, images, length - images][:contexts]
 
 
 def flops_of_update(model: Any, inputs: dict[str, torch.Tensor], side: int, contexts: int) -> int:
     """Operations of one update in closed form, see `update_flops`."""
     tokens = (side // model.config.pixels_per_latent_token) ** 2
-    return update_flops(model.config, tokens, [context_length(inputs)] * contexts)
+    return update_flops(model.config, tokens, context_lengths(inputs, contexts))
 
 
 def counted_flops(model: Any, inputs: dict[str, torch.Tensor], side: int, contexts: int) -> int:
