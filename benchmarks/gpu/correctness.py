@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, TorchAoConfig
 
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
 from unimedvl.training.data.collate import to_device
@@ -16,6 +16,7 @@ from unimedvl.training.data.collate import to_device
 from .architecture import SIZES, prompt
 from .denoise import denoised
 from .golden import golden_records
+from .memory import float8_settings
 from .run import Bench
 from .timing import bf16_tolerance, differences, time_guard
 from .train import packed_batch
@@ -23,9 +24,10 @@ from .train import packed_batch
 # Largest relative L2 distance of two float32 runs that only order their sums differently: the golden suite's
 # tolerance of a tensor.
 FLOAT32 = 2e-5
-# A 4-bit weight has an error of about a tenth of its size, an 8-bit one of a hundredth. What is asked is that the
-# weights were read and scaled rightly, which random ones fail with a distance of about 1.4.
-QUANTIZED = {"nf4": 0.5, "int8": 0.1}
+# A 4-bit weight has an error of about a tenth of its size, an 8-bit integer of a hundredth, an 8-bit floating point
+# number, which has 4 significant bits, of a thirtieth. What is asked is that the weights were read and scaled rightly,
+# which random ones fail with a distance of about 1.4.
+QUANTIZED = {"nf4": 0.5, "int8": 0.1, "float8": 0.3, "float8_dynamic": 0.3}
 VIT_GRID, TEXT_TOKENS, ANSWER_TOKENS = (3, 4), 9, 8
 
 
@@ -139,7 +141,7 @@ def bfloat16(bench: Bench) -> None:
 
 
 def attention(bench: Bench) -> None:
-    """Eager attention against SDPA in float32; flash, which takes no image blocks, on text in bfloat16."""
+    """Eager attention against SDPA in float32; flash kernels against SDPA's choice in bfloat16."""
     exact_arithmetic()
     model = copy.deepcopy(on_device(bench))
     model.set_attn_implementation("sdpa")
@@ -148,17 +150,19 @@ def attention(bench: Bench) -> None:
     for name, value in (answers(model, bench.device) | velocities(model, bench.device)).items():
         compare(bench, f"attention.eager.{name}", value, expected[name], FLOAT32)
     half = copy.deepcopy(on_device(bench)).to(torch.bfloat16)
-    text = prompt(half.config, bench.device, TEXT_TOKENS)
-    limit = bf16_tolerance(half.config.text_config.num_hidden_layers)
-    with torch.no_grad():
-        expected_text = half(**text).logits
-        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-            compare(bench, "attention.sdpa_flash.text", half(**text).logits, expected_text, limit)
-        if importlib.util.find_spec("flash_attn") is None:
-            bench.record.not_run("correctness.attention.flash_attention_2.text", "flash-attn is not installed")
-        else:
-            half.set_attn_implementation("flash_attention_2")
-            compare(bench, "attention.flash_attention_2.text", half(**text).logits, expected_text, limit)
+    vision, text = half.config.vision_config.num_hidden_layers, half.config.text_config.num_hidden_layers
+    limits = {"text": bf16_tolerance(text), "question": bf16_tolerance(text + vision)}
+    plain = answers(half, bench.device)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        flash = half(**prompt(half.config, bench.device, TEXT_TOKENS)).logits
+    compare(bench, "attention.sdpa_flash.text", flash, plain["text"], limits["text"])
+    name = "attention.flash_attention_2"
+    if importlib.util.find_spec("flash_attn") is None:
+        bench.record.not_run(f"correctness.{name}", "flash-attn is not installed")
+        return
+    half.set_attn_implementation("flash_attention_2")
+    for part, value in answers(half, bench.device).items():
+        compare(bench, f"{name}.{part}", value, plain[part], limits[part])
 
 
 def flex_attention(bench: Bench) -> None:
@@ -171,6 +175,19 @@ def flex_attention(bench: Bench) -> None:
     with time_guard(bench.seconds_left(reserve=2)), torch.compiler.set_stance(bench.size.flex_stance):
         for name, value in answers(model, bench.device).items():
             compare(bench, f"attention.flex.{name}", value, expected[name], FLOAT32)
+
+
+def compiled(bench: Bench) -> None:
+    """Every layer compiled as a region of its own against none, in float32."""
+    exact_arithmetic()
+    model = copy.deepcopy(on_device(bench))
+    expected = answers(model, bench.device) | velocities(model, bench.device)
+    with time_guard(bench.seconds_left(reserve=2)):
+        model.compile_repeated_blocks(backend=bench.size.compile_backend)
+        for name, value in answers(model, bench.device).items():
+            compare(bench, f"compiled.{name}", value, expected[name], FLOAT32)
+        for name, value in velocities(model, bench.device).items():
+            compare(bench, f"compiled.{name}", value, expected[name], FLOAT32)
 
 
 def batch(bench: Bench) -> None:
@@ -201,26 +218,36 @@ def loaded(bench: Bench, **options: Any) -> Any:
     return UniMedVLForConditionalGeneration.from_pretrained(bench.golden / "ckpt", config=config, **options).eval()
 
 
+def quantization_settings(device: torch.device) -> dict[str, Any]:
+    """A configuration for each kind of `QUANTIZED`, or the reason why it cannot run."""
+    nf4: dict[str, Any] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
+    found: dict[str, Any] = {
+        "nf4": BitsAndBytesConfig(load_in_4bit=True, **nf4),
+        "int8": BitsAndBytesConfig(load_in_8bit=True),
+    }
+    for kind, settings in float8_settings(device).items():
+        found[kind] = settings if isinstance(settings, str) else TorchAoConfig(settings)
+    return found
+
+
 def quantized(bench: Bench) -> None:
     """4-bit and 8-bit weights: loaded by transformers, they answer, and close to the full weights."""
     expected = answers(on_device(bench), bench.device)
-    for kind, settings in (
-        ("nf4", {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}),
-        ("int8", {"load_in_8bit": True}),
-    ):
+    half = answers(copy.deepcopy(on_device(bench)).to(torch.bfloat16), bench.device)
+    for kind, settings in quantization_settings(bench.device).items():
+        if isinstance(settings, str):
+            bench.record.not_run(f"correctness.{kind}", settings)
+            continue
+        plain = half if kind.startswith("float8") else expected
         try:
-            model = loaded(
-                bench,
-                dtype=torch.bfloat16,
-                quantization_config=BitsAndBytesConfig(**settings),
-                device_map={"": str(bench.device)},
-            )
+            options: dict[str, Any] = {"dtype": torch.bfloat16, "device_map": {"": str(bench.device)}}
+            model = loaded(bench, quantization_config=settings, **options)
             for name, value in answers(model, bench.device).items():
-                compare(bench, f"{kind}.{name}", value, expected[name], QUANTIZED[kind])
+                compare(bench, f"{kind}.{name}", value, plain[name], QUANTIZED[kind])
             assert greedy(model, bench.device).shape[1] > ANSWER_TOKENS
         except ImportError as error:
             bench.record.not_run(f"correctness.{kind}", f"{type(error).__name__}: {str(error).splitlines()[0]}")
-        except Exception as error:  # the other kind is still compared
+        except Exception as error:  # the other kinds are still compared
             bench.record.error(f"correctness.{kind}", error)
 
 
@@ -252,4 +279,4 @@ def offload(bench: Bench) -> None:
             compare(bench, f"offload.{name}", value, expected[name], FLOAT32)
 
 
-STEPS = [golden, device_and_processor, bfloat16, attention, batch, quantized, offload, flex_attention]
+STEPS = [golden, device_and_processor, bfloat16, attention, batch, quantized, offload, flex_attention, compiled]

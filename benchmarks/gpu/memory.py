@@ -9,9 +9,11 @@ from unimedvl.modeling_unimedvl.loading_unimedvl import QUANTIZATION_SKIP_MODULE
 
 from .architecture import cache_bytes_per_token, prompt, random_model
 from .run import Bench
-from .timing import allocated_bytes, peak_bytes, reset_peak
+from .timing import allocated_bytes, differences, peak_bytes, reset_peak
 
 ANSWER_TOKENS = 8
+# Products of 8-bit floating point numbers need this compute capability.
+FLOAT8_CAPABILITY = (8, 9)
 
 
 def record_memory(bench: Bench, name: str, model: Any, image: bool) -> None:
@@ -117,4 +119,54 @@ def int8(bench: Bench) -> None:
     quantized(bench, "int8")
 
 
-STEPS = [understanding, everything, nf4, int8]
+def float8_settings(device: torch.device) -> dict[str, Any]:
+    """Torchao's configuration of each kind of 8-bit floating point weights, or the reason why it cannot run.
+
+    `float8` stores weights in 8 bits with a scale for each row, `float8_dynamic` rounds activations row by row as well
+    and multiplies in 8 bits.
+    """
+    kinds = ("float8", "float8_dynamic")
+    try:
+        from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, Float8WeightOnlyConfig, PerRow
+    except ImportError:
+        return dict.fromkeys(kinds, "torchao is missing")
+    able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= FLOAT8_CAPABILITY
+    dynamic = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()) if able else None
+    needed = ".".join(map(str, FLOAT8_CAPABILITY))
+    return dict(
+        zip(kinds, (Float8WeightOnlyConfig(), dynamic or f"needs a GPU of compute capability {needed}"), strict=True)
+    )
+
+
+def float8(bench: Bench) -> None:
+    """Both experts' matrices in 8-bit floating point, quantized as transformers' TorchAoConfig would on loading; and
+    the error of a prompt's logits against bfloat16."""
+    for kind, settings in float8_settings(bench.device).items():
+        name = f"memory.{kind}"
+        if isinstance(settings, str):
+            bench.record.not_run(name, settings)
+            continue
+        try:
+            float8_memory(bench, name, settings)
+        except Exception as error:  # the other kind is still worth having
+            bench.record.error(name, error)
+
+
+def float8_memory(bench: Bench, name: str, settings: Any) -> None:
+    """Record memory and error of one kind."""
+    from torchao.quantization import quantize_
+
+    def is_quantized(module: nn.Module, path: str) -> bool:
+        return isinstance(module, nn.Linear) and not path.startswith(tuple(QUANTIZATION_SKIP_MODULES))
+
+    model = random_model(bench.size.config(), bench.device)
+    inputs = prompt(model.config, bench.device, bench.size.text_tokens)
+    with torch.no_grad():
+        plain = model(**inputs, logits_to_keep=1).logits
+        quantize_(model, settings, filter_fn=is_quantized)
+        gaps = differences(model(**inputs, logits_to_keep=1).logits, plain)
+    bench.record.measured(f"{name}.error", gaps["relative_l2"], "relative L2", **gaps)
+    record_memory(bench, name, model, image=True)
+
+
+STEPS = [understanding, everything, nf4, int8, float8]
