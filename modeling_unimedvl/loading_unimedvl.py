@@ -7,7 +7,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from .upstream_layout_unimedvl import is_upstream_layout, prepare_direct_load
 
-# Modules that 4-bit and 8-bit loading leaves in full precision: small, or sensitive to rounding.
+# Modules that quantized loading leaves in full precision: small, or sensitive to rounding.
 QUANTIZATION_SKIP_MODULES = [
     "lm_head",
     "model.vae",
@@ -40,9 +40,9 @@ class UniMedVLLoadingMixin(_Base):
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
         """Load a checkpoint: our layout, or a local folder in the upstream BAGEL / UniMedVL layout.
 
-        Two defaults are ours: weights in the upstream layout are renamed while they stream in, and 4-bit and 8-bit
-        loading keeps the autoencoder, the ViT and the small projections in full precision unless
-        `llm_int8_skip_modules` says otherwise. Arguments: as in transformers, and fields of the configuration.
+        Two defaults are ours: weights in the upstream layout are renamed while they stream in, and quantized loading
+        keeps the autoencoder, the ViT and the small projections in full precision unless `llm_int8_skip_modules`
+        (bitsandbytes) or `modules_to_not_convert` (torchao and others) says otherwise. Arguments: as in transformers, and fields of the configuration.
 
         Raises:
             ValueError: if weights are missing, damaged or do not fit the configuration.
@@ -51,12 +51,12 @@ class UniMedVLLoadingMixin(_Base):
         if isinstance(quantization, dict) and {"load_in_4bit", "load_in_8bit"} & quantization.keys():
             quantization = BitsAndBytesConfig.from_dict(quantization)
             kwargs["quantization_config"] = quantization
-        if getattr(quantization, "llm_int8_skip_modules", 0) is None:
-            quantization = copy.deepcopy(quantization)
-            quantization.llm_int8_skip_modules = [
-                name.removeprefix(cls.omitted_prefix) for name in QUANTIZATION_SKIP_MODULES
-            ]
-            kwargs["quantization_config"] = quantization
+        for field in ("llm_int8_skip_modules", "modules_to_not_convert"):
+            if getattr(quantization, field, 0) is None:
+                quantization = copy.deepcopy(quantization)
+                skipped = [name.removeprefix(cls.omitted_prefix) for name in QUANTIZATION_SKIP_MODULES]
+                setattr(quantization, field, skipped)
+                kwargs["quantization_config"] = quantization
         if kwargs.get("visual_gen") and not cls.config_class.from_pretrained(pretrained_model_name_or_path).visual_gen:
             raise ValueError(
                 f"{pretrained_model_name_or_path} was saved for understanding only and holds no generation weights: "
