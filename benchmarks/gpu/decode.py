@@ -163,9 +163,7 @@ def static_cache(bench: Bench) -> None:
 
 def static_cache_regions(bench: Bench) -> None:
     """A cache of fixed size and every layer compiled as a region: one graph for the prompt, one for all tokens."""
-    against_dynamic(
-        bench, "decode.static_regions.batch1", 1, True, regions={"dynamic": False}, disable_compile=True
-    )
+    against_dynamic(bench, "decode.static_regions.batch1", 1, True, regions={"dynamic": False}, disable_compile=True)
     torch._dynamo.reset()
 
 

@@ -234,9 +234,7 @@ def waits(bench: Bench) -> None:
 
     with counted:
         denoised(model, inputs_for(bench, model, side, 2), side, 2, 3, on_update)
-    bench.record.comparison(
-        "denoise.waits", len(found[0]), 0, "waits for the device in an update", where=found[0][:5]
-    )
+    bench.record.comparison("denoise.waits", len(found[0]), 0, "waits for the device in an update", where=found[0][:5])
 
 
 @torch.no_grad()

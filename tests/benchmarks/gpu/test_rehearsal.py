@@ -21,12 +21,15 @@ CORRECTNESS = [
     *(f"bfloat16.{name}" for name in ("text", "question", "image", "edit", "losses", "gradients")),
     *ATTENTION,
     "attention.sdpa_flash.text",
-    "attention.flash_attention_2.text",
+    "attention.flash_attention_2",
     "attention.flex.text",
     "attention.flex.question",
+    *(f"compiled.{name}" for name in ("text", "question", "image", "edit")),
     "batch.logits",
     "batch.greedy",
     *(f"{kind}.{name}" for kind in ("nf4", "int8") for name in ("text", "question")),
+    "float8",
+    "float8_dynamic",
     *(f"offload.{name}" for name in ("greedy", "image", "edit")),
 ]
 SMALL, LARGE = SIZES["tiny"].sides
@@ -38,12 +41,13 @@ DENOISE = [
     *UPDATES,
     *(f"{name}.peak_memory" for name in UPDATES),
     *(f"{name}.{side}" for name in ("kernels", "busy") for side in (SMALL, LARGE)),
-    f"image.{SMALL}",
-    f"image.{SMALL}.peak_memory",
+    "waits",
+    *(f"image.{side}{part}" for side in (SMALL, LARGE) for part in ("", ".peak_memory")),
     "reference_block",
     COMPILED,
     f"{COMPILED}.parity",
     f"{COMPILED}.cold_start",
+    *(f"image.{SMALL}.compiled{part}" for part in ("", ".peak_memory", ".difference")),
 ]
 BATCHES = ("batch1", f"batch{SIZES['tiny'].batch}")
 DECODE = [
@@ -52,8 +56,10 @@ DECODE = [
     *(f"dynamic.{batch}" for batch in BATCHES),
     *(f"static.{batch}" for batch in BATCHES),
     *(f"static.{batch}.parity" for batch in BATCHES),
-    "static_compiled.batch1",
-    "static_compiled.batch1.parity",
+    "prefill",
+    "prefill.peak_memory",
+    "waits",
+    *(f"{kind}.batch1{part}" for kind in ("static_compiled", "static_regions") for part in ("", ".parity")),
 ]
 TRAIN = [
     "ceiling.matmul",
@@ -68,10 +74,13 @@ MEMORY = [
     "understanding.answer",
     "cache_per_token",
     *(f"{kind}.{name}" for kind in ("all", "nf4", "int8") for name in ("weights", "answer", "image")),
+    "float8",
+    "float8_dynamic",
 ]
 FIGURES = {"correctness": CORRECTNESS, "denoise": DENOISE, "decode": DECODE, "train": TRAIN, "memory": MEMORY}
-# Not installed in a rehearsal, or without a backward pass on a CPU.
-MAY_MISS = {"correctness.attention.flash_attention_2.text", "train.full.flex"}
+# Of libraries that a rehearsal has not, or without a backward pass on a CPU.
+FLOAT8 = {f"{part}.{kind}" for part in ("correctness", "memory") for kind in ("float8", "float8_dynamic")}
+MAY_MISS = {"correctness.attention.flash_attention_2", "train.full.flex"} | FLOAT8
 
 
 @pytest.fixture(scope="module")

@@ -104,6 +104,36 @@ def test_the_plan_takes_less_than_four_minutes(capsys):
     assert "25 s at most" in plan({"train": 25.0})
 
 
+def test_parts_without_figures_come_first_after_an_earlier_record(tmp_path, capsys):
+    start_record(list(PARTS), tmp_path, "cpu", "tiny")
+    path = tmp_path / "gpu.json"
+    record = json.loads(path.read_text())
+    measured = {"name": "x", "value": 1.0, "unit": "ms", "status": "measured"}
+    missing = {"name": "y", "value": None, "unit": "", "status": "not_run", "reason": "no time"}
+    broken = missing | {"status": "error"}
+    for part, status, figures in (
+        ("correctness", "done", [measured]),
+        ("denoise", "done", [measured, broken]),
+        ("decode", "stopped", [measured, missing]),
+        ("train", "done", [measured, missing]),
+        ("memory", "stopped", [missing]),
+    ):
+        record["parts"][part] |= {"status": status, "figures": figures}
+    path.write_text(json.dumps(record))
+    assert main(["--plan", "--after", str(path)]) == 0
+    order = [line.split()[0] for line in capsys.readouterr().out.splitlines()[:-1]]
+    assert order == ["memory", "denoise", "decode", "correctness", "train"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"schema": "other"}'])
+def test_what_is_no_earlier_record_is_refused(tmp_path, capsys, text):
+    path = tmp_path / "gpu.json"
+    path.write_text(text)
+    with pytest.raises(SystemExit) as raised:
+        main(["--plan", "--after", str(path)])
+    assert raised.value.code == 2 and "record" in capsys.readouterr().err
+
+
 def test_unknown_limits_are_refused(capsys):
     with pytest.raises(SystemExit) as raised:
         main(["--limit", "traing=3"])
