@@ -42,7 +42,8 @@ class UniMedVLLoadingMixin(_Base):
 
         Two defaults are ours: weights in the upstream layout are renamed while they stream in, and quantized loading
         keeps the autoencoder, the ViT and the small projections in full precision unless `llm_int8_skip_modules`
-        (bitsandbytes) or `modules_to_not_convert` (torchao and others) says otherwise. Arguments: as in transformers, and fields of the configuration.
+        (bitsandbytes) or `modules_to_not_convert` (torchao and others) says otherwise. Arguments: as in transformers,
+        and fields of the configuration.
 
         Raises:
             ValueError: if weights are missing, damaged or do not fit the configuration.

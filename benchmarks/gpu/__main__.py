@@ -33,9 +33,7 @@ class Part:
 
 
 PARTS = (
-    Part(
-        "correctness", "benchmarks.gpu.correctness", 82, "golden records 50, modes 22, flex attention and compiled 10"
-    ),
+    Part("correctness", "benchmarks.gpu.correctness", 82, "golden records 50, modes 22, flex and compiled 10"),
     Part("denoise", "benchmarks.gpu.denoise", 70, "weights 3, 36 updates 6, images 25, block 2, compiled at most 34"),
     Part("decode", "benchmarks.gpu.decode", 36, "weights 2, dynamic cache 6, image 2, static cache 4, compiled 22"),
     Part("train", "benchmarks.gpu.train", 22, "weights 4, full steps 4, LoRA steps 4, flex attention and compiled 10"),

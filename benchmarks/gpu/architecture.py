@@ -286,9 +286,9 @@ def token_flops(config: UniMedVLConfig, context: int) -> int:
 
 
 def prefill_flops(config: UniMedVLConfig, grid: tuple[int, int], tokens: int) -> int:
-    """Floating point operations of reading a prompt with an image of `grid` (rows, columns) patches, from the ViT to the
-    logits of the last of all `tokens`. Every pair of tokens counts, also those that causality hides: with a large image
-    they are few."""
+    """Floating point operations of reading a prompt with an image of `grid` (rows, columns) patches, from the ViT to
+    the logits of the last of all `tokens`. Every pair of tokens counts, also those that causality hides: with a large
+    image they are few."""
     text: Any = config.text_config
     vision: Any = config.vision_config
     patches, width = grid[0] * grid[1], vision.hidden_size

@@ -1,4 +1,4 @@
-"""Reading a large image, and text decoding: tokens per second with each kind of cache, and the share of the bandwidth."""
+"""Reading a large image, and text decoding: tokens per second with each kind of cache, and share of the bandwidth."""
 
 import statistics
 from contextlib import nullcontext

@@ -126,8 +126,8 @@ def time_guard(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def count_waits(device: torch.device) -> Iterator[list[str]]:
-    """What makes the host wait for the device while the block runs, each entry one wait: on a GPU all that CUDA reports,
-    by its place (what `set_sync_debug_mode("error")` would raise at), on a CPU the operations that read values."""
+    """What makes the host wait for the device while the block runs, one entry for each wait: on a GPU all that CUDA
+    reports, by place (where `set_sync_debug_mode("error")` would raise), on a CPU the operations that read values."""
     found: list[str] = []
     if device.type != "cuda":
         with OperationCounter() as counter:
