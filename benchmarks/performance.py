@@ -1,8 +1,8 @@
-"""The tables of docs/performance.md, made from benchmarks/results/counts.json and benchmarks/results/ratios.json.
+"""The tables of docs/performance.md and docs/approximations.md, made from the files in benchmarks/results.
 
-    python -m benchmarks.performance [--results benchmarks/results] [--document docs/performance.md]
+    python -m benchmarks.performance [--results benchmarks/results] [--documents docs]
 
-Rewrites what lies between the comments `<!-- NAME -->` and `<!-- end of NAME -->` of the document.
+Rewrites what lies between the comments `<!-- NAME -->` and `<!-- end of NAME -->` of the documents.
 """
 
 import json
@@ -48,6 +48,7 @@ LIMITS: dict[str, dict[str, float]] = {
 }
 EVALUATIONS = {"text to image": 90, "edit, guided in (0.4, 1]": 131, "edit": 147}
 CLOSED_FORM, PACK = 1.01, 1.02
+START_AIMS = {"understanding only": 2.5, "ask": 4.0}
 UNITS = {
     "operations": "operations",
     "megabytes_allocated": "MB allocated",
@@ -126,31 +127,104 @@ def timed(ratios: dict[str, Any]) -> str:
     return table(["one step", "time over ours (95 % interval)", "pairs", "aim", ""], rows)
 
 
-def filled(text: str, counts: dict[str, Any], ratios: dict[str, Any]) -> str:
+def started(start: dict[str, Any]) -> str:
+    """Modules and processor time of processes up to their first answer."""
+    names = {
+        "transformers": "transformers' Qwen2 of equal size, one token",
+        "understanding only": "nano with `visual_gen=False`, one token",
+        "ask": "`unimedvl ask` with an image",
+    }
+    rows = []
+    for key, name in names.items():
+        found = start["start"][key]
+        ratio = found["processor time to torch"]
+        span = f"{ratio['median']:.2f} ({ratio['lowest']:.2f} to {ratio['highest']:.2f})"
+        aim = START_AIMS.get(key)
+        verdict = "" if aim is None else "reached" if ratio["median"] <= aim else "not reached"
+        rows.append([name, f"{found['modules']:,}", span, "" if aim is None else f"{aim:.1f}", verdict])
+    rounds = f"processor time over `import torch`, {start['start']['rounds']} rounds (range)"
+    return table(["process", "modules", rounds, "at most", ""], rows)
+
+
+def loaded(start: dict[str, Any]) -> str:
+    """Peaks of memory while weights are loaded and read."""
+    rows = []
+    for name, found in start["load"].items():
+        if isinstance(found, dict):
+            whole = found.get("resident peak to whole model's")
+            whole_text = "" if whole is None else f"{whole:.3f}"
+            rows.append(
+                [name, f"{found['weights'] / 1e9:.2f}", f"{found['resident peak to weights']:.3f}", whole_text]
+            )
+    return table(["loaded", "weights, GB", "peak over its weights", "peak over the whole model's"], rows)
+
+
+def approximated(approximations: dict[str, Any]) -> str:
+    """Quality against speed of every approximation, a table for each setting."""
+    parts = []
+    for setting, found in approximations["settings"].items():
+        rows = []
+        for name, case in found.items():
+            if name == "exact":
+                continue
+            low, high = case["cpu_ratio_interval"]
+            rows.append(
+                [
+                    name,
+                    f"{case['nfe_ratio']:.2f}x",
+                    f"{case['cpu_ratio']:.2f}x ({low:.2f} to {high:.2f})",
+                    f"{case['psnr']:.1f} / {case['psnr_least']:.1f}",
+                    f"{case['relative_error']:.3f}",
+                ]
+            )
+        head = ["approximation", "evaluations saved", "processor time saved (95 % interval)"]
+        title = f"### {setting[0].upper()}{setting[1:]} ({approximations['images'][setting]} images)"
+        parts.append(f"{title}\n\n{table([*head, 'PSNR mean / least, dB', 'relative error'], rows)}")
+    return "\n\n".join(parts)
+
+
+# The documents, and how each of their tables is made from the results by name.
+Maker = Callable[[dict[str, Any]], str]
+DOCUMENTS: dict[str, dict[str, Maker]] = {
+    "performance.md": {
+        "counts": lambda results: counted(results["counts"]),
+        "limits": lambda results: held(results["counts"]),
+        "original": lambda results: original(results["counts"]),
+        "ratios": lambda results: timed(results["ratios"]),
+        "start": lambda results: started(results["start"]),
+        "load": lambda results: loaded(results["start"]),
+    },
+    "approximations.md": {"approximations": lambda results: approximated(results["approximations"])},
+}
+RESULTS = ("counts", "ratios", "start", "approximations")
+
+
+def filled(text: str, makers: dict[str, Maker], results: dict[str, Any]) -> str:
     """A document with its tables made anew.
 
     Raises:
         ValueError: if a table has no place in the document.
     """
-    makers: dict[str, Callable[[], str]] = {
-        "counts": lambda: counted(counts),
-        "limits": lambda: held(counts),
-        "original": lambda: original(counts),
-        "ratios": lambda: timed(ratios),
-    }
     for name, make in makers.items():
         opening, closing = f"<!-- {name} -->", f"<!-- end of {name} -->"
         before, _, rest = text.partition(opening)
         _, found, after = rest.partition(closing)
         if not found:
             raise ValueError(f"the document needs a place for a table between {opening} and {closing}.")
-        text = f"{before}{opening}\n\n{make()}\n\n{closing}{after}"
+        text = f"{before}{opening}\n\n{make(results)}\n\n{closing}{after}"
     return text
 
 
-def main(results: Path = ROOT / "benchmarks" / "results", document: Path = ROOT / "docs" / "performance.md") -> None:
-    counts, ratios = (json.loads((results / f"{name}.json").read_text()) for name in ("counts", "ratios"))
-    document.write_text(filled(document.read_text(), counts, ratios))
+def stored(folder: Path) -> dict[str, Any]:
+    """All results by name."""
+    return {name: json.loads((folder / f"{name}.json").read_text()) for name in RESULTS}
+
+
+def main(results: Path = ROOT / "benchmarks" / "results", documents: Path = ROOT / "docs") -> None:
+    found = stored(results)
+    for name, makers in DOCUMENTS.items():
+        document = documents / name
+        document.write_text(filled(document.read_text(), makers, found))
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def write_inputs(folder: Path) -> None:
     """What `programs` read: a Qwen2 with as many parameters as the nano's understanding half, and an image."""
     text = UniMedVLConfig.from_pretrained(CHECKPOINT).text_config
     names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    # The wider MLP stands for the vision transformer.
+    # The wider MLP takes the place of the vision transformer.
     config = Qwen2Config(**{name: getattr(text, name) for name in names}, intermediate_size=2 * text.intermediate_size)
     Qwen2ForCausalLM(config).save_pretrained(folder / "qwen2")
     Image.radial_gradient("L").resize((72, 60)).save(folder / "image.png")

@@ -150,17 +150,28 @@ def attention_spans(
 
     Args:
         layout: of the S new tokens.
-        attention_mask: (B, past + S), 0 for padding; None without padding.
+        attention_mask: (B, past + S) or (B, S), 0 for padding; None without padding.
         past_length: cached tokens before them, none of them hidden.
 
     Returns:
-        None where the tokens of a block do not lie next to each other, which only a mask can express.
+        None where the tokens of a block or of a sample do not lie next to each other, which only a mask can express.
+
+    Raises:
+        ValueError: for a mask of another size.
     """
     blocks, hidden = layout.block_ids_BS.cpu().numpy(), layout.hidden_BS.bool().cpu().numpy()
     samples = np.zeros_like(blocks) if layout.sample_ids_BS is None else layout.sample_ids_BS.cpu().numpy()
     present = np.ones((len(blocks), past_length + blocks.shape[1]), dtype=bool)
     if attention_mask is not None:
-        present = attention_mask.cpu().numpy() > 0
+        if attention_mask.shape[1] == blocks.shape[1]:
+            # Of the new tokens alone: all cached ones are seen.
+            attention_mask = F.pad(attention_mask, (past_length, 0), value=1)
+        if tuple(attention_mask.shape) != present.shape:
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}, expected {present.shape}: one entry for "
+                f"each of the {past_length} cached and {blocks.shape[1]} new tokens of every row."
+            )
+        present = (attention_mask > 0).cpu().numpy()
     rows = [_row_spans(*columns, past_length) for columns in zip(blocks, hidden, samples, present, strict=True)]
     complete = [row for row in rows if row is not None]
     return SpanAttention(complete) if len(complete) == len(rows) else None
@@ -172,6 +183,9 @@ def _row_spans(
     length = len(block_S)
     is_token_S = present_K[past_length:] & (sample_S >= 0)
     sample_starts = np.flatnonzero(np.diff(sample_S)) + 1
+    runs = [number for number in sample_S[[0, *sample_starts]].tolist() if number >= 0]
+    if len(set(runs)) < len(runs):
+        return None
     kinds = np.stack([np.maximum(block_S, -1), sample_S, is_token_S])
     bounds = [0, *(np.flatnonzero((np.diff(kinds) != 0).any(axis=0)) + 1).tolist(), length]
     visible_K = present_K.copy()

@@ -104,14 +104,14 @@ class _Store:
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, filled: int):
         self.keys, self.values, self.filled = keys, values, filled
-        self.shared = False
 
 
 class GrowingLayer(DynamicLayer):
     """Cache layer that grows in place: memory for what follows is taken ahead, so that a new token moves nothing.
 
-    `keys` and `values` are views of the part that is filled. A layer that was branched, cropped, reordered or repeated
-    copies itself the next time it grows, unless it still is the only owner of the end of its memory.
+    `keys` and `values` are views of the part that is filled, and what they show never changes. A copy of a layer, or
+    one that was cropped, reordered or repeated, moves to memory of its own the next time it grows, unless nothing was
+    written behind it.
     """
 
     keys: Any
@@ -125,15 +125,16 @@ class GrowingLayer(DynamicLayer):
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any):
         """Append keys and values (B, G, S, E) and return all of them."""
-        recorded = torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad)
-        if recorded or torch.compiler.is_compiling() or type(key_states) is not torch.Tensor:
+        # A backward pass reads what a query saw, even of keys that have no gradients themselves.
+        plain = type(key_states) is torch.Tensor and not torch.compiler.is_compiling()
+        if torch.is_grad_enabled() or not plain:
             self.store = None
             return super().update(key_states, value_states, *args, **kwargs)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         length, added = self.get_seq_length(), key_states.shape[-2]
         store = self.store
-        if store is None or not self._may_append(store, length, added):
+        if store is None or not self._may_append(store, key_states, value_states):
             store = self.store = self._grown(length, key_states, value_states)
         end = length + added
         store.keys[:, :, length:end] = key_states
@@ -142,39 +143,36 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = store.keys[:, :, :end], store.values[:, :, :end]
         return self.keys, self.values
 
-    def _may_append(self, store: _Store, length: int, added: int) -> bool:
-        same = store.keys.data_ptr() == self.keys.data_ptr() and store.keys.shape[:2] == self.keys.shape[:2]
-        return same and store.filled == length and length + added <= store.keys.shape[2]
+    def _may_append(self, store: _Store, key_states: torch.Tensor, value_states: torch.Tensor) -> bool:
+        length, added = self.get_seq_length(), key_states.shape[-2]
+        if store.filled != length or length + added > store.keys.shape[2]:
+            return False
+        pairs = ((store.keys, self.keys, key_states), (store.values, self.values, value_states))
+        return all(
+            memory.data_ptr() == seen.data_ptr()
+            and memory.shape[:2] == seen.shape[:2]
+            and memory.dtype == seen.dtype == new.dtype
+            and (torch.is_inference_mode_enabled() or not memory.is_inference())
+            for memory, seen, new in pairs
+        )
 
     def _grown(self, length: int, key_states: torch.Tensor, value_states: torch.Tensor) -> _Store:
         total = length + key_states.shape[-2]
         capacity = total + max(self.room, total // 8)
 
         def buffer(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-            made = new.new_empty(new.shape[0], new.shape[1], capacity, new.shape[3])
+            dtype = torch.promote_types(old.dtype, new.dtype) if length else new.dtype
+            made = new.new_empty(new.shape[0], new.shape[1], capacity, new.shape[3], dtype=dtype)
             if length:
                 made[:, :, :length] = old
             return made
 
         return _Store(buffer(self.keys, key_states), buffer(self.values, value_states), length)
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """Drop the last tokens, as `DynamicLayer`."""
-        length = self.get_seq_length()
-        super().crop(tokens_to_remove)
-        if self.store is not None and self.store.filled == length and not self.store.shared:
-            self.store.filled = self.get_seq_length()
-
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
         self.store = None
-
-    def branch(self) -> "GrowingLayer":
-        """A layer that can grow without changing this one; shares memory until both did."""
-        if self.store is not None:
-            self.store.shared = True
-        return copy.copy(self)
 
 
 def growing_cache(config: PreTrainedConfig) -> DynamicCache:
@@ -204,7 +202,7 @@ def layer_cache(cache: Any, index: int) -> Any:
 def branch_cache(cache: Cache) -> Cache:
     """A cache that can grow without changing the original; memory is shared where nothing is overwritten."""
     branch = copy.copy(cache)
-    branch.layers = [layer.branch() if isinstance(layer, GrowingLayer) else copy.copy(layer) for layer in cache.layers]
+    branch.layers = [copy.copy(layer) for layer in cache.layers]
     return branch
 
 

@@ -18,20 +18,34 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm, Qwe
 
 
 def may_write(*modules: Any) -> bool:
-    """Whether what modules returned may be overwritten: no gradient and no hook will look at it again."""
-    return not torch.is_grad_enabled() and not any(module._forward_hooks for module in modules)
+    """Whether what modules returned may be overwritten: no gradient and no hook will look at it again.
+
+    Wrappers, such as those of adapters, may return what a module inside of them returned.
+    """
+    if torch.is_grad_enabled() or torch.nn.modules.module._global_forward_hooks:
+        return False
+    return not any(
+        part._forward_hooks
+        for module in modules
+        for part in ((module,) if type(module) is nn.Linear else module.modules())
+    )
 
 
-def add_residual(residual: torch.Tensor, change: torch.Tensor, *modules: Any) -> torch.Tensor:
-    """`residual + change`, written over `change`, the result of `modules`, where that is allowed."""
+def add_residual(residual: torch.Tensor, change: torch.Tensor, part: Any, last: Any) -> torch.Tensor:
+    """`residual + change`, written over `change` where that is allowed.
+
+    Args:
+        part, last: the module that returned `change`, and the module inside of it whose result it is.
+    """
     # Under autocast the residual is more exact than what was computed from it.
     fits = change.dtype == residual.dtype and change.shape == residual.shape
-    return change.add_(residual) if fits and may_write(*modules) else residual + change
+    may = fits and not part._forward_hooks and may_write(last)
+    return change.add_(residual) if may else residual + change
 
 
 @functools.cache
 def _scalar(value: float) -> torch.Tensor:
-    return torch.tensor(value)
+    return torch.tensor(value, dtype=torch.float32, device="cpu")
 
 
 class UniMedVLRMSNorm(Qwen2RMSNorm):
@@ -81,8 +95,8 @@ def rotated(states_BSHE: torch.Tensor, cos_BS1E: torch.Tensor, sin_BS1E: torch.T
     """Rotate queries or keys by `UniMedVLRotaryEmbedding.turns`; channel e belongs to channel e + E / 2."""
     swapped = states_BSHE.roll(states_BSHE.shape[-1] // 2, dims=-1)
     turned = states_BSHE * cos_BS1E
-    out = None if torch.is_grad_enabled() else turned
-    return torch.addcmul(turned, swapped, sin_BS1E, out=out)
+    add = torch.addcmul if torch.is_grad_enabled() else torch.Tensor.addcmul_
+    return add(turned, swapped, sin_BS1E)
 
 
 class UniMedVLMLP(Qwen2MLP):

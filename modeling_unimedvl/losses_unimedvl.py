@@ -16,6 +16,14 @@ def _cross_entropy(head: nn.Module, hidden_AD: torch.Tensor, labels_A: torch.Ten
     return F.cross_entropy(head(hidden_AD).float(), labels_A, reduction="none")
 
 
+def _is_spread(head: nn.Module) -> bool:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(head, FSDPModule)
+
+
 # Not torch's `linear_cross_entropy`, which takes the head's weight: a head that is sharded, quantized, compiled or
 # carries an adapter has to be called.
 def label_losses(
@@ -24,7 +32,8 @@ def label_losses(
     """Cross entropy of each label, float32 (A,), without the logits of all labels at one time.
 
     Logits are made for `rows_at_once` labels and, for more than that, made again in the backward pass: of 20,000
-    labels at 152,000 words, 12 GB of float32 and as much of their gradient.
+    labels at 152,000 words, 12 GB of float32 and as much of their gradient. A head whose weights are spread over ranks
+    is called once: every call is a collective, and ranks with more labels would call it more often than others.
 
     Args:
         head: hidden states to logits.
@@ -32,7 +41,7 @@ def label_losses(
         labels_A: int64.
         rows_at_once: labels of a part.
     """
-    if hidden_AD.shape[0] <= rows_at_once:
+    if hidden_AD.shape[0] <= rows_at_once or _is_spread(head):
         return _cross_entropy(head, hidden_AD, labels_A)
     parts = zip(hidden_AD.split(rows_at_once), labels_A.split(rows_at_once), strict=True)
     losses = [checkpoint(_cross_entropy, head, hidden, labels, use_reentrant=False) for hidden, labels in parts]

@@ -223,7 +223,7 @@ class UniMedVLDecoderLayer(GradientCheckpointingLayer):
         past_key_values: Cache | CacheLayerMixin | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        freeze_und = self.config.freeze_und and self.training
+        freeze_und = self.training and self.config.freeze_und
         mixed_UD, mixed_TD, weights = self.self_attn(
             self.input_layernorm(und_UD),
             None if routing is None else self.input_layernorm_moe_gen(gen_TD),

@@ -62,7 +62,8 @@ class LayerGroup:
         """Keys and values of the contexts and of the block."""
         if self.keys is None or self.values is None:
             return key_RGSE, value_RGSE
-        if torch.is_grad_enabled():
+        sealed = self.keys.is_inference() and not torch.is_inference_mode_enabled()
+        if torch.is_grad_enabled() or sealed:
             # A backward pass reads what every step saw, so no step may overwrite it.
             contexts = (states[:, :, : -self.length] for states in (self.keys, self.values))
             keys, values = (

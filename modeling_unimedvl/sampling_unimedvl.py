@@ -180,7 +180,7 @@ class FlowSampler:
         """
         guided = self.settings.guides(time) if guided is None else guided
         number = len(conditions.branches) if guided and directions is None else 1
-        time_D = conditions.time_embeds.get(time)
+        time_D = None if torch.is_grad_enabled() else conditions.time_embeds.get(time)
         time_D = self._time_embed(time) if time_D is None else time_D
         parts = self.model.model.predict_velocity(state_RTL, time_D, conditions.blocks[number]).chunk(number)
         branches = dict(zip(conditions.branches, parts, strict=False))

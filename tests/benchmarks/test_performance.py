@@ -1,4 +1,4 @@
-"""docs/performance.md holds the figures of the stored results, and the figure of growth is drawn from them."""
+"""The documents hold the figures of the stored results, and the figure of growth is drawn from them."""
 
 import json
 
@@ -8,21 +8,29 @@ from benchmarks import growth, performance
 from benchmarks.cases import BESIDE_QWEN2, COMPARED
 
 RESULTS = performance.ROOT / "benchmarks" / "results"
-COUNTS, RATIOS = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("counts", "ratios"))
+STORED = performance.stored(RESULTS)
+COUNTS, RATIOS = STORED["counts"], STORED["ratios"]
 
 
-def test_the_document_is_made_from_the_results():
-    text = (performance.ROOT / "docs" / "performance.md").read_text()
-    assert performance.filled(text, COUNTS, RATIOS) == text
+@pytest.mark.parametrize("name", performance.DOCUMENTS)
+def test_the_document_is_made_from_the_results(name):
+    text = (performance.ROOT / "docs" / name).read_text()
+    assert performance.filled(text, performance.DOCUMENTS[name], STORED) == text
 
 
 def test_changed_results_change_the_document():
     text = (performance.ROOT / "docs" / "performance.md").read_text()
-    changed = json.loads(json.dumps(RATIOS))
-    changed["cases"]["decode, context 64"]["median"] += 1
-    assert performance.filled(text, COUNTS, changed) != text
+    makers = performance.DOCUMENTS["performance.md"]
+    for change in (
+        lambda results: results["ratios"]["cases"]["decode, context 64"].update(median=99.0),
+        lambda results: results["start"]["start"]["ask"].update(modules=99),
+        lambda results: results["start"]["load"]["whole model, shards"].update(weights=99),
+    ):
+        changed = json.loads(json.dumps(STORED))
+        change(changed)
+        assert performance.filled(text, makers, changed) != text
     with pytest.raises(ValueError, match="a place for a table"):
-        performance.filled("no tables", COUNTS, RATIOS)
+        performance.filled("no tables", makers, STORED)
 
 
 def test_stored_ratios_have_their_pairs():

@@ -93,6 +93,30 @@ def test_a_block_in_two_places_is_left_to_a_mask():
     assert attention_spans(block_layout(kinds, torch.tensor([[0, 0, -1, -1, 1, 1]]))) is not None
 
 
+def test_a_sample_in_two_places_is_left_to_a_mask():
+    kinds = torch.zeros(1, 6, dtype=torch.long)
+    assert attention_spans(block_layout(kinds, sample_ids_BS=torch.tensor([[0, 0, 1, 1, 0, 0]]))) is None
+    assert attention_spans(block_layout(kinds, sample_ids_BS=torch.tensor([[-1, 0, -1, 1, 2, -1]]))) is not None
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.long, torch.bfloat16, torch.float32])
+def test_masks_of_any_type(layer, kind):
+    layout = block_layout(torch.tensor([[0, 0, 1, 1, 1, 0]]))
+    mask = torch.tensor([[0, 1, 1, 1, 1, 1]])
+    parts = states(1, 6)
+    (found,) = attention_spans(layout, mask.to(kind)).attend(layer, *parts, SIZE**-0.5)
+    (expected,) = attention_spans(layout, mask).attend(layer, *parts, SIZE**-0.5)
+    assert torch.equal(found, expected)
+    parts = states(1, 6, past=3)
+    whole = torch.nn.functional.pad(mask, (3, 0), value=1)
+    (found,), (expected,) = (
+        attention_spans(layout, given.to(kind), 3).attend(layer, *parts, SIZE**-0.5) for given in (mask, whole)
+    )
+    assert torch.equal(found, expected)
+    with pytest.raises(ValueError, match=r"\(1, 7\), expected \(1, 9\)"):
+        attention_spans(layout, torch.ones(1, 7), 3)
+
+
 def test_equal_images_are_one_batch_and_none_is_padded(layer):
     lengths = [6, 6, 6, 2, 9]
     parts = states(1, sum(lengths))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Config, Qwen2MLP, Qwen2RMSNorm, apply_rotary_pos_emb
 
 from tests.tiny_model import tiny_model
@@ -10,6 +11,7 @@ from unimedvl.modeling_unimedvl.layers_unimedvl import (
     UniMedVLMLP,
     UniMedVLRMSNorm,
     UniMedVLRotaryEmbedding,
+    _scalar,
     rotated,
 )
 
@@ -77,6 +79,43 @@ def test_what_hooks_saw_stays():
         hook.remove()
         assert all(torch.equal(part, copy) for part, copy in zip(seen, copies, strict=True)), name
     assert "self_attn.o_proj" in names and "mlp.act_fn" in names
+
+
+def test_hooks_inside_of_adapters_are_respected():
+    """With its adapter turned off, a wrapped layer returns what the layer inside of it returned."""
+    config = LoraConfig(target_modules=["gate_proj", "o_proj", "down_proj"])
+    model = get_peft_model(tiny_model(), config)
+    seen, copies = [], []
+
+    def keep(module, args, output):
+        seen.append(output)
+        copies.append(output.clone())
+
+    for name, module in model.named_modules():
+        if name.endswith(".base_layer"):
+            module.register_forward_hook(keep)
+    with torch.no_grad(), model.disable_adapter():
+        model(input_ids=torch.tensor([[121, 5, 6, 7]]))
+    assert len(seen) >= 6
+    assert all(torch.equal(part, copy) for part, copy in zip(seen, copies, strict=True))
+
+
+def test_the_constants_of_the_norm_do_not_depend_on_defaults():
+    """Whoever computes the first norm of a process with other defaults must not change the later ones."""
+    _scalar.cache_clear()
+    states, norm = torch.randn(2, 8), UniMedVLRMSNorm(8)
+    with torch.no_grad():
+        try:
+            torch.set_default_device("meta")
+            torch.set_default_dtype(torch.bfloat16)
+            norm(states)
+        finally:
+            torch.set_default_device(None)
+            torch.set_default_dtype(torch.float32)
+        found = norm(1e-4 * states)
+    _scalar.cache_clear()
+    with torch.no_grad():
+        assert torch.equal(found, norm(1e-4 * states))
 
 
 @pytest.mark.parametrize("recorded", [False, True])

@@ -1,4 +1,4 @@
-"""Losses and gradient norms stay on the device while a run goes on, and are looked at together.
+"""Losses and gradient norms stay on the device during a run, and are looked at together.
 
 Reading a number from a GPU makes the host wait until all its work is done. A run therefore reads its numbers where it
 logs or saves, and judges every step since the last time then: no checkpoint is ever written of a step that is not

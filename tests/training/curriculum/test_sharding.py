@@ -42,9 +42,10 @@ def _join(rank: int, port: int, function, arguments: tuple) -> None:
 
 
 def drawn_labels(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(rank)
-    hidden = torch.randn(70, 8, generator=generator).requires_grad_()
-    return hidden, torch.randint(32, (70,), generator=generator)
+    """Of one rank fewer labels than one part takes, of the other several parts."""
+    generator, count = torch.Generator().manual_seed(rank), (7, 70)[rank]
+    hidden = torch.randn(count, 8, generator=generator).requires_grad_()
+    return hidden, torch.randint(32, (count,), generator=generator)
 
 
 def check_head(rank, mesh) -> None:
