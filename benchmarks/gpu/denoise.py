@@ -297,7 +297,7 @@ def compiled(bench: Bench) -> None:
                 pixels = record_image(bench, name, side, sizes[side])
             plain = bench.shared(f"image.{side}", partial(_eager_image, bench, side, sizes[side]))
             gaps = differences(pixels, plain)
-            bench.record.measured(f"{name}.difference", gaps["relative_l2"], "relative L2", **gaps)
+            bench.record.measured(f"{name}.difference", gaps["relative_l2"], "relative L2", True, **gaps)
         except Exception as error:
             bench.record.error(name, error)
         finally:

@@ -165,7 +165,7 @@ def float8_memory(bench: Bench, name: str, settings: Any) -> None:
         plain = model(**inputs, logits_to_keep=1).logits
         quantize_(model, settings, filter_fn=is_quantized)
         gaps = differences(model(**inputs, logits_to_keep=1).logits, plain)
-    bench.record.measured(f"{name}.error", gaps["relative_l2"], "relative L2", **gaps)
+    bench.record.measured(f"{name}.error", gaps["relative_l2"], "relative L2", True, **gaps)
     record_memory(bench, name, model, image=True)
 
 
