@@ -4,22 +4,9 @@ import numpy
 import pytest
 import torch
 
-from tests.tiny_inputs import conversation, initial_latents, noises
-from tests.tiny_model import tiny_model
 from unimedvl.modeling_unimedvl.flow_unimedvl import FlowSettings, guided_velocity
 
 IMAGE = {"generation_mode": "image", "show_progress": False}
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def edit(model):
-    row = conversation(model.config, [("latent", 2, 3), ("vit", 2, 2), [3, 4]], seed=1)
-    return {**row, "latents": initial_latents(model.config, [(2, 3)]), "vae_noise": noises(model.config, row)}
 
 
 def settings(text: float, image: float, renorm: str, least: float = 0.0) -> FlowSettings:

@@ -5,8 +5,6 @@ import math
 import pytest
 import torch
 
-from tests.tiny_inputs import conversation, initial_latents, noises
-from tests.tiny_model import tiny_model
 from unimedvl.modeling_unimedvl.flow_solvers_unimedvl import (
     FlowSolver,
     FlowStep,
@@ -108,17 +106,6 @@ CASES = {
     "midpoint and guidance": {"solver": "midpoint", "guidance_cache_interval": 2},
     "adams_bashforth": {"solver": "adams_bashforth"},
 }
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def edit(model):
-    row = conversation(model.config, [("latent", 2, 3), ("vit", 2, 2), [3, 4]], seed=1)
-    return {**row, "latents": initial_latents(model.config, [(2, 3)]), "vae_noise": noises(model.config, row)}
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -6,7 +6,6 @@ from bitsandbytes.functional import dequantize_4bit
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import BitsAndBytesConfig
 
-from tests.tiny_inputs import conversation, initial_latents, noises
 from tests.tiny_model import tiny_config, tiny_model
 from unimedvl.modeling_unimedvl.adapters_unimedvl import ADAPTER_TARGETS
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
@@ -36,17 +35,6 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(checkpoint):
     return UniMedVLForConditionalGeneration.from_pretrained(checkpoint)
-
-
-@pytest.fixture(scope="module")
-def question(model):
-    return conversation(model.config, [("vit", 2, 3), [3, 4, 5]], seed=1, answer=True)
-
-
-@pytest.fixture(scope="module")
-def edit(model):
-    row = conversation(model.config, [("latent", 2, 3), ("vit", 2, 2), [3, 4]], seed=1)
-    return {**row, "latents": initial_latents(model.config, [(2, 3)]), "vae_noise": noises(model.config, row)}
 
 
 def test_save_and_load_keep_values_and_frozen_parts(checkpoint, model):
