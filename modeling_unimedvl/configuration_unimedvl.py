@@ -173,7 +173,7 @@ class UniMedVLConfig(PreTrainedConfig):
     }
     base_model_fsdp_plan = {}
     # A Trainer's `compute_metrics` then gets the logits alone.
-    keys_to_ignore_at_inference = ["past_key_values", "ce_loss", "mse_loss", "velocity", "flow_target"]
+    keys_to_ignore_at_inference = ["past_key_values", "ce_loss", "mse_loss", "label_losses", "velocity", "flow_target"]
 
     if TYPE_CHECKING:
         # What the fields below hold once they are built, and what the constructor takes for them.

@@ -44,27 +44,34 @@ class BlockGroup:
     def layer(self, index: int) -> "LayerGroup":
         """What one layer needs of it."""
         if self.keys is None or self.values is None:
-            return LayerGroup(self.rows.start, self.rows.stop, self.length, None, None)
-        return LayerGroup(self.rows.start, self.rows.stop, self.length, self.keys[index], self.values[index])
+            return LayerGroup(self.rows.start, self.rows.stop, self.length)
+        keys, values = self.keys[index], self.values[index]
+        # A backward pass reads what every step saw, so no step may overwrite it. Asked here: compilers cannot ask.
+        sealed = keys.is_inference() and not torch.is_inference_mode_enabled()
+        takes_turns = not (torch.is_grad_enabled() or sealed)
+        return LayerGroup(self.rows.start, self.rows.stop, self.length, keys, values, takes_turns)
 
 
 @dataclass(frozen=True)
 class LayerGroup:
-    """A `BlockGroup` in one layer. Layers differ by these tensors only, so that one compiled layer serves all."""
+    """A `BlockGroup` in one layer. Layers differ by these tensors only, so that one compiled layer serves all.
+
+    Attributes:
+        takes_turns: whether the block is written to the slots, over the block of the step before.
+    """
 
     start: int
     stop: int
     length: int
-    keys: torch.Tensor | None
-    values: torch.Tensor | None
+    keys: torch.Tensor | None = None
+    values: torch.Tensor | None = None
+    takes_turns: bool = False
 
     def with_context(self, key_RGSE: torch.Tensor, value_RGSE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of the contexts and of the block."""
         if self.keys is None or self.values is None:
             return key_RGSE, value_RGSE
-        sealed = self.keys.is_inference() and not torch.is_inference_mode_enabled()
-        if torch.is_grad_enabled() or sealed:
-            # A backward pass reads what every step saw, so no step may overwrite it.
+        if not self.takes_turns:
             contexts = (states[:, :, : -self.length] for states in (self.keys, self.values))
             keys, values = (
                 torch.cat([context, block], dim=2)
