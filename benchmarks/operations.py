@@ -5,8 +5,9 @@ An operation is a call that reaches the dispatcher below autograd and does work:
 memory of their own: views and writes in place allocate nothing, and what a kernel takes for itself is not seen. FLOPs
 follow torch's own formulas, and the same ones for attention on a processor, which torch does not count. A
 synchronization is a call that would make the host of a GPU wait: it needs a value, or a shape that depends on values,
-as reading a number or a list, `nonzero`, and indexing with a boolean mask, which finds its places by `nonzero`. Moves
-between devices cannot be seen where there is one device.
+as reading a number or a list, `nonzero`, and indexing with a boolean mask, which finds its places by `nonzero`; or it
+moves values between devices. Moves cannot be seen where there is one device: the meta device may take the place of the
+other, and raises where a value is read.
 """
 
 from collections import Counter
@@ -33,7 +34,8 @@ _READS = {
     _aten.unique_dim,
     _aten.unique_consecutive,
 }
-_INDEXED = {_aten.index, _aten.index_put, _aten.index_put_}
+_INDEXED = {_aten.index, _aten.index_put, _aten.index_put_, _aten._index_put_impl_}
+_COPIES = {_aten._to_copy, _aten.copy_}
 
 
 def _attention_flops(query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any) -> int:
@@ -86,17 +88,19 @@ class Counts:
         }
 
 
-class _Reads(TorchFunctionMode):
-    """Counts `tolist`, which reads a CPU tensor without a call of the dispatcher."""
+class _Lists(TorchFunctionMode):
+    """Counts lists that are read from a tensor, or sent to another device: what no call of the dispatcher shows."""
 
     def __init__(self, counts: Counts):
         super().__init__()
         self.counts = counts
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.tolist:
-            self.counts.synchronizations["tolist"] += 1
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        sent = func in (torch.tensor, torch.as_tensor) and not isinstance(args[0], torch.Tensor)
+        if func is torch.Tensor.tolist or (sent and result.device.type != "cpu"):
+            self.counts.synchronizations[func.__name__] += 1
+        return result
 
 
 class OperationCounter(TorchDispatchMode):
@@ -114,16 +118,16 @@ class OperationCounter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self._counts = Counts()
-        self._reads = _Reads(self._counts)
+        self._lists = _Lists(self._counts)
 
     def __enter__(self) -> "OperationCounter":
-        self._reads.__enter__()
+        self._lists.__enter__()
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self._reads.__exit__(*error)
+        self._lists.__exit__(*error)
 
     def snapshot(self) -> Counts:
         """What has been counted so far."""
@@ -148,11 +152,17 @@ class OperationCounter(TorchDispatchMode):
             if storage._cdata not in known:
                 known.add(storage._cdata)
                 self._counts.allocated += storage.nbytes()
-        if packet in _READS or (packet is _aten.repeat_interleave and given.get("output_size") is None):
+        sized = packet is _aten.repeat_interleave and given.get("output_size") is None
+        if packet in _READS or sized or (packet in _COPIES and _waits_for_copy(args, given, results)):
             self._counts.synchronizations[name] += 1
         elif packet in _INDEXED and any(index.dtype == torch.bool for index in _tensors(args[1])):
             self._counts.synchronizations[f"{name} by a mask"] += 1
         return results
+
+
+def _waits_for_copy(args: Any, given: dict[str, Any], results: Any) -> bool:
+    devices = {tensor.device.type for tensor in _tensors((args, results))}
+    return len(devices) > 1 and not (given.get("non_blocking") or (len(args) > 2 and args[2] is True))
 
 
 def _tensors(values: Any) -> list[torch.Tensor]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from tests.synchronizations import counted_waits
+from benchmarks.operations import OperationCounter
 from unimedvl.training.checkpoints import checkpoints
 from unimedvl.training.curriculum.trainer import UniMedVLTrainer
 from unimedvl.training.curriculum.watch import StepWatch
@@ -51,24 +51,23 @@ def test_a_loss_that_jumps_is_named_however_late_it_is_read():
 def test_what_was_read_is_not_read_again():
     watch = watched([[1.0]], [1.0])
     watch.read()
-    with counted_waits() as waits:
+    with OperationCounter() as counter:
         watch.read()
-    assert waits.total() == 0
+    assert not counter.snapshot().synchronizations
 
 
 class Waits(TrainerCallback):
     """Counts what makes the host wait within each step, from its first micro-batch to its end."""
 
     def __init__(self):
-        self.steps, self.block, self.waits = [], None, None
+        self.steps, self.counter = [], None
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self.block = counted_waits()
-        self.waits = self.block.__enter__()
+        self.counter = OperationCounter().__enter__()
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.block.__exit__(None, None, None)
-        self.steps.append(dict(+self.waits))
+        self.counter.__exit__(None, None, None)
+        self.steps.append(dict(self.counter.snapshot().synchronizations))
 
 
 @pytest.mark.medium
