@@ -111,6 +111,8 @@ class GroupRecipe:
         augmentation: see `AugmentationRecipe`.
         timestep_shift: of the training times, above 0, above 1 for more noise; the run's if None. Where the inputs
             decide the image to be made, little is learned about them while it can be seen through its noise.
+        flow_draws: times and noises that each image to be made is learned at in one sample. Its conditions, which are
+            most of the tokens of an edit, are then read once for all of them.
     """
 
     name: str
@@ -126,8 +128,11 @@ class GroupRecipe:
     understanding: ImageRange = field(default_factory=lambda: ImageRange(378, 980))
     augmentation: AugmentationRecipe = field(default_factory=AugmentationRecipe)
     timestep_shift: float | None = None
+    flow_draws: int = 1
 
     def __post_init__(self) -> None:
+        if self.flow_draws < 1:
+            raise ValueError(f"The flow_draws of group {self.name!r} must be 1 or more, not {self.flow_draws}.")
         if self.timestep_shift is not None:
             check_shift(f"The timestep_shift of group {self.name!r}", self.timestep_shift)
         if self.weight <= 0:

@@ -191,7 +191,9 @@ class _Builder:
             index = self.seen[role]
             self.seen[role] += 1
             if role == "gpt":
-                self.latent(True, index, BlockKind.NOISED)
+                # Noised blocks take no position and are seen by no other block: several are draws of one image.
+                for _ in range(self.layout.group.flow_draws):
+                    self.latent(True, index, BlockKind.NOISED)
                 if not more:
                     continue
             if self.makes_images:

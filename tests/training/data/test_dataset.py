@@ -44,11 +44,13 @@ def make(folder, checkpoint):
         tasks=("vqa", "dialogue", "text_to_image", "segmentation", "counterfactual"),
         shifts=None,
         shift=None,
+        draws=1,
         **changes,
     ):
         shifts = shifts or {}
         groups = [
-            GroupRecipe(task, str(folder), tasks=[task], timestep_shift=shifts.get(task), **RANGES) for task in tasks
+            GroupRecipe(task, str(folder), tasks=[task], timestep_shift=shifts.get(task), flow_draws=draws, **RANGES)
+            for task in tasks
         ]
         settings = {
             "pack_tokens": 220,
@@ -170,6 +172,30 @@ def test_a_group_moves_the_times_of_its_own_images_towards_noise(make):
         for time, shifted, task in zip(times, later, made, strict=True):
             own = 8.0 if task == "segmentation" else 2.0
             torch.testing.assert_close(shifted, shift_timesteps(time, own))
+
+
+@pytest.mark.parametrize("task", ["text_to_image", "segmentation", "counterfactual"])
+def test_draws_of_one_image_are_learned_as_if_each_were_alone(make, checkpoint, task):
+    whole = {"condition_dropout": ConditionDropout(0.0, 0.0, 0.0)}
+    model, data, single = checkpoint[0], make(tasks=(task,), draws=3, **whole), make(tasks=(task,), **whole)
+    key, stored = SampleKey(0, 1, 0), data.groups[0].record(1)
+    one, many = (arguments(part.collate([[(part.sample(key), stored)]], 400, {})) for part in (single, data))
+    clean = len(one["flow_timesteps"]) - 1
+    times = many["flow_timesteps"]
+    assert torch.equal(times[: clean + 1], one["flow_timesteps"]) and len(times.unique()) == 3 + min(clean, 1)
+    size = len(one["flow_noise"])
+    with torch.no_grad():
+        found = model(**many)
+        velocities = found.velocity.split(size)
+        for number, velocity in enumerate(velocities):
+            alone = {
+                "flow_timesteps": torch.cat([times[:clean], times[clean + number, None]]),
+                "flow_noise": many["flow_noise"][number * size : (number + 1) * size],
+                "vae_noise": [*many["vae_noise"][:clean], many["vae_noise"][clean + number]],
+            }
+            expected = model(**{**one, **alone})
+            torch.testing.assert_close(velocity, expected.velocity, rtol=0, atol=1e-5)
+            torch.testing.assert_close(found.ce_loss, expected.ce_loss)
 
 
 def test_noise_and_time_of_a_record_are_drawn_anew_each_epoch_and_by_its_own_seed(make, checkpoint):

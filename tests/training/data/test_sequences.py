@@ -71,6 +71,14 @@ def test_placeholders_and_turns_decide_the_order(task, turns, expected):
     assert kinds(layout()(record(task, 1, turns=turns), 0)) == expected
 
 
+def test_each_draw_of_an_image_is_a_block_that_takes_no_position():
+    draws = layout()
+    draws.group.flow_draws = 2
+    sample = draws(record("counterfactual", 1), 0)
+    assert kinds(sample) == [CLEAN, VIT, TEXT, NOISED, NOISED, "answer"]
+    assert len(sample.images) == 4
+
+
 def test_sizes_follow_the_groups_ranges():
     sample = layout()(record("segmentation", 2), 0)  # 40 x 24 pixels
     assert [image.steps for image in sample.images] == [((40, 24),), ((36, 24),), ((40, 24),)]
