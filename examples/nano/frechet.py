@@ -27,7 +27,8 @@ from unimedvl.utils.command_line import run_module
 from unimedvl.utils.json_files import write_json
 
 from .asking import Nano
-from .prepare import ARTICLES, is_image_request, read_records
+from .captions import ARTICLES
+from .prepare import is_image_request, read_records
 
 SIDE = 64
 FEATURE_SIDE = 224
@@ -88,9 +89,7 @@ def draw_modalities(nano: Nano, modalities: Sequence[str], count: int, seed: int
     made = {}
     for place, modality in enumerate(modalities):
         article = ARTICLES[modality]
-        made[modality] = nano.draw(
-            [article[0].upper() + article[1:]] * count, "t2i", seed=seed + place * count
-        )
+        made[modality] = nano.draw([article[0].upper() + article[1:]] * count, "t2i", seed=seed + place * count)
         print(f"{modality}: {count} images drawn", flush=True)
     return made
 
