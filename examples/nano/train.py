@@ -28,16 +28,16 @@ import yaml
 from typer import Option
 
 from unimedvl.checkpoint.loading import load, load_processor
+from unimedvl.training.checkpoints import whole_folder
 from unimedvl.training.recipe import CurriculumRecipe, TrainingRecipe, from_mapping, load_recipe
 from unimedvl.training.run import FINISHED
 from unimedvl.utils.claims import claim_folder
 from unimedvl.utils.command_line import run_module
 from unimedvl.utils.digests import hash_file
 from unimedvl.utils.json_files import read_json, write_json
-from unimedvl.utils.whole_files import scratch_folder
 
 from .model import RECIPES, VISION_FILE
-from .release import release
+from .release import release, save_rounded
 
 CURRICULUM = RECIPES / "unimedvl-nano" / "curriculum.yaml"
 BUDGETS = RECIPES / "unimedvl-nano" / "budgets.yaml"
@@ -247,13 +247,11 @@ def stage_part(chain: Chain, name: str, recipe: Path, start: Path) -> Part:
 
 
 def freeze(finished: Path, artifact: Path) -> None:
-    """Write a checkpoint with its weights in bfloat16, which load as float32 unless another type is asked for."""
+    """Write what a stage ended in as the next one starts from it, and as it is published (see `save_rounded`)."""
     model = load(finished, dtype="float32", device="cpu").model
-    rounded = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
-    with scratch_folder(artifact.with_name(f"{artifact.name}.partial")) as partial:
-        model.save_pretrained(partial, state_dict=rounded)
-        load_processor(finished).save_pretrained(partial)
-        partial.replace(artifact)
+    artifact.parent.mkdir(exist_ok=True)
+    with whole_folder(artifact) as partial:
+        save_rounded(model, load_processor(finished), partial)
 
 
 def run_chain(chain: Chain, records: Path | None) -> Path:
