@@ -88,9 +88,7 @@ def draw_modalities(nano: Nano, modalities: Sequence[str], count: int, seed: int
     made = {}
     for place, modality in enumerate(modalities):
         article = ARTICLES[modality]
-        made[modality] = nano.draw(
-            [article[0].upper() + article[1:]] * count, "t2i", seed=seed + place * count
-        )
+        made[modality] = nano.draw([article[0].upper() + article[1:]] * count, "t2i", seed=seed + place * count)
         print(f"{modality}: {count} images drawn", flush=True)
     return made
 

@@ -13,7 +13,7 @@ from torch import nn
 # Numbers of the blocks whose features are compared: 2, 4 and 8 pixels a cell.
 LEVELS = (0, 3, 6)
 # The block whose features a latent is aligned with: 16 pixels a cell, of images enlarged by 2.
-GRID_LEVEL = 15
+GRID_LEVEL = 14
 GRID_CHANNELS = 120
 GRID_CELL = 8  # pixels of the image as given
 
@@ -57,15 +57,18 @@ class Teacher(nn.Module):
         return (features - mean) / (features.std(dim=(0, 2, 3), keepdim=True) + 1e-6)
 
     def distance(self, images_NCHW: torch.Tensor, truth_NCHW: torch.Tensor) -> torch.Tensor:
-        """Mean squared distance of the features' directions over `LEVELS`; the gradient reaches `images_NCHW`.
+        """Mean squared difference of the features over `LEVELS`, each channel in units of its variance over the
+        truths; the gradient reaches `images_NCHW`.
 
-        The form is that of LPIPS (Zhang et al. 2018) with equal weights.
+        Features of flat parts are near zero: their directions, as LPIPS compares, would be decided by faint noise.
         """
         with torch.no_grad():
-            wanted = [F.normalize(level, dim=1) for level in self.levels(truth_NCHW)]
-        given = [F.normalize(level, dim=1) for level in self.levels(images_NCHW)]
-        pairs = zip(given, wanted, strict=True)
-        return torch.stack([(first - second).square().sum(dim=1).mean() for first, second in pairs]).mean()
+            wanted = self.levels(truth_NCHW)
+        differences = []
+        for first, second in zip(self.levels(images_NCHW), wanted, strict=True):
+            variance = second.float().var(dim=(0, 2, 3)) + 1e-3
+            differences.append(((first - second).float().square().mean(dim=(0, 2, 3)) / variance).mean())
+        return torch.stack(differences).mean()
 
 
 def alignment_loss(

@@ -103,7 +103,7 @@ def test_the_teacher_sees_where_images_differ_and_stays_as_it_is():
     images = batch_of(spots(3, side=96))
     assert network.distance(images, images) == 0
     blurred = torch.nn.functional.avg_pool2d(images, 5, stride=1, padding=2)
-    near = images + 0.02 * torch.randn_like(images)
+    near = images.lerp(blurred, 0.3)
     assert network.distance(blurred, images) > network.distance(near, images) > 0
     given = blurred.clone().requires_grad_()
     network.distance(given, images).backward()
@@ -133,5 +133,7 @@ def test_a_token_of_the_model_covers_eight_pixels(recipe, work):
 def test_crop_shapes_are_whole_tokens():
     for side in (32, 64, 96):
         shapes = autoencoder.crop_shapes(side)
-        assert (side, side) in shapes and all(length % UNIT == 0 and length > 0 for shape in shapes for length in shape)
+        assert (side, side) in shapes and all(
+            length % UNIT == 0 and length > 0 for shape in shapes for length in shape
+        )
         assert max(map(max, shapes)) == side
