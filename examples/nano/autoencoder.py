@@ -28,7 +28,7 @@ from .image_crops import Images, center_squares, random_crops, read_images
 from .model import SIDE
 from .prepare import record_digests
 from .resumable_loop import EVERY, ResumableSteps
-from .teacher import GRID_CHANNELS, Teacher, alignment_loss
+from .teacher import GRID_CELL, GRID_CHANNELS, Teacher, alignment_loss
 
 # An `AutoencoderKL`: diffusers' types hide that it is a module.
 Autoencoder: TypeAlias = Any
@@ -112,7 +112,8 @@ def initialize(autoencoder: Autoencoder) -> None:
 
 
 class TrainedAutoencoder(nn.Module):
-    """The autoencoder, with the map from its latents to the teacher's features where it is aligned with them."""
+    """The autoencoder, with the linear map from its tokens to the teacher's features where it is aligned with
+    them."""
 
     def __init__(self, recipe: LatentRecipe):
         super().__init__()
@@ -120,7 +121,8 @@ class TrainedAutoencoder(nn.Module):
         initialize(autoencoder)
         self.autoencoder = autoencoder.to(memory_format=torch.channels_last)
         self.recipe = recipe
-        self.map = nn.Conv2d(recipe.latent_channels, GRID_CHANNELS, 1) if recipe.alignment else None
+        cells = GRID_CELL // recipe.stride
+        self.map = nn.Conv2d(recipe.latent_channels, GRID_CHANNELS, cells, cells) if recipe.alignment else None
 
     def forward(self, images: torch.Tensor, teacher: Teacher | None, progress: float) -> dict[str, torch.Tensor]:
         """The unweighted terms of the loss of images (N, 3, H, W) in [-1, 1], `progress` in [0, 1] of the steps."""

@@ -80,7 +80,7 @@ def alignment_loss(
     difference of the cosines of every two cells of an image, each above a margin.
 
     Args:
-        mapped_NCHW: latents after a linear map to the channels of the features.
+        mapped_NCHW: tokens after a linear map to the channels of the features.
         features_NCHW: the teacher's, on the same grid.
 
     Raises:
@@ -88,8 +88,8 @@ def alignment_loss(
     """
     if mapped_NCHW.shape != features_NCHW.shape:
         raise ValueError(
-            f"latents of {tuple(mapped_NCHW.shape[1:])} have no cell for each of the teacher's, "
-            f"{tuple(features_NCHW.shape[1:])}: align an autoencoder of {GRID_CELL} pixels a cell."
+            f"tokens of {tuple(mapped_NCHW.shape[1:])} differ from the teacher's {tuple(features_NCHW.shape[1:])}: "
+            f"map the latents to one cell for each {GRID_CELL} pixels."
         )
     given, wanted = (F.normalize(cells.flatten(2).float(), dim=1) for cells in (mapped_NCHW, features_NCHW))
     direction = (1 - margin - (given * wanted).sum(dim=1)).relu().mean()

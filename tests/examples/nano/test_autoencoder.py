@@ -93,7 +93,7 @@ def test_alignment_is_none_for_the_features_themselves():
     turned = teacher.alignment_loss(-features, features)
     assert turned == pytest.approx(1.5, abs=1e-5)  # a cosine of -1; the likenesses of cells are the same
     assert teacher.alignment_loss(features.flip(3), features) > 0.4
-    with pytest.raises(ValueError, match="align an autoencoder of 8 pixels a cell"):
+    with pytest.raises(ValueError, match="one cell for each 8 pixels"):
         teacher.alignment_loss(torch.randn(2, teacher.GRID_CHANNELS, 8, 12), features)
 
 
@@ -114,6 +114,8 @@ def test_the_teacher_sees_where_images_differ_and_stays_as_it_is():
     trained = autoencoder.TrainedAutoencoder(dataclasses.replace(SMALL, alignment=1.0, perceptual=1.0))
     assert {"perceptual", "alignment"} <= trained(images, network, 0.1).keys()
     assert "alignment" not in trained(images, network, 0.6)
+    finer = autoencoder.TrainedAutoencoder(autoencoder.LatentRecipe((8, 16, 16), 4, alignment=1.0))
+    assert finer(images, network, 0.1)["alignment"] > 0
 
 
 @pytest.mark.parametrize("recipe", [autoencoder.RECIPE, autoencoder.LatentRecipe((16, 32, 64), 4)])
