@@ -39,7 +39,6 @@ from unimedvl.utils.json_files import read_json, write_json
 from .model import RECIPES, VISION_FILE
 from .release import release, save_rounded
 
-CURRICULUM = RECIPES / "unimedvl-nano" / "curriculum.yaml"
 BUDGETS = RECIPES / "unimedvl-nano" / "budgets.yaml"
 DRY_STEPS = 20
 POLL_SECONDS = 1.0
@@ -54,18 +53,20 @@ class Budget:
         device: "cpu" or "cuda".
         processes: of a stage.
         side_by_side: whether the autoencoder and the ViT are trained at the same time, on one core each.
-        autoencoder, vision: arguments of their commands, by name.
+        autoencoder, vision: arguments of their commands, by name; `teacher` is true or false.
         stages: by name of the stage, what replaces values of its recipe ("key=value").
         every_stage: the same for all stages.
+        curriculum: the file that names the stages.
     """
 
     device: str
     processes: int = 1
     side_by_side: bool = False
-    autoencoder: dict[str, int] = field(default_factory=dict)
-    vision: dict[str, int] = field(default_factory=dict)
+    autoencoder: dict[str, Any] = field(default_factory=dict)
+    vision: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, list[str]] = field(default_factory=dict)
     every_stage: list[str] = field(default_factory=list)
+    curriculum: str = str(RECIPES / "unimedvl-nano" / "curriculum.yaml")
 
 
 @dataclass
@@ -75,14 +76,18 @@ class Part:
     Attributes:
         name: in `parts.json`.
         command: what does it.
-        artifact: the file whose presence says that it is done.
+        done: the file whose presence says that it is done.
+        artifact: the weights that it ends in.
         environment: added to the environment of the command.
+        steps: that a stage takes.
     """
 
     name: str
     command: list[str]
+    done: Path
     artifact: Path
     environment: dict[str, str] = field(default_factory=dict)
+    steps: int = 0
 
 
 def read_budget(name: str, path: Path = BUDGETS) -> Budget:
@@ -98,8 +103,12 @@ def read_budget(name: str, path: Path = BUDGETS) -> Budget:
 
 
 def arguments(values: dict[str, Any]) -> list[str]:
-    """Options of a command line."""
-    return [text for name, value in values.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    """Options of a command line; true and false are flags."""
+    texts = []
+    for name, value in values.items():
+        option = name.replace("_", "-")
+        texts += [f"--{'' if value else 'no-'}{option}"] if isinstance(value, bool) else [f"--{option}", str(value)]
+    return texts
 
 
 class Chain:
@@ -129,7 +138,7 @@ class Chain:
             ValueError: where a command fails.
             TimeUp: when the deadline comes first.
         """
-        parts = [part for part in parts if not part.artifact.is_file()]
+        parts = [part for part in parts if not part.done.is_file()]
         (self.out / "logs").mkdir(exist_ok=True)
         begun, noted = time.monotonic(), time.monotonic()
         before = {part.name: self.notes.get(part.name, {}).get("seconds", 0.0) for part in parts}
@@ -208,16 +217,19 @@ def device_name(budget: Budget) -> str:
 
 def weights_parts(chain: Chain) -> list[Part]:
     """The autoencoder and the ViT."""
+    vision = dict(chain.budget.vision)
+    if vision.pop("teacher", False):
+        vision["teacher"] = chain.work / "teacher"
     parts = []
-    for name, file, steps in (
-        ("autoencoder", "diffusion_pytorch_model.safetensors", chain.budget.autoencoder),
-        ("vision", VISION_FILE, chain.budget.vision),
+    for name, record, file, values in (
+        ("autoencoder", "training.json", "diffusion_pytorch_model.safetensors", chain.budget.autoencoder),
+        ("vision", "vision.json", VISION_FILE, vision),
     ):
-        values = {**steps, "steps": DRY_STEPS} if chain.dry_run else steps
-        folder = chain.work / name
+        folder, steps = chain.work / name, {"steps": DRY_STEPS} if chain.dry_run else {}
         command = [sys.executable, "-m", f"examples.nano.{name}", "--work", str(chain.work), "--out", str(folder)]
-        command += arguments({**values, "device": chain.budget.device})
-        parts.append(Part(name, command, folder / file, {"OMP_NUM_THREADS": threads(chain.budget)}))
+        command += arguments({**values, **steps, "device": chain.budget.device})
+        environment = {"OMP_NUM_THREADS": threads(chain.budget)}
+        parts.append(Part(name, command, folder / record, folder / file, environment))
     return parts
 
 
@@ -242,8 +254,18 @@ def stage_part(chain: Chain, name: str, recipe: Path, start: Path) -> Part:
         name,
         command,
         output / FINISHED["ema"] / "model.safetensors",
+        output / FINISHED["ema"] / "model.safetensors",
         {"OMP_NUM_THREADS": str(per_process)},
+        load_steps(recipe, overrides),
     )
+
+
+def load_steps(recipe: Path, overrides: list[str]) -> int:
+    """Steps of a stage."""
+    found = load_recipe(recipe, overrides)
+    if not isinstance(found, TrainingRecipe):
+        raise ValueError(f"{recipe} is no stage: name a recipe of a training.")
+    return found.steps
 
 
 def freeze(finished: Path, artifact: Path) -> None:
@@ -256,29 +278,31 @@ def freeze(finished: Path, artifact: Path) -> None:
 
 def run_chain(chain: Chain, records: Path | None) -> Path:
     """Everything that is not done yet; returns the published folder."""
-    curriculum = load_recipe(CURRICULUM)
-    assert isinstance(curriculum, CurriculumRecipe)
+    path = Path(chain.budget.curriculum)
+    curriculum = load_recipe(path)
+    if not isinstance(curriculum, CurriculumRecipe):
+        raise ValueError(f"{path} names no stages: give a curriculum.")
     out, work, python = chain.out, chain.work, [sys.executable, "-m", "examples.nano.prepare"]
     source = str(records) if records is not None else "unread"
-    chain.run([Part("records", [*python, "--records", source, "--out", str(work)], work / "tokenizer/tokenizer.json")])
+    made = work / "tokenizer" / "tokenizer.json"
+    chain.run([Part("records", [*python, "--records", source, "--out", str(work)], made, made)])
     parts = weights_parts(chain)
     for together in [parts] if chain.budget.side_by_side else [[part] for part in parts]:
         chain.run(together)
         for part in together:
-            finish(chain, part, read_json(work / part.name / "training.json"))
+            finish(chain, part, read_json(part.done))
     folders = ["--autoencoder", str(work / "autoencoder"), "--vision", str(work / "vision")]
     start = [*python, "--records", source, "--out", str(work), *folders]
-    chain.run([Part("start", start, work / "start" / "processor_config.json")])
+    made = work / "start" / "processor_config.json"  # the last file that is written
+    chain.run([Part("start", start, made, made)])
     before = work / "start"
     for stage in curriculum.stages:
-        part = stage_part(chain, stage.name, CURRICULUM.parent / stage.recipe, before)
+        part = stage_part(chain, stage.name, path.parent / stage.recipe, before)
         before = out / "artifacts" / stage.name
         if not (before / "model.safetensors").is_file():
             chain.run([part])
             freeze(part.artifact.parent, before)
-            recipe = load_recipe(CURRICULUM.parent / stage.recipe, part.command[part.command.index("-m", 2) + 3 :])
-            assert isinstance(recipe, TrainingRecipe)
-            finish(chain, dataclasses.replace(part, artifact=before / "model.safetensors"), {"steps": recipe.steps})
+            finish(chain, dataclasses.replace(part, artifact=before / "model.safetensors"), {"steps": part.steps})
     release(before, out / "nano")
     return out / "nano"
 
