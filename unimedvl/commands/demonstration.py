@@ -15,6 +15,7 @@ from ..checkpoint.provenance import save_generated_image
 from ..evaluation.metrics.answers import is_right, kind_of
 from ..evaluation.metrics.images import psnr, ssim
 from ..evaluation.metrics.masks import dice
+from ..modeling_unimedvl.flow_unimedvl import TASK_PRESETS
 from ..processing.image_processing_unimedvl import resize_image
 from ..unimed5m.pages import data_address
 from ..unimed5m.task_images import lower_resolution
@@ -211,8 +212,9 @@ class Demonstration:
         return inputs.to(self.model.device, dtype=self.model.dtype)
 
     def _made(self, prompt: str, image: Image.Image | None, preset: str, count: int = 1) -> list[Image.Image]:
-        presets: Any = self.model.generation_config.task_presets
-        self.settings[preset] = dict(presets[preset])
+        presets = getattr(self.model.generation_config, "task_presets", None) or TASK_PRESETS
+        # `generate` refuses a preset that is not there.
+        self.settings[preset] = dict(presets.get(preset, {}))
         pixels = self.model.generate(
             **self._inputs([(prompt, image)], "image"),
             generation_mode="image",

@@ -152,7 +152,7 @@ def test_the_foot_says_how_it_was_made(written):
 def test_an_answer_is_right_where_it_is_the_truth(loaded, tmp_path):
     shown = Demonstration(loaded, tmp_path, 0)
     image = FUNDUS.open()
-    (first,) = shown.answers((Question("What is this?", "colour fundus photography"),), image)
+    (first,) = shown.answers((Question("What is this?", "a truth that it does not say"),), image)
     assert not first.right
     again = shown.answers((Question("What is this?", first.answer), Question("What is this?", "yes")), image)
     assert [found.right for found in again] == [True, False]
