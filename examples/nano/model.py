@@ -19,26 +19,25 @@ from unimedvl.processing.image_processing_unimedvl import UniMedVLImageProcessor
 from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 
 RECIPES = Path(__file__).with_name("recipes")
-SIDE = 64  # longer side in pixels of every image the nano reads and writes
+SIDE = 96  # longer side in pixels of every image the nano reads and writes
 UNIT = 8  # pixels of a ViT patch and of a latent token
-LATENT_PATCH = 2
 VIT_PATCH = 8
 TABLE_SIDE = 16  # position tables reach 128 pixels
 VISION_FILE = "vision.safetensors"
 TEXT_CONFIG = {
-    "hidden_size": 192,
-    "intermediate_size": 384,
-    "num_hidden_layers": 4,
+    "hidden_size": 256,
+    "intermediate_size": 640,
+    "num_hidden_layers": 6,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "max_position_embeddings": 2048,
     "initializer_range": 0.04,
 }
 VISION_CONFIG: dict[str, Any] = {
-    "hidden_size": 128,
-    "intermediate_size": 384,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
+    "hidden_size": 192,
+    "intermediate_size": 576,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
     "image_size": SIDE,
     "patch_size": VIT_PATCH,
 }
@@ -65,11 +64,12 @@ def build_config(tokenizer: PreTrainedTokenizerBase, vae_config: dict) -> UniMed
     text: dict[str, Any] = {**TEXT_CONFIG, "vocab_size": len(tokenizer), "pad_token_id": None}
     autoencoder: dict[str, Any] = {name: vae_config[name] for name in known if name in vae_config}
     autoencoder["sample_size"] = SIDE
+    vae = UniMedVLVAEConfig(**autoencoder)
     return UniMedVLConfig(
         text_config=UniMedVLTextConfig(**text),
         vision_config=UniMedVLVisionConfig(**VISION_CONFIG),
-        vae_config=UniMedVLVAEConfig(**autoencoder),
-        latent_patch_size=LATENT_PATCH,
+        vae_config=vae,
+        latent_patch_size=UNIT // vae.downsample,
         max_latent_size=TABLE_SIDE,
         vit_max_num_patch_per_side=TABLE_SIDE,
         **token_ids,
