@@ -44,7 +44,9 @@ def main(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     silence_libraries()
     print(NOTICE, flush=True)
-    loaded = _load(model, revision, device)
+    loaded = load_model(model, revision=revision, device=device)
+    if not loaded.model.config.visual_gen:
+        raise ValueError(f"{loaded.checkpoint.name!r} makes no images: name a checkpoint that does.")
 
     from .demo_images import ASKED, MEDICAL
     from .demonstration import PROMPTS, Demonstration, real_figure
@@ -84,17 +86,6 @@ def _made_folder(out: str) -> Path:
     except OSError as error:
         raise ValueError(f"cannot make the folder {out!r} ({error.strerror}): choose another --out.") from error
     return folder
-
-
-def _load(model: str | None, revision: str | None, device: str) -> "Loaded":
-    import torch
-
-    # bfloat16, in which small checkpoints are stored, is slow on most processors.
-    on_processor = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
-    loaded = load_model(model, revision=revision, device=device, dtype="float32" if on_processor else "auto")
-    if not loaded.model.config.visual_gen:
-        raise ValueError(f"{loaded.checkpoint.name!r} makes no images: name a checkpoint that does.")
-    return loaded
 
 
 def _facts(loaded: "Loaded", shown: "Demonstration", seed: int) -> dict[str, Any]:

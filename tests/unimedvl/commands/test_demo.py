@@ -15,6 +15,7 @@ import numpy
 import pytest
 from PIL import Image
 
+from unimedvl.checkpoint.loading import load
 from unimedvl.checkpoint.provenance import COMPOSITE_SOURCE_TYPE, DIGITAL_SOURCE_TYPE, read_provenance
 from unimedvl.commands import demo
 from unimedvl.commands.demo_images import ASKED, BRAIN, CT, FUNDUS, MEDICAL, Question, disc_mask
@@ -213,6 +214,15 @@ def test_bad_input_is_one_line(words, message, tmp_path, monkeypatch, capsys):
     assert run_module(demo.main, words) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_a_model_that_only_answers_is_refused(checkpoint, tmp_path, capsys):
+    model, processor, _ = load(checkpoint, understanding_only=True)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "reader")
+    assert run_module(demo.main, ["--model", str(tmp_path / "reader"), "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "'reader' makes no images" in line
 
 
 def test_the_command_on_the_nano(tmp_path):
