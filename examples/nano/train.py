@@ -2,12 +2,12 @@
 
     python -m examples.nano.train --budget cpu|gpu --records BUILT --out OUT [--minutes N] [--dry-run]
 
-BUILT holds the records of `unimedvl data build --source unimed-mini`, or a folder that `examples.nano.carried` has
-unpacked. The parts are `autoencoder` and `vision` (side by side where the budget says so), and one for each stage of
-`recipes/unimedvl-nano/curriculum.yaml`; each ends in an artifact in bfloat16 from which the next one starts, and in a
-row of OUT/parts.json: seconds, device, steps, samples a second, memory. `--minutes` stops between two checkpoints
-when the time is up; the same command resumes. `--dry-run` does a few steps of everything, to see that it runs.
-OUT/nano is the published folder.
+BUILT holds the records of `unimedvl data build --source unimed-mini`; `--packed FOLDER` takes in its place what
+`examples.nano.carried` has written. The parts are `autoencoder` and `vision` (side by side where the budget says so),
+and one for each stage of `recipes/unimedvl-nano/curriculum.yaml`; each ends in an artifact in bfloat16 from which the
+next one starts, and in a row of OUT/parts.json: seconds, device, steps, memory. `--minutes` stops between two
+checkpoints when the time is up; the same command resumes. `--dry-run` does a few steps of everything, to see that it
+runs. OUT/nano is the published folder.
 """
 
 import dataclasses
@@ -36,6 +36,7 @@ from unimedvl.utils.command_line import run_module
 from unimedvl.utils.digests import hash_file
 from unimedvl.utils.json_files import read_json, write_json
 
+from .carried import unpack
 from .model import RECIPES, VISION_FILE
 from .release import release, save_rounded
 
@@ -276,8 +277,13 @@ def freeze(finished: Path, artifact: Path) -> None:
         save_rounded(model, load_processor(finished), partial)
 
 
-def run_chain(chain: Chain, records: Path | None) -> Path:
-    """Everything that is not done yet; returns the published folder."""
+def run_chain(chain: Chain, records: Path | None, packed: Path | None = None) -> Path:
+    """Everything that is not done yet; returns the published folder.
+
+    Args:
+        records: built ones, of which the chain makes its own.
+        packed: the chain's own ones, carried here.
+    """
     path = Path(chain.budget.curriculum)
     curriculum = load_recipe(path)
     if not isinstance(curriculum, CurriculumRecipe):
@@ -285,6 +291,8 @@ def run_chain(chain: Chain, records: Path | None) -> Path:
     out, work, python = chain.out, chain.work, [sys.executable, "-m", "examples.nano.prepare"]
     source = str(records) if records is not None else "unread"
     made = work / "tokenizer" / "tokenizer.json"
+    if packed is not None and not made.is_file():
+        unpack(packed, work)
     chain.run([Part("records", [*python, "--records", source, "--out", str(work)], made, made)])
     parts = weights_parts(chain)
     for together in [parts] if chain.budget.side_by_side else [[part] for part in parts]:
@@ -318,6 +326,7 @@ def main(
     budget: Annotated[Literal["cpu", "gpu"], Option(help="What the parts may take: budgets.yaml.")],
     out: Annotated[Path, Option(help="Folder of the run.")],
     records: Annotated[Path | None, Option(help="Folder of built unimed-mini records.")] = None,
+    packed: Annotated[Path | None, Option(help="Folder of `examples.nano.carried`, in their place.")] = None,
     minutes: Annotated[float | None, Option(help="Stop after so many; the same command resumes.")] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="A few steps of everything.")] = False,
 ) -> None:
@@ -328,12 +337,12 @@ def main(
             raise ValueError("--budget gpu needs a GPU; with --dry-run a processor rehearses it.")
         chosen = dataclasses.replace(chosen, device="cpu")
     prepared = (out / "work" / "tokenizer" / "tokenizer.json").is_file()
-    if records is None and not prepared:
+    if records is None and packed is None and not prepared:
         raise ValueError(f"give the folder of built records with --records: {out} holds none yet.")
     claim_folder(out, {"budget": budget, "dry_run": dry_run}, mark="run.json", kind="run")
     deadline = float("inf") if minutes is None else time.monotonic() + 60 * minutes
     try:
-        print(run_chain(Chain(chosen, out, dry_run, deadline), records))
+        print(run_chain(Chain(chosen, out, dry_run, deadline), records, packed))
     except TimeUp:
         print(f"stopped after {minutes:g} minutes: the same command resumes from the last checkpoints.")
 
