@@ -27,7 +27,8 @@ from unimedvl.utils.command_line import run_module
 from unimedvl.utils.json_files import write_json
 
 from .asking import Nano
-from .prepare import ARTICLES, is_image_request, read_records
+from .captions import ARTICLES
+from .prepare import is_image_request, read_records
 
 SIDE = 64
 FEATURE_SIDE = 224

@@ -34,8 +34,9 @@ from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLModel
 from unimedvl.unimed5m.schema import Record
 from unimedvl.utils.command_line import run_module
 
+from .captions import UNNAMED_LABELS
 from .model import SIDE, TABLE_SIDE, VISION_FILE, VIT_PATCH, build_config, initialize_vision
-from .prepare import UNNAMED_LABELS, image_of, is_image_request, record_digests, work_records
+from .prepare import image_of, is_image_request, record_digests, work_records
 from .resumable_loop import EVERY, ResumableSteps
 
 CANVAS = 88  # longer side in pixels of the records' images
