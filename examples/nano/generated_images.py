@@ -24,7 +24,8 @@ from unimedvl.unimed5m.schema import Record
 from .asking import Nano
 from .model import SIDE
 from .prepare import ARTICLES, is_image_request, small
-from .vision import CANVAS, RecordImages, images_of, read_images, views
+from .record_images import CANVAS, RecordImages, images_of, read_images
+from .views import views
 
 MODALITIES = ("CXR", "CT", "MRI", "US", "HIS", "ENDO")
 CLASS_PROMPTS = {

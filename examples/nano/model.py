@@ -19,7 +19,7 @@ from unimedvl.processing.image_processing_unimedvl import UniMedVLImageProcessor
 from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 
 RECIPES = Path(__file__).with_name("recipes")
-SIDE = 64  # longer side in pixels of every image the nano reads and writes
+SIDE = 96  # longer side in pixels of every image the nano reads and writes
 UNIT = 8  # pixels of a ViT patch and of a latent token
 LATENT_PATCH = 2
 VIT_PATCH = 8
@@ -35,10 +35,10 @@ TEXT_CONFIG = {
     "initializer_range": 0.04,
 }
 VISION_CONFIG: dict[str, Any] = {
-    "hidden_size": 128,
-    "intermediate_size": 384,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
+    "hidden_size": 192,
+    "intermediate_size": 576,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
     "image_size": SIDE,
     "patch_size": VIT_PATCH,
 }
