@@ -10,6 +10,7 @@ Shape legend: N images, C captions.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,11 @@ class TeacherFeatures:
 
     maps: dict[str, torch.Tensor]
     pooled: torch.Tensor
+
+    @cached_property
+    def standardized(self) -> torch.Tensor:
+        """The pooled features (N, 1280), every channel of mean 0 and variance 1 over all."""
+        return (self.pooled - self.pooled.mean(dim=0)) / (self.pooled.std(dim=0) + 1e-4)
 
     @property
     def channels(self) -> tuple[int, int]:
@@ -143,14 +149,15 @@ def soft_captions(pooled: torch.Tensor, images: RecordImages, captions: int, see
     There is one probe for each source, and it has not seen the image: it was fitted on the other four of five folds
     by group. Where a source has one caption, or too few images of one, its images keep their own.
     """
-    stated = images.captions != UNCAPTIONED
-    soft = F.one_hot(images.captions.clamp(min=0), captions).float() * stated[:, None]
+    numbers = images.captions.cpu()
+    stated = numbers != UNCAPTIONED
+    soft = F.one_hot(numbers.clamp(min=0), captions).float() * stated[:, None]
     for source in sorted(set(images.sources)):
         places = [i for i, name in enumerate(images.sources) if name == source and stated[i]]
-        labels = images.captions[places].numpy()
+        labels = numbers[places].numpy()
         if len(set(labels.tolist())) < 2 or min(numpy.bincount(labels)[numpy.unique(labels)]) < 5:
             continue
-        features = pooled[places].numpy()
+        features = pooled[places].cpu().numpy()
         for fitted, left in grouped_folds(labels, _groups(images, places), seed):
             found = probe(features[fitted], labels[fitted])
             rows = torch.tensor([places[i] for i in left])

@@ -29,11 +29,9 @@ from unimedvl.utils.command_line import run_module
 
 from .model import SIDE, VISION_FILE, VIT_PATCH, build_config, initialize_vision
 from .prepare import record_digests
-from .probes import FOCUS
-from .record_images import UNCAPTIONED, Masks, RecordImages, read_everything
 from .resumable_loop import EVERY, ResumableSteps
-from .teacher import TeacherFeatures, soft_captions, teach
 from .views import Augmentation, cells_inside, mask_views, random_views
+from .vision_data import Corpus, Data, caption_targets, drawing_weights, read_corpus
 from .vision_measures import measure
 from .vision_network import (
     VisionPretraining,
@@ -48,7 +46,6 @@ from .vision_network import (
     pixel_loss,
 )
 
-SMOOTHING = 0.1  # share of a caption's probability that all captions divide among themselves
 MEASURED = 5  # checkpoints from measurement to measurement
 RECONSTRUCTED_FROM = 0.25  # share of the patches from which the others' pixels are predicted
 
@@ -107,42 +104,6 @@ class Averaged(nn.Module):
         return self.network if self.average is None else self.average.module
 
 
-@dataclass
-class Data:
-    """What steps draw from, on one device.
-
-    Attributes:
-        targets: probabilities of the captions (N, C); zero where an image has none.
-    """
-
-    images: RecordImages
-    masks: Masks
-    targets: torch.Tensor
-    teacher: TeacherFeatures | None
-
-    def draw(self, batch: int, focus: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Places of images, half drawn by caption and half by mask, and the places of those masks."""
-        weights = torch.tensor([focus if source in FOCUS else 1.0 for source in self.images.sources])
-        by_caption = torch.multinomial(
-            self.images.rarity * weights, batch - batch // 2, replacement=True, generator=generator
-        )
-        by_mask = torch.multinomial(self.masks.rarity, batch // 2, replacement=True, generator=generator)
-        device = self.images.pixels.device
-        by_mask = by_mask.to(device)
-        return torch.cat([by_caption.to(device), self.masks.images[by_mask]]), by_mask
-
-
-def caption_targets(images: RecordImages, captions: int, teacher: TeacherFeatures | None, soft: float) -> torch.Tensor:
-    """Probabilities (N, C): the image's caption and, with the weight `soft`, what the teacher's probes say, both
-    smoothed by a tenth; zero where an image has no caption."""
-    stated = (images.captions != UNCAPTIONED)[:, None]
-    targets = F.one_hot(images.captions.clamp(min=0), captions).float()
-    if soft:
-        assert teacher is not None
-        targets = (1 - soft) * targets + soft * soft_captions(teacher.pooled, images, captions)
-    return (targets * (1 - SMOOTHING) + SMOOTHING / captions) * stated
-
-
 def pixels_step(
     network: VisionPretraining, data: Data, ingredients: Ingredients, batch: int, generator: torch.Generator
 ) -> torch.Tensor:
@@ -171,7 +132,7 @@ def step_loss(
         progress: share of the training that is done, in [0, 1].
     """
     side, half = ingredients.side, batch - batch // 2
-    index, drawn = data.draw(batch, ingredients.focus, generator)
+    index, drawn = data.draw(batch, generator)
     images, theta = random_views(data.images, index, generator, ingredients.augmentation, side)
     targets = data.targets[index]
     followed = torch.arange(batch, device=index.device)
@@ -188,11 +149,10 @@ def step_loss(
     truth = at(mask_patches(mask_views(data.masks.pixels[drawn], theta[half:], side)), kept[half:])
     loss = loss + mask_loss(network.masks(features[half:], data.masks.kinds[drawn]).float(), truth)
     if data.teacher is not None and ingredients.distillation:
-        wanted = data.teacher.views(index[followed], theta[followed], side // VIT_PATCH)
-        spatial = direction_loss(network.projector(features[followed]), at(wanted, kept[followed]))
-        whole = data.teacher.pooled[index[followed]]
-        pooled = direction_loss(network.pooled_projector(features[followed].mean(dim=1)), whole)
-        loss = loss + ingredients.distillation * (spatial + pooled)
+        wanted = at(data.teacher.views(index[followed], theta[followed], side // VIT_PATCH), kept[followed])
+        spatial, pooled = network.taught(features[followed])
+        whole = data.teacher.standardized[index[followed]]
+        loss = loss + ingredients.distillation * (direction_loss(spatial, wanted) + direction_loss(pooled, whole))
     return loss
 
 
@@ -200,7 +160,7 @@ def pretrain(
     work: Path,
     folder: Path,
     steps: int,
-    batch: int = 48,
+    batch: int = 24,
     rate: float = 1e-3,
     seed: int = 0,
     teacher: Path | None = None,
@@ -221,30 +181,42 @@ def pretrain(
         ValueError: if `folder` holds the training of other settings, `work` holds no records, or the teacher is not
             installed.
     """
+    return pretrain_on(read_corpus(work, teacher, device), folder, steps, batch, rate, seed, ingredients)
+
+
+def pretrain_on(
+    corpus: Corpus,
+    folder: Path,
+    steps: int,
+    batch: int = 24,
+    rate: float = 1e-3,
+    seed: int = 0,
+    ingredients: Ingredients = Ingredients(),
+) -> tuple[nn.Module, dict]:
+    """As `pretrain`, on what was read before and on its device.
+
+    Raises:
+        ValueError: if `folder` holds the training of other settings, or ingredients need a teacher and there is none.
+    """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    names: list[str] = []
-    kinds: list[str] = []
-    images, masks = read_everything(work, "train", names, kinds)
-    held_out, held_out_masks = (part.to(device) for part in read_everything(work, "validation", names, kinds))
-    taught = teach(images, teacher, device) if teacher is not None else None
+    device, taught = corpus.device, corpus.teacher if ingredients.distillation or ingredients.soft else None
+    if ingredients.soft and taught is None:
+        raise ValueError("soft captions come from a teacher: give a folder for its features (--teacher).")
     network = VisionPretraining(
-        untrained(work, ingredients.layers),
-        len(names),
-        len(kinds),
+        untrained(corpus.work, ingredients.layers),
+        len(corpus.names),
+        len(corpus.kinds),
         ingredients.mask_hidden,
-        taught.channels if taught is not None else (0, 0),
+        taught.channels if taught is not None else None,
         decoder=ingredients.reconstruction > 0,
     )
     if ingredients.depth:
         drop_paths(network.vit, ingredients.depth)
     model = Averaged(network.to(device), ingredients.average).train()
-    data = Data(
-        images.to(device),
-        masks.to(device),
-        caption_targets(images, len(names), taught, ingredients.soft).to(device),
-        taught.to(device) if taught is not None else None,
-    )
+    images, masks = corpus.train
+    targets = caption_targets(images, len(corpus.names), taught, ingredients.soft).to(device)
+    data = Data(images, masks, targets, drawing_weights(images, ingredients.focus), taught)
     decayed = [parameter for parameter in network.parameters() if parameter.ndim >= 2]
     plain = [parameter for parameter in network.parameters() if parameter.ndim < 2]
     optimizer = torch.optim.AdamW(
@@ -257,15 +229,15 @@ def pretrain(
         "batch": batch,
         "rate": rate,
         "seed": seed,
-        "teacher": teacher is not None,
-        **dataclasses.asdict(ingredients),
-        **record_digests(work),
+        "teacher": taught is not None,
+        **json.loads(json.dumps(dataclasses.asdict(ingredients))),
+        **record_digests(corpus.work),
     }
     course = ResumableSteps(folder, steps, model, optimizer, schedule, generator, settings)
     total = torch.zeros((), device=device)
 
     def measured_now() -> dict:
-        return measure(model.best, held_out, held_out_masks, names, kinds, ingredients.side)
+        return measure(model.best, *corpus.held_out, corpus.names, corpus.kinds, ingredients.side)
 
     for step in course:
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=device != "cpu"):
@@ -314,7 +286,7 @@ def main(
         Path | None, Option(help="Folder for the features of EfficientNet-lite2, which teaches if this is given.")
     ] = None,
     steps: int = 6000,
-    batch: Annotated[int, Option(help="Images of a step, half of them with masks.")] = 48,
+    batch: Annotated[int, Option(help="Images of a step, half of them with masks.")] = 24,
     rate: float = 1e-3,
     seed: int = 0,
     device: str = "cpu",

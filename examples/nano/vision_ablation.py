@@ -18,7 +18,8 @@ from unimedvl.utils.command_line import run_module
 from unimedvl.utils.json_files import read_json, write_json
 
 from .views import Augmentation
-from .vision import Ingredients, pretrain
+from .vision import Ingredients, pretrain_on
+from .vision_data import read_corpus
 
 BASE = Ingredients(
     side=64,
@@ -50,20 +51,18 @@ def steps_of(line: Ingredients, steps: int) -> int:
 
 
 def ablate(
-    work: Path, out: Path, teacher: Path, steps: int, batch: int = 48, seed: int = 0, names: list[str] | None = None
+    work: Path, out: Path, teacher: Path, steps: int, batch: int = 24, seed: int = 0, names: list[str] | None = None
 ) -> dict[str, dict]:
     """Run the lines, or those named; returns what was measured of each."""
     found = {}
+    corpus = read_corpus(work, teacher)
     for name, line in LINES.items():
         if names is not None and name not in names:
             continue
         folder = out / name.replace(" ", "-").replace(",", "")
         path = folder / "measured.json"
         if not path.is_file():
-            taught = teacher if line.distillation or line.soft else None
-            _, measured = pretrain(
-                work, folder, steps_of(line, steps), batch, seed=seed, teacher=taught, ingredients=line
-            )
+            _, measured = pretrain_on(corpus, folder, steps_of(line, steps), batch, seed=seed, ingredients=line)
             write_json(path, measured)
         found[name] = read_json(path)
     return found
@@ -74,7 +73,7 @@ def main(
     out: Annotated[Path, Option(help="Folder of the runs.")],
     teacher: Annotated[Path, Option(help="Folder of the features of EfficientNet-lite2.")],
     steps: Annotated[int, Option(help="Of the base.")] = 300,
-    batch: int = 48,
+    batch: int = 24,
     seed: int = 0,
     lines: Annotated[str | None, Option(metavar="A;B", help="Only these lines.")] = None,
     result: Annotated[Path | None, Option(help="JSON file of all lines.")] = None,

@@ -74,7 +74,7 @@ class VisionPretraining(nn.Module):
         captions: number of captions.
         kinds: number of kinds of masks.
         hidden: width between a feature and the pixels of a mask; 0 for a linear map.
-        taught: channels of the teacher's maps, and of its pooled features; 0 for none.
+        taught: channels of the teacher's maps, and of its pooled features; None for no teacher.
         decoder: whether pixels of dropped patches are predicted.
     """
 
@@ -84,7 +84,7 @@ class VisionPretraining(nn.Module):
         captions: int,
         kinds: int,
         hidden: int = 0,
-        taught: tuple[int, int] = (0, 0),
+        taught: tuple[int, int] | None = None,
         decoder: bool = False,
     ):
         super().__init__()
@@ -94,9 +94,11 @@ class VisionPretraining(nn.Module):
         self.mask_trunk = nn.Sequential(nn.Linear(width, hidden), nn.GELU()) if hidden else nn.Identity()
         self.mask_weight = nn.Parameter(torch.randn(kinds, hidden or width, VIT_PATCH**2) * (hidden or width) ** -0.5)
         self.mask_bias = nn.Parameter(torch.zeros(kinds, VIT_PATCH**2))
-        channels, pooled = taught
-        self.projector = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, channels))
-        self.pooled_projector = nn.Linear(width, pooled)
+        self.projectors = None
+        if taught is not None:
+            channels, pooled = taught
+            spatial = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, channels))
+            self.projectors = nn.ModuleList([spatial, nn.Linear(width, pooled)])
         self.decoder = PixelDecoder(width) if decoder else None
 
     def features(self, images: torch.Tensor, kept_NK: torch.Tensor | None = None) -> torch.Tensor:
@@ -117,6 +119,12 @@ class VisionPretraining(nn.Module):
     def masks(self, features: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
         """Scores (N, P, VIT_PATCH**2) of the pixels of patches, from their features and kinds of mask (N,)."""
         return torch.baddbmm(self.mask_bias[kinds][:, None], self.mask_trunk(features), self.mask_weight[kinds])
+
+    def taught(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The teacher's features of patches (N, P, channels) and of images (N, pooled), from features (N, P, D)."""
+        assert self.projectors is not None
+        spatial, pooled = self.projectors
+        return spatial(features), pooled(features.mean(dim=1))
 
 
 def whole_mask(scores: torch.Tensor, height: int, width: int) -> torch.Tensor:

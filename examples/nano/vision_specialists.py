@@ -2,9 +2,9 @@
 
     python -m examples.nano.vision_specialists --work WORK --teacher CACHE --result FILE [--steps 400]
 
-For each source whose images are hard to name: a small convolutional network (evaluation/specialists) and a linear probe
-of EfficientNet-lite2, on the held-out part of the training split; by grouped folds over all rows where that part is
-small. For masks, one U-Net of all kinds.
+For each source whose images are hard to name: a small convolutional network (evaluation/specialists) and a linear
+probe of EfficientNet-lite2, on the held-out part of the training split; by grouped folds over all rows where that part
+is small. For masks, one U-Net of all kinds.
 """
 
 import json
@@ -26,8 +26,9 @@ from unimedvl.evaluation.specialists.train import fit
 from unimedvl.utils.command_line import run_module
 
 from .probes import FEWEST_HELD_OUT, classified, cross_validated, grouped_folds, probe
-from .record_images import Masks, RecordImages, read_everything
+from .record_images import Masks, RecordImages
 from .teacher import teach
+from .vision_data import read_corpus
 
 SIDE = 64  # of the specialists' images, as in their own training
 
@@ -110,11 +111,10 @@ def unet_overlaps(
 
 def compare(work: Path, teacher: Path, steps: int, mask_steps: int, seed: int = 0) -> dict[str, dict]:
     """Every specialist by task."""
-    names: list[str] = []
-    kinds: list[str] = []
-    train, train_masks = read_everything(work, "train", names, kinds)
-    held_out, held_out_masks = read_everything(work, "validation", names, kinds)
-    pooled = torch.cat([teach(train, teacher).pooled, teach(held_out, teacher).pooled]).numpy()
+    corpus = read_corpus(work, teacher)
+    assert corpus.teacher is not None
+    (train, _), (held_out, _) = corpus.train, corpus.held_out
+    pooled = torch.cat([corpus.teacher.pooled, teach(held_out, teacher).pooled]).numpy()
     pixels = torch.cat([squares(train), squares(held_out)])
     count = len(train.captions)
     found: dict[str, dict] = {}
@@ -138,8 +138,7 @@ def compare(work: Path, teacher: Path, steps: int, mask_steps: int, seed: int = 
         }
         print(json.dumps({source: found[source]}), f"{time.perf_counter() - started:.0f} s", flush=True)
     if mask_steps:
-        parts = (train, train_masks), (held_out, held_out_masks)
-        found["masks"] = unet_overlaps(*parts, kinds, mask_steps, seed)
+        found["masks"] = unet_overlaps(corpus.train, corpus.held_out, corpus.kinds, mask_steps, seed)
         print(json.dumps(found["masks"]), flush=True)
     return found
 
