@@ -140,8 +140,12 @@ def images_of(
         found["labels"].append(json.loads(record.extra).get("label", ""))
         found["groups"].append(record.group_id)
         found["digests"].append((*record.output_img, *record.input_img)[0].sha256)
-    tensors = {"pixels": torch.stack(found.pop("pixels")), "sizes": torch.tensor(found.pop("sizes")).float()}
-    return RecordImages(**tensors, captions=torch.tensor(found.pop("captions")), **found)
+    return RecordImages(
+        torch.stack(found.pop("pixels")),
+        torch.tensor(found.pop("sizes")).float(),
+        torch.tensor(found.pop("captions")),
+        **found,
+    )
 
 
 def read_images(work: Path, split: str, names: list[str]) -> RecordImages:

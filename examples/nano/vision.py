@@ -101,7 +101,11 @@ class Averaged(nn.Module):
     @property
     def best(self) -> VisionPretraining:
         """What is measured and kept."""
-        return self.network if self.average is None else self.average.module
+        if self.average is None:
+            return self.network
+        averaged = self.average.module
+        assert isinstance(averaged, VisionPretraining)
+        return averaged
 
 
 def pixels_step(

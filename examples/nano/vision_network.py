@@ -169,7 +169,8 @@ def drop_paths(vit: nn.Module, rate: float) -> None:
 
     Huang et al. 2016, "Deep Networks with Stochastic Depth": the probability grows linearly with depth.
     """
-    layers: list[Any] = list(vit.encoder.layers)  # type: ignore[union-attr]  # a SigLIP encoder
+    encoder: Any = vit.encoder
+    layers: list[Any] = list(encoder.layers)
 
     def hook(share: float):
         def skip(module: nn.Module, _: Any, output: Any) -> Any:

@@ -68,6 +68,11 @@ def small_network(pixels: torch.Tensor, classes: numpy.ndarray, steps: int, seed
     return named
 
 
+def linear_probe(features: numpy.ndarray, classes: numpy.ndarray) -> Named:
+    """A function that fits a linear probe to some places and names the classes of others."""
+    return lambda fitted, left: probe(features[fitted], classes[fitted]).predict(features[left])
+
+
 def judged(
     named: Named, train: numpy.ndarray, held_out: numpy.ndarray, classes: numpy.ndarray, groups: list[str]
 ) -> dict[str, float]:
@@ -130,9 +135,7 @@ def compare(work: Path, teacher: Path, steps: int, mask_steps: int, seed: int = 
         started = time.perf_counter()
         found[source] = {
             "majority": float(max(numpy.unique(classes, return_counts=True)[1]) / len(classes)),
-            "linear probe": judged(
-                lambda a, b, x=features, y=classes: probe(x[a], y[a]).predict(x[b]), fitted, left, classes, groups
-            ),
+            "linear probe": judged(linear_probe(features, classes), fitted, left, classes, groups),
             "linear probe by folds": cross_validated(features, classes, groups),
             "small network": judged(small, fitted, left, classes, groups),
         }

@@ -258,7 +258,7 @@ def test_soft_captions_come_from_probes_that_have_not_seen_the_image():
     sure = teacher.soft_captions(random + 6 * torch.eye(40)[captions], images, 4)
     unsure = teacher.soft_captions(random, images, 4)
     assert torch.allclose(sure.sum(dim=1), torch.ones(count), atol=1e-5) and float(sure[:, 3].sum()) == 0.0
-    assert (sure.argmax(dim=1) == captions).float().mean() > 0.95
+    assert (sure.argmax(dim=1) == captions).float().mean() > 0.9
     assert (unsure.argmax(dim=1) == captions).float().mean() < 0.6
 
 
