@@ -22,8 +22,9 @@ from unimedvl.processing.image_processing_unimedvl import pixels_from_image
 from unimedvl.unimed5m.schema import Record
 
 from .asking import Nano
+from .captions import ARTICLES
 from .model import SIDE
-from .prepare import ARTICLES, is_image_request, small
+from .prepare import is_image_request, small
 from .record_images import CANVAS, RecordImages, images_of, read_images
 from .views import views
 

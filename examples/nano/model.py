@@ -26,9 +26,9 @@ VIT_PATCH = 8
 TABLE_SIDE = 16  # position tables reach 128 pixels
 VISION_FILE = "vision.safetensors"
 TEXT_CONFIG = {
-    "hidden_size": 192,
-    "intermediate_size": 384,
-    "num_hidden_layers": 4,
+    "hidden_size": 256,
+    "intermediate_size": 640,
+    "num_hidden_layers": 6,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "max_position_embeddings": 2048,

@@ -7,11 +7,11 @@ answers; `train` and, as its `validation` split, the part of BUILT's training sp
 choices), `tokenizer`, and `start`, the first stage's checkpoint. BUILT's validation split is never read.
 """
 
-import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,6 +38,17 @@ from unimedvl.utils.command_line import run_module
 from unimedvl.utils.digests import hash_file
 from unimedvl.utils.json_files import read_json
 
+from .captions import (
+    GRADED,
+    REFERABLE_QUESTION,
+    detailed_prompt,
+    finding_of,
+    label_of,
+    number_of,
+    plain_prompt,
+    referable,
+)
+from .contrasts import CALLED, NOT_MEDICAL, Facts, contrast_records
 from .model import (
     SIDE,
     UNIT,
@@ -49,6 +60,7 @@ from .model import (
     initialize_vision,
     nano_presets,
 )
+from .not_medical import not_medical_images
 from .tokenizer import train_tokenizer
 
 # The demonstrations show images from these, so no nano checkpoint may have seen them.
@@ -60,9 +72,9 @@ MARGIN = 1.375
 HELD_OUT_SHARE = 16
 FEWEST_GROUPS = 25
 # All questions about one image are also asked in a row, in so many orders, at most so many in each.
-CONVERSATION_ORDERS = 3
-LONGEST_CONVERSATION = 8
-ASKED_TASKS = ("modality", "diagnosis", "vqa", "caption")
+CONVERSATION_ORDERS = 4
+LONGEST_CONVERSATION = 6
+ASKED_TASKS = ("modality", "diagnosis", "referable", "vqa", "caption", "contrast")
 SUPER_RESOLUTION = 4
 
 MODALITY_QUESTIONS = (
@@ -73,14 +85,6 @@ MODALITY_QUESTIONS = (
     "Name the imaging modality.",
     "What is the modality of this image?",
 )
-ARTICLES = {"CXR": "a chest X-ray", "CT": "a CT image", "MRI": "an MRI image", "US": "an ultrasound image"}
-ARTICLES |= {"HIS": "a microscopy image", "ENDO": "an endoscopy image", "OCT": "an OCT image"}
-# Labels that describe an acquisition or count cells; a request for an image does not name them.
-UNNAMED_LABELS = ("bccd", "tcga-lung-ct")
-
-
-def _number(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
 
 
 def small_image(source_image: RecordImage, factor: float) -> RecordImage:
@@ -122,27 +126,13 @@ def _answered(record: Record, answer: str) -> Record:
     return record.replace(message=(*record.message[:-1], Turn("gpt", answer)))
 
 
-def plain_prompt(record: Record, extra: dict) -> str:
-    """A request as people type it: the modality, or the modality with what is seen."""
-    phrase = ARTICLES[record.modality]
-    label = "" if record.dataset in UNNAMED_LABELS else extra.get("label", "").partition(";")[0]
-    subject = label or extra.get("anatomy", "")
-    if record.dataset == "tcia-brain-tumor-progression":
-        phrase, subject = f"a {label} brain MRI", ""
-    kind = _number(f"prompt/{record.id}") % 4
-    if kind == 0 or not subject:
-        text = phrase
-    else:
-        text = f"{phrase} {('showing', 'of', 'with')[kind - 1]} {subject}"
-    return text[0].upper() + text[1:] if _number(record.id) % 2 else text
-
-
 def nano_records(record: Record) -> Iterator[Record]:
     """What the nano is trained on of one built record: small images and answers of few words.
 
     Answers of labels and of yes-or-no questions are the label and the word alone, images are made without a sentence
-    beside them. Every image with a stated modality also becomes a question for it, a request in plain words, and a
-    pair for super-resolution at the nano's own size (the built pairs are sharper than the nano can see).
+    beside them. Every image with a stated modality also becomes a question for it, requests in plain words and with
+    all that is known, and a pair for super-resolution at the nano's own size (the built pairs are sharper than the
+    nano can see). A grade of diabetic retinopathy also becomes a question whether to refer.
     """
     extra = json.loads(record.extra)
     task = record.sub_task_type
@@ -150,7 +140,12 @@ def nano_records(record: Record) -> Iterator[Record]:
         return
     shrunk = small(record)
     if task == "diagnosis":
-        yield _answered(shrunk, extra["label"])
+        yield _answered(shrunk, label_of(record.dataset, extra))
+        refer = referable(extra["label"]) if record.dataset == GRADED else None
+        if refer is not None:
+            asked = Turn("human", f"{IMAGE_PLACEHOLDER}\n{REFERABLE_QUESTION}")
+            answer = Turn("gpt", "yes" if refer else "no")
+            yield shrunk.replace(id=f"{record.id}-referable", sub_task_type="referable", message=(asked, answer))
     elif task == "vqa" and "answer" in extra:
         yield _answered(shrunk, str(extra["answer"]))
     elif task in ("segmentation", "cross_modal", "virtual_staining"):
@@ -165,11 +160,13 @@ def nano_records(record: Record) -> Iterator[Record]:
 def _shown(record: Record, shrunk: Record, extra: dict) -> Iterator[Record]:
     plain = (Turn("human", plain_prompt(record, extra)), Turn("gpt", IMAGE_PLACEHOLDER))
     yield shrunk.replace(id=f"{record.id}-plain", message=plain)
-    origin = _origin(record, extra)
     (image,) = shrunk.output_img
+    detailed = (Turn("human", detailed_prompt(record, extra, pixels_of(image))), Turn("gpt", IMAGE_PLACEHOLDER))
+    yield shrunk.replace(id=f"{record.id}-detailed", message=detailed)
+    origin = _origin(record, extra)
     asked = tasks.acquisition(origin, image, "imaging modality", MODALITY_NAMES[record.modality])
     question = asked.message[0].value
-    number = _number(f"modality/{record.id}")
+    number = number_of(f"modality/{record.id}")
     if number % 2:
         question = f"{IMAGE_PLACEHOLDER}\n{MODALITY_QUESTIONS[number // 2 % len(MODALITY_QUESTIONS)]}"
     answer = MODALITY_NAMES[record.modality]
@@ -191,7 +188,7 @@ def conversations(records: list[Record], orders: int = CONVERSATION_ORDERS) -> I
     if len(records) < 2:
         return
     for order in range(orders):
-        draw = numpy.random.default_rng(_number(f"{records[0].id}/{order}"))
+        draw = numpy.random.default_rng(number_of(f"{records[0].id}/{order}"))
         chosen = [records[index] for index in draw.permutation(len(records))][:LONGEST_CONVERSATION]
         turns = [
             Turn(turn.role, turn.value.replace(IMAGE_PLACEHOLDER, "").strip()) for r in chosen for turn in r.message
@@ -202,10 +199,30 @@ def conversations(records: list[Record], orders: int = CONVERSATION_ORDERS) -> I
         )
 
 
+def not_medical_records(split: str) -> Iterator[Record]:
+    """The question for the modality of images that have none."""
+    for origin, image in not_medical_images(round(SIDE * MARGIN), split):
+        asked = tasks.acquisition(origin, image, "imaging modality", NOT_MEDICAL)
+        question = MODALITY_QUESTIONS[number_of(f"modality/{asked.id}") % len(MODALITY_QUESTIONS)]
+        message = (Turn("human", f"{IMAGE_PLACEHOLDER}\n{question}"), Turn("gpt", NOT_MEDICAL))
+        yield asked.replace(id=f"{asked.id}-modality", sub_task_type="modality", message=message)
+
+
+def facts_of(records: Iterable[Record]) -> list[Facts]:
+    """What is known of each image of which the modality is asked."""
+    found = []
+    for record in records:
+        if record.sub_task_type == "modality":
+            anatomy = json.loads(record.extra).get("anatomy", "")
+            modality = record.modality if record.modality in CALLED else ""
+            found.append(Facts(record, modality, anatomy, finding_of(record), record.dataset))
+    return found
+
+
 def _held_out(record: Record, groups: dict[str, set[str]]) -> bool:
     if len(groups[record.dataset]) < FEWEST_GROUPS:
         return False
-    return _number(f"held out/{record.dataset}/{record.group_id}") % HELD_OUT_SHARE == 0
+    return number_of(f"held out/{record.dataset}/{record.group_id}") % HELD_OUT_SHARE == 0
 
 
 def read_records(folder: str | Path, split: str) -> Iterator[Record]:
@@ -243,7 +260,7 @@ def record_digests(work: Path) -> dict[str, str]:
 
 def is_image_request(record: Record) -> bool:
     """Whether this is the one record of an image that states what it shows: its built request."""
-    return record.sub_task_type == "text_to_image" and not record.id.endswith("-plain")
+    return record.sub_task_type == "text_to_image" and not record.id.endswith(("-plain", "-detailed"))
 
 
 def keep_start(work: Path, out: Path) -> None:
@@ -269,23 +286,22 @@ def prepare_records(built: str | Path, folder: Path) -> dict[str, int]:
         for row in table.filter(table["split"].to_numpy() == "train").to_pylist():
             groups.setdefault(row["dataset"], set()).add(row["group_id"])
     made: dict[str, list[Record]] = {"train": [], "validation": []}
-    counts: dict[str, int] = {}
     for record in read_records(built, "train"):
         split = "validation" if _held_out(record, groups) else "train"
-        for derived in nano_records(record):
-            made[split].append(derived.replace(split=split))
-            name = f"{split}/{derived.sub_task_type}"
-            counts[name] = counts.get(name, 0) + 1
+        made[split] += [derived.replace(split=split) for derived in nano_records(record)]
+    for split, records in made.items():
+        records += not_medical_records(split)
+        records += contrast_records(facts_of(records))
     asked: dict[tuple[str, str], list[Record]] = {}
     for record in made["train"]:
         if record.sub_task_type in ASKED_TASKS:
             asked.setdefault((record.dataset, record.input_img[0].sha256), []).append(record)
     talks = [record for records in asked.values() for record in conversations(sorted(records, key=lambda r: r.id))]
     made["train"] += talks
-    counts["train/conversation"] = len(talks)
     for split, records in made.items():
         records.sort(key=lambda record: record.id)
         write_table(shard_of(folder, split), to_table(records))
+    counts = Counter(f"{split}/{record.sub_task_type}" for split, records in made.items() for record in records)
     return dict(sorted(counts.items()))
 
 

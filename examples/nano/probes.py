@@ -12,14 +12,13 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from .captions import GRADED, referable
 from .record_images import UNCAPTIONED, RecordImages
 
 FOLDS = 5
 FEWEST_HELD_OUT = 30  # a set with fewer held-out rows is judged by folds
-RETINOPATHY = "idrid"
-REFERABLE = ("moderate NPDR", "severe NPDR", "proliferative DR")  # grades 2 to 4
 # Sources whose captions are distinguished by what the image shows, not by what kind of image it is.
-FOCUS = ("brain-tumor-classification", "nih-chestxray14-subset", "lc25000-lung", RETINOPATHY)
+FOCUS = ("brain-tumor-classification", "nih-chestxray14-subset", "lc25000-lung", GRADED)
 
 
 def grouped_folds(
@@ -56,11 +55,11 @@ def cross_validated(features: numpy.ndarray, labels: numpy.ndarray, groups: Sequ
 def class_of(source: str, label: str) -> str:
     """The class of an image of a source of FOCUS; empty where its label states none.
 
-    Retinopathy is referable or not, of the five grades.
+    Retinopathy is referable or not, by its grade.
     """
-    if source == RETINOPATHY:
-        return ("referable" if label.startswith(REFERABLE) else "not referable") if label else ""
-    return label
+    if source != GRADED:
+        return label
+    return {True: "referable", False: "not referable", None: ""}[referable(label)]
 
 
 def classified(images: RecordImages) -> dict[str, tuple[list[int], numpy.ndarray]]:

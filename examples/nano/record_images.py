@@ -15,8 +15,10 @@ from PIL import Image
 
 from unimedvl.unimed5m.schema import Record
 
+from .captions import UNNAMED_LABELS
 from .model import SIDE
-from .prepare import MARGIN, UNNAMED_LABELS, image_of, is_image_request, work_records
+from .not_medical import NOT_MEDICAL_SOURCE
+from .prepare import MARGIN, image_of, is_image_request, work_records
 
 CANVAS = round(SIDE * MARGIN)  # longer side in pixels of the records' images
 MIRRORED = ("CFP", "CT", "MRI", "US", "HIS", "ENDO", "OCT")  # left is left in a chest film
@@ -97,9 +99,16 @@ class Masks:
 
 def caption_of(record: Record) -> str:
     """What the source states about the image, in the words of its caption."""
+    if record.dataset == NOT_MEDICAL_SOURCE:
+        return "not medical"
     extra = json.loads(record.extra)
     label = "" if record.dataset in UNNAMED_LABELS else extra.get("label", "")
     return f"{extra.get('submodality', '')} {extra.get('anatomy', '')} {label}".strip()
+
+
+def states_image(record: Record) -> bool:
+    """Whether a record says all that is known of its image: a built request for it, or that it is not medical."""
+    return is_image_request(record) or record.dataset == NOT_MEDICAL_SOURCE
 
 
 def structure_of(record: Record) -> str:
@@ -187,7 +196,7 @@ def read_everything(work: Path, split: str, names: list[str], kinds: list[str]) 
     if not masked:
         raise ValueError(f"{work} holds no segmentation record of its {split} part: build records that have masks.")
     chosen = list(stated.values()) + [record for digest, record in others.items() if digest not in stated]
-    images = images_of(chosen, names, lambda record: caption_of(record) if is_image_request(record) else None)
+    images = images_of(chosen, names, lambda record: caption_of(record) if states_image(record) else None)
     places = {digest: place for place, digest in enumerate(images.digests)}
     structures = [structure_of(record) for record in masked]
     kinds.extend(sorted(set(structures) - set(kinds)))

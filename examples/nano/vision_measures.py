@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from unimedvl.evaluation.metrics.masks import dice
 from unimedvl.processing.image_processing_unimedvl import reference_size
 
+from .captions import FIRST_REFERABLE, GRADED, GRADES
 from .model import SIDE, VIT_PATCH, image_transform
-from .probes import REFERABLE, RETINOPATHY, classified
+from .probes import classified
 from .record_images import UNCAPTIONED, Masks, RecordImages
 from .vision_network import VisionPretraining, whole_mask
 
@@ -101,10 +102,10 @@ def _caption_measures(logits: torch.Tensor, images: RecordImages, names: Sequenc
             found["accuracy"][name] = float(right.float().mean())
             found["cross-entropy"][name] = float(F.nll_loss(logits[stated], truth[stated]))
             found["number"][name] = len(stated)
-    graded = classified(images).get(RETINOPATHY)
+    graded = classified(images).get(GRADED)
     if graded is not None:
         places, classes = graded
-        referable = torch.tensor([any(grade in name for grade in REFERABLE) for name in names])
+        referable = torch.tensor([any(grade in name for grade in GRADES[FIRST_REFERABLE:]) for name in names])
         said = logits[places].exp()[:, referable].sum(dim=1) > 0.5
         found["accuracy"]["referable"] = float((said.numpy() == (classes == "referable")).mean())
         found["number"]["referable"] = len(places)

@@ -7,9 +7,11 @@ import pytest
 
 from examples.nano import (
     autoencoder,
+    not_medical,
     prepare,
     vision,
 )
+from examples.nano.model import SIDE
 from unimedvl.training.run import run
 from unimedvl.unimed5m import tasks
 from unimedvl.unimed5m.schema import to_table
@@ -68,7 +70,10 @@ def built(tmp_path_factory):
 @pytest.fixture(scope="session")
 def work(built, tmp_path_factory):
     work = tmp_path_factory.mktemp("nano") / "work"
-    prepare.main(str(built), work, vocabulary=400)
+    with pytest.MonkeyPatch.context() as few:
+        few.setattr(not_medical, "CROPS", 1)
+        few.setattr(not_medical, "TEXTURES", 16)
+        prepare.main(str(built), work, vocabulary=400)
     # Few groups are never held out: the held-out part is drawn from the validation split instead.
     records = [item for record in prepare.read_records(built, "validation") for item in prepare.nano_records(record)]
     write_table(work / "records" / "data" / "validation-00000-of-00001.parquet", to_table(records))
@@ -101,6 +106,6 @@ def finished(work, tmp_path_factory):
 
 
 def sizes():
-    return {name: {"min_side": 64, "max_side": 64} for name in ("vae", "vit", "understanding")} | {
+    return {name: {"min_side": SIDE, "max_side": SIDE} for name in ("vae", "vit", "understanding")} | {
         "augmentation": {"crop": 0.8, "flip_horizontal": True}
     }

@@ -23,18 +23,30 @@ def training_records(work):
 
 def test_excluded_sources_tier_c_and_validation_are_not_read(work):
     records = training_records(work)
-    assert {record.dataset for record in records} == {"hc18", "nih-chestxray14-subset", "lc25000-lung", "vqa-rad"}
+    read = {"hc18", "nih-chestxray14-subset", "lc25000-lung", "vqa-rad"}
+    assert {record.dataset for record in records} == {*read, "not-medical"}
     assert all("validation" not in record.group_id for record in records)
     assert len({record.id for record in records}) == len(records)
     for record in records:
         record.validate()
 
 
+def test_what_is_not_medical_is_said_to_be_so(work):
+    records = [record for record in training_records(work) if record.dataset == "not-medical"]
+    named = [record for record in records if record.sub_task_type == "modality"]
+    assert {record.message[-1].value for record in named} == {"not a medical image"} and len(named) > 10
+    answers = {record.message[-1].value for record in records if record.sub_task_type == "contrast"}
+    assert answers == {"no", "none of these"}
+    assert not any(record.output_img for record in records)
+
+
 def test_images_keep_the_sides_that_the_model_reads(work):
     for record in training_records(work):
+        if record.dataset == "not-medical":
+            continue
         for image in (*record.input_img, *record.output_img):
             exact = record.sub_task_type == "super_resolution"
-            assert (image.width, image.height) == ((64, 48) if exact else (88, 66))
+            assert (image.width, image.height) == ((96, 80) if exact else (132, 110))
 
 
 def test_answers_are_short_and_images_come_without_words(work):
@@ -44,7 +56,7 @@ def test_answers_are_short_and_images_come_without_words(work):
             assert answer == IMAGE_PLACEHOLDER
         elif record.sub_task_type == "diagnosis":
             assert answer == json.loads(record.extra)["label"]
-        elif record.sub_task_type == "modality":
+        elif record.sub_task_type == "modality" and record.dataset != "not-medical":
             assert answer == MODALITY_NAMES[record.modality]
 
 
@@ -55,7 +67,8 @@ def test_conversations_ask_every_question_once_in_several_orders(work):
     orders = set()
     for talk in talks:
         questions = [turn.value for turn in talk.message if turn.role == "human"]
-        assert [IMAGE_PLACEHOLDER in question for question in questions] == [True, False, False]
+        assert [IMAGE_PLACEHOLDER in question for question in questions] == [True] + [False] * (len(questions) - 1)
+        assert 3 < len(questions) <= prepare.LONGEST_CONVERSATION and len(set(questions)) == len(questions)
         orders.add(tuple(turn.value for turn in talk.message if turn.role == "gpt"))
     assert len(orders) > 2
     single = [r for r in records if r.dataset == "lc25000-lung" and r.sub_task_type == "caption"]
@@ -88,4 +101,4 @@ def test_training_images_equal_the_processor(finished, work):
     small = shown_image(prepare.small_image(image, 1.0))
     again = nano.processor.image_processor([small], generation_mode="image", return_tensors="pt")
     torch.testing.assert_close(shown["pixel_values"], again["pixel_values"], rtol=0, atol=0.02)
-    assert evaluate.seen(image).size == small.size == (64, 48)
+    assert evaluate.seen(image).size == small.size == (96, 80)

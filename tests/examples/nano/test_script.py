@@ -18,7 +18,7 @@ from examples.nano import (
     release,
     vision,
 )
-from examples.nano.model import nano_presets
+from examples.nano.model import SIDE, nano_presets
 from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 from unimedvl.training.recipe import CurriculumRecipe, TrainingRecipe, load_recipe
 from unimedvl.utils.command_line import run_module
@@ -111,7 +111,7 @@ def test_a_release_holds_the_stages_weights_the_nanos_presets_and_what_was_writt
     weights = written.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in stage.state_dict().items())
     presets = written.generation_config.task_presets
-    assert presets == nano_presets(presets) and presets["t2i"]["height"] == 64
+    assert presets == nano_presets(presets) and presets["t2i"]["height"] == SIDE
     assert (tmp_path / "README.md").read_text() == "card"
     assert {path.name for path in tmp_path.glob("*.safetensors")} == {"model.safetensors"}
     assert not (tmp_path / "model.safetensors.index.json").exists()
@@ -122,7 +122,7 @@ def test_a_sheet_of_edits_holds_generated_images_only_unless_asked(finished, wor
     arguments = ["--model", str(finished), "--kind", "edits", "--out", str(tmp_path / "made.png")]
     assert run_module(contact_sheets.main, arguments) == 2
     assert run_module(contact_sheets.main, [*arguments, "--work", str(work)]) == 0
-    nano, side = asking.Nano(str(finished)), 64 * contact_sheets.SCALE
+    nano, side = asking.Nano(str(finished)), SIDE * contact_sheets.SCALE
     with Image.open(tmp_path / "made.png") as made:
         rows = made.height / (contact_sheets.CAPTION + side + contact_sheets.MARGIN)
     # The drawn records hold one of the edits, fetal heads.

@@ -1,0 +1,320 @@
+"""The whole chain of the nano in one command: what a budget allows, resumed where it was stopped, at any kill.
+
+    python -m examples.nano.train --budget cpu|gpu --records BUILT --out OUT [--minutes N] [--dry-run]
+
+BUILT holds the records of `unimedvl data build --source unimed-mini`, or a folder that `examples.nano.carried` has
+unpacked. The parts are `autoencoder` and `vision` (side by side where the budget says so), and one for each stage of
+`recipes/unimedvl-nano/curriculum.yaml`; each ends in an artifact in bfloat16 from which the next one starts, and in a
+row of OUT/parts.json: seconds, device, steps, samples a second, memory. `--minutes` stops between two checkpoints
+when the time is up; the same command resumes. `--dry-run` does a few steps of everything, to see that it runs.
+OUT/nano is the published folder.
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import psutil
+import torch
+import yaml
+from typer import Option
+
+from unimedvl.checkpoint.loading import load, load_processor
+from unimedvl.training.recipe import CurriculumRecipe, TrainingRecipe, from_mapping, load_recipe
+from unimedvl.training.run import FINISHED
+from unimedvl.utils.claims import claim_folder
+from unimedvl.utils.command_line import run_module
+from unimedvl.utils.digests import hash_file
+from unimedvl.utils.json_files import read_json, write_json
+from unimedvl.utils.whole_files import scratch_folder
+
+from .model import RECIPES, VISION_FILE
+from .release import release
+
+CURRICULUM = RECIPES / "unimedvl-nano" / "curriculum.yaml"
+BUDGETS = RECIPES / "unimedvl-nano" / "budgets.yaml"
+DRY_STEPS = 20
+POLL_SECONDS = 1.0
+NOTE_SECONDS = 15.0
+
+
+@dataclass
+class Budget:
+    """What a budget allows; `recipes/unimedvl-nano/budgets.yaml`.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        processes: of a stage.
+        side_by_side: whether the autoencoder and the ViT are trained at the same time, on one core each.
+        autoencoder, vision: arguments of their commands, by name.
+        stages: by name of the stage, what replaces values of its recipe ("key=value").
+        every_stage: the same for all stages.
+    """
+
+    device: str
+    processes: int = 1
+    side_by_side: bool = False
+    autoencoder: dict[str, int] = field(default_factory=dict)
+    vision: dict[str, int] = field(default_factory=dict)
+    stages: dict[str, list[str]] = field(default_factory=dict)
+    every_stage: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Part:
+    """A piece of the chain.
+
+    Attributes:
+        name: in `parts.json`.
+        command: what does it.
+        artifact: the file whose presence says that it is done.
+        environment: added to the environment of the command.
+    """
+
+    name: str
+    command: list[str]
+    artifact: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def read_budget(name: str, path: Path = BUDGETS) -> Budget:
+    """A budget of the recipe.
+
+    Raises:
+        ValueError: for a name that the file does not have, or values that are no budget.
+    """
+    found = yaml.safe_load(path.read_text())
+    if name not in found:
+        raise ValueError(f"{path} has no budget {name!r}: choose from {', '.join(found)}.")
+    return from_mapping(Budget, found[name], f"{path}: {name}")
+
+
+def arguments(values: dict[str, Any]) -> list[str]:
+    """Options of a command line."""
+    return [text for name, value in values.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+
+
+class Chain:
+    """The parts of a run, and what is written of them.
+
+    Args:
+        budget: see `Budget`.
+        out: folder of the run.
+        dry_run: a few steps of everything.
+        deadline: `time.monotonic()` at which the work stops.
+    """
+
+    def __init__(self, budget: Budget, out: Path, dry_run: bool = False, deadline: float = float("inf")):
+        self.budget, self.out, self.dry_run, self.deadline = budget, out, dry_run, deadline
+        self.work = out / "work"
+        self.notes: dict[str, Any] = read_json(out / "parts.json") if (out / "parts.json").is_file() else {}
+
+    def note(self, name: str, **values: Any) -> None:
+        """Add to a part's row of `parts.json`."""
+        self.notes.setdefault(name, {"seconds": 0.0}).update(values)
+        write_json(self.out / "parts.json", self.notes)
+
+    def run(self, parts: Sequence[Part]) -> None:
+        """Do parts side by side, those that are not done yet.
+
+        Raises:
+            ValueError: where a command fails.
+            TimeUp: when the deadline comes first.
+        """
+        parts = [part for part in parts if not part.artifact.is_file()]
+        (self.out / "logs").mkdir(exist_ok=True)
+        begun, noted = time.monotonic(), time.monotonic()
+        before = {part.name: self.notes.get(part.name, {}).get("seconds", 0.0) for part in parts}
+        peaks = {part.name: self.notes.get(part.name, {}).get("peak_memory_mib", 0) for part in parts}
+        running: dict[str, subprocess.Popen] = {}
+        try:
+            for part in parts:
+                print(f"{part.name}: {' '.join(part.command)}", flush=True)
+                with (self.out / "logs" / f"{part.name}.log").open("ab") as log:
+                    running[part.name] = subprocess.Popen(
+                        part.command, stdout=log, stderr=log, env=os.environ | part.environment
+                    )
+            while running:
+                time.sleep(POLL_SECONDS)
+                now = time.monotonic()
+                ended = {name for name, process in running.items() if process.poll() is not None}
+                for name, process in running.items():
+                    peaks[name] = max(peaks[name], resident_mib(process.pid))
+                if ended or now - noted > NOTE_SECONDS:
+                    noted = now
+                    for name in running:
+                        seconds = round(before[name] + now - begun, 1)
+                        self.note(name, seconds=seconds, peak_memory_mib=peaks[name], device=device_name(self.budget))
+                for name in ended:
+                    code = running.pop(name).returncode
+                    if code:
+                        raise ValueError(f"{name} ended with status {code}: see {self.out / 'logs' / name}.log.")
+                if running and now > self.deadline:
+                    raise TimeUp
+        finally:
+            for process in running.values():
+                stop(process)
+
+
+class TimeUp(Exception):
+    """The time that a run was given has passed."""
+
+
+def stop(process: subprocess.Popen) -> None:
+    """End a command and all that it has started."""
+    try:
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for member in family:
+        with_signal(member, signal.SIGTERM)
+    _, alive = psutil.wait_procs(family, timeout=20)
+    for member in alive:
+        with_signal(member, signal.SIGKILL)
+    process.wait()
+
+
+def with_signal(process: psutil.Process, number: int) -> None:
+    """Send a signal to a process that may have ended."""
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        pass
+
+
+def resident_mib(pid: int) -> int:
+    """Memory of a process and all that it has started, in MiB."""
+    total = 0
+    try:
+        for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+            total += process.memory_info().rss
+    except psutil.NoSuchProcess:
+        pass
+    return total >> 20
+
+
+def device_name(budget: Budget) -> str:
+    """What the work runs on, in words."""
+    return torch.cuda.get_device_name() if budget.device == "cuda" else f"{os.cpu_count()} processor cores"
+
+
+def weights_parts(chain: Chain) -> list[Part]:
+    """The autoencoder and the ViT."""
+    parts = []
+    for name, file, steps in (
+        ("autoencoder", "diffusion_pytorch_model.safetensors", chain.budget.autoencoder),
+        ("vision", VISION_FILE, chain.budget.vision),
+    ):
+        values = {**steps, "steps": DRY_STEPS} if chain.dry_run else steps
+        folder = chain.work / name
+        command = [sys.executable, "-m", f"examples.nano.{name}", "--work", str(chain.work), "--out", str(folder)]
+        command += arguments({**values, "device": chain.budget.device})
+        parts.append(Part(name, command, folder / file, {"OMP_NUM_THREADS": threads(chain.budget)}))
+    return parts
+
+
+def threads(budget: Budget) -> str:
+    """Threads of each of the commands that run at the same time."""
+    sharing = 2 if budget.side_by_side else 1
+    return str(max(1, (os.cpu_count() or 1) // sharing))
+
+
+def stage_part(chain: Chain, name: str, recipe: Path, start: Path) -> Part:
+    """One stage of the curriculum, from the artifact of the part before."""
+    output = chain.out / "stages" / name
+    overrides = [f"model={start}", f"output_dir={output}", f"data.path={chain.work / 'records'}"]
+    overrides += [*chain.budget.every_stage, *chain.budget.stages.get(name, [])]
+    if chain.dry_run:
+        overrides += [f"steps={DRY_STEPS}", f"save_steps={DRY_STEPS // 2}"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(chain.budget.processes)]
+    single = chain.budget.processes == 1
+    command = [sys.executable, *([] if single else launcher), "-m", "unimedvl.training.run", str(recipe), *overrides]
+    per_process = max(1, (os.cpu_count() or 1) // chain.budget.processes)
+    return Part(
+        name,
+        command,
+        output / FINISHED["ema"] / "model.safetensors",
+        {"OMP_NUM_THREADS": str(per_process)},
+    )
+
+
+def freeze(finished: Path, artifact: Path) -> None:
+    """Write a checkpoint with its weights in bfloat16, which load as float32 unless another type is asked for."""
+    model = load(finished, dtype="float32", device="cpu").model
+    rounded = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
+    with scratch_folder(artifact.with_name(f"{artifact.name}.partial")) as partial:
+        model.save_pretrained(partial, state_dict=rounded)
+        load_processor(finished).save_pretrained(partial)
+        partial.replace(artifact)
+
+
+def run_chain(chain: Chain, records: Path | None) -> Path:
+    """Everything that is not done yet; returns the published folder."""
+    curriculum = load_recipe(CURRICULUM)
+    assert isinstance(curriculum, CurriculumRecipe)
+    out, work, python = chain.out, chain.work, [sys.executable, "-m", "examples.nano.prepare"]
+    source = str(records) if records is not None else "unread"
+    chain.run([Part("records", [*python, "--records", source, "--out", str(work)], work / "tokenizer/tokenizer.json")])
+    parts = weights_parts(chain)
+    for together in [parts] if chain.budget.side_by_side else [[part] for part in parts]:
+        chain.run(together)
+        for part in together:
+            finish(chain, part, read_json(work / part.name / "training.json"))
+    folders = ["--autoencoder", str(work / "autoencoder"), "--vision", str(work / "vision")]
+    start = [*python, "--records", source, "--out", str(work), *folders]
+    chain.run([Part("start", start, work / "start" / "processor_config.json")])
+    before = work / "start"
+    for stage in curriculum.stages:
+        part = stage_part(chain, stage.name, CURRICULUM.parent / stage.recipe, before)
+        before = out / "artifacts" / stage.name
+        if not (before / "model.safetensors").is_file():
+            chain.run([part])
+            freeze(part.artifact.parent, before)
+            recipe = load_recipe(CURRICULUM.parent / stage.recipe, part.command[part.command.index("-m", 2) + 3 :])
+            assert isinstance(recipe, TrainingRecipe)
+            finish(chain, dataclasses.replace(part, artifact=before / "model.safetensors"), {"steps": recipe.steps})
+    release(before, out / "nano")
+    return out / "nano"
+
+
+def finish(chain: Chain, part: Part, measured: dict[str, Any]) -> None:
+    """Complete the row of a part that is done."""
+    if "sha256" not in chain.notes.get(part.name, {}):
+        chain.note(part.name, **measured, sha256=hash_file(part.artifact), bytes=part.artifact.stat().st_size)
+        print(f"{part.name}: {json.dumps(chain.notes[part.name])}", flush=True)
+
+
+def main(
+    budget: Annotated[Literal["cpu", "gpu"], Option(help="What the parts may take: budgets.yaml.")],
+    out: Annotated[Path, Option(help="Folder of the run.")],
+    records: Annotated[Path | None, Option(help="Folder of built unimed-mini records.")] = None,
+    minutes: Annotated[float | None, Option(help="Stop after so many; the same command resumes.")] = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="A few steps of everything.")] = False,
+) -> None:
+    """Train the nano from records to the published folder."""
+    chosen = read_budget(budget)
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        if not dry_run:
+            raise ValueError("--budget gpu needs a GPU; with --dry-run a processor rehearses it.")
+        chosen = dataclasses.replace(chosen, device="cpu")
+    prepared = (out / "work" / "tokenizer" / "tokenizer.json").is_file()
+    if records is None and not prepared:
+        raise ValueError(f"give the folder of built records with --records: {out} holds none yet.")
+    claim_folder(out, {"budget": budget, "dry_run": dry_run}, mark="run.json", kind="run")
+    deadline = float("inf") if minutes is None else time.monotonic() + 60 * minutes
+    try:
+        print(run_chain(Chain(chosen, out, dry_run, deadline), records))
+    except TimeUp:
+        print(f"stopped after {minutes:g} minutes: the same command resumes from the last checkpoints.")
+
+
+if __name__ == "__main__":
+    sys.exit(run_module(main))
