@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import AutoTokenizer
@@ -26,6 +26,7 @@ from typer import Option
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLVAEConfig
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLModel
 from unimedvl.utils.command_line import run_module
+from unimedvl.utils.digests import hash_file
 from unimedvl.utils.json_files import write_json
 
 from .model import SIDE, VISION_FILE, VIT_PATCH, build_config, initialize_vision
@@ -47,6 +48,7 @@ from .vision_network import (
     pixel_loss,
 )
 
+NETWORK_FILE = "network.safetensors"  # ViT and heads, in float32
 MEASURED = 5  # checkpoints from measurement to measurement
 RECONSTRUCTED_FROM = 0.25  # share of the patches from which the others' pixels are predicted
 
@@ -171,6 +173,7 @@ def pretrain(
     teacher: Path | None = None,
     device: str = "cpu",
     ingredients: Ingredients = Ingredients(),
+    start: Path | None = None,
 ) -> tuple[nn.Module, dict]:
     """Train for `steps`, from the last checkpoint in `folder` on; returns the ViT and what was measured on the
     held-out part.
@@ -181,12 +184,13 @@ def pretrain(
         rate: highest learning rate.
         teacher: cache of the teacher's features, filled where it is empty; None for no teacher.
         device: of training; a GPU computes in bfloat16 and keeps float32 weights.
+        start: folder of a finished pre-training whose weights are trained further.
 
     Raises:
         ValueError: if `folder` holds the training of other settings, `work` holds no records, or the teacher is not
             installed.
     """
-    return pretrain_on(read_corpus(work, teacher, device), folder, steps, batch, rate, seed, ingredients)
+    return pretrain_on(read_corpus(work, teacher, device), folder, steps, batch, rate, seed, ingredients, start)
 
 
 def pretrain_on(
@@ -197,11 +201,13 @@ def pretrain_on(
     rate: float = 1e-3,
     seed: int = 0,
     ingredients: Ingredients = Ingredients(),
+    start: Path | None = None,
 ) -> tuple[nn.Module, dict]:
-    """As `pretrain`, on what was read before and on its device.
+    """As `pretrain`, on what was read before and on its device; writes NETWORK_FILE into `folder` at the end.
 
     Raises:
-        ValueError: if `folder` holds the training of other settings, or ingredients need a teacher and there is none.
+        ValueError: if `start` holds no finished pre-training, `folder` holds the training of other settings, or
+            ingredients need a teacher and there is none.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -216,6 +222,8 @@ def pretrain_on(
         taught.channels if taught is not None else None,
         decoder=ingredients.reconstruction > 0,
     )
+    if start is not None:
+        load_start(network, start)
     if ingredients.depth:
         drop_paths(network.vit, ingredients.depth)
     model = Averaged(network.to(device), ingredients.average).train()
@@ -235,6 +243,7 @@ def pretrain_on(
         "rate": rate,
         "seed": seed,
         "teacher": taught is not None,
+        "start": None if start is None else hash_file(start / NETWORK_FILE),
         **json.loads(json.dumps(dataclasses.asdict(ingredients))),
         **record_digests(corpus.work),
     }
@@ -271,7 +280,25 @@ def pretrain_on(
         **measured_now(),
     }
     print(json.dumps(measured), flush=True)
+    save_model(model.best, str(folder / NETWORK_FILE))
     return model.best.vit, measured
+
+
+def load_start(network: VisionPretraining, start: Path) -> None:
+    """Load the weights of a finished pre-training with the same heads.
+
+    Raises:
+        ValueError: if there is none, or its heads are others.
+    """
+    path = start / NETWORK_FILE
+    if not path.is_file():
+        raise ValueError(f"{start} holds no finished pre-training of a ViT: it would have a {NETWORK_FILE}.")
+    weights, found = network.state_dict(), load_file(path)
+    if {name: tensor.shape for name, tensor in weights.items()} != {
+        name: tensor.shape for name, tensor in found.items()
+    }:
+        raise ValueError(f"{path} has other heads: train further on the same records with the same teacher.")
+    network.load_state_dict(found)
 
 
 def untrained(work: Path, layers: int | None = None) -> nn.Module:
@@ -302,8 +329,12 @@ def main(
     rate: float = 1e-3,
     seed: int = 0,
     device: str = "cpu",
+    kept: Annotated[str, Option(metavar="FIRST,LAST", help="Shares of the patches that steps see.")] = "0.25,0.75",
+    start: Annotated[Path | None, Option(help="Folder of a finished run to train further.")] = None,
 ) -> None:
-    vit, measured = pretrain(work, out, steps, batch, rate, seed, teacher, device)
+    first, last = (float(share) for share in kept.split(","))
+    ingredients = Ingredients(kept=(first, last))
+    vit, measured = pretrain(work, out, steps, batch, rate, seed, teacher, device, ingredients, start)
     save_vision(vit, out / VISION_FILE)
     write_json(out / "training.json", measured)
 

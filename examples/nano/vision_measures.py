@@ -81,7 +81,8 @@ def measure(
         truth = masks.pixels[numbers, :height, :width].float()[:, None]
         real = F.interpolate(truth, batch.shape[-2:], mode="bilinear", antialias=True)[:, 0] > 127.5
         for mask, other, kind in zip(drawn.cpu(), real.cpu(), masks.kinds[numbers].tolist(), strict=True):
-            overlaps[kinds[kind]].append(dice(mask.numpy(), other.numpy()))
+            if other.any():  # lesions of a pixel or two are lost at this size
+                overlaps[kinds[kind]].append(dice(mask.numpy(), other.numpy()))
     network.train()
     found = _caption_measures(logits, images, names)
     means = {kind: sum(values) / len(values) for kind, values in sorted(overlaps.items())}

@@ -166,25 +166,50 @@ def test_skipped_branches_keep_their_mean_and_end_with_training(corpus):
     ids=["plain", "pixels", "mixed", "regularized", "whole"],
 )
 def test_a_few_steps_lower_the_loss(corpus, tmp_path, change):
+    """The loss of one batch falls, of what the steps have trained."""
     ingredients = replace(SMALL, **change)
-    losses = {}
-    for steps in (1, 30):
-        torch.manual_seed(0)
-        vit, measured = vision.pretrain_on(corpus, tmp_path / str(steps), steps, 8, 2e-3, 0, ingredients)
-        net = network.VisionPretraining(vit, 1, 1)
-        assert measured["steps"] == steps and all(torch.isfinite(weight).all() for weight in net.vit.parameters())
-        losses[steps] = measured["cross-entropy"]["all"], measured["Dice"]["mean"]
-    if not ingredients.reconstruction:
-        assert losses[30][0] < losses[1][0]
+    images, masks = corpus.train
+    targets = vision_data.caption_targets(images, len(corpus.names), None, 0.0)
+    data = vision_data.Data(images, masks, targets, vision_data.drawing_weights(images, 1.0), None)
+    losses = []
+    for steps in (1, 40):
+        vision.pretrain_on(corpus, tmp_path / str(steps), steps, 8, 2e-3, 0, ingredients)
+        vit = vision.untrained(corpus.work, 1)
+        sizes = (len(corpus.names), len(corpus.kinds), ingredients.mask_hidden)
+        trained = network.VisionPretraining(vit, *sizes, decoder=ingredients.reconstruction > 0).eval()
+        vision.load_start(trained, tmp_path / str(steps))
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            if ingredients.reconstruction:
+                losses.append(float(vision.pixels_step(trained, data, ingredients, 64, generator)))
+            else:
+                losses.append(float(vision.step_loss(trained, data, ingredients, 64, generator, 0.5)))
+    assert losses[1] < 0.97 * losses[0]
+
+
+def test_a_finished_run_is_trained_further(corpus, tmp_path):
+    _, before = vision.pretrain_on(corpus, tmp_path / "first", 20, 8, 2e-3, ingredients=SMALL)
+    further = [corpus, tmp_path / "second", 1, 8, 1e-9, 1]
+    _, after = vision.pretrain_on(*further, ingredients=SMALL, start=tmp_path / "first")
+    assert after["cross-entropy"] == pytest.approx(before["cross-entropy"], abs=1e-3)
+    with pytest.raises(ValueError, match="was made with another value of start"):
+        vision.pretrain_on(*further, ingredients=SMALL)
+    with pytest.raises(ValueError, match="holds no finished pre-training of a ViT"):
+        vision.pretrain_on(*further, ingredients=SMALL, start=tmp_path)
+    with pytest.raises(ValueError, match="has other heads"):
+        vision.pretrain_on(*further, ingredients=replace(SMALL, mask_hidden=0), start=tmp_path / "first")
 
 
 def test_an_image_without_a_request_has_no_caption(work):
     names, kinds = [], []
     images, masks = record_images.read_everything(work, "train", names, kinds)
     assert len(set(images.digests)) == len(images.digests) and kinds == ["hc18: fetal head"]
-    assert {s for s, c in zip(images.sources, images.captions.tolist(), strict=True) if c == UNCAPTIONED} == {
-        "vqa-rad"
+    bare = {
+        source
+        for source, caption in zip(images.sources, images.captions.tolist(), strict=True)
+        if caption == UNCAPTIONED
     }
+    assert bare == {"vqa-rad"} and "not medical" in names
     assert float(images.rarity[images.captions == UNCAPTIONED].sum()) == 0.0
     targets = vision_data.caption_targets(images, len(names), None, 0.0)
     assert torch.allclose(targets.sum(dim=1), (images.captions != UNCAPTIONED).float(), atol=1e-5)
