@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .probes import grouped_folds, probe
+from .probes import FOLDS, grouped_folds, probe
 from .record_images import CANVAS, UNCAPTIONED, RecordImages
 from .views import map_views
 
@@ -147,18 +147,19 @@ def soft_captions(pooled: torch.Tensor, images: RecordImages, captions: int, see
     """What linear probes of the teacher's features say of each image's caption, (N, captions).
 
     There is one probe for each source, and it has not seen the image: it was fitted on the other four of five folds
-    by group. Where a source has one caption, or too few images of one, its images keep their own.
+    by group. Where a source has one caption, or too few images or groups, its images keep their own.
     """
     numbers = images.captions.cpu()
     stated = numbers != UNCAPTIONED
     soft = F.one_hot(numbers.clamp(min=0), captions).float() * stated[:, None]
     for source in sorted(set(images.sources)):
         places = [i for i, name in enumerate(images.sources) if name == source and stated[i]]
-        labels = numbers[places].numpy()
-        if len(set(labels.tolist())) < 2 or min(numpy.bincount(labels)[numpy.unique(labels)]) < 5:
+        labels, groups = numbers[places].numpy(), _groups(images, places)
+        fewest = min(numpy.bincount(labels)[numpy.unique(labels)], default=0)
+        if len(set(labels.tolist())) < 2 or fewest < FOLDS or len(set(groups)) < FOLDS:
             continue
         features = pooled[places].cpu().numpy()
-        for fitted, left in grouped_folds(labels, _groups(images, places), seed):
+        for fitted, left in grouped_folds(labels, groups, seed):
             found = probe(features[fitted], labels[fitted])
             rows = torch.tensor([places[i] for i in left])
             soft[rows] = 0.0
