@@ -13,19 +13,18 @@ from typing import Any
 
 import numpy
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torchmetrics.functional.classification import binary_calibration_error
 
 from unimedvl.unimed5m.task_images import shown_image
 
 from .benchmarks import BenchmarkData
 from .compare import read_scores
+from .contact_sheets import CELL, Row, draw_rows, fitted
 from .metrics.answers import normalized
 from .predictions import PredictionStore
 from .samples import TASKS, Sample
 
-CELL = 128
-CAPTION = 14
 ROWS = 6
 LABELS = 12
 BINS = 10
@@ -203,25 +202,16 @@ def plot_reliability(task: str, answers: list[tuple[str, str, float | None, floa
 
 def sheet(rows: list[tuple[Sample, Any]], store: PredictionStore, predictions: dict[str, Any], path: Path) -> Path:
     """A row per sample: inputs, the true image, the generated one, with scores."""
-    lines = []
+    rows_of_sheet: list[Row] = []
     for sample, score in rows:
         made = store.load(predictions[sample.id]).image
         cells = [("input", shown_image(image)) for image in sample.inputs]
         cells += [("true", shown_image(sample.output))] if sample.output is not None else []
         cells += [("generated", made)] if made is not None else []
         values = ", ".join(f"{name} {value:.3g}" for name, value in score.items() if value is not None)
-        lines.append((f"{sample.dataset}: {sample.text}".replace("\n", " "), values, cells))
-    width = max(len(cells) for _, _, cells in lines) * CELL
-    page = Image.new("RGB", (max(width, 5 * CELL), len(lines) * (CELL + 3 * CAPTION)), "white")
-    pen = ImageDraw.Draw(page)
-    for number, (title, values, cells) in enumerate(lines):
-        top = number * (CELL + 3 * CAPTION)
-        pen.text((2, top), title[: page.width // 6], fill="black")
-        pen.text((2, top + CAPTION), values[: page.width // 6], fill="black")
-        for column, (name, image) in enumerate(cells):
-            page.paste(_fitted(image), (column * CELL, top + 3 * CAPTION))
-            pen.text((column * CELL + 2, top + 2 * CAPTION), name, fill="gray")
-    page.save(path)
+        title = f"{sample.dataset}: {sample.text}".replace("\n", " ")
+        rows_of_sheet.append(((title, values), cells))
+    draw_rows(rows_of_sheet).save(path)
     return path
 
 
@@ -230,15 +220,9 @@ def grid(images: list[Image.Image | None], path: Path) -> Path:
     shown = [image for image in images if image is not None]
     page = Image.new("RGB", (max(len(shown), 1) * CELL, CELL), "white")
     for column, image in enumerate(shown):
-        page.paste(_fitted(image), (column * CELL, 0))
+        page.paste(fitted(image), (column * CELL, 0))
     page.save(path)
     return path
-
-
-def _fitted(image: Image.Image) -> Image.Image:
-    scale = CELL / max(image.size)
-    size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
-    return image.convert("RGB").resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC)
 
 
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, list[Any]]:

@@ -11,7 +11,6 @@ from skimage import data
 from tests.unimedvl.commands import bad_files
 from unimedvl.checkpoint.folder import NANO_DIRECTORY
 from unimedvl.checkpoint.provenance import read_provenance
-from unimedvl.commands import demo
 from unimedvl.commands.main import main
 
 pytestmark = pytest.mark.medium
@@ -63,15 +62,6 @@ def test_commands(workplace, capsys):
     for command in COMMANDS:
         assert main(shlex.split(command)[1:]) == 0, (command, capsys.readouterr().err)
     assert read_provenance(workplace / "stained.png")["settings"]["preset"] == "virtual_staining"
-
-
-def test_demonstration(workplace, capsys):
-    demo.main("images")
-    printed = capsys.readouterr().out
-    assert all(f"{name}: {demo.QUESTION} -> " in printed for name in demo.IMAGES)
-    for number, prompt in enumerate(demo.PROMPTS, start=1):
-        record = read_provenance(workplace / "images" / f"generated-{number}.png")
-        assert record["prompt"] == prompt and record["synthetic"] is True
 
 
 def tracked_folders() -> set[str]:

@@ -67,8 +67,11 @@ class AugmentationRecipe:
         quarter_turns: turn square images by 0 to 3 quarters.
         brightness, contrast, color: largest relative change of all pixels, of their differences from the mean, and of
             each color channel on its own.
-        outputs: change the brightness, contrast and color of images that are made as well; false where they are
-            masks. Crops, flips and turns always concern all images of a record alike.
+        gamma: largest relative change of the exponent to which all levels between black (0) and white (1) are raised;
+            as often above 1 as below.
+        invert: share of the records whose images have black and white exchanged, as in films of the other polarity.
+        outputs: change the levels (brightness, contrast, color, gamma, inversion) of images that are made as well;
+            false where they are masks. Crops, flips and turns always concern all images of a record alike.
     """
 
     crop: float = 1.0
@@ -78,6 +81,8 @@ class AugmentationRecipe:
     brightness: float = 0.0
     contrast: float = 0.0
     color: float = 0.0
+    gamma: float = 0.0
+    invert: float = 0.0
     outputs: bool = True
 
     def __post_init__(self) -> None:
@@ -86,11 +91,15 @@ class AugmentationRecipe:
         for name in ("brightness", "contrast", "color"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"augmentation.{name} must lie in [0, 1), not {getattr(self, name)}.")
+        if not 0 <= self.gamma < math.inf:
+            raise ValueError(f"augmentation.gamma must be 0 or a positive number, not {self.gamma}.")
+        if not 0 <= self.invert <= 1:
+            raise ValueError(f"augmentation.invert must lie in [0, 1], not {self.invert}.")
 
     @property
     def changes(self) -> bool:
         """Whether anything is changed at all."""
-        strengths = (1.0 - self.crop, self.brightness, self.contrast, self.color)
+        strengths = (1.0 - self.crop, self.brightness, self.contrast, self.color, self.gamma, self.invert)
         return any(strengths) or self.flip_horizontal or self.flip_vertical or self.quarter_turns
 
 

@@ -8,6 +8,7 @@ no real pairs exist: a lesion is drawn, and the record says so.
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -36,6 +37,9 @@ NEGATIVE_LABELS = frozenset(
         "non-covid-19",
         "non-contrast",
         "benign lung tissue",
+        "healthy",
+        "no apparent retinopathy",
+        "macular edema risk 0",
     }
 )
 # Sources with labeled normals in which a drawn lesion is visible, and whether the lesion is brighter than tissue.
@@ -58,6 +62,8 @@ LABEL_NOUNS = {
     "Pneumocystis": "a Pneumocystis infection",
     "Legionella": "a Legionella infection",
     "Klebsiella": "a Klebsiella infection",
+    "macular edema risk 1": "a macular edema risk of grade 1",
+    "macular edema risk 2": "a macular edema risk of grade 2",
 }
 # Labels that go along with others: where they are not stated they need not be absent.
 ACCOMPANYING_LABELS = frozenset({"ARDS"})
@@ -79,6 +85,9 @@ VIEWS = {
 IMAGE_NOUNS = frozenset({"radiograph", "photograph", "B-scan", "CT", "MRI", "ultrasound", "template"})
 # Kinds of label that describe how the image was made, and what to call them in a question.
 ACQUISITION_KINDS = {"sequence": "MRI sequence", "acquisition": "contrast phase", "stain": "staining method"}
+
+# Hounsfield units that black and white have in a slice of a CT volume.
+WINDOW = re.compile(r"window (?P<low>-?\d+)\.\.(?P<high>-?\d+) HU")
 
 # One in this many images also becomes such a record; the questions are easy and the images would repeat too often.
 MODALITY_QUESTION_SHARE = 3
@@ -205,8 +214,13 @@ def _row_records(row: dict[str, Any], context: _Context) -> Iterator[Record]:
 
 
 def _origin(row: dict[str, Any]) -> tasks.Origin:
-    extra = {name: row[name] for name in ("original_id", "submodality", "anatomy", "plane", "label") if row[name]}
+    extra: dict[str, Any] = {
+        name: row[name] for name in ("original_id", "submodality", "anatomy", "plane", "label") if row[name]
+    }
     extra["source_id"] = row["id"]
+    window = WINDOW.search(row["notes"] or "")
+    if window:
+        extra["window"] = [int(window["low"]), int(window["high"])]
     description = row["submodality"].partition(" (")[0].partition(",")[0]
     if row["modality"] == "RAD":
         description = "radiology image"
@@ -260,8 +274,8 @@ def _label_records(
     absent = [label for label in positive if label not in ACCOMPANYING_LABELS and _excluded(label, row["labels"])]
     # Without a label that this one excludes the answer would always be yes.
     if stated and any(_excluded(label, stated) for label in context.labels) and not (absent and _one_in(2, row, "no")):
-        shown = LABEL_NOUNS.get(stated[0], "")
-        yield tasks.presence(origin, image, stated[0], truth, True, kind, shown)
+        asked = stated[int(origin.record_id("vqa", "presence")[:8], 16) % len(stated)]
+        yield tasks.presence(origin, image, asked, truth, True, kind, LABEL_NOUNS.get(asked, ""))
     elif absent:
         asked = absent[int(origin.record_id("vqa", "presence")[:8], 16) % len(absent)]
         yield tasks.presence(origin, image, asked, truth, False, kind, LABEL_NOUNS.get(asked, ""))

@@ -1,4 +1,4 @@
-"""What the nano is told and asked of an image in words: requests for images, findings, and grades of retinopathy.
+"""The words of the nano's requests and answers: how an image is asked for, its finding, its grade of retinopathy.
 
 Every word is a fact of the source, or is measured on the pixels (`look_of`).
 """
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy
 
+from unimedvl.unimed5m.mini import VIEWS
 from unimedvl.unimed5m.schema import Record
 
 ARTICLES = {"CXR": "a chest X-ray", "CT": "a CT image", "MRI": "an MRI image", "US": "an ultrasound image"}
@@ -112,12 +113,14 @@ def tone_of(mean: numpy.ndarray) -> str:
 def detailed_prompt(record: Record, extra: dict[str, Any], pixels: numpy.ndarray) -> str:
     """A request that names all that is known: kind, part, plane, labels, and how the image looks."""
     kind = extra.get("submodality", "") or ARTICLES[record.modality].partition(" ")[2]
-    anatomy, plane = extra.get("anatomy", ""), extra.get("plane", "")
+    anatomy, plane = extra.get("anatomy", ""), VIEWS.get(extra.get("plane", "").lower(), "")
     parts = [f"{ARTICLES[record.modality]}: {kind}"]
     if anatomy and anatomy not in kind:
         parts.append(anatomy)
     if plane:
-        parts.append(f"{plane} plane")
+        parts.append(plane)
+    if "view" in extra:
+        parts.append(extra["view"])
     labels = "" if record.dataset in (*UNNAMED_LABELS, SEQUENCES) else extra.get("label", "")
     if labels:
         parts.append(f"labeled {labels.replace('; ', ' and ')}")

@@ -34,21 +34,26 @@ from unimedvl.unimed5m.templates.words import MODALITY_NAMES
 from unimedvl.utils.command_line import run_module
 
 from .asking import Nano
+from .captions import GRADED, REFERABLE_QUESTION, finding_of, number_of, referable
+from .contrasts import Facts, contrast_records
 from .generated_images import made_images
 from .model import UNIT, image_transform
 from .prepare import SUPER_RESOLUTION, is_image_request, read_records, work_records
 
+MOST_CONTRASTS = 600
 MODALITY_QUESTION = "What imaging modality is this?"
 DIAGNOSES = {
     "NIH pneumonia / no finding": "nih-chestxray14-subset",
     "LC25000 lung, 3 classes": "lc25000-lung",
     "brain tumor, 4 classes": "brain-tumor-classification",
 }
+# Source, and what is masked where a source has masks of several things.
 SEGMENTATIONS = {
-    "polyp": "kvasir-seg",
-    "fetal head": "hc18",
-    "hippocampus": "msd-hippocampus",
-    "nuclei": "monuseg",
+    "polyp": ("kvasir-seg", ""),
+    "fetal head": ("hc18", ""),
+    "hippocampus": ("msd-hippocampus", ""),
+    "nuclei": ("monuseg", ""),
+    "optic disc": ("idrid", "optic disc"),
 }
 
 
@@ -82,6 +87,12 @@ def _of(records: Sequence[Record], task: str, source: str = "") -> list[Record]:
     return [record for record in records if record.sub_task_type == task and source in ("", record.dataset)]
 
 
+def masked(records: Sequence[Record], source: str, target: str = "") -> list[Record]:
+    """The segmentation records of a source, of one target where it is named."""
+    found = _of(records, "segmentation", source)
+    return [record for record in found if target in ("", json.loads(record.extra)["target"])]
+
+
 def _shown(records: Sequence[Record]) -> list[Record]:
     """One record for each image with a stated modality."""
     return [record for record in records if is_image_request(record)]
@@ -112,6 +123,43 @@ def score_diagnosis(nano: Nano, records: Sequence[Record], source: str) -> dict[
     return mean_interval(right_answers(chosen, answers), patients(chosen)) | {"answers": dict(sorted(pairs.items()))}
 
 
+def score_referable(nano: Nano, records: Sequence[Record]) -> dict[str, Any]:
+    """Accuracy of whether to refer for diabetic retinopathy, with the counts of truth and answer."""
+    chosen, truths = [], []
+    for record in _of(records, "diagnosis", GRADED):
+        refer = referable(json.loads(record.extra)["label"])
+        if refer is not None:
+            chosen.append(record)
+            truths.append("yes" if refer else "no")
+    answers = nano.ask([shown_image(record.input_img[0]) for record in chosen], [REFERABLE_QUESTION] * len(chosen))
+    hits = [float(is_right(answer, truth, kind_of(truth))) for answer, truth in zip(answers, truths, strict=True)]
+    pairs = Counter(f"{truth} -> {answer}" for truth, answer in zip(truths, answers, strict=True))
+    return mean_interval(hits, patients(chosen)) | {"answers": dict(sorted(pairs.items()))}
+
+
+def score_contrasts(nano: Nano, records: Sequence[Record]) -> dict[str, Any]:
+    """Accuracy of yes-or-no questions and of choices about what images show, half of which say what they do not."""
+    shown = [record.replace(input_img=record.output_img, output_img=()) for record in _shown(records)]
+    facts = [
+        Facts(record, record.modality, json.loads(record.extra).get("anatomy", ""), finding_of(record), record.dataset)
+        for record in shown
+    ]
+    asked = sorted(contrast_records(facts, salt="evaluation"), key=lambda record: number_of(record.id))
+    asked = asked[:MOST_CONTRASTS]
+    answers = nano.ask([shown_image(record.input_img[0]) for record in asked], [question_of(r) for r in asked])
+    truths = [record.message[-1].value for record in asked]
+    hits = [float(is_right(answer, truth, kind_of(truth))) for answer, truth in zip(answers, truths, strict=True)]
+    closed = [truth in ("yes", "no") for truth in truths]
+    parts = {
+        name: mean_interval(
+            [hit for hit, flag in zip(hits, closed, strict=True) if flag == wanted],
+            [group for group, flag in zip(patients(asked), closed, strict=True) if flag == wanted],
+        )
+        for name, wanted in (("yes or no", True), ("which of these", False))
+    }
+    return mean_interval(hits, patients(asked)) | parts
+
+
 def score_closed(nano: Nano, records: Sequence[Record], seed: int = 0) -> dict[str, Any]:
     """VQA-RAD's yes-or-no questions, and the gain over the same questions about another image."""
     chosen = [record for record in _of(records, "vqa", "vqa-rad") if record.message[-1].value.lower() in ("yes", "no")]
@@ -135,9 +183,9 @@ def score_autoencoder(nano: Nano, records: Sequence[Record]) -> dict[str, Any]:
     return mean_interval([psnr(nano.reconstruct(image), image) for image in images], patients(chosen))
 
 
-def score_segmentation(nano: Nano, records: Sequence[Record], source: str) -> dict[str, Any]:
-    """Mean Dice of the masks made of a source's images, with its interval."""
-    chosen = _of(records, "segmentation", source)
+def score_segmentation(nano: Nano, records: Sequence[Record], source: str, target: str = "") -> dict[str, Any]:
+    """Mean Dice of the masks made of a source's images, of one target or all, with its interval."""
+    chosen = masked(records, source, target)
     images = [shown_image(record.input_img[0]) for record in chosen]
     made = nano.draw([question_of(record) for record in chosen], "segmentation", images)
     overlaps = [dice(image, seen(record.output_img[0])) for image, record in zip(made, chosen, strict=True)]
@@ -172,15 +220,18 @@ def evaluate(nano: Nano, records: Sequence[Record], work: Path, most: int = 160)
         results[name] = value
         print(name, json.dumps(value), flush=True)
 
-    note("modality, 6 classes", score_modality(nano, records))
+    note("modality", score_modality(nano, records))
+    note("contrasts", score_contrasts(nano, records))
     for name, source in DIAGNOSES.items():
         if _of(records, "diagnosis", source):
             note(name, score_diagnosis(nano, records, source))
+    if _of(records, "diagnosis", GRADED):
+        note("referable diabetic retinopathy", score_referable(nano, records))
     note("VQA-RAD closed", score_closed(nano, records))
     note("autoencoder, PSNR", score_autoencoder(nano, records))
-    for name, source in SEGMENTATIONS.items():
-        if _of(records, "segmentation", source):
-            note(f"segmentation, Dice: {name}", score_segmentation(nano, records, source))
+    for name, (source, target) in SEGMENTATIONS.items():
+        if masked(records, source, target):
+            note(f"segmentation, Dice: {name}", score_segmentation(nano, records, source, target))
     note("4x super-resolution", score_super_resolution(nano, records, most))
     for name, value in made_images(nano, records, work).items():
         note(name, value)

@@ -28,7 +28,6 @@ from .prepare import is_image_request, small
 from .record_images import CANVAS, RecordImages, images_of, read_images
 from .views import views
 
-MODALITIES = ("CXR", "CT", "MRI", "US", "HIS", "ENDO")
 CLASS_PROMPTS = {
     "nih-chestxray14-subset": "a frontal chest radiograph, labeled {label}",
     "lc25000-lung": "an H&E histopathology image, lung, labeled {label}",
@@ -118,7 +117,7 @@ def made_images(nano: Nano, records: Sequence[Record], work: Path, seed: int = 0
     results: dict[str, dict[str, Any]] = {}
     real_hits = [kinds[verdict] == kind for verdict, kind in zip(verdicts.tolist(), reals.modalities, strict=True)]
     prompts, wanted = [], []
-    for modality in MODALITIES:
+    for modality in ARTICLES:
         article = ARTICLES[modality]
         prompts += [article[0].upper() + article[1:]] * PER_MODALITY
         wanted += [modality] * PER_MODALITY
@@ -126,7 +125,7 @@ def made_images(nano: Nano, records: Sequence[Record], work: Path, seed: int = 0
     hits = [kinds[verdict] == kind for verdict, kind in zip(judged(judge, made).tolist(), wanted, strict=True)]
     by_modality = {
         kind: sum(hit for hit, other in zip(hits, wanted, strict=True) if other == kind) / PER_MODALITY
-        for kind in MODALITIES
+        for kind in ARTICLES
     }
     patients = [record.group_id for record in chosen]
     results["text to image: modality recognized"] = proportion_interval(hits) | {

@@ -21,7 +21,6 @@ from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 RECIPES = Path(__file__).with_name("recipes")
 SIDE = 96  # longer side in pixels of every image the nano reads and writes
 UNIT = 8  # pixels of a ViT patch and of a latent token
-LATENT_PATCH = 2
 VIT_PATCH = 8
 TABLE_SIDE = 16  # position tables reach 128 pixels
 VISION_FILE = "vision.safetensors"
@@ -65,11 +64,12 @@ def build_config(tokenizer: PreTrainedTokenizerBase, vae_config: dict) -> UniMed
     text: dict[str, Any] = {**TEXT_CONFIG, "vocab_size": len(tokenizer), "pad_token_id": None}
     autoencoder: dict[str, Any] = {name: vae_config[name] for name in known if name in vae_config}
     autoencoder["sample_size"] = SIDE
+    vae = UniMedVLVAEConfig(**autoencoder)
     return UniMedVLConfig(
         text_config=UniMedVLTextConfig(**text),
         vision_config=UniMedVLVisionConfig(**VISION_CONFIG),
-        vae_config=UniMedVLVAEConfig(**autoencoder),
-        latent_patch_size=LATENT_PATCH,
+        vae_config=vae,
+        latent_patch_size=UNIT // vae.downsample,
         max_latent_size=TABLE_SIDE,
         vit_max_num_patch_per_side=TABLE_SIDE,
         **token_ids,

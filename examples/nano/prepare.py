@@ -13,20 +13,13 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy
 import pyarrow.parquet as parquet
-import torch
-from diffusers import AutoencoderKL
 from PIL import Image
-from safetensors.torch import load_model
-from transformers import AutoTokenizer
 from typer import Option
 
-from unimedvl.checkpoint.loading import load
-from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
-from unimedvl.modeling_unimedvl.upstream_layout_unimedvl import default_generation_config
 from unimedvl.processing.image_processing_unimedvl import reference_size
 from unimedvl.unimed5m import tasks
 from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Record, RecordImage, Turn, from_table, to_table
@@ -49,19 +42,11 @@ from .captions import (
     referable,
 )
 from .contrasts import CALLED, NOT_MEDICAL, Facts, contrast_records
-from .model import (
-    SIDE,
-    UNIT,
-    VISION_FILE,
-    build_config,
-    build_processor,
-    image_transform,
-    initialize_attention,
-    initialize_vision,
-    nano_presets,
-)
+from .model import SIDE, UNIT, VISION_FILE, image_transform
 from .not_medical import not_medical_images
+from .start import prepare_start
 from .tokenizer import train_tokenizer
+from .windows import views_of
 
 # The demonstrations show images from these, so no nano checkpoint may have seen them.
 EXCLUDED_SOURCES = ("skimage", "mni152-2009a")
@@ -130,9 +115,9 @@ def nano_records(record: Record) -> Iterator[Record]:
     """What the nano is trained on of one built record: small images and answers of few words.
 
     Answers of labels and of yes-or-no questions are the label and the word alone, images are made without a sentence
-    beside them. Every image with a stated modality also becomes a question for it, requests in plain words and with
-    all that is known, and a pair for super-resolution at the nano's own size (the built pairs are sharper than the
-    nano can see). A grade of diabetic retinopathy also becomes a question whether to refer.
+    beside them. Every image with a stated modality also becomes a question for it, in other windows too, requests in
+    plain words and with all that is known, and a pair for super-resolution at the nano's own size (the built pairs
+    are sharper than the nano can see). A grade of diabetic retinopathy also becomes a question whether to refer.
     """
     extra = json.loads(record.extra)
     task = record.sub_task_type
@@ -164,18 +149,37 @@ def _shown(record: Record, shrunk: Record, extra: dict) -> Iterator[Record]:
     detailed = (Turn("human", detailed_prompt(record, extra, pixels_of(image))), Turn("gpt", IMAGE_PLACEHOLDER))
     yield shrunk.replace(id=f"{record.id}-detailed", message=detailed)
     origin = _origin(record, extra)
-    asked = tasks.acquisition(origin, image, "imaging modality", MODALITY_NAMES[record.modality])
-    question = asked.message[0].value
-    number = number_of(f"modality/{record.id}")
-    if number % 2:
-        question = f"{IMAGE_PLACEHOLDER}\n{MODALITY_QUESTIONS[number // 2 % len(MODALITY_QUESTIONS)]}"
-    answer = MODALITY_NAMES[record.modality]
-    message = (Turn("human", question), Turn("gpt", answer))
-    # The built question of one image in three has the id of this one; a name of its own keeps ids unique.
-    yield asked.replace(id=f"{asked.id}-modality", sub_task_type="modality", message=message)
+    yield _modality_question(record, origin, image)
     exact = small(record, 1.0).output_img[0]
     sharpened = tasks.super_resolution(origin, exact, SUPER_RESOLUTION, "bicubic")
     yield _answered(sharpened, IMAGE_PLACEHOLDER)
+    yield from _windows(record, shrunk, extra)
+
+
+def _modality_question(record: Record, origin: tasks.Origin, image: RecordImage, view: str = "") -> Record:
+    asked = tasks.acquisition(origin, image, "imaging modality", MODALITY_NAMES[record.modality])
+    question = asked.message[0].value
+    number = number_of(f"modality{view}/{record.id}")
+    if number % 2:
+        question = f"{IMAGE_PLACEHOLDER}\n{MODALITY_QUESTIONS[number // 2 % len(MODALITY_QUESTIONS)]}"
+    message = (Turn("human", question), Turn("gpt", MODALITY_NAMES[record.modality]))
+    # The built question of one image in three has the id of this one; a name of its own keeps ids unique.
+    return asked.replace(id=f"{asked.id}-modality{view}", sub_task_type="modality", message=message)
+
+
+def _windows(record: Record, shrunk: Record, extra: dict) -> Iterator[Record]:
+    """Questions about the image in other windows, and requests for it in those that have a name."""
+    (image,) = record.output_img
+    stored = extra.get("window")
+    views = views_of(pixels_of(image), record.modality, stored, number_of(f"window/{record.id}"))
+    for name, pixels in views:
+        suffix = f"-{name.replace(' ', '-')}"
+        view = small_image(drawn_image(pixels, f"{image.path}{suffix}.png"), MARGIN)
+        yield _modality_question(record, _origin(record, extra), view, suffix)
+        if stored:
+            prompt = detailed_prompt(record, extra | {"view": name}, pixels)
+            message = (Turn("human", prompt), Turn("gpt", IMAGE_PLACEHOLDER))
+            yield shrunk.replace(id=f"{record.id}{suffix}-detailed", output_img=(view,), message=message)
 
 
 def conversations(records: list[Record], orders: int = CONVERSATION_ORDERS) -> Iterator[Record]:
@@ -310,36 +314,6 @@ def texts(folder: Path) -> list[str]:
     table = parquet.read_table(shard_of(folder, "train"), columns=["message"])
     turns = (turn["value"] for row in table.to_pylist() for turn in row["message"])
     return [turn.replace(IMAGE_PLACEHOLDER, "").strip() for turn in turns]
-
-
-def prepare_start(work: Path, autoencoder: str, vision: Path | None, seed: int) -> int:
-    """Write the untrained checkpoint with its autoencoder and, if given, its pre-trained ViT; returns its size."""
-    tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
-    trained, arguments = load_autoencoder(autoencoder)
-    config = build_config(tokenizer, arguments)
-    torch.manual_seed(seed)
-    model = UniMedVLForConditionalGeneration(config)
-    initialize_attention(model.model.language_model)
-    model.model.vae.load_state_dict(trained)
-    if vision is None:
-        initialize_vision(model.model.vit_model)
-    else:
-        load_model(model.model.vit_model, vision / VISION_FILE)
-    settings: Any = default_generation_config(config)
-    settings.task_presets = nano_presets(settings.task_presets)
-    model.generation_config = settings
-    model.save_pretrained(work / "start")
-    build_processor(tokenizer, config).save_pretrained(work / "start")
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def load_autoencoder(folder: str) -> tuple[dict[str, torch.Tensor], dict]:
-    """Weights and configuration of a trained autoencoder: its own folder, or a checkpoint that holds one."""
-    if read_json(Path(folder) / "config.json").get("model_type") == "unimedvl":
-        model = load(folder, device="cpu").model
-        return model.model.vae.state_dict(), model.config.vae_config.to_dict()
-    autoencoder = AutoencoderKL.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-    return autoencoder.state_dict(), dict(autoencoder.config)
 
 
 def image_of(record: Record) -> Image.Image:

@@ -12,6 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from typer import Option
 
 from unimedvl.checkpoint.loading import load
@@ -41,6 +42,17 @@ WRITTEN = (
 )
 
 
+def save_rounded(model: Any, processor: UniMedVLProcessor, folder: Path) -> None:
+    """Save a model of float32 weights and its processor; the weights take half the room, as bfloat16.
+
+    The configuration still names float32, so that whoever loads the folder without asking for a type computes in it:
+    most processors have no arithmetic for bfloat16.
+    """
+    rounded = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
+    model.save_pretrained(folder, state_dict=rounded)
+    processor.save_pretrained(folder)
+
+
 def release(model_folder: str | Path, out: str | Path) -> None:
     """Write the checkpoint `model_folder` to `out` as it is published.
 
@@ -65,8 +77,7 @@ def release(model_folder: str | Path, out: str | Path) -> None:
     cache = out / CACHE
     # In the folder, and so on its disk: a full one leaves the release before as it is.
     with scratch_folder(cache / "release") as partial:
-        model.save_pretrained(partial)
-        processor.save_pretrained(partial)
+        save_rounded(model, processor, partial)
         sync_files(partial)
         made = {path.name: path for path in partial.iterdir()}
         for path in before:

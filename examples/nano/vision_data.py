@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from .probes import FOCUS
 from .record_images import UNCAPTIONED, Masks, RecordImages, read_everything
-from .teacher import TeacherFeatures, soft_captions, teach
+from .teacher_features import TeacherFeatures, soft_captions, teach
 
 SMOOTHING = 0.1  # share of a caption's probability that all captions divide among themselves
 

@@ -27,7 +27,7 @@ from unimedvl.utils.command_line import run_module
 
 from .probes import FEWEST_HELD_OUT, classified, cross_validated, grouped_folds, probe
 from .record_images import Masks, RecordImages
-from .teacher import teach
+from .teacher_features import teach
 from .vision_data import read_corpus
 
 SIDE = 64  # of the specialists' images, as in their own training

@@ -60,3 +60,41 @@ def test_adjectives_become_nouns_in_questions(tmp_path):
     found = questions(tmp_path, "busi", [("benign",), ("malignant",), ("normal",)], "diagnosis")
     assert {answer for _, _, answer in found} == {"yes", "no"}
     assert all("a benign lesion" in question or "a malignant lesion" in question for _, question, _ in found)
+
+
+@pytest.mark.parametrize(
+    ("source", "labels"),
+    [
+        ("hrf", [("healthy",), ("glaucoma",), ("diabetic retinopathy",)]),
+        (
+            "idrid",
+            [
+                ("no apparent retinopathy", "macular edema risk 0"),
+                ("mild NPDR", "macular edema risk 1"),
+                ("severe NPDR", "macular edema risk 2"),
+            ],
+        ),
+    ],
+)
+def test_a_normal_eye_is_an_absence_and_each_stated_label_is_asked_for(tmp_path, source, labels):
+    found = questions(tmp_path, source, labels, "diagnosis")
+    assert not any(word in question for _, question, _ in found for word in ("healthy", "no apparent", "risk 0"))
+    assert {answer for stated, _, answer in found if stated == labels[0]} == {"no"}
+    nouns = {"macular edema risk 1": "risk of grade 1", "macular edema risk 2": "risk of grade 2"}
+    for label in {label for stated in labels[1:] for label in stated}:
+        asked = {answer for _, question, answer in found if nouns.get(label, label) in question}
+        assert asked == {"yes", "no"}, label
+    for stated, question, answer in found:
+        assert any(nouns.get(label, label) in question for label in stated) == (answer == "yes")
+
+
+def test_the_window_of_a_slice_is_kept(tmp_path):
+    values = {"modality": "CT", "submodality": "chest CT", "label_kind": "acquisition", "plane": "axial"}
+    row = labeled_row(
+        "tcga-lung-ct", "train", 0, ["non-contrast"], notes="stated age 45; window -1000..400 HU", **values
+    )
+    path = tmp_path / "tier_A" / "tcga-lung-ct" / "train.parquet"
+    path.parent.mkdir(parents=True)
+    parquet.write_table(pyarrow.Table.from_pylist([row], schema=SCHEMA), path)
+    windows = [json.loads(record.extra).get("window") for record in MiniSource(("A",)).records(tmp_path)]
+    assert windows and all(window == [-1000, 400] for window in windows)

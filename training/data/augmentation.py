@@ -4,6 +4,7 @@ What a record teaches must survive: mirroring a chest film swaps left and right,
 so every group of a recipe says what its images bear (`AugmentationRecipe`).
 """
 
+import math
 import random
 from dataclasses import dataclass
 
@@ -23,7 +24,9 @@ class Augmentation:
         turns: quarter turns, counter-clockwise.
         gains: factors of the three channels, on a scale where black is 0.
         contrast: factor of the differences from the image's mean.
-        outputs: whether images that are made change in brightness, contrast and color as those that are read.
+        gamma: exponent of the levels on a scale from black (0) to white (1), before all else.
+        inverted: whether black and white change places, after all else.
+        outputs: whether the levels of images that are made change as those of images that are read.
     """
 
     box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
@@ -32,6 +35,8 @@ class Augmentation:
     turns: int = 0
     gains: tuple[float, float, float] = (1.0, 1.0, 1.0)
     contrast: float = 1.0
+    gamma: float = 1.0
+    inverted: bool = False
     outputs: bool = True
 
     def geometry(self, image: Image.Image) -> Image.Image:
@@ -52,14 +57,18 @@ class Augmentation:
         return image
 
     def intensity(self, pixels: numpy.ndarray, output: bool) -> numpy.ndarray:
-        """Change float32 pixels (3, H, W) in [-1, 1]; black stays black unless the contrast changes."""
-        if (output and not self.outputs) or (self.contrast == 1.0 and self.gains == (1.0, 1.0, 1.0)):
+        """Change float32 pixels (3, H, W) in [-1, 1]; black stays black unless contrast or polarity change."""
+        unchanged = (self.contrast, self.gains, self.gamma, self.inverted) == (1.0, (1.0, 1.0, 1.0), 1.0, False)
+        if unchanged or (output and not self.outputs):
             return pixels
         light = (pixels + 1.0) / 2.0
+        if self.gamma != 1.0:
+            light = numpy.clip(light, 0.0, 1.0) ** self.gamma
         mean = light.mean()
         light = (light - mean) * self.contrast + mean
         light = light * numpy.asarray(self.gains, dtype=numpy.float32)[:, None, None]
-        return (numpy.clip(light, 0.0, 1.0) * 2.0 - 1.0).astype(numpy.float32)
+        changed = (numpy.clip(light, 0.0, 1.0) * 2.0 - 1.0).astype(numpy.float32)
+        return -changed if self.inverted else changed
 
 
 def draw_augmentation(recipe: AugmentationRecipe, seed: int, square: bool) -> Augmentation | None:
@@ -79,5 +88,8 @@ def draw_augmentation(recipe: AugmentationRecipe, seed: int, square: bool) -> Au
     brightness = draw.uniform(1.0 - recipe.brightness, 1.0 + recipe.brightness)
     red, green, blue = (brightness * draw.uniform(1.0 - recipe.color, 1.0 + recipe.color) for _ in range(3))
     contrast = draw.uniform(1.0 - recipe.contrast, 1.0 + recipe.contrast)
-    box = (left, top, left + side, top + side)
-    return Augmentation(box, mirrored, upside_down, turns, (red, green, blue), contrast, recipe.outputs)
+    reach = math.log1p(recipe.gamma)
+    gamma = math.exp(draw.uniform(-reach, reach))
+    inverted = draw.random() < recipe.invert
+    box, gains = (left, top, left + side, top + side), (red, green, blue)
+    return Augmentation(box, mirrored, upside_down, turns, gains, contrast, gamma, inverted, recipe.outputs)

@@ -1,4 +1,5 @@
-"""HTML pages for people, one Jinja template each: random records, the expert audit, the reader study."""
+"""HTML pages for people, one Jinja template each: random records, the expert audit, the reader study,
+the demonstration."""
 
 import base64
 from pathlib import Path

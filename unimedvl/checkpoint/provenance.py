@@ -4,7 +4,8 @@ Every PNG written here holds, besides its pixels, text chunks that survive copyi
 
 * `AI-generated`: `true`, and `Software`: this package and its version;
 * `unimedvl`: a JSON object, see `provenance_record`;
-* an XMP packet whose `Iptc4xmpExt:DigitalSourceType` is the IPTC term `trainedAlgorithmicMedia`.
+* an XMP packet whose `Iptc4xmpExt:DigitalSourceType` is the IPTC term `trainedAlgorithmicMedia`, or
+  `compositeWithTrainedAlgorithmicMedia` for a sheet that holds other images as well.
 
 Prompts may hold patient data, so a file keeps only the prompt's SHA-256 unless the caller asks for the text.
 """
@@ -22,6 +23,7 @@ from ..utils.whole_files import replacing
 from ..version import __version__
 
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+COMPOSITE_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 RECORD_KEY = "unimedvl"
 
 _XMP_TEMPLATE = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
@@ -46,6 +48,7 @@ def provenance_record(
     prompt: str | None = None,
     keep_prompt: bool = False,
     input_hashes: list[str] | None = None,
+    composite: bool = False,
 ) -> dict[str, Any]:
     """What a file says about its making.
 
@@ -56,12 +59,13 @@ def provenance_record(
         settings: sampler settings, values that JSON can hold.
         prompt: the text that was given; only its SHA-256 is kept unless `keep_prompt`.
         input_hashes: SHA-256 of every conditioning image's file, or of the files of its series.
+        composite: whether the image is a sheet of generated images and others.
     """
     record = {
         "ai_generated": True,
         "synthetic": True,
         "not_for_diagnosis": True,
-        "digital_source_type": DIGITAL_SOURCE_TYPE,
+        "digital_source_type": COMPOSITE_SOURCE_TYPE if composite else DIGITAL_SOURCE_TYPE,
         "software": f"unimedvl {__version__}",
         "model": model,
         "revision": revision,
@@ -100,7 +104,9 @@ def save_generated_image(
     chunks.add_text("Software", record["software"])
     chunks.add_text("AI-generated", "true")
     chunks.add_itxt(RECORD_KEY, json.dumps(record, ensure_ascii=False, sort_keys=True))
-    xmp = _XMP_TEMPLATE.format(creator=quoteattr(record["software"]), source_type=quoteattr(DIGITAL_SOURCE_TYPE))
+    xmp = _XMP_TEMPLATE.format(
+        creator=quoteattr(record["software"]), source_type=quoteattr(record["digital_source_type"])
+    )
     chunks.add_itxt("XML:com.adobe.xmp", xmp)
     try:
         with replacing(target) as partial:

@@ -1,77 +1,162 @@
-"""The demonstration behind `make demo`: ask the nano checkpoint about two real medical images, then draw three.
+"""Show a checkpoint at work on one page: what it answers about real images, what it draws and how it edits.
 
-The images come with scikit-image: a color fundus photograph and an immunohistochemistry section. They were in no
-training set of the nano, and it has seen no fundus photograph at all. Generated images go to the folder `demo/`, each
-with its synthetic-image record.
+python -m unimedvl.commands.demo [--out FOLDER] [--model M] [--seed S]
+
+The real images come inside Python packages, and no nano checkpoint was trained on them; what is true of them stands
+beside every answer. The folder receives `index.html`, which needs no network and no other file, `contact-sheet.png`
+with the same images, and every generated image with its synthetic-image record.
 """
 
+import os
+import platform
+import sys
+import textwrap
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from .shared import NOTICE, silence_libraries
+from typer import Option
 
-QUESTION = "What imaging modality is this?"
-IMAGES = {"fundus photograph": "retina", "stained section": "immunohistochemistry"}
-# In the words that the nano was trained on.
-PROMPTS = ("a chest X-ray", "a colonoscopy image, labelled polyp", "a blood smear light microscopy image")
-SEED = 0
+from ..utils.command_line import require, run_module
+from .shared import NOTICE, Device, Model, Revision, choose_seed, load_model, silence_libraries
+
+if TYPE_CHECKING:
+    from ..checkpoint.loading import Loaded
+    from .demonstration import Answer, Demonstration, Edit, Figure
+
+PAGE, SHEET = "index.html", "contact-sheet.png"
+# Longer side of the images of the contact sheet in pixels, and letters of a line below it.
+CELL, LETTERS = 192, 31
 
 
-def main(folder: str = "demo") -> None:
-    """Run the demonstration and write its images into `folder`."""
-    started = time.monotonic()
+def main(
+    out: Annotated[str, Option("--out", metavar="FOLDER", help="Made if it is missing; files are replaced.")] = "demo",
+    model: Model = None,
+    revision: Revision = None,
+    device: Device = "auto",
+    seed: Annotated[int, Option(metavar="S", help="Seed of all random draws.")] = 0,
+) -> None:
+    started, busy = time.monotonic(), time.process_time()
+    require("demo", "skimage", "pydicom", "nibabel", "pyarrow")
+    choose_seed(seed)
+    folder = _made_folder(out)
+    # OpenMP's threads else wait for each other in a busy loop, which beside other work takes several times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     silence_libraries()
+    print(NOTICE, flush=True)
+    loaded = load_model(model, revision=revision, device=device)
+    if not loaded.model.config.visual_gen:
+        raise ValueError(f"{loaded.checkpoint.name!r} makes no images: name a checkpoint that does.")
+
+    from .demo_images import ASKED, MEDICAL
+    from .demonstration import PROMPTS, Demonstration, real_figure
+
+    def note(text: str) -> None:
+        print(f"{time.monotonic() - started:5.1f} s  {text}", flush=True)
+
+    shown = Demonstration(loaded, folder, seed)
+    note(f"model: {loaded.checkpoint.name} ({loaded.checkpoint.revision})")
+    answers: list[tuple[Figure, list[Answer]]] = []
+    for image in ASKED:
+        pixels = image.open()
+        answers.append((real_figure(image, pixels, image.name), shown.answers(image.questions, pixels)))
+        for answer in answers[-1][1]:
+            verdict = "right" if answer.right else f"wrong, it is: {answer.truth}"
+            note(f"{image.name}: {answer.question} -> {answer.answer} ({verdict})")
+    drawings: list[tuple[str, str, list[Figure]]] = []
+    for number, (modality, prompt) in enumerate(PROMPTS.items(), start=1):
+        drawings.append((modality, prompt, shown.drawings(modality)))
+        note(f"drawn, {number} of {len(PROMPTS)}: {prompt}")
+    edits = shown.edits()
+    for edit in edits:
+        note(f"{edit.title}: {'succeeded' if edit.succeeded else 'failed'}: {edit.verdict}")
+    named = sum(found[0].right for _, found in answers[: len(MEDICAL)])
+    summary = f"{named} of {len(MEDICAL)} modalities of real images named right"
+    facts = _facts(loaded, shown, seed) | {
+        "Time": f"{time.monotonic() - started:.1f} s, {time.process_time() - busy:.1f} s of processor time"
+    }
+    _write(shown, summary, answers, drawings, edits, facts)
+    note(f"{summary}; see {folder / PAGE} and {folder / SHEET}")
+
+
+def _made_folder(out: str) -> Path:
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot make the folder {out!r} ({error.strerror}): choose another --out.") from error
+    return folder
+
+
+def _facts(loaded: "Loaded", shown: "Demonstration", seed: int) -> dict[str, Any]:
+    """What the foot of the page says of the run."""
     import torch
-    from PIL import Image
-    from skimage import data
+    import transformers
 
-    from ..checkpoint.loading import load
+    from ..version import __version__
+
+    parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
+    return {
+        "Model": f"{loaded.checkpoint.name}, {parameters:,} parameters",
+        "Revision": loaded.checkpoint.revision,
+        "Seed": seed,
+        "Device": f"{loaded.model.device}, {loaded.model.dtype}".replace("torch.", ""),
+        "Versions": f"unimedvl {__version__}, torch {torch.__version__}, transformers {transformers.__version__}, "
+        f"Python {platform.python_version()}",
+        "Written": time.strftime("%Y-%m-%d %H:%M"),
+        **{f"Settings of {name}": settings for name, settings in shown.settings.items()},
+    }
+
+
+def _write(
+    shown: "Demonstration",
+    summary: str,
+    answers: list[tuple["Figure", list["Answer"]]],
+    drawings: list[tuple[str, str, list["Figure"]]],
+    edits: list["Edit"],
+    facts: dict[str, Any],
+) -> None:
+    """The page and the contact sheet."""
     from ..checkpoint.provenance import save_generated_image
+    from ..evaluation.contact_sheets import draw_rows
+    from ..unimed5m.pages import render_page
+    from ..utils.whole_files import replacing
 
-    print(NOTICE)
-    model, processor, checkpoint = load()
-    print(f"model: {checkpoint.name} ({checkpoint.revision})")
-
-    images = [Image.fromarray(getattr(data, name)()) for name in IMAGES.values()]
-    questions = [[{"type": "image", "image": image}, {"type": "text", "text": QUESTION}] for image in images]
-    inputs = _inputs(processor, questions, "text").to(model.device)
-    ids = model.generate(**inputs, max_new_tokens=32, do_sample=False)
-    answers = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    for name, answer in zip(IMAGES, answers, strict=True):
-        print(f"{name}: {QUESTION} -> {answer.strip()}")
-
-    inputs = _inputs(processor, [[{"type": "text", "text": prompt}] for prompt in PROMPTS], "image").to(model.device)
-    pixels = model.generate(
-        **inputs,
-        generation_mode="image",
-        preset="t2i",
-        generator=[torch.Generator().manual_seed(SEED) for _ in PROMPTS],
-        show_progress=False,
+    values = {"summary": summary, "answers": answers, "drawings": drawings, "edits": edits, "facts": facts}
+    page = render_page("demo", notice=NOTICE, sheet=SHEET, **values)
+    with replacing(shown.folder / PAGE) as partial:
+        partial.write_text(page, encoding="utf-8")
+    asked = [(_caption(figure.caption, *_lines(found)), figure.image) for figure, found in answers]
+    rows: list[Any] = [([NOTICE, f"{facts['Model']}: {summary}"], asked)]
+    for first, second in zip(drawings[::2], drawings[1::2], strict=True):
+        made = [(f"synthetic: {prompt}", figure.image) for _, prompt, figures in (first, second) for figure in figures]
+        rows.append(([], made))
+    for edit in edits:
+        cells = [(_caption(f"{'synthetic, ' * f.synthetic}{f.caption}"), f.image) for f in edit.figures]
+        verdict = f"{'SUCCEEDED' if edit.succeeded else 'FAILED'}: {edit.verdict}"
+        rows.append(([f"{edit.title}: {edit.prompt}", verdict], cells))
+    save_generated_image(
+        draw_rows(rows, CELL),
+        shown.folder / SHEET,
+        overwrite=True,
+        composite=True,
+        model=shown.checkpoint.name,
+        revision=shown.checkpoint.revision,
+        seed=shown.seed,
+        settings=shown.settings,
     )
-    out = Path(folder)
-    out.mkdir(exist_ok=True)
-    made = processor.post_process_multimodal_output(pixels, generation_mode="image")
-    fields: dict[str, Any] = {"model": checkpoint.name, "revision": checkpoint.revision, "seed": SEED}
-    for number, (prompt, image) in enumerate(zip(PROMPTS, made, strict=True), start=1):
-        path = out / f"generated-{number}.png"
-        fields |= {"prompt": prompt, "settings": {"preset": "t2i"}}
-        save_generated_image(image, path, overwrite=True, keep_prompt=True, **fields)
-        print(f"{prompt} -> {path} ({image.width} x {image.height})")
-    print(f"done in {time.monotonic() - started:.1f} s; the nano is a model for teaching and tests: expect errors")
 
 
-def _inputs(processor, contents: list, generation_mode: str):
-    """Model inputs of one user turn per row; a row is the content of its turn."""
-    return processor.apply_chat_template(
-        [[{"role": "user", "content": content}] for content in contents],
-        generation_mode=generation_mode,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
+def _lines(answers: list["Answer"]) -> list[str]:
+    lines = []
+    for found in answers:
+        lines += [found.question, f"  {found.answer}", "  RIGHT" if found.right else f"  WRONG: {found.truth}"]
+    return lines
+
+
+def _caption(*lines: str) -> str:
+    return "\n".join(part for line in lines for part in textwrap.wrap(line, LETTERS, subsequent_indent="  "))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_module(main))

@@ -84,7 +84,7 @@ def work(built, tmp_path_factory):
 def finished(work, tmp_path_factory):
     """Every step, as short as can be."""
     vision.main(work, work / "vision", steps=4)
-    autoencoder.main(work, work / "autoencoder", steps=3)
+    autoencoder.main(work, work / "autoencoder", steps=3, teacher=False)
     prepare.main("unread", work, autoencoder=str(work / "autoencoder"), vision=work / "vision")
     recipe = {
         "model": str(work / "start"),

@@ -81,8 +81,12 @@ def test_a_detailed_request_names_every_fact_once():
     black = numpy.zeros((8, 8), dtype=numpy.uint8)
     text = detailed_prompt(record("totalsegmentator-example", "CT", **facts), facts, black)
     assert text == "a CT image: abdominal CT, abdomen, axial plane; dark, low contrast, gray."
+    film = {"submodality": "chest radiograph", "anatomy": "chest", "plane": "L"}
+    assert "chest radiograph, lateral view;" in detailed_prompt(record("covid-chestxray", "CXR", **film), film, black)
+    crop = {"submodality": "T1 MRI, hippocampus crop", "anatomy": "hippocampus", "plane": "array axis 1"}
+    assert "array" not in detailed_prompt(record("msd-hippocampus", "MRI", **crop), crop, black)
     facts = {
-        "submodality": "colour fundus photograph",
+        "submodality": "color fundus photograph",
         "anatomy": "retina",
         "label": "mild NPDR; macular edema risk 0",
     }

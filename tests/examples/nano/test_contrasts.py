@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from examples.nano.contrasts import CALLED, NONE, Facts, contradicts, contrast_records, draw, partners
+from examples.nano.contrasts import CALLED, FINDINGS, NONE, Facts, contradicts, contrast_records, draw
 from unimedvl.unimed5m import tasks
 from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, RecordImage
 from unimedvl.unimed5m.templates.words import MODALITY_NAMES
@@ -16,6 +16,7 @@ KINDS = {
     "nih": ("CXR", "chest", ("pneumonia", "no finding")),
     "tumors": ("MRI", "brain", ("glioma tumor", "meningioma tumor", "no tumor")),
     "hippocampi": ("MRI", "hippocampus", ("",)),
+    "heads": ("US", "fetal head", ("",)),
     "polyps": ("ENDO", "colon", ("polyp",)),
     "eyes": ("CFP", "retina", ("severe NPDR", "no apparent retinopathy")),
     "tissue": ("HIS", "lung", ("lung adenocarcinoma", "benign lung tissue")),
@@ -49,8 +50,21 @@ def facts(counts: dict[str, int]) -> list[Facts]:
 
 @pytest.fixture(scope="module")
 def asked():
-    counts = {"nih": 120, "tumors": 150, "hippocampi": 60, "polyps": 90, "eyes": 80, "tissue": 110, "things": 40}
+    counts = {
+        "nih": 120,
+        "tumors": 150,
+        "hippocampi": 60,
+        "heads": 50,
+        "polyps": 90,
+        "eyes": 80,
+        "tissue": 110,
+        "things": 40,
+    }
     return list(contrast_records(facts(counts)))
+
+
+NAMES = {MODALITY_NAMES[modality] for modality in CALLED}
+NAMES |= {text for _, anatomy, findings in KINDS.values() for text in (anatomy, *findings)} - {""}
 
 
 def text_of(record):
@@ -84,7 +98,7 @@ def test_yes_and_no_are_true(asked):
         elif "medical" in words or "medicine" in words:
             assert bool(modality) == (answer == "yes"), text
             checked["medical"] += 1
-        elif extra["finding"] and extra["finding"] in words:
+        elif extra["finding"] and FINDINGS.get(extra["finding"], extra["finding"]) in words:
             assert answer == "yes", text
             checked["finding"] += 1
         elif answer == "yes":
@@ -93,39 +107,45 @@ def test_yes_and_no_are_true(asked):
         else:
             # What is denied is neither the image's finding nor its place, nor one that lies in it.
             assert not extra["anatomy"] or f"the {extra['anatomy']}" not in words, text
-            if extra["anatomy"] == "hippocampus":
+            if extra["anatomy"] in ("hippocampus", "fetal head"):
                 assert "the brain" not in words, text
             checked["denied"] += 1
     assert min(checked.values()) > 50 and len(checked) == 5
 
 
-def test_the_wording_tells_no_more_than_chance(asked):
-    """The best guess from the whole text of a question, over all questions that are asked often enough to learn it."""
-    by_text = defaultdict(Counter)
+def answers_by_text(records):
+    found = defaultdict(Counter)
+    for record in records:
+        if record.message[1].value in ("yes", "no"):
+            found[text_of(record)][record.message[1].value] += 1
+    return found
+
+
+def test_whoever_reads_the_text_alone_is_right_by_chance(asked):
+    answers = answers_by_text(asked)
+    assert len(answers) > 100
+    assert all(found["yes"] == found["no"] for found in answers.values())
+    # Nor do the options: whoever knows how often each is right among the same options is right in less than half.
+    options = defaultdict(Counter)
     for record in asked:
-        if record.message[1].value in ("yes", "no") and record.dataset != "things":
-            words = text_of(record)
-            if "medic" not in words:
-                by_text[words][record.message[1].value] += 1
-    often = [counts for counts in by_text.values() if counts.total() >= 24]
-    assert len(often) > 10
-    yes, total = (sum(sum(c[a] for a in answers) for c in often) for answers in (("yes",), ("yes", "no")))
-    assert abs(yes / total - 0.5) < 0.03
-    # Each wording of each thing: a fair coin within four standard deviations.
-    assert all(abs(c["yes"] - c["no"]) < 4 * c.total() ** 0.5 for c in often)
+        if "-which-" in record.id:
+            text, answer = text_of(record), record.message[1].value
+            listed = frozenset(name for name in NAMES if name in text)
+            options[listed, NONE in text][answer] += 1
+    often = [found for found in options.values() if found.total() > 20]
+    right, total = sum(max(found.values()) for found in often), sum(found.total() for found in often)
+    assert len(often) > 12 and right / total < 0.5, right / total
 
 
-def test_options_hold_the_answer_in_every_place_and_none_in_a_third(asked):
+def test_options_hold_the_answer_in_every_place_and_none_in_some(asked):
     places, none, total = Counter(), 0, 0
-    names = set(MODALITY_NAMES.values()) | {f for _, _, findings in KINDS.values() for f in findings} - {""}
-    names |= {anatomy for _, anatomy, _ in KINDS.values()} - {""}
     for record in asked:
         text, answer = text_of(record), record.message[1].value
         if f"or {NONE}" not in text:
             continue
         modality, extra = truth(record)
         listed = text.partition(": ")[2].partition(f", or {NONE}")[0].split(", ")
-        assert set(listed) <= names and len(set(listed)) == len(listed) >= 1
+        assert set(listed) <= NAMES and len(set(listed)) == len(listed) >= 1
         right = {MODALITY_NAMES.get(modality), extra["anatomy"], extra["finding"]} - {"", None}
         if modality:
             total, none = total + 1, none + (answer == NONE)
@@ -134,22 +154,34 @@ def test_options_hold_the_answer_in_every_place_and_none_in_a_third(asked):
         else:
             assert answer in right and answer in listed
             places[(listed.index(answer), len(listed))] += 1
-    assert abs(none / total - 1 / 3) < 0.06
+    assert 0.12 < none / total < 0.3
     for size in (2, 3):
         counts = [places[(place, size)] for place in range(size)]
         assert min(counts) > 0.6 * max(counts), counts
 
 
-@settings(deadline=None)
-@given(st.lists(st.sampled_from("abcd"), max_size=40), st.text(max_size=3))
-def test_partners_differ_and_each_place_is_given_once(values, salt):
-    found = partners(values, salt)
-    given_places = [place for place in found if place is not None]
-    assert len(set(given_places)) == len(given_places)
-    assert all(values[place] != value for place, value in zip(found, values, strict=True) if place is not None)
-    most = max(Counter(values).values(), default=0)
-    if 2 * most <= len(values):
-        assert None not in found
+@settings(deadline=None, max_examples=40)
+@given(st.dictionaries(st.sampled_from(sorted(KINDS)), st.integers(1, 30), min_size=1), st.text(max_size=3))
+def test_any_images_give_each_text_both_answers_as_often(counts, salt):
+    records = list(contrast_records(facts(counts), salt))
+    assert len({record.id for record in records}) == len(records)
+    answers = answers_by_text(records)
+    assert all(found["yes"] == found["no"] for found in answers.values())
+
+
+def test_what_is_denied_is_denied_of_every_other_kind_of_image(asked):
+    """And more often of images that are mistaken for it, and of those that the same source labels otherwise."""
+    denied = defaultdict(Counter)
+    for record in asked:
+        parts = record.id.split("-")[1:]
+        if parts[-1] == "no" and parts[0] in ("modality", "finding"):
+            denied["-".join(parts[:-1])][record.dataset] += 1
+    for name in ("modality-MRI", "modality-CFP", "modality-CXR"):
+        own = {source for source, (modality, *_) in KINDS.items() if modality == name.removeprefix("modality-")}
+        assert set(denied[name]) == set(KINDS) - own
+    assert denied["modality-CFP"]["polyps"] > 1.5 * denied["modality-CFP"]["nih"]
+    assert denied["finding-pneumonia"]["nih"] > denied["finding-pneumonia"].total() / 2
+    assert set(denied["finding-polyp"]) == set(KINDS) - {"polyps"}
 
 
 def test_a_place_inside_another_does_not_contradict_it():

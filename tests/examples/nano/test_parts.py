@@ -7,7 +7,7 @@ import torch
 from transformers import AutoTokenizer
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
-from examples.nano import ablation, asking, autoencoder, prepare, record_images, resumable_loop, vision
+from examples.nano import ablation, asking, autoencoder, image_crops, prepare, record_images, resumable_loop, vision
 from examples.nano.model import VIT_PATCH, build_config, initialize_attention
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLVAEConfig
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLModel
@@ -64,9 +64,10 @@ def test_a_part_that_was_stopped_resumes_as_if_it_had_not_been(part, work, tmp_p
     def train(folder, count=11):
         if part == "vision":
             return vision.pretrain(work, folder, count, batch=2)
-        return autoencoder.train_autoencoder(work, folder, count, batch_size=1)
+        recipe = autoencoder.LatentRecipe(channels=(8, 16, 16, 16), noise=0.2)
+        return autoencoder.train_autoencoder(work, folder, count, batch_size=1, recipe=recipe)
 
-    patched = (vision, "random_views") if part == "vision" else (autoencoder, "random_crop")
+    patched = (vision, "random_views") if part == "vision" else (autoencoder, "random_crops")
     (whole, measured), (resumed, measured_then) = whole_and_stopped(train, *patched, tmp_path)
     assert same(whole.state_dict(), resumed.state_dict())
     assert {**measured, "seconds": 0} == {**measured_then, "seconds": 0}
@@ -169,6 +170,6 @@ def test_runs_of_another_start_are_not_taken_for_these(finished, work, tmp_path)
 def test_records_without_a_held_out_part_are_reported_before_the_work(work, tmp_path):
     shutil.copytree(work / "records", tmp_path / "records")
     prepare.write_table(prepare.shard_of(tmp_path / "records", "validation"), prepare.to_table([]))
-    for part in (autoencoder.read_images, lambda *place: record_images.read_images(*place, [])):
+    for part in (image_crops.read_images, lambda *place: record_images.read_images(*place, [])):
         with pytest.raises(ValueError, match="holds no image of its validation part"):
             part(tmp_path, "validation")

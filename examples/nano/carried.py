@@ -1,0 +1,173 @@
+"""The nano's prepared records in a form that is small enough to be carried to a machine with a GPU.
+
+    python -m examples.nano.carried --work WORK --out FOLDER [--limit-mib 30]
+    python -m examples.nano.train --budget gpu --packed FOLDER --out OUT                # there
+
+Every image is kept once, as WebP: masks without loss, others at the best quality that fits the limit. Pairs for
+super-resolution follow from the image that they show and are made anew. Texts and the tokenizer are the same to the
+letter. The machine needs no data set and no network.
+"""
+
+import io
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy
+import pyarrow
+import pyarrow.parquet as parquet
+from PIL import Image
+from typer import Option
+
+from unimedvl.unimed5m import tasks
+from unimedvl.unimed5m.schema import Record, RecordImage, to_table
+from unimedvl.unimed5m.shards import write_table
+from unimedvl.unimed5m.task_images import drawn_image, pixels_of
+from unimedvl.utils.command_line import run_module
+from unimedvl.utils.whole_files import replacing_folder
+
+from .prepare import IMAGES, SUPER_RESOLUTION, is_image_request, shard_of, small_image, work_records
+
+QUALITIES = (92, 88, 84, 80, 74, 68, 60)
+RECORDS, PICTURES, TOKENIZER = "records.parquet", "images.parquet", "tokenizer"
+SPLITS = ("train", "validation")
+MIB = 1 << 20
+
+
+def image_id(record: Record) -> str:
+    """What records of one image share."""
+    return f"{record.dataset}/{json.loads(record.extra).get('source_id', record.id)}"
+
+
+def _encode(job: tuple[RecordImage, int, bool]) -> bytes:
+    image, quality, lossless = job
+    buffer = io.BytesIO()
+    Image.fromarray(pixels_of(image)).save(buffer, format="WEBP", quality=quality, lossless=lossless, method=4)
+    return buffer.getvalue()
+
+
+def _decode(job: tuple[bytes, str, bool]) -> bytes:
+    data, path, gray = job
+    with Image.open(io.BytesIO(data)) as opened:
+        pixels = numpy.asarray(opened.convert("L" if gray else "RGB"))
+    made = drawn_image(pixels, path).data
+    assert made is not None
+    return made
+
+
+def pack(work: Path, out: Path, limit: int, processes: int | None = None) -> dict[str, Any]:
+    """Write records, images and tokenizer of a work folder to `out`, in at most `limit` bytes.
+
+    Raises:
+        ValueError: where they do not fit at the lowest quality.
+    """
+    sources: dict[str, str] = {}
+    images: dict[str, RecordImage] = {}
+    masks: set[str] = set()
+    rows: list[dict[str, Any]] = []
+    for split in SPLITS:
+        records = list(work_records(work, split))
+        for record in filter(is_image_request, records):
+            sources[image_id(record)] = record.output_img[0].sha256
+        for record in records:
+            derived = record.sub_task_type == "super_resolution" and image_id(record) in sources
+            row = record.to_row()
+            for column in IMAGES:
+                shown = getattr(record, column)
+                row[column] = [] if derived else [[image.path, image.sha256] for image in shown]
+                images |= {} if derived else {image.sha256: image for image in shown}
+            masks |= {image.sha256 for image in record.output_img if record.sub_task_type == "segmentation"}
+            row["super_resolution_of"] = sources[image_id(record)] if derived else None
+            rows.append({"split": split, "row": json.dumps(row, ensure_ascii=False)})
+    names = sorted(images)
+    with replacing_folder(out) as partial:
+        parquet.write_table(
+            pyarrow.Table.from_pylist(rows), partial / RECORDS, compression="zstd", compression_level=19
+        )
+        shutil.copytree(work / TOKENIZER, partial / TOKENIZER)
+        with ProcessPoolExecutor(processes) as pool:
+            for quality in QUALITIES:
+                jobs = ((images[name], quality, name in masks) for name in names)
+                packed = list(pool.map(_encode, jobs, chunksize=64))
+                table = pyarrow.table(
+                    {
+                        "sha256": names,
+                        "data": packed,
+                        "path": [images[name].path for name in names],
+                        "gray": [pixels_of(images[name]).ndim == 2 for name in names],
+                    }
+                )
+                parquet.write_table(table, partial / PICTURES, compression="none")
+                size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
+                print(f"quality {quality}: {size / MIB:.1f} MiB", flush=True)
+                if size <= limit:
+                    break
+            else:
+                raise ValueError(f"the records need {size / MIB:.1f} MiB, more than the limit of {limit / MIB:.0f}.")
+    return {"images": len(names), "records": len(rows), "quality": quality, "bytes": size}
+
+
+def unpack(packed: Path, work: Path, processes: int | None = None) -> None:
+    """Write the records and the tokenizer of a packed folder as `prepare` would.
+
+    Raises:
+        ValueError: where the folder is not packed.
+    """
+    if not (packed / RECORDS).is_file():
+        raise ValueError(f"{packed} holds no packed records: make it with `python -m examples.nano.carried pack`.")
+    table = parquet.read_table(packed / PICTURES)
+    columns = [table[name].to_pylist() for name in ("data", "path", "gray")]
+    with ProcessPoolExecutor(processes or os.cpu_count()) as pool:
+        data = list(pool.map(_decode, zip(*columns, strict=True), chunksize=64))
+    pictures = dict(zip(table["sha256"].to_pylist(), data, strict=True))
+    rows = parquet.read_table(packed / RECORDS).to_pylist()
+    for split in SPLITS:
+        records = _records((json.loads(row["row"]) for row in rows if row["split"] == split), pictures)
+        write_table(shard_of(work / "records", split), to_table(records))
+    # The last thing that is written: `train` takes it for the sign that all is there.
+    shutil.copytree(packed / TOKENIZER, work / TOKENIZER, dirs_exist_ok=True)
+
+
+def _records(rows: Iterable[dict[str, Any]], pictures: dict[str, bytes]) -> Iterator[Record]:
+    sharpened: dict[str, tuple[RecordImage, RecordImage]] = {}
+    for row in rows:
+        shown = row.pop("super_resolution_of")
+        for column in IMAGES:
+            row[column] = [_picture(pictures[name], path).to_row() for path, name in row[column]]
+        if shown is not None:
+            if shown not in sharpened:
+                sharpened[shown] = _pair(_picture(pictures[shown], shown))
+            row["input_img"], row["output_img"] = ([image.to_row()] for image in sharpened[shown])
+        # `replace` takes the digest of what the record holds now.
+        yield Record.from_row(row).replace()
+
+
+def _picture(data: bytes, path: str) -> RecordImage:
+    with Image.open(io.BytesIO(data)) as opened:
+        width, height = opened.size
+    return RecordImage(data, path, height, width)
+
+
+def _pair(image: RecordImage) -> tuple[RecordImage, RecordImage]:
+    """What `prepare` makes for super-resolution of an image."""
+    exact = small_image(image, 1.0)
+    origin = tasks.Origin("", "", "", "", "", "", "", "")
+    made = tasks.super_resolution(origin, exact, SUPER_RESOLUTION, "bicubic")
+    return made.input_img[0], made.output_img[0]
+
+
+def main(
+    work: Annotated[Path, Option(help="Folder that `prepare` has filled.")],
+    out: Annotated[Path, Option(help="New folder.")],
+    limit_mib: Annotated[float, Option(help="Most that it may hold.")] = 30.0,
+) -> None:
+    print(json.dumps(pack(work, out, int(limit_mib * MIB))))
+
+
+if __name__ == "__main__":
+    sys.exit(run_module(main))

@@ -1,0 +1,74 @@
+"""Packed records say the same, show the same within what WebP loses, and fit a limit."""
+
+import numpy
+import pytest
+
+from examples.nano import carried, prepare
+from unimedvl.unimed5m.task_images import pixels_of
+from unimedvl.utils.command_line import run_module
+
+pytestmark = pytest.mark.medium
+
+
+@pytest.fixture(scope="module")
+def both(work, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("carried")
+    account = carried.pack(work, folder / "packed", 30 << 20, processes=1)
+    carried.unpack(folder / "packed", folder / "work", processes=1)
+    return work, folder, account
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_texts_are_the_same_and_images_of_the_same_sizes(both, split):
+    work, folder, _ = both
+    before, after = (list(prepare.work_records(place, split)) for place in (work, folder / "work"))
+    assert [record.id for record in before] == [record.id for record in after] and before
+    for one, other in zip(before, after, strict=True):
+        assert one.replace(input_img=(), output_img=()) == other.replace(input_img=(), output_img=())
+        for column in prepare.IMAGES:
+            sizes = [[(image.width, image.height) for image in getattr(r, column)] for r in (one, other)]
+            assert sizes[0] == sizes[1]
+        other.validate()
+
+
+def test_masks_are_exact_and_others_close(both):
+    work, folder, _ = both
+    pairs = zip(prepare.work_records(work, "train"), prepare.work_records(folder / "work", "train"), strict=True)
+    masks = 0
+    for one, other in pairs:
+        for before, after in zip(one.output_img, other.output_img, strict=True):
+            first, second = (pixels_of(image).astype(float) for image in (before, after))
+            if one.sub_task_type == "segmentation":
+                masks += 1
+                assert numpy.array_equal(first, second)
+            else:
+                # The drawn records are noise, which no codec keeps well; what is far off is another image.
+                assert numpy.corrcoef(first.ravel(), second.ravel())[0, 1] > 0.7
+    assert masks
+
+
+def test_each_image_is_kept_once_and_pairs_for_super_resolution_not_at_all(both):
+    work, _, account = both
+    records = [r for split in carried.SPLITS for r in prepare.work_records(work, split)]
+    kept = {
+        image.sha256
+        for record in records
+        if record.sub_task_type != "super_resolution"
+        for column in prepare.IMAGES
+        for image in getattr(record, column)
+    }
+    assert account["images"] == len(kept) and account["records"] == len(records) > len(kept)
+
+
+def test_what_does_not_fit_is_refused_and_leaves_nothing(work, tmp_path):
+    with pytest.raises(ValueError, match="more than the limit of 0"):
+        carried.pack(work, tmp_path / "packed", 1000, processes=1)
+    assert not (tmp_path / "packed").exists()
+
+
+def test_a_folder_that_is_not_packed_is_reported_in_one_line(tmp_path, capsys):
+    with pytest.raises(ValueError, match="holds no packed records"):
+        carried.unpack(tmp_path, tmp_path / "work")
+    arguments = ["--work", str(tmp_path / "none"), "--out", str(tmp_path / "packed")]
+    assert run_module(carried.main, arguments) == 2
+    assert capsys.readouterr().err.count("\n") == 1

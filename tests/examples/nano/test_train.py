@@ -1,0 +1,147 @@
+"""The whole chain in one command: it stops between checkpoints, resumes, and ends in a folder that loads."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from examples.nano import train
+from tests.examples.nano.conftest import sizes
+from unimedvl.checkpoint.loading import load
+from unimedvl.training.recipe import CurriculumRecipe, load_recipe
+from unimedvl.utils.command_line import run_module
+
+pytestmark = pytest.mark.medium
+
+
+@pytest.fixture
+def budget(tmp_path):
+    """Two stages of two steps, and parts of two steps."""
+    stage = {
+        "model": "set by the chain",
+        "output_dir": "set by the chain",
+        "steps": 2,
+        "bf16": False,
+        "optimizer": {"warmup_steps": 1},
+        "data": {
+            "path": "set by the chain",
+            "pack_tokens": 700,
+            "groups": [
+                {"name": name, "tasks": names, **sizes()}
+                for name, names in (("read", ["conversation"]), ("make", ["text_to_image", "segmentation"]))
+            ],
+        },
+    }
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    stages = [{"name": name, "recipe": "stage.json"} for name in ("first", "second")]
+    curriculum = {"model": "start", "output_dir": "out", "stages": stages}
+    (folder / "stage.json").write_text(json.dumps(stage))
+    (folder / "curriculum.json").write_text(json.dumps(curriculum))
+    few = {"steps": 2, "teacher": False}
+    return train.Budget(
+        "cpu",
+        side_by_side=True,
+        autoencoder=few,
+        vision={"steps": 2},
+        stages={"second": ["steps=1"]},
+        curriculum=str(folder / "curriculum.json"),
+    )
+
+
+@pytest.mark.slow
+def test_a_stopped_chain_resumes_and_ends_in_a_folder_that_loads(budget, built, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    # No time at all: the first part is stopped, and what it had started with it.
+    with pytest.raises(train.TimeUp):
+        train.run_chain(train.Chain(budget, out, deadline=time.monotonic()), built)
+    assert not (out / "work" / "tokenizer").exists()
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(out) in " ".join(p.info["cmdline"] or [])]
+    nano = train.run_chain(train.Chain(budget, out), built)
+    notes = json.loads((out / "parts.json").read_text())
+    assert set(notes) == {"records", "autoencoder", "vision", "start", "first", "second"}
+    assert [notes[name]["steps"] for name in ("autoencoder", "vision", "first", "second")] == [2, 2, 2, 1]
+    assert all(row["seconds"] > 0 and row["peak_memory_mib"] > 50 for row in notes.values())
+    for name in ("first", "second"):
+        stored = load_file(out / "artifacts" / name / "model.safetensors")
+        assert {value.dtype for value in stored.values()} == {torch.bfloat16}
+    # Published is what the last stage ended in, computed in float32 unless another type is asked for.
+    model = load(str(nano), device="cpu").model
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
+    weights = model.state_dict()
+    assert all(torch.equal(weights[name], value.float()) for name, value in stored.items())
+    # What is done is not done again.
+    logs = {path: path.read_bytes() for path in (out / "logs").iterdir()}
+    assert train.run_chain(train.Chain(budget, out), None) == nano
+    assert logs == {path: path.read_bytes() for path in (out / "logs").iterdir()}
+
+
+def test_a_command_that_fails_is_named_with_its_log_and_stops_its_neighbor(budget, tmp_path):
+    chain = train.Chain(budget, tmp_path)
+    fails = train.Part("fails", [sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "a", tmp_path / "a")
+    sleeps = train.Part(
+        "sleeps", [sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "b", tmp_path / "b"
+    )
+    begun = time.monotonic()
+    with pytest.raises(ValueError, match=r"fails ended with status 3: see .*fails\.log"):
+        chain.run([fails, sleeps])
+    assert time.monotonic() - begun < 40
+    assert not [p for p in psutil.process_iter(["cmdline"]) if "time.sleep(60)" in " ".join(p.info["cmdline"] or [])]
+
+
+def test_everything_that_a_command_has_started_ends_with_it():
+    waits = "import time; time.sleep(61)"
+    code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {waits!r}]); {waits}"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.monotonic() + 20
+    while not (children := psutil.Process(process.pid).children()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert children
+    train.stop(process)
+    assert process.poll() is not None and not any(psutil.pid_exists(child.pid) for child in children)
+
+
+def test_budgets_are_read_and_name_stages_of_the_curriculum():
+    curriculum = load_recipe(train.Budget("cpu").curriculum)
+    assert isinstance(curriculum, CurriculumRecipe)
+    names = {stage.name: stage.recipe for stage in curriculum.stages}
+    for name in ("cpu", "gpu"):
+        budget = train.read_budget(name)
+        assert set(budget.stages) <= set(names)
+        for stage, recipe in names.items():
+            overrides = [*budget.every_stage, *budget.stages.get(stage, [])]
+            assert train.load_steps(train.Path(budget.curriculum).parent / recipe, overrides) > 0
+    with pytest.raises(ValueError, match="no budget 'tpu': choose from cpu, gpu"):
+        train.read_budget("tpu")
+
+
+def test_flags_and_values_become_options():
+    assert train.arguments({"steps": 3, "teacher": False, "dry_run": True}) == [
+        "--steps",
+        "3",
+        "--no-teacher",
+        "--dry-run",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--budget", "cpu", "--out", "run"], "give the folder of built records with --records"),
+        (["--budget", "gpu", "--out", "run", "--records", "r"], "--budget gpu needs a GPU"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    if "gpu" in arguments and torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    monkeypatch.chdir(tmp_path)
+    assert run_module(train.main, arguments) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1 and not os.listdir(tmp_path)
