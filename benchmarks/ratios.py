@@ -32,7 +32,7 @@ RESULTS = Path(__file__).with_name("results")
 ROOT = Path(__file__).parents[1]
 GROWTH_PAIRS = 5
 # A token after a short text takes milliseconds, and as much noise as a step of seconds: more pairs, at no cost.
-SHORT = {name: 10 for name in ("decode, context 64", "decode beside Qwen2, context 64", "decode, context 512")}
+SHORT = dict.fromkeys(("decode, context 64", "decode beside Qwen2, context 64", "decode, context 512"), 10)
 
 
 def code() -> str:

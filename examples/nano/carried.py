@@ -34,7 +34,7 @@ from unimedvl.utils.whole_files import replacing_folder
 from .prepare import IMAGES, SUPER_RESOLUTION, is_image_request, shard_of, small_image, work_records
 
 QUALITIES = (92, 88, 84, 80, 74, 68, 60)
-RECORDS, PICTURES, TOKENIZER = "records.parquet", "images.parquet", "tokenizer"
+RECORDS, IMAGE_FILE, TOKENIZER = "records.parquet", "images.parquet", "tokenizer"
 SPLITS = ("train", "validation")
 MIB = 1 << 20
 
@@ -102,7 +102,7 @@ def pack(work: Path, out: Path, limit: int, processes: int | None = None) -> dic
                         "gray": [pixels_of(images[name]).ndim == 2 for name in names],
                     }
                 )
-                parquet.write_table(table, partial / PICTURES, compression="none")
+                parquet.write_table(table, partial / IMAGE_FILE, compression="none")
                 size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
                 print(f"quality {quality}: {size / MIB:.1f} MiB", flush=True)
                 if size <= limit:
@@ -120,34 +120,34 @@ def unpack(packed: Path, work: Path, processes: int | None = None) -> None:
     """
     if not (packed / RECORDS).is_file():
         raise ValueError(f"{packed} holds no packed records: make it with `python -m examples.nano.carried pack`.")
-    table = parquet.read_table(packed / PICTURES)
+    table = parquet.read_table(packed / IMAGE_FILE)
     columns = [table[name].to_pylist() for name in ("data", "path", "gray")]
     with ProcessPoolExecutor(processes or os.cpu_count()) as pool:
         data = list(pool.map(_decode, zip(*columns, strict=True), chunksize=64))
-    pictures = dict(zip(table["sha256"].to_pylist(), data, strict=True))
+    decoded = dict(zip(table["sha256"].to_pylist(), data, strict=True))
     rows = parquet.read_table(packed / RECORDS).to_pylist()
     for split in SPLITS:
-        records = _records((json.loads(row["row"]) for row in rows if row["split"] == split), pictures)
+        records = _records((json.loads(row["row"]) for row in rows if row["split"] == split), decoded)
         write_table(shard_of(work / "records", split), to_table(records))
     # The last thing that is written: `train` takes it for the sign that all is there.
     shutil.copytree(packed / TOKENIZER, work / TOKENIZER, dirs_exist_ok=True)
 
 
-def _records(rows: Iterable[dict[str, Any]], pictures: dict[str, bytes]) -> Iterator[Record]:
+def _records(rows: Iterable[dict[str, Any]], decoded: dict[str, bytes]) -> Iterator[Record]:
     sharpened: dict[str, tuple[RecordImage, RecordImage]] = {}
     for row in rows:
         shown = row.pop("super_resolution_of")
         for column in IMAGES:
-            row[column] = [_picture(pictures[name], path).to_row() for path, name in row[column]]
+            row[column] = [_stored(decoded[name], path).to_row() for path, name in row[column]]
         if shown is not None:
             if shown not in sharpened:
-                sharpened[shown] = _pair(_picture(pictures[shown], shown))
+                sharpened[shown] = _pair(_stored(decoded[shown], shown))
             row["input_img"], row["output_img"] = ([image.to_row()] for image in sharpened[shown])
         # `replace` takes the digest of what the record holds now.
         yield Record.from_row(row).replace()
 
 
-def _picture(data: bytes, path: str) -> RecordImage:
+def _stored(data: bytes, path: str) -> RecordImage:
     with Image.open(io.BytesIO(data)) as opened:
         width, height = opened.size
     return RecordImage(data, path, height, width)

@@ -10,7 +10,7 @@ images are biased upwards: the distance between two halves of the real images is
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,8 +64,8 @@ def square(image: Image.Image) -> Image.Image:
 
 def distances(
     extractor: FeatureExtractor,
-    drawn: dict[str, Sequence[Image.Image]],
-    real: dict[str, Sequence[Image.Image]],
+    drawn: Mapping[str, Sequence[Image.Image]],
+    real: Mapping[str, Sequence[Image.Image]],
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """Frechet distance by modality of drawn to real images, and between two halves of the real ones."""

@@ -1,6 +1,6 @@
-"""Images whose right answer is that they are not medical: pictures that Python packages ship, and drawn textures.
+"""Images whose right answer is that they are not medical: images that Python packages ship, and drawn textures.
 
-The pictures are read from the installed packages and never copied into the repository. Those that tests from outside
+They are read from the installed packages and never copied into the repository. Those that tests from outside
 show to a nano (a cat, a cup of coffee, an astronaut) are left out. Everything is drawn from a seed: the same images
 for the same versions of the packages.
 """
@@ -18,7 +18,7 @@ from unimedvl.unimed5m.task_images import drawn_image
 from unimedvl.unimed5m.tasks import Origin
 
 # Package, license, folder, files.
-PICTURES = (
+PACKAGED = (
     ("sklearn", "CC-BY-2.0", "datasets/images", ("china.jpg", "flower.jpg")),
     ("matplotlib", "PSF-based", "mpl-data/sample_data", ("logo2.png", "Minduka_Present_Blue_Pack.png")),
     (
@@ -46,14 +46,14 @@ PICTURES = (
 )
 NO_MODALITY = "none"
 NOT_MEDICAL_SOURCE = "not-medical"
-CROPS = 16  # of each picture
+CROPS = 16  # of each image of a package
 TEXTURES = 240
 WORDS = "the report of a train to the sea and what it cost when rain fell on stone bread and iron".split()
 
 
-def pictures() -> Iterator[tuple[str, str, str, Image.Image]]:
-    """Name, license, provenance and the picture in RGB, for every one whose package is installed."""
-    for package, license_name, folder, names in PICTURES:
+def packaged_images() -> Iterator[tuple[str, str, str, Image.Image]]:
+    """Name, license, provenance and the image in RGB, for every one whose package is installed."""
+    for package, license_name, folder, names in PACKAGED:
         try:
             root = importlib.resources.files(package)
         except ModuleNotFoundError:
@@ -158,8 +158,9 @@ def page(side: int, generator: numpy.random.Generator) -> Image.Image:
     image = Image.new("RGB", (side, side), paper)
     pen = ImageDraw.Draw(image)
     if generator.random() < 0.5:
-        font = ImageFont.load_default(size=float(generator.integers(7, 20)))
-        for top in range(4, side, int(font.size) + 3):
+        size = int(generator.integers(7, 20))
+        font = ImageFont.load_default(size=size)
+        for top in range(4, side, size + 3):
             words = " ".join(generator.choice(WORDS, int(generator.integers(4, 12))))
             pen.text((4, top), words, fill=ink, font=font)
         return image
@@ -180,18 +181,18 @@ DRAWN: tuple[Callable[[int, numpy.random.Generator], Image.Image], ...] = (spect
 
 
 def not_medical_images(side: int, split: str, seed: int = 0) -> Iterator[tuple[Origin, RecordImage]]:
-    """All of them, `side` pixels wide and high. A picture's crops, as one group, fall on the side of one split.
+    """All of them, `side` pixels wide and high. The crops of one image are one group, and so in one split.
 
     Args:
-        split: "train", or "validation" for the part that no training sees, one picture in eight.
+        split: "train", or "validation" for the part that no training sees, one image of a package in eight.
     """
-    for number, (name, license_name, provenance, picture) in enumerate(pictures()):
+    for number, (name, license_name, provenance, packaged) in enumerate(packaged_images()):
         if (number % 8 == 5) != (split == "validation"):
             continue
         generator = numpy.random.default_rng((seed, number))
         for place in range(CROPS):
             origin = _origin(f"{name}#{place}", name, split, license_name, provenance)
-            yield origin, drawn_image(numpy.asarray(crop(picture, side, generator)), f"{name}.{place}.png")
+            yield origin, drawn_image(numpy.asarray(crop(packaged, side, generator)), f"{name}.{place}.png")
     for number in range(TEXTURES):
         if (number % 16 == 5) != (split == "validation"):
             continue

@@ -22,7 +22,7 @@ from .teacher import Teacher
 from .views import map_views
 
 TEACHER_SIDE = 260  # pixels
-# (last block of the stage of EfficientNet-lite2, cells of a side, pixels of a cell); cells are centered and may reach beyond the image.
+# (last block of the stage, cells of a side, pixels of a cell); cells are centered and may reach beyond the image.
 STAGES = {"middle": (14, 17, 16), "last": (20, 9, 32)}
 PART = 256  # images in a file of the cache
 

@@ -4,8 +4,8 @@
 
 The paper's ViT comes pre-trained on image-text pairs (SigLIP 2). The nano's names the caption of an image, of which
 its records hold a few dozen; draws every mask from the features of the patches; and follows the features of a
-convolutional network trained on ImageNet (examples/nano/teacher_features.py), over the image and as a whole. A step sees a part
-of the patches, which costs less and is an augmentation; the part grows. All heads are thrown away.
+convolutional network trained on ImageNet (examples/nano/teacher_features.py), over the image and as a whole. A step
+sees a part of the patches, which costs less and is an augmentation; the part grows. All heads are thrown away.
 """
 
 import dataclasses

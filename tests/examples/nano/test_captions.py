@@ -14,7 +14,7 @@ from examples.nano.captions import (
     referable,
     tone_of,
 )
-from examples.nano.not_medical import not_medical_images, pictures
+from examples.nano.not_medical import not_medical_images, packaged_images
 from unimedvl.unimed5m import tasks
 from unimedvl.unimed5m.task_images import drawn_image, pixels_of
 
@@ -101,12 +101,12 @@ def test_plain_requests_name_the_modality_and_at_most_one_fact():
     assert text.startswith("a fundus photograph") and "edema" not in text
 
 
-def test_pictures_and_textures_are_new_ones_and_those_of_tests_are_left_out():
+def test_packaged_and_drawn_images_are_new_ones_and_those_of_tests_are_left_out():
     train, held_out = (list(not_medical_images(32, split)) for split in ("train", "validation"))
     names = [origin.original_id for origin, _ in train + held_out]
     assert len(set(names)) == len(names) > 400 and len(held_out) > 20
     assert not {origin.group_id for origin, _ in train} & {origin.group_id for origin, _ in held_out}
-    shown = {name for name, *_ in pictures()}
+    shown = {name for name, *_ in packaged_images()}
     assert len(shown) > 10
     for word in ("astronaut", "coffee", "chelsea", "cat", "retina", "ihc", "microaneurysms", "cell", "phantom"):
         assert not any(word in name.partition("/")[2].partition(".")[0].split("_") for name in shown), word
