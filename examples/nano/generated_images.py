@@ -25,7 +25,8 @@ from .asking import Nano
 from .captions import ARTICLES
 from .model import SIDE
 from .prepare import is_image_request, small
-from .vision import CANVAS, RecordImages, images_of, read_images, views
+from .record_images import CANVAS, RecordImages, images_of, read_images
+from .views import views
 
 CLASS_PROMPTS = {
     "nih-chestxray14-subset": "a frontal chest radiograph, labeled {label}",

@@ -45,6 +45,7 @@ PACKAGED = (
     ),
 )
 NO_MODALITY = "none"
+NOT_MEDICAL_SOURCE = "not-medical"
 CROPS = 16  # of each image of a package
 TEXTURES = 240
 WORDS = "the report of a train to the sea and what it cost when rain fell on stone bread and iron".split()
@@ -205,9 +206,9 @@ def not_medical_images(side: int, split: str, seed: int = 0) -> Iterator[tuple[O
 
 def _origin(name: str, group: str, split: str, license_name: str, provenance: str) -> Origin:
     return Origin(
-        dataset="not-medical",
+        dataset=NOT_MEDICAL_SOURCE,
         original_id=name,
-        group_id=f"not-medical/{group}",
+        group_id=f"{NOT_MEDICAL_SOURCE}/{group}",
         split=split,
         modality=NO_MODALITY,
         license=license_name,

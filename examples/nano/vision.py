@@ -1,273 +1,166 @@
-"""Pre-training of the nano's ViT: which caption belongs to an image, and where in it a structure lies.
+"""Pre-training of the nano's ViT on the images of its own records.
 
-    python -m examples.nano.vision --work WORK --out FOLDER [--steps 3600]
+    python -m examples.nano.vision --work WORK --out FOLDER [--teacher CACHE] [--steps 6000]
 
-The paper's ViT comes pre-trained on image-text pairs (SigLIP 2); the nano's is trained on its own records. They hold a
-few dozen different captions, so the contrast of images and texts is a choice among all captions, and a mean of
-the features with one vector for each caption decides. The feature of a patch also decides which of its pixels belong
-to a structure, by a linear map for each kind of mask, where SigLIP 2 learns to localize. Vectors and maps are thrown
-away.
+The paper's ViT comes pre-trained on image-text pairs (SigLIP 2). The nano's names the caption of an image, of which
+its records hold a few dozen; draws every mask from the features of the patches; and follows the features of a
+convolutional network trained on ImageNet (examples/nano/teacher_features.py), over the image and as a whole. A step
+sees a part of the patches, which costs less and is an augmentation; the part grows. All heads are thrown away.
 """
 
+import dataclasses
 import json
-import math
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from safetensors.torch import save_model
+from safetensors.torch import load_file, save_file, save_model
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import AutoTokenizer
 from typer import Option
 
-from unimedvl.evaluation.metrics.masks import dice
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLVAEConfig
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLModel
-from unimedvl.unimed5m.schema import Record
 from unimedvl.utils.command_line import run_module
+from unimedvl.utils.digests import hash_file
+from unimedvl.utils.json_files import write_json
 
-from .captions import UNNAMED_LABELS
-from .model import SIDE, TABLE_SIDE, VISION_FILE, VIT_PATCH, build_config, initialize_vision
-from .prepare import image_of, is_image_request, record_digests, work_records
+from .model import SIDE, VISION_FILE, VIT_PATCH, build_config, initialize_vision
+from .prepare import record_digests
 from .resumable_loop import EVERY, ResumableSteps
+from .views import Augmentation, cells_inside, mask_views, random_views
+from .vision_data import Corpus, Data, caption_targets, drawing_weights, read_corpus
+from .vision_measures import measure
+from .vision_network import (
+    VisionPretraining,
+    at,
+    direction_loss,
+    drop_paths,
+    kept_patches,
+    mask_loss,
+    mask_patches,
+    patch_positions,
+    patches,
+    pixel_loss,
+)
 
-CANVAS = 88  # longer side in pixels of the records' images
-MIRRORED = ("CT", "MRI", "US", "HIS", "ENDO", "OCT")  # left is left in a chest film
-TURNED = ("HIS", "ENDO")
-# Sources whose captions are distinguished by what the image shows, not by what kind of image it is.
-FOCUS = ("brain-tumor-classification", "nih-chestxray14-subset", "lc25000-lung")
-
-
-@dataclass
-class RecordImages:
-    """`pixels` uint8 (N, 3, CANVAS, CANVAS) with the image in the upper left, its `sizes` (N, 2) as (height, width),
-    the number of its caption among all, its modality and its source."""
-
-    pixels: torch.Tensor
-    sizes: torch.Tensor
-    captions: torch.Tensor
-    modalities: list[str]
-    sources: list[str]
-
-    @cached_property
-    def rarity(self) -> torch.Tensor:
-        """How often to draw each image (N,): by one over the square root of how often its caption occurs."""
-        return torch.bincount(self.captions)[self.captions].float() ** -0.5
+NETWORK_FILE = "network.safetensors"  # ViT and heads, in float32
+MEASURED = 5  # checkpoints from measurement to measurement
+RECONSTRUCTED_FROM = 0.25  # share of the patches from which the others' pixels are predicted
 
 
-def caption_of(record: Record) -> str:
-    """What the source states about the image, in the words of its caption."""
-    extra = json.loads(record.extra)
-    label = "" if record.dataset in UNNAMED_LABELS else extra.get("label", "")
-    return f"{extra.get('submodality', '')} {extra.get('anatomy', '')} {label}".strip()
+@dataclass(frozen=True)
+class Ingredients:
+    """What a pre-training is made of; each can be left out by itself.
 
-
-def structure_of(record: Record) -> str:
-    """What the record's mask shows, as "source: structure"."""
-    return f"{record.dataset}: {json.loads(record.extra)['target']}"
-
-
-def read_images(work: Path, split: str, names: list[str]) -> RecordImages:
-    """One image for each built request for an image; `names` collects the captions.
-
-    Raises:
-        ValueError: where there is none.
+    Attributes:
+        side: pixels of a view's side.
+        layers: layers of the ViT, at most the nano's.
+        kept: shares of the patches that the first and the last step see; it grows evenly between.
+        focus: how much more often than by their rarity the images of FOCUS are drawn.
+        distillation: weight of the teacher's spatial and of its pooled features.
+        soft: share of the caption's target that the teacher's probes give.
+        reconstruction: share of the steps, the first, in which nothing but dropped pixels is predicted.
+        augmentation: of the views.
+        mask_hidden: width within the head of masks; 0 for a linear one.
+        average: decay of the averaged weights in each step; 0 for none.
+        depth: probability with which the last layer's branches are skipped.
+        mixed: share of the steps in which images are mixed in pairs.
+        decay: weight decay of matrices.
     """
-    records = list(filter(is_image_request, work_records(work, split)))
-    if not records:
-        raise ValueError(f"{work} holds no image of its {split} part: build more records.")
-    return images_of(records, names)
+
+    side: int = SIDE
+    layers: int = 6
+    kept: tuple[float, float] = (0.25, 0.75)
+    focus: float = 4.0
+    distillation: float = 1.0
+    soft: float = 0.0
+    reconstruction: float = 0.0
+    augmentation: Augmentation = Augmentation()
+    mask_hidden: int = 384
+    average: float = 0.998
+    depth: float = 0.0
+    mixed: float = 0.0
+    decay: float = 0.05
 
 
-def read_masked_images(work: Path, split: str, names: list[str]) -> tuple[RecordImages, torch.Tensor]:
-    """The images of the segmentation records with their masks (see `masked_views`); `names` collects what is
-    masked in the place of captions."""
-    records = [record for record in work_records(work, split) if record.sub_task_type == "segmentation"]
-    if not records:
-        raise ValueError(f"{work} holds no segmentation record of its {split} part: build records that have masks.")
-    shown = [record.replace(output_img=record.input_img) for record in records]
-    masks = torch.stack([torch.from_numpy(_on_canvas(image_of(record))).amax(dim=0) for record in records])
-    return images_of(shown, names, structure_of), (masks > 127).to(torch.uint8) * 255
+class Averaged(nn.Module):
+    """The network in training and, if wanted, the moving average of its weights."""
+
+    def __init__(self, network: VisionPretraining, decay: float):
+        super().__init__()
+        self.network = network
+        self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+
+    def update(self) -> None:
+        """Follow the network by one step."""
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+
+    @property
+    def best(self) -> VisionPretraining:
+        """What is measured and kept."""
+        if self.average is None:
+            return self.network
+        averaged = self.average.module
+        assert isinstance(averaged, VisionPretraining)
+        return averaged
 
 
-def _on_canvas(image: Image.Image) -> numpy.ndarray:
-    array = numpy.asarray(image)
-    canvas = numpy.zeros((3, CANVAS, CANVAS), dtype=numpy.uint8)
-    canvas[:, : array.shape[0], : array.shape[1]] = array.transpose(2, 0, 1)
-    return canvas
+def pixels_step(
+    network: VisionPretraining, data: Data, ingredients: Ingredients, batch: int, generator: torch.Generator
+) -> torch.Tensor:
+    """The loss of predicting the pixels of most patches of random images from the others (masked autoencoding)."""
+    assert network.decoder is not None
+    index = torch.randint(len(data.images.captions), (batch,), generator=generator).to(data.images.pixels.device)
+    images, theta = random_views(data.images, index, generator, ingredients.augmentation, ingredients.side)
+    inside = cells_inside(data.images, index, theta, ingredients.side // VIT_PATCH)
+    kept = kept_patches(inside, RECONSTRUCTED_FROM, generator)
+    positions = patch_positions(ingredients.side, ingredients.side).to(index.device)
+    made = network.decoder(network.features(images, kept), kept, positions)
+    return pixel_loss(made.float(), patches(images), kept)
 
 
-def images_of(
-    records: Iterable[Record], names: list[str], naming: Callable[[Record], str] = caption_of
-) -> RecordImages:
-    """The images of small records; `names` collects their captions, or what `naming` puts in their place."""
-    pixels, sizes, captions, modalities, sources = [], [], [], [], []
-    for record in records:
-        caption = naming(record)
-        if caption not in names:
-            names.append(caption)
-        image = image_of(record)
-        pixels.append(torch.from_numpy(_on_canvas(image)))
-        sizes.append((image.height, image.width))
-        captions.append(names.index(caption))
-        modalities.append(record.modality)
-        sources.append(record.dataset)
-    return RecordImages(torch.stack(pixels), torch.tensor(sizes).float(), torch.tensor(captions), modalities, sources)
-
-
-def views(originals: RecordImages, index: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-    """Square views (N, 3, SIDE, SIDE) in [-1, 1]: random ones, or with no generator the central squares."""
-    pixels = originals.pixels[index].float() / 127.5 - 1.0
-    shorter = originals.sizes[index].min(dim=1).values
-    grid = _grid(originals, index, shorter, generator)
-    images = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
-    return images if generator is None else _lit(images, generator)
-
-
-def masked_views(
-    originals: RecordImages, masks: torch.Tensor, index: torch.Tensor, generator: torch.Generator | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Views of whole images, black beside them, and of their masks (N, SIDE, SIDE) in [0, 1].
+def step_loss(
+    network: VisionPretraining,
+    data: Data,
+    ingredients: Ingredients,
+    batch: int,
+    generator: torch.Generator,
+    progress: float,
+) -> torch.Tensor:
+    """The loss of a random batch whose captions are named, masks drawn and teacher followed.
 
     Args:
-        masks: uint8 (N, CANVAS, CANVAS), 0 or 255.
+        progress: share of the training that is done, in [0, 1].
     """
-    pixels = originals.pixels[index].float() / 127.5
-    longer = originals.sizes[index].max(dim=1).values
-    grid = _grid(originals, index, longer, generator)
-    both = torch.cat([pixels, masks[index].float()[:, None] / 255], dim=1)
-    sampled = F.grid_sample(both, grid, padding_mode="zeros", align_corners=False)
-    images = sampled[:, :3] - 1.0
-    return (images if generator is None else _lit(images, generator)), sampled[:, 3]
-
-
-def _uniform(count: int, generator: torch.Generator | None, low: float, high: float) -> torch.Tensor:
-    if generator is None:
-        return torch.full((count,), (low + high) / 2)
-    return torch.rand(count, generator=generator) * (high - low) + low
-
-
-def _grid(
-    images: RecordImages, index: torch.Tensor, side: torch.Tensor, generator: torch.Generator | None
-) -> torch.Tensor:
-    """Where to sample squares of at most `side` canvas pixels, for `grid_sample`."""
-    sizes, count = images.sizes[index], len(index)
-
-    def uniform(low: float, high: float) -> torch.Tensor:
-        return _uniform(count, generator, low, high)
-
-    side = side * (uniform(0.7, 1.0) if generator else 1.0)
-    center = sizes / 2 + (sizes - side[:, None]) * torch.stack([uniform(-0.5, 0.5), uniform(-0.5, 0.5)], dim=1)
-    angle = uniform(-0.2, 0.2)
-    mirror = torch.ones(count)
-    if generator is not None:
-        free = torch.tensor([images.modalities[i] in MIRRORED for i in index.tolist()])
-        mirror = torch.where(free & (uniform(0, 1) < 0.5), -1.0, 1.0)
-        turned = torch.tensor([images.modalities[i] in TURNED for i in index.tolist()])
-        angle = angle + turned * (uniform(0, 4).floor() * math.pi / 2)
-    cosine, sine = angle.cos() * side / CANVAS, angle.sin() * side / CANVAS
-    offset = center * 2 / CANVAS - 1
-    theta = torch.stack(
-        [
-            torch.stack([cosine * mirror, -sine, offset[:, 1]], 1),
-            torch.stack([sine * mirror, cosine, offset[:, 0]], 1),
-        ],
-        dim=1,
-    )
-    return F.affine_grid(theta, [count, 3, SIDE, SIDE], align_corners=False)
-
-
-def _lit(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Images in [-1, 1] in other light."""
-
-    def uniform(low: float, high: float) -> torch.Tensor:
-        return _uniform(len(images), generator, low, high)
-
-    light = (images + 1) / 2
-    mean = light.mean(dim=(1, 2, 3), keepdim=True)
-    light = (light - mean) * uniform(0.75, 1.25)[:, None, None, None] + mean
-    gains = torch.stack([uniform(0.95, 1.05) for _ in range(3)], dim=1) * uniform(0.8, 1.2)[:, None]
-    return (light * gains[:, :, None, None]).clamp(0, 1) * 2 - 1
-
-
-def patches(images: torch.Tensor) -> torch.Tensor:
-    """(N, 3, SIDE, SIDE) to rows (N * patches, VIT_PATCH * VIT_PATCH * 3), each (py, px, channel)."""
-    rows = SIDE // VIT_PATCH
-    split = images.reshape(len(images), 3, rows, VIT_PATCH, rows, VIT_PATCH).permute(0, 2, 4, 3, 5, 1)
-    return split.reshape(len(images) * rows * rows, -1)
-
-
-class CaptionChoice(nn.Module):
-    """The ViT with a vector for each caption, and for each kind of mask a map from a patch's feature to its pixels."""
-
-    def __init__(self, vit: nn.Module, captions: int, kinds: int):
-        super().__init__()
-        config: Any = vit.config
-        self.vit, self.head = vit, nn.Linear(config.hidden_size, captions)
-        self.mask_head = nn.Linear(config.hidden_size, kinds * VIT_PATCH**2)
-        rows = torch.arange(SIDE // VIT_PATCH)
-        self.positions = (rows[:, None] * TABLE_SIDE + rows[None, :]).flatten()
-
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Features (N, patches, width) of views (N, 3, SIDE, SIDE)."""
-        length = len(self.positions)
-        features = self.vit(patches(images), self.positions.repeat(len(images)), [length] * len(images))
-        return features.reshape(len(images), length, -1)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Scores (N, captions) of views (N, 3, SIDE, SIDE)."""
-        return self.head(self.features(images).mean(dim=1))
-
-    def masks(self, features: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
-        """Scores (N, SIDE, SIDE) of the pixels, from features (N, patches, width) and kinds of mask (N,)."""
-        rows = SIDE // VIT_PATCH
-        scores = self.mask_head(features).reshape(len(features), rows, rows, -1, VIT_PATCH, VIT_PATCH)
-        chosen = scores[torch.arange(len(features)), :, :, kinds]
-        return chosen.permute(0, 1, 3, 2, 4).reshape(len(features), SIDE, SIDE)
-
-
-def mask_loss(scores: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the pixels plus one minus the soft overlap of each image, means over images (N, H, W)."""
-    shares = scores.sigmoid()
-    overlap = 2 * (shares * masks).sum(dim=(1, 2)) / (shares.sum(dim=(1, 2)) + masks.sum(dim=(1, 2)) + 1.0)
-    return F.binary_cross_entropy_with_logits(scores, masks) + (1 - overlap).mean()
-
-
-@torch.no_grad()
-def overlaps(model: CaptionChoice, originals: RecordImages, masks: torch.Tensor) -> dict[str, float]:
-    """Mean Dice over the images of each source."""
-    model.eval()
-    found: dict[str, list[float]] = {}
-    for index in torch.arange(len(originals.captions)).split(64):
-        images, real = masked_views(originals, masks, index, None)
-        drawn = model.masks(model.features(images), originals.captions[index]) > 0
-        for place, mask, truth in zip(index.tolist(), drawn.numpy(), (real > 0.5).numpy(), strict=True):
-            found.setdefault(originals.sources[place], []).append(dice(mask, truth))
-    model.train()
-    return {f"Dice {source}": round(sum(values) / len(values), 3) for source, values in sorted(found.items())}
-
-
-@torch.no_grad()
-def accuracy(model: CaptionChoice, images: RecordImages) -> dict[str, float]:
-    """Share of images whose caption scores highest, over all and for each source."""
-    model.eval()
-    right: Counter[str] = Counter()
-    for index in torch.arange(len(images.captions)).split(64):
-        chosen = model(views(images, index, None)).argmax(dim=1)
-        for place, hit in zip(index.tolist(), (chosen == images.captions[index]).tolist(), strict=True):
-            right[images.sources[place]] += hit
-            right["all"] += hit
-    model.train()
-    totals = Counter(images.sources) + Counter({"all": len(images.captions)})
-    return {name: round(right[name] / totals[name], 3) for name in sorted(totals)}
+    side, half = ingredients.side, batch - batch // 2
+    index, drawn = data.draw(batch, generator)
+    images, theta = random_views(data.images, index, generator, ingredients.augmentation, side)
+    targets = data.targets[index]
+    followed = torch.arange(batch, device=index.device)
+    if float(torch.rand((), generator=generator)) < ingredients.mixed:
+        part = float(torch.rand((), generator=generator)) / 2
+        images = torch.cat([images[:half].lerp(images[:half].roll(1, 0), part), images[half:]])
+        targets = torch.cat([targets[:half].lerp(targets[:half].roll(1, 0), part), targets[half:]])
+        followed = followed[half:]
+    first, last = ingredients.kept
+    inside = cells_inside(data.images, index, theta, side // VIT_PATCH)
+    kept = kept_patches(inside, first + (last - first) * progress, generator)
+    features = network.features(images, kept)
+    loss = F.cross_entropy(network.captions(features).float(), targets)
+    truth = at(mask_patches(mask_views(data.masks.pixels[drawn], theta[half:], side)), kept[half:])
+    loss = loss + mask_loss(network.masks(features[half:], data.masks.kinds[drawn]).float(), truth)
+    if data.teacher is not None and ingredients.distillation:
+        wanted = at(data.teacher.views(index[followed], theta[followed], side // VIT_PATCH), kept[followed])
+        spatial, pooled = network.taught(features[followed])
+        whole = data.teacher.standardized[index[followed]]
+        loss = loss + ingredients.distillation * (direction_loss(spatial, wanted) + direction_loss(pooled, whole))
+    return loss
 
 
 def pretrain(
@@ -277,78 +170,173 @@ def pretrain(
     batch: int = 24,
     rate: float = 1e-3,
     seed: int = 0,
-    focus: float = 4.0,
+    teacher: Path | None = None,
+    device: str = "cpu",
+    ingredients: Ingredients = Ingredients(),
+    start: Path | None = None,
 ) -> tuple[nn.Module, dict]:
     """Train for `steps`, from the last checkpoint in `folder` on; returns the ViT and what was measured on the
     held-out part.
 
     Args:
-        batch: images of a step, and as many with masks.
-        focus: how much more often than by `Images.rarity` the images of `FOCUS` are drawn.
+        work: what `prepare` has written.
+        batch: images of a step, half drawn by caption and half by mask.
+        rate: highest learning rate.
+        teacher: cache of the teacher's features, filled where it is empty; None for no teacher.
+        device: of training; a GPU computes in bfloat16 and keeps float32 weights.
+        start: folder of a finished pre-training whose weights are trained further.
+
+    Raises:
+        ValueError: if `folder` holds the training of other settings, `work` holds no records, or the teacher is not
+            installed.
+    """
+    return pretrain_on(read_corpus(work, teacher, device), folder, steps, batch, rate, seed, ingredients, start)
+
+
+def pretrain_on(
+    corpus: Corpus,
+    folder: Path,
+    steps: int,
+    batch: int = 24,
+    rate: float = 1e-3,
+    seed: int = 0,
+    ingredients: Ingredients = Ingredients(),
+    start: Path | None = None,
+) -> tuple[nn.Module, dict]:
+    """As `pretrain`, on what was read before and on its device; writes NETWORK_FILE into `folder` at the end.
+
+    Raises:
+        ValueError: if `start` holds no finished pre-training, `folder` holds the training of other settings, or
+            ingredients need a teacher and there is none.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    names: list[str] = []
-    train, held_out = (read_images(work, split, names) for split in ("train", "validation"))
-    kinds: list[str] = []
-    masked, masked_held_out = (read_masked_images(work, split, kinds) for split in ("train", "validation"))
-    model = CaptionChoice(untrained(work), len(names), len(kinds)).train()
-    rarity = train.rarity * torch.tensor([focus if source in FOCUS else 1.0 for source in train.sources])
-    decayed = [parameter for parameter in model.parameters() if parameter.ndim == 2]
-    plain = [parameter for parameter in model.parameters() if parameter.ndim != 2]
+    device, taught = corpus.device, corpus.teacher if ingredients.distillation or ingredients.soft else None
+    if ingredients.soft and taught is None:
+        raise ValueError("soft captions come from a teacher: give a folder for its features (--teacher).")
+    network = VisionPretraining(
+        untrained(corpus.work, ingredients.layers),
+        len(corpus.names),
+        len(corpus.kinds),
+        ingredients.mask_hidden,
+        taught.channels if taught is not None else None,
+        decoder=ingredients.reconstruction > 0,
+    )
+    if start is not None:
+        load_start(network, start)
+    if ingredients.depth:
+        drop_paths(network.vit, ingredients.depth)
+    model = Averaged(network.to(device), ingredients.average).train()
+    images, masks = corpus.train
+    targets = caption_targets(images, len(corpus.names), taught, ingredients.soft).to(device)
+    data = Data(images, masks, targets, drawing_weights(images, ingredients.focus), taught)
+    decayed = [parameter for parameter in network.parameters() if parameter.ndim >= 2]
+    plain = [parameter for parameter in network.parameters() if parameter.ndim < 2]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], lr=rate, betas=(0.9, 0.98)
+        [{"params": decayed, "weight_decay": ingredients.decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=rate,
+        betas=(0.9, 0.98),
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
-    settings = {"batch": batch, "rate": rate, "seed": seed, "focus": focus, **record_digests(work)}
-    course, total = ResumableSteps(folder, steps, model, optimizer, schedule, generator, settings), 0.0
+    settings = {
+        "batch": batch,
+        "rate": rate,
+        "seed": seed,
+        "teacher": taught is not None,
+        "start": None if start is None else hash_file(start / NETWORK_FILE),
+        **json.loads(json.dumps(dataclasses.asdict(ingredients))),
+        **record_digests(corpus.work),
+    }
+    course = ResumableSteps(folder, steps, model, optimizer, schedule, generator, settings)
+    total = torch.zeros((), device=device)
 
-    def measure() -> dict:
-        return {**accuracy(model, held_out), **overlaps(model, *masked_held_out)}
+    def measured_now() -> dict:
+        return measure(model.best, *corpus.held_out, corpus.names, corpus.kinds, ingredients.side)
 
     for step in course:
-        index = torch.multinomial(rarity, batch, replacement=True, generator=generator)
-        drawn = torch.multinomial(masked[0].rarity, batch, replacement=True, generator=generator)
-        others, masks = masked_views(*masked, drawn, generator)
-        features = model.features(torch.cat([views(train, index, generator), others]))
-        scores = model.head(features[:batch].mean(dim=1))
-        loss = F.cross_entropy(scores, train.captions[index], label_smoothing=0.1)
-        loss = loss + mask_loss(model.masks(features[batch:], masked[0].captions[drawn]), masks)
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=device != "cpu"):
+            if step <= ingredients.reconstruction * steps:
+                loss = pixels_step(network, data, ingredients, batch, generator)
+            else:
+                loss = step_loss(network, data, ingredients, batch, generator, step / steps)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        total += loss.item()
+        model.update()
+        total += loss.detach()
         if step % EVERY == 0 and step < steps:
-            found = {"step": step, "loss": total / EVERY, **measure()}
-            print(json.dumps(found), f"{course.seconds_left(step):.0f} s left", flush=True)
-            total = 0.0
-    measured = {"steps": steps, "seconds": round(course.seconds), **measure()}
+            print(f"step {step}: loss {float(total) / EVERY:.3f}, {course.seconds_left(step):.0f} s left", flush=True)
+            total.zero_()
+        if step % (MEASURED * EVERY) == 0 and step < steps:
+            print(json.dumps({"step": step, **measured_now()}), flush=True)
+    seconds = round(course.seconds, 1)
+    measured = {
+        "steps": steps,
+        "seconds": seconds,
+        "images_per_second": round(steps * batch / max(seconds, 1e-3), 1),
+        "parameters": sum(parameter.numel() for parameter in network.vit.parameters()),
+        **measured_now(),
+    }
     print(json.dumps(measured), flush=True)
-    return model.vit, measured
+    save_model(model.best, str(folder / NETWORK_FILE))
+    return model.best.vit, measured
 
 
-def untrained(work: Path) -> nn.Module:
-    """A ViT of random weights (see `initialize_vision`)."""
+def load_start(network: VisionPretraining, start: Path) -> None:
+    """Load the weights of a finished pre-training with the same heads.
+
+    Raises:
+        ValueError: if there is none, or its heads are others.
+    """
+    path = start / NETWORK_FILE
+    if not path.is_file():
+        raise ValueError(f"{start} holds no finished pre-training of a ViT: it would have a {NETWORK_FILE}.")
+    weights, found = network.state_dict(), load_file(path)
+    if {name: tensor.shape for name, tensor in weights.items()} != {
+        name: tensor.shape for name, tensor in found.items()
+    }:
+        raise ValueError(f"{path} has other heads: train further on the same records with the same teacher.")
+    network.load_state_dict(found)
+
+
+def untrained(work: Path, layers: int | None = None) -> nn.Module:
+    """A ViT of random weights (see `initialize_vision`); `layers` keeps the first of its layers alone."""
     config = build_config(AutoTokenizer.from_pretrained(work / "tokenizer"), UniMedVLVAEConfig().to_dict())
-    vit = UniMedVLModel(config).vit_model
+    vit: Any = UniMedVLModel(config).vit_model
+    vit.encoder.layers = vit.encoder.layers[:layers]
     initialize_vision(vit)
     return vit
+
+
+def save_vision(vit: nn.Module, path: Path) -> None:
+    """Write the weights in bfloat16."""
+    weights = {
+        name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in vit.state_dict().items()
+    }
+    save_file(weights, path)
 
 
 def main(
     work: Annotated[Path, Option(help="Folder that `prepare` has filled.")],
     out: Annotated[Path, Option(help="Folder of the weights.")],
-    steps: int = 3600,
-    batch: Annotated[int, Option(help="Images, and as many with masks.")] = 24,
+    teacher: Annotated[
+        Path | None, Option(help="Folder for the features of EfficientNet-lite2, which teaches if this is given.")
+    ] = None,
+    steps: int = 6000,
+    batch: Annotated[int, Option(help="Images of a step, half of them with masks.")] = 24,
     rate: float = 1e-3,
-    focus: Annotated[float, Option(help="Weight of the sources of `FOCUS`.")] = 4.0,
     seed: int = 0,
+    device: str = "cpu",
+    kept: Annotated[str, Option(metavar="FIRST,LAST", help="Shares of the patches that steps see.")] = "0.25,0.75",
+    start: Annotated[Path | None, Option(help="Folder of a finished run to train further.")] = None,
 ) -> None:
-    vit, measured = pretrain(work, out, steps, batch=batch, rate=rate, seed=seed, focus=focus)
-    save_model(vit, str(out / VISION_FILE))
-    (out / "vision.json").write_text(json.dumps(measured, indent=2) + "\n")
+    first, last = (float(share) for share in kept.split(","))
+    ingredients = Ingredients(kept=(first, last))
+    vit, measured = pretrain(work, out, steps, batch, rate, seed, teacher, device, ingredients, start)
+    save_vision(vit, out / VISION_FILE)
+    write_json(out / "training.json", measured)
 
 
 if __name__ == "__main__":

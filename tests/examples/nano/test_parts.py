@@ -7,8 +7,8 @@ import torch
 from transformers import AutoTokenizer
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
-from examples.nano import ablation, asking, autoencoder, image_crops, prepare, resumable_loop, vision
-from examples.nano.model import build_config, initialize_attention
+from examples.nano import ablation, asking, autoencoder, image_crops, prepare, record_images, resumable_loop, vision
+from examples.nano.model import VIT_PATCH, build_config, initialize_attention
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLVAEConfig
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLModel
 
@@ -67,7 +67,7 @@ def test_a_part_that_was_stopped_resumes_as_if_it_had_not_been(part, work, tmp_p
         recipe = autoencoder.LatentRecipe(channels=(8, 16, 16, 16), noise=0.2)
         return autoencoder.train_autoencoder(work, folder, count, batch_size=1, recipe=recipe)
 
-    patched = (vision, "views") if part == "vision" else (autoencoder, "random_crops")
+    patched = (vision, "random_views") if part == "vision" else (autoencoder, "random_crops")
     (whole, measured), (resumed, measured_then) = whole_and_stopped(train, *patched, tmp_path)
     assert same(whole.state_dict(), resumed.state_dict())
     assert {**measured, "seconds": 0} == {**measured_then, "seconds": 0}
@@ -88,38 +88,6 @@ def test_a_part_that_was_stopped_resumes_as_if_it_had_not_been(part, work, tmp_p
     (kept / "state.json").write_text("{" * (kept / "state.json").stat().st_size)
     with pytest.raises(ValueError, match="is damaged, or of another model: choose another --out, or remove"):
         train(tmp_path / "stopped")
-
-
-def test_masks_are_seen_as_their_images_are():
-    """Image and mask have the same crop, turn and mirror: an image that is its own mask stays so."""
-    generator = torch.Generator().manual_seed(0)
-    masks = torch.zeros(6, vision.CANVAS, vision.CANVAS, dtype=torch.uint8)
-    masks[:, 8:40, 20:60] = 255
-    sizes = torch.tensor([[66.0, 88.0]] * 6)
-    source_images = vision.RecordImages(
-        masks[:, None].repeat(1, 3, 1, 1), sizes, torch.zeros(6).long(), ["HIS"] * 6, ["x"] * 6
-    )
-    for chosen in (None, generator):
-        images, seen = vision.masked_views(source_images, masks, torch.arange(6), chosen)
-        assert images.shape == (6, 3, 64, 64) and seen.shape == (6, 64, 64)
-        sharp = (seen < 0.01) | (seen > 0.99)
-        assert torch.equal((images[:, 0] > 0)[sharp], (seen > 0.5)[sharp]) and 0.05 < float(seen.mean()) < 0.5
-
-
-def test_the_mask_map_puts_pixels_where_their_patches_are(finished):
-    vit = asking.Nano(str(finished)).model.model.vit_model
-    model = vision.CaptionChoice(vit, captions=2, kinds=3)
-    width = vit.config.hidden_size
-    with torch.no_grad():
-        model.mask_head.weight.zero_()
-        model.mask_head.bias.copy_(torch.arange(3 * vision.VIT_PATCH**2))
-    features = torch.zeros(2, 64, width)
-    scores = model.masks(features, torch.tensor([2, 0]))
-    offset = 2 * vision.VIT_PATCH**2
-    assert scores[0, 8, 16] == offset and scores[0, 9, 17] == offset + vision.VIT_PATCH + 1
-    assert scores[1, 0, 1] == 1.0
-    wanted = (scores > scores.mean(dim=(1, 2), keepdim=True)).float()
-    assert vision.mask_loss(wanted * 40 - 20, wanted) < 0.01 < 1.0 < vision.mask_loss(20 - wanted * 40, wanted)
 
 
 PLACES = (torch.arange(8)[:, None] * 16 + torch.arange(8)).flatten()  # of 8 x 8 patches in a table of 16 x 16
@@ -165,7 +133,7 @@ def test_a_patch_starts_by_attending_to_itself(work):
     found = []
     for vit in (vision.untrained(work), UniMedVLModel(nano_config(work)).vit_model):
         layer = vit.encoder.layers[0]
-        inputs = layer.layer_norm1(vit.embeddings(torch.zeros(len(PLACES), 3 * vision.VIT_PATCH**2), PLACES))
+        inputs = layer.layer_norm1(vit.embeddings(torch.zeros(len(PLACES), 3 * VIT_PATCH**2), PLACES))
         heads = (len(PLACES), layer.self_attn.num_heads, -1)
         projections = (layer.self_attn.q_proj, layer.self_attn.k_proj)
         found.append(attended(*(projection(inputs).view(heads).transpose(0, 1) for projection in projections)))
@@ -202,6 +170,6 @@ def test_runs_of_another_start_are_not_taken_for_these(finished, work, tmp_path)
 def test_records_without_a_held_out_part_are_reported_before_the_work(work, tmp_path):
     shutil.copytree(work / "records", tmp_path / "records")
     prepare.write_table(prepare.shard_of(tmp_path / "records", "validation"), prepare.to_table([]))
-    for part in (image_crops.read_images, lambda *place: vision.read_images(*place, [])):
+    for part in (image_crops.read_images, lambda *place: record_images.read_images(*place, [])):
         with pytest.raises(ValueError, match="holds no image of its validation part"):
             part(tmp_path, "validation")
