@@ -13,7 +13,6 @@ import numpy
 CT_WINDOWS = {
     "soft tissue": (-160, 240),
     "lung": (-1350, 150),
-    "mediastinal": (-125, 225),
     "liver": (-20, 140),
 }
 AIR = -1000  # nothing in a body has less
