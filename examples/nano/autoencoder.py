@@ -86,7 +86,7 @@ class LatentRecipe:
         return 2 ** (len(self.channels) - 1)
 
 
-RECIPE = LatentRecipe(noise=0.25, alignment=0.05, perceptual=0.02)
+RECIPE = LatentRecipe(channels=(16, 32, 64), latent_channels=4, noise=0.25, perceptual=0.02)
 
 
 def crop_shapes(side: int) -> tuple[tuple[int, int], ...]:

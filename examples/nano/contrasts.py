@@ -206,6 +206,7 @@ def _which(images: Sequence[Facts], holders: dict[str, list[Facts]], kind: str, 
         if not none:
             options.insert(draw(f"{key}/place", size), value)
         shown = [MODALITY_NAMES[name] if kind == "modality" else name for name in options]
+        wordings: tuple[str, ...]
         if none or draw(f"{key}/choice", CHOICE_SHARE):
             wordings, listed = WHICH_ASKED[kind], ", ".join([*shown, f"or {NONE}"])
         else:

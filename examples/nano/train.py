@@ -57,6 +57,7 @@ class Budget:
         autoencoder, vision: arguments of their commands, by name; `teacher` is true or false.
         stages: by name of the stage, what replaces values of its recipe ("key=value").
         every_stage: the same for all stages.
+        rehearsal: the same, where a processor rehearses a budget for a GPU.
         curriculum: the file that names the stages.
     """
 
@@ -67,6 +68,7 @@ class Budget:
     vision: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, list[str]] = field(default_factory=dict)
     every_stage: list[str] = field(default_factory=list)
+    rehearsal: list[str] = field(default_factory=list)
     curriculum: str = str(RECIPES / "unimedvl-nano" / "curriculum.yaml")
 
 
@@ -101,6 +103,21 @@ def read_budget(name: str, path: Path = BUDGETS) -> Budget:
     if name not in found:
         raise ValueError(f"{path} has no budget {name!r}: choose from {', '.join(found)}.")
     return from_mapping(Budget, found[name], f"{path}: {name}")
+
+
+def rehearsed(budget: Budget) -> Budget:
+    """A GPU's budget as a processor can do a few steps of it."""
+    small = [
+        {name: value for name, value in part.items() if name != "batch"}
+        for part in (budget.autoencoder, budget.vision)
+    ]
+    return dataclasses.replace(
+        budget,
+        device="cpu",
+        autoencoder=small[0],
+        vision=small[1],
+        every_stage=[*budget.every_stage, *budget.rehearsal],
+    )
 
 
 def arguments(values: dict[str, Any]) -> list[str]:
@@ -335,7 +352,7 @@ def main(
     if chosen.device == "cuda" and not torch.cuda.is_available():
         if not dry_run:
             raise ValueError("--budget gpu needs a GPU; with --dry-run a processor rehearses it.")
-        chosen = dataclasses.replace(chosen, device="cpu")
+        chosen = rehearsed(chosen)
     prepared = (out / "work" / "tokenizer" / "tokenizer.json").is_file()
     if records is None and packed is None and not prepared:
         raise ValueError(f"give the folder of built records with --records: {out} holds none yet.")
