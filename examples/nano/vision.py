@@ -271,11 +271,10 @@ def pretrain_on(
             total.zero_()
         if step % (MEASURED * EVERY) == 0 and step < steps:
             print(json.dumps({"step": step, **measured_now()}), flush=True)
-    seconds = round(course.seconds, 1)
     measured = {
         "steps": steps,
-        "seconds": seconds,
-        "images_per_second": round(steps * batch / max(seconds, 1e-3), 1),
+        "seconds": round(course.seconds, 1),
+        "batch": batch,
         "parameters": sum(parameter.numel() for parameter in network.vit.parameters()),
         **measured_now(),
     }

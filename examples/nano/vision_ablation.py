@@ -54,14 +54,14 @@ def ablate(
     work: Path, out: Path, teacher: Path, steps: int, batch: int = 24, seed: int = 0, names: list[str] | None = None
 ) -> dict[str, dict]:
     """Run the lines, or those named; returns what was measured of each."""
-    found = {}
-    corpus = read_corpus(work, teacher)
+    found, corpus = {}, None
     for name, line in LINES.items():
         if names is not None and name not in names:
             continue
         folder = out / name.replace(" ", "-").replace(",", "")
         path = folder / "measured.json"
         if not path.is_file():
+            corpus = read_corpus(work, teacher) if corpus is None else corpus
             _, measured = pretrain_on(corpus, folder, steps_of(line, steps), batch, seed=seed, ingredients=line)
             write_json(path, measured)
         found[name] = read_json(path)
