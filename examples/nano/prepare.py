@@ -61,6 +61,8 @@ CONVERSATION_ORDERS = 4
 LONGEST_CONVERSATION = 6
 ASKED_TASKS = ("modality", "diagnosis", "referable", "vqa", "caption", "contrast")
 SUPER_RESOLUTION = 4
+# Masks of fewer white pixels in the nano's size, such as those of microaneurysms, are left out.
+FEWEST_MASK_PIXELS = 8
 
 MODALITY_QUESTIONS = (
     "What imaging modality is this?",
@@ -133,6 +135,8 @@ def nano_records(record: Record) -> Iterator[Record]:
             yield shrunk.replace(id=f"{record.id}-referable", sub_task_type="referable", message=(asked, answer))
     elif task == "vqa" and "answer" in extra:
         yield _answered(shrunk, str(extra["answer"]))
+    elif task == "segmentation" and not _is_visible(record):
+        return
     elif task in ("segmentation", "cross_modal", "virtual_staining"):
         yield _answered(shrunk, IMAGE_PLACEHOLDER)
     elif task == "text_to_image":
@@ -140,6 +144,11 @@ def nano_records(record: Record) -> Iterator[Record]:
         yield from _shown(record, shrunk, extra)
     else:
         yield shrunk
+
+
+def _is_visible(record: Record) -> bool:
+    """Whether anything of the mask is left at the size in which the nano draws it."""
+    return bool((pixels_of(small_image(record.output_img[0], 1.0)) > 127).sum() >= FEWEST_MASK_PIXELS)
 
 
 def _shown(record: Record, shrunk: Record, extra: dict) -> Iterator[Record]:

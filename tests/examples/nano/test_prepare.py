@@ -3,6 +3,8 @@
 import dataclasses
 import json
 
+import numpy
+import pytest
 import torch
 
 from examples.nano import (
@@ -125,3 +127,15 @@ def test_a_slice_is_also_shown_in_other_windows():
     (lung,) = (record for text, record in requests.items() if "axial plane, lung window;" in text)
     assert lung.output_img[0].sha256 in {record.input_img[0].sha256 for record in named}
     assert sum(prepare.is_image_request(record) for record in records) == 1
+
+
+@pytest.mark.parametrize(("side", "kept"), [(3, 0), (30, 1)])
+def test_masks_of_which_nothing_is_left_are_no_task(side, kept):
+    origin = tasks.Origin("idrid", "one", "one", "train", "CFP", "CC0-1.0", "yes", "drawn", "photograph", "A", {})
+    classes = numpy.zeros((256, 384), dtype=numpy.uint8)
+    classes[40 : 40 + side, 50 : 50 + side] = 1
+    record = tasks.segmentation(origin, drawn(6, size=(384, 256)), classes, [1], "soft exudates")
+    made = list(
+        prepare.nano_records(record.replace(extra=json.dumps({"submodality": "photograph", "source_id": "1"})))
+    )
+    assert len(made) == kept
