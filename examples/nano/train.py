@@ -41,6 +41,7 @@ from .model import RECIPES, VISION_FILE
 from .release import release, save_rounded
 
 BUDGETS = RECIPES / "unimedvl-nano" / "budgets.yaml"
+TRAINED = "training.json"  # what the autoencoder and the ViT write last
 DRY_STEPS = 20
 POLL_SECONDS = 1.0
 NOTE_SECONDS = 15.0
@@ -239,15 +240,15 @@ def weights_parts(chain: Chain) -> list[Part]:
     if vision.pop("teacher", False):
         vision["teacher"] = chain.work / "teacher"
     parts = []
-    for name, record, file, values in (
-        ("autoencoder", "training.json", "diffusion_pytorch_model.safetensors", chain.budget.autoencoder),
-        ("vision", "vision.json", VISION_FILE, vision),
+    for name, file, values in (
+        ("autoencoder", "diffusion_pytorch_model.safetensors", chain.budget.autoencoder),
+        ("vision", VISION_FILE, vision),
     ):
         folder, steps = chain.work / name, {"steps": DRY_STEPS} if chain.dry_run else {}
         command = [sys.executable, "-m", f"examples.nano.{name}", "--work", str(chain.work), "--out", str(folder)]
         command += arguments({**values, **steps, "device": chain.budget.device})
         environment = {"OMP_NUM_THREADS": threads(chain.budget)}
-        parts.append(Part(name, command, folder / record, folder / file, environment))
+        parts.append(Part(name, command, folder / TRAINED, folder / file, environment))
     return parts
 
 

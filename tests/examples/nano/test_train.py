@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from examples.nano import train
+from examples.nano import carried, train
 from tests.examples.nano.conftest import sizes
 from unimedvl.checkpoint.loading import load
 from unimedvl.training.recipe import CurriculumRecipe, load_recipe
@@ -56,17 +56,18 @@ def budget(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_stopped_chain_resumes_and_ends_in_a_folder_that_loads(budget, built, tmp_path):
-    out = tmp_path / "run"
+def test_a_stopped_chain_resumes_and_ends_in_a_folder_that_loads(budget, work, tmp_path):
+    out, packed = tmp_path / "run", tmp_path / "packed"
     out.mkdir()
-    # No time at all: the first part is stopped, and what it had started with it.
+    carried.pack(work, packed, 30 << 20, processes=1)
+    # No time at all: the first parts are stopped, and what they had started with them.
     with pytest.raises(train.TimeUp):
-        train.run_chain(train.Chain(budget, out, deadline=time.monotonic()), built)
-    assert not (out / "work" / "tokenizer").exists()
+        train.run_chain(train.Chain(budget, out, deadline=time.monotonic()), None, packed)
+    assert not (out / "work" / "autoencoder" / "training.json").exists()
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(out) in " ".join(p.info["cmdline"] or [])]
-    nano = train.run_chain(train.Chain(budget, out), built)
+    nano = train.run_chain(train.Chain(budget, out), None, packed)
     notes = json.loads((out / "parts.json").read_text())
-    assert set(notes) == {"records", "autoencoder", "vision", "start", "first", "second"}
+    assert set(notes) == {"autoencoder", "vision", "start", "first", "second"}
     assert [notes[name]["steps"] for name in ("autoencoder", "vision", "first", "second")] == [2, 2, 2, 1]
     assert all(row["seconds"] > 0 and row["peak_memory_mib"] > 50 for row in notes.values())
     for name in ("first", "second"):
