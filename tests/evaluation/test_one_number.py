@@ -11,6 +11,7 @@ from scipy.stats import mannwhitneyu
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from examples.nano import evaluate as nano
+from examples.nano.model import SIDE
 from unimedvl.evaluation.predictions import Prediction
 from unimedvl.evaluation.samples import Sample, sample_of
 from unimedvl.evaluation.scoring import Settings, TaskScores
@@ -23,9 +24,9 @@ COUNT = 3
 
 
 def blobs(seed: int) -> numpy.ndarray:
-    """Levels of the nano's size with some structure, uint8 (64, 64, 3)."""
+    """Levels of the nano's size with some structure, uint8 (SIDE, SIDE, 3)."""
     small = numpy.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=numpy.uint8)
-    return numpy.asarray(Image.fromarray(small).resize((64, 64), Image.Resampling.BICUBIC))
+    return numpy.asarray(Image.fromarray(small).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
 
 def origin(number: int) -> tasks.Origin:
@@ -51,7 +52,7 @@ def records() -> tuple[list[Record], list[Record]]:
     requests = [tasks.text_to_image(origin(n), image, "an ultrasound") for n, image in enumerate(images)]
     masked = []
     for number, image in enumerate(images):
-        classes = numpy.zeros((64, 64), numpy.uint8)
+        classes = numpy.zeros((SIDE, SIDE), numpy.uint8)
         classes[10:40, 20 : 40 + 5 * number] = 1
         masked.append(tasks.segmentation(origin(number), image, classes, [1], "fetal head"))
     return requests, masked
