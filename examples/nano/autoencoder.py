@@ -30,7 +30,7 @@ from unimedvl.utils.json_files import write_json
 from .image_crops import Images, center_squares, random_crops, read_images
 from .model import SIDE
 from .prepare import record_digests
-from .resumable_loop import EVERY, ResumableSteps
+from .resumable_loop import EVERY, ResumableSteps, one_cycle
 from .teacher import GRID_CELL, GRID_CHANNELS, Teacher, alignment_loss
 
 # An `AutoencoderKL`: diffusers' types hide that it is a module.
@@ -248,7 +248,7 @@ def train_autoencoder(
     trained = TrainedAutoencoder(recipe).to(device)
     teacher = Teacher().to(device) if recipe.alignment or recipe.perceptual else None
     optimizer = torch.optim.AdamW(trained.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
+    schedule = one_cycle(optimizer, learning_rate, steps, rising=0.05)
     settings = {
         "batch": batch_size,
         "rate": learning_rate,

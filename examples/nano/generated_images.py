@@ -26,6 +26,7 @@ from .captions import ARTICLES
 from .model import SIDE
 from .prepare import is_image_request, small
 from .record_images import CANVAS, RecordImages, images_of, read_images
+from .resumable_loop import one_cycle
 from .views import views
 
 CLASS_PROMPTS = {
@@ -55,7 +56,7 @@ def train_judge(train: RecordImages, captions: int, steps: int, batch: int = 32,
     generator = torch.Generator().manual_seed(seed)
     judge = make_judge(captions).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types no memory format alone
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.1)
+    schedule = one_cycle(optimizer, 2e-3, steps, rising=0.1)
     for _ in range(steps):
         index = torch.multinomial(train.rarity, batch, replacement=True, generator=generator)
         images = views(train, index, generator).contiguous(memory_format=torch.channels_last)

@@ -42,6 +42,7 @@ from .contact_sheets import draw_rows
 from .frechet import lite0_features
 from .image_crops import Images, center_squares, read_images
 from .model import UNIT
+from .resumable_loop import one_cycle
 from .token_borders import border_ratio
 
 SIDE = 96  # of reconstructions
@@ -128,7 +129,7 @@ def train_flow(
     )
     module: Any = flow
     optimizer = torch.optim.AdamW(module.parameters(), lr=FLOW_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, FLOW_RATE, total_steps=steps, pct_start=0.1)
+    schedule = one_cycle(optimizer, FLOW_RATE, steps, rising=0.1)
     evenly = 1.0 / torch.bincount(labels)[labels]
     module.train()
     for _ in range(steps):

@@ -30,6 +30,18 @@ STATE = "state.json"
 Generator = numpy.random.Generator | torch.Generator
 
 
+def one_cycle(
+    optimizer: torch.optim.Optimizer, rate: float, steps: int, rising: float
+) -> torch.optim.lr_scheduler.OneCycleLR:
+    """A learning rate that rises to `rate` over a share of the steps, and falls over the others.
+
+    It rises over two steps at least: torch divides by their number less one.
+    """
+    steps = max(steps, 2)
+    share = max(rising, 2 / steps)
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=share)
+
+
 class ResumableSteps:
     """The numbers of the steps of a training with AdamW and a schedule, from the last checkpoint in a folder on.
 

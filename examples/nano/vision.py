@@ -31,7 +31,7 @@ from unimedvl.utils.json_files import write_json
 
 from .model import SIDE, VISION_FILE, VIT_PATCH, build_config, initialize_vision
 from .prepare import record_digests
-from .resumable_loop import EVERY, ResumableSteps
+from .resumable_loop import EVERY, ResumableSteps, one_cycle
 from .views import Augmentation, cells_inside, mask_views, random_views
 from .vision_data import Corpus, Data, caption_targets, drawing_weights, read_corpus
 from .vision_measures import measure
@@ -237,7 +237,7 @@ def pretrain_on(
         lr=rate,
         betas=(0.9, 0.98),
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+    schedule = one_cycle(optimizer, rate, steps, rising=0.1)
     settings = {
         "batch": batch,
         "rate": rate,

@@ -173,3 +173,20 @@ def test_records_without_a_held_out_part_are_reported_before_the_work(work, tmp_
     for part in (image_crops.read_images, lambda *place: record_images.read_images(*place, [])):
         with pytest.raises(ValueError, match="holds no image of its validation part"):
             part(tmp_path, "validation")
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 9, 10, 20, 21, 40, 400])
+@pytest.mark.parametrize("rising", [0.05, 0.1])
+def test_a_rate_of_any_number_of_steps_rises_once_to_its_height_and_falls(steps, rising):
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([weight], lr=1e-3)
+    schedule = resumable_loop.one_cycle(optimizer, 1e-3, steps, rising)
+    rates = [schedule.get_last_lr()[0]]
+    for _ in range(steps - 1):
+        optimizer.step()
+        schedule.step()
+        rates.append(schedule.get_last_lr()[0])
+    top = rates.index(max(rates))
+    assert rates[:top] == sorted(rates[:top]) and rates[top:] == sorted(rates[top:], reverse=True)
+    if steps > 2:
+        assert max(rates) == pytest.approx(1e-3, rel=0.02) and rates[-1] < 1e-4 and top <= max(1, rising * steps)
