@@ -6,8 +6,8 @@ BUILT holds the records of `unimedvl data build --source unimed-mini`; `--packed
 `examples.nano.carried` has written. The parts are `autoencoder` and `vision` (side by side where the budget says so),
 and one for each stage of `recipes/unimedvl-nano/curriculum.yaml`; each ends in frozen weights from which the next one
 starts (the ViT's and the stages' in bfloat16), and in a row of OUT/parts.json: seconds, device, steps, memory.
-`--minutes` stops between two checkpoints when the time is up; the same command resumes. `--dry-run` does a few steps of
-everything, to see that it runs. OUT/nano is the published folder.
+`--minutes` stops between two checkpoints when the time is up; the same command resumes. `--dry-run` does a few steps
+of everything, to see that it runs. OUT/nano is the published folder.
 """
 
 import dataclasses
