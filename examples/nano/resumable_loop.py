@@ -35,9 +35,9 @@ def one_cycle(
 ) -> torch.optim.lr_scheduler.OneCycleLR:
     """A learning rate that rises to `rate` over a share of the steps, and falls over the others.
 
-    It rises over two steps at least: torch divides by their number less one.
+    It rises over two steps at least and falls after them: torch divides by the lengths of both parts less one.
     """
-    steps = max(steps, 2)
+    steps = max(steps, 3)
     share = max(rising, 2 / steps)
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=share)
 

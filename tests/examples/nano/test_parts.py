@@ -182,10 +182,11 @@ def test_a_rate_of_any_number_of_steps_rises_once_to_its_height_and_falls(steps,
     optimizer = torch.optim.AdamW([weight], lr=1e-3)
     schedule = resumable_loop.one_cycle(optimizer, 1e-3, steps, rising)
     rates = [schedule.get_last_lr()[0]]
-    for _ in range(steps - 1):
+    for _ in range(steps):
         optimizer.step()
         schedule.step()
         rates.append(schedule.get_last_lr()[0])
+    rates.pop()  # after the last step
     top = rates.index(max(rates))
     assert rates[:top] == sorted(rates[:top]) and rates[top:] == sorted(rates[top:], reverse=True)
     if steps > 2:
