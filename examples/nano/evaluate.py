@@ -34,11 +34,11 @@ from unimedvl.unimed5m.templates.words import MODALITY_NAMES
 from unimedvl.utils.command_line import run_module
 
 from .asking import Nano
-from .captions import GRADED, REFERABLE_QUESTION, finding_of, number_of, referable
-from .contrasts import Facts, contrast_records
+from .captions import GRADED, REFERABLE_QUESTION, number_of, referable
+from .contrasts import contrast_records
 from .generated_images import made_images
 from .model import UNIT, image_transform
-from .prepare import SUPER_RESOLUTION, is_image_request, read_records, work_records
+from .prepare import SUPER_RESOLUTION, facts_of, is_image_request, read_records, work_records
 
 MOST_CONTRASTS = 600
 MODALITY_QUESTION = "What imaging modality is this?"
@@ -78,6 +78,11 @@ def right_answers(records: Sequence[Record], answers: Sequence[str]) -> list[flo
     return hits
 
 
+def matches(answers: Sequence[str], truths: Sequence[str]) -> list[float]:
+    """For every answer 1.0 where it is the truth, by the rule for answers of the truth's kind, else 0.0."""
+    return [float(is_right(answer, truth, kind_of(truth))) for answer, truth in zip(answers, truths, strict=True)]
+
+
 def patients(records: Sequence[Record]) -> list[str]:
     """Whom the intervals resample."""
     return [record.group_id for record in records]
@@ -103,12 +108,10 @@ def score_modality(nano: Nano, records: Sequence[Record]) -> dict[str, Any]:
     chosen = _shown(records)
     answers = nano.ask([shown_image(record.output_img[0]) for record in chosen], [MODALITY_QUESTION] * len(chosen))
     names = [MODALITY_NAMES[record.modality] for record in chosen]
+    hits = matches(answers, names)
     wrong = Counter(
-        f"{record.dataset} -> {answer}"
-        for record, answer, name in zip(chosen, answers, names, strict=True)
-        if not is_right(answer, name, kind_of(name))
+        f"{record.dataset} -> {answer}" for record, answer, hit in zip(chosen, answers, hits, strict=True) if not hit
     )
-    hits = [float(is_right(answer, name, kind_of(name))) for answer, name in zip(answers, names, strict=True)]
     return mean_interval(hits, patients(chosen)) | {"wrong": dict(wrong)}
 
 
@@ -132,23 +135,18 @@ def score_referable(nano: Nano, records: Sequence[Record]) -> dict[str, Any]:
             chosen.append(record)
             truths.append("yes" if refer else "no")
     answers = nano.ask([shown_image(record.input_img[0]) for record in chosen], [REFERABLE_QUESTION] * len(chosen))
-    hits = [float(is_right(answer, truth, kind_of(truth))) for answer, truth in zip(answers, truths, strict=True)]
     pairs = Counter(f"{truth} -> {answer}" for truth, answer in zip(truths, answers, strict=True))
-    return mean_interval(hits, patients(chosen)) | {"answers": dict(sorted(pairs.items()))}
+    return mean_interval(matches(answers, truths), patients(chosen)) | {"answers": dict(sorted(pairs.items()))}
 
 
 def score_contrasts(nano: Nano, records: Sequence[Record]) -> dict[str, Any]:
     """Accuracy of yes-or-no questions and of choices about what images show, half of which say what they do not."""
     shown = [record.replace(input_img=record.output_img, output_img=()) for record in _shown(records)]
-    facts = [
-        Facts(record, record.modality, json.loads(record.extra).get("anatomy", ""), finding_of(record), record.dataset)
-        for record in shown
-    ]
-    asked = sorted(contrast_records(facts, salt="evaluation"), key=lambda record: number_of(record.id))
+    asked = sorted(contrast_records(facts_of(shown), salt="evaluation"), key=lambda record: number_of(record.id))
     asked = asked[:MOST_CONTRASTS]
     answers = nano.ask([shown_image(record.input_img[0]) for record in asked], [question_of(r) for r in asked])
     truths = [record.message[-1].value for record in asked]
-    hits = [float(is_right(answer, truth, kind_of(truth))) for answer, truth in zip(answers, truths, strict=True)]
+    hits = matches(answers, truths)
     closed = [truth in ("yes", "no") for truth in truths]
     parts = {
         name: mean_interval(

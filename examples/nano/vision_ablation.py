@@ -6,7 +6,6 @@ Every line has the same seed and sees the same number of patches, and is measure
 split. Lines that lie finished in FOLDER are taken as they are.
 """
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -82,7 +81,7 @@ def main(
     found = ablate(work, out, teacher, steps, batch, seed, names)
     if result is not None:
         settings = {"side": BASE.side, "layers": BASE.layers, "steps": steps, "batch": batch, "seed": seed}
-        result.write_text(json.dumps({**settings, "lines": found}, indent=1) + "\n")
+        write_json(result, {**settings, "lines": found})
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from unimedvl.evaluation.metrics.masks import dice
 from unimedvl.evaluation.specialists.networks import AnswerNetwork, UNet
 from unimedvl.evaluation.specialists.train import fit
 from unimedvl.utils.command_line import run_module
+from unimedvl.utils.json_files import write_json
 
 from .probes import FEWEST_HELD_OUT, classified, cross_validated, grouped_folds, probe
 from .record_images import Masks, RecordImages
@@ -156,7 +157,7 @@ def main(
 ) -> None:
     found = compare(work, teacher, steps, mask_steps, seed)
     settings = {"steps": steps, "mask_steps": mask_steps, "side": SIDE, "seed": seed}
-    result.write_text(json.dumps({**settings, "tasks": found}, indent=1) + "\n")
+    write_json(result, {**settings, "tasks": found})
 
 
 if __name__ == "__main__":
