@@ -3,8 +3,9 @@
     python -m benchmarks.approximations [--to benchmarks/results]
 
 Writes TO/approximations.json, and TO/approximations.png with quality against speed. Every approximation of `CASES`
-makes the same 16 images, from the same noise, as the exact sampler does, with the settings of `SETTINGS`: those of the
-paper (at 64 and 128 pixels), those of an edit of an image that was made before, and the nano's own. For each:
+makes the same images (`--count`), from the same noise, as the exact sampler does, with the settings of `SETTINGS`:
+those of the paper (at 64 and 128 pixels), those of an edit of an image that was made before, and the nano's own. For
+each:
 
 - `nfe_ratio`: evaluations of the velocity, each of one branch, of the exact sampler over its own; a count.
 - `cpu_ratio`: processor time of the whole call, text and autoencoder included, exact over approximate. An exact call

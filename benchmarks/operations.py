@@ -97,7 +97,7 @@ class _Lists(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        sent = func in (torch.tensor, torch.as_tensor) and not isinstance(args[0], torch.Tensor)
+        sent = func in (torch.tensor, torch.as_tensor) and not (args and isinstance(args[0], torch.Tensor))
         if func is torch.Tensor.tolist or (sent and result.device.type != "cpu"):
             self.counts.synchronizations[func.__name__] += 1
         return result

@@ -119,11 +119,13 @@ def timed(ratios: dict[str, Any]) -> str:
     rows = []
     for name in COMPARED | BESIDE_QWEN2:
         found, aim = ratios["cases"][name], AIMS.get(name)
-        verdict = "inside its noise" if found["noise"] else ""
+        verdicts = ["inside its noise"] if found["noise"] else []
         if aim is not None:
-            verdict = "; ".join(filter(None, ["reached" if found["median"] >= aim else "not reached", verdict]))
+            verdicts.insert(0, "reached" if found["median"] >= aim else "not reached")
+            if aim != 1 and found["low"] <= aim <= found["high"]:
+                verdicts.append("its interval holds the aim")
         span = f"{found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
-        rows.append([name, span, str(found["pairs"]), "" if aim is None else f"{aim:.2f}", verdict])
+        rows.append([name, span, str(found["pairs"]), "" if aim is None else f"{aim:.2f}", "; ".join(verdicts)])
     return table(["one step", "time over ours (95 % interval)", "pairs", "aim", ""], rows)
 
 

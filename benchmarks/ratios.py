@@ -49,8 +49,10 @@ def interval(ratios: list[float]) -> dict[str, Any]:
     """Median of paired ratios, the ends of its 95 % bootstrap interval, and whether that holds 1."""
     generator = numpy.random.default_rng(0)
     found = bootstrap((ratios,), numpy.median, method="percentile", rng=generator).confidence_interval
-    low, high = round(float(found.low), 3), round(float(found.high), 3)
-    return {"median": round(float(numpy.median(ratios)), 3), "low": low, "high": high, "noise": low <= 1 <= high}
+    rounded = {"median": numpy.median(ratios), "low": found.low, "high": found.high}
+    # Asked before rounding, which moves an end onto 1.
+    noise = bool(found.low <= 1 <= found.high)
+    return {name: round(float(value), 3) for name, value in rounded.items()} | {"noise": noise}
 
 
 def ratio(case: Case, pairs: int) -> dict[str, Any]:
