@@ -1,13 +1,14 @@
 """The whole chain of the nano in one command: what a budget allows, resumed where it was stopped, at any kill.
 
-    python -m examples.nano.train --budget cpu|gpu --records BUILT --out OUT [--minutes N] [--dry-run]
+    python -m examples.nano.train --budget cpu|gpu --records BUILT --out OUT [--minutes N] [--dry-run] [--only PART]
 
 BUILT holds the records of `unimedvl data build --source unimed-mini`; `--packed FOLDER` takes in its place what
 `examples.nano.carried` has written. The parts are `autoencoder` and `vision` (side by side where the budget says so),
 and one for each stage of `recipes/unimedvl-nano/curriculum.yaml`; each ends in frozen weights from which the next one
-starts (the ViT's and the stages' in bfloat16), and in a row of OUT/parts.json: seconds, device, steps, memory.
-`--minutes` stops between two checkpoints when the time is up; the same command resumes. `--dry-run` does a few steps
-of everything, to see that it runs. OUT/nano is the published folder.
+starts (the ViT's and the stages' in bfloat16), and in a row of OUT/parts.json: seconds, seconds of processors, device,
+steps, memory. `--minutes` stops between two checkpoints when the time is up; the same command resumes. `--dry-run`
+does a few steps of everything, to see that it runs. `--only` does the autoencoder or the ViT alone. OUT/nano is the
+published folder.
 """
 
 import dataclasses
@@ -143,12 +144,18 @@ class Chain:
     def __init__(self, budget: Budget, out: Path, dry_run: bool = False, deadline: float = float("inf")):
         self.budget, self.out, self.dry_run, self.deadline = budget, out, dry_run, deadline
         self.work = out / "work"
-        self.notes: dict[str, Any] = read_json(out / "parts.json") if (out / "parts.json").is_file() else {}
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What `parts.json` holds."""
+        path = self.out / "parts.json"
+        return read_json(path) if path.is_file() else {}
 
     def note(self, name: str, **values: Any) -> None:
         """Add to a part's row of `parts.json`."""
-        self.notes.setdefault(name, {"seconds": 0.0}).update(values)
-        write_json(self.out / "parts.json", self.notes)
+        notes = self.notes
+        notes.setdefault(name, {"seconds": 0.0}).update(values)
+        write_json(self.out / "parts.json", notes)
 
     def run(self, parts: Sequence[Part]) -> None:
         """Do parts side by side, those that are not done yet.
@@ -160,8 +167,9 @@ class Chain:
         parts = [part for part in parts if not part.done.is_file()]
         (self.out / "logs").mkdir(exist_ok=True)
         begun, noted = time.monotonic(), time.monotonic()
-        before = {part.name: self.notes.get(part.name, {}).get("seconds", 0.0) for part in parts}
-        peaks = {part.name: self.notes.get(part.name, {}).get("peak_memory_mib", 0) for part in parts}
+        rows = {part.name: self.notes.get(part.name, {}) for part in parts}
+        peaks = {name: row.get("peak_memory_mib", 0) for name, row in rows.items()}
+        processors: dict[str, float] = {}
         running: dict[str, subprocess.Popen] = {}
         try:
             for part in parts:
@@ -175,12 +183,19 @@ class Chain:
                 now = time.monotonic()
                 ended = {name for name, process in running.items() if process.poll() is not None}
                 for name, process in running.items():
-                    peaks[name] = max(peaks[name], resident_mib(process.pid))
+                    memory, seconds = use_of(process.pid)
+                    peaks[name] = max(peaks[name], memory)
+                    processors[name] = max(processors.get(name, 0.0), seconds)
                 if ended or now - noted > NOTE_SECONDS:
                     noted = now
                     for name in running:
-                        seconds = round(before[name] + now - begun, 1)
-                        self.note(name, seconds=seconds, peak_memory_mib=peaks[name], device=device_name(self.budget))
+                        self.note(
+                            name,
+                            seconds=round(rows[name].get("seconds", 0.0) + now - begun, 1),
+                            processor_seconds=round(rows[name].get("processor_seconds", 0.0) + processors[name], 1),
+                            peak_memory_mib=peaks[name],
+                            device=device_name(self.budget),
+                        )
                 for name in ended:
                     code = running.pop(name).returncode
                     if code:
@@ -218,15 +233,16 @@ def with_signal(process: psutil.Process, number: int) -> None:
         pass
 
 
-def resident_mib(pid: int) -> int:
-    """Memory of a process and all that it has started, in MiB."""
-    total = 0
+def use_of(pid: int) -> tuple[int, float]:
+    """Memory in MiB, and seconds of processors up to now, of a process and all that it has started."""
+    total, seconds = 0, 0.0
     try:
         for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
             total += process.memory_info().rss
+            seconds += sum(process.cpu_times()[:4])  # its own and those of its ended children
     except psutil.NoSuchProcess:
         pass
-    return total >> 20
+    return total >> 20, seconds
 
 
 def device_name(budget: Budget) -> str:
@@ -293,12 +309,13 @@ def freeze(finished: Path, artifact: Path) -> None:
         save_rounded(model, load_processor(finished), partial)
 
 
-def run_chain(chain: Chain, records: Path | None, packed: Path | None = None) -> Path:
+def run_chain(chain: Chain, records: Path | None, packed: Path | None = None, only: str | None = None) -> Path:
     """Everything that is not done yet; returns the published folder.
 
     Args:
         records: built ones, of which the chain makes its own.
         packed: the chain's own ones, carried here.
+        only: "autoencoder" or "vision", where nothing else is to be done but records; returns its weights then.
     """
     path = Path(chain.budget.curriculum)
     curriculum = load_recipe(path)
@@ -310,11 +327,13 @@ def run_chain(chain: Chain, records: Path | None, packed: Path | None = None) ->
     if packed is not None and not made.is_file():
         unpack(packed, work)
     chain.run([Part("records", [*python, "--records", source, "--out", str(work)], made, made)])
-    parts = weights_parts(chain)
+    parts = [part for part in weights_parts(chain) if only in (None, part.name)]
     for together in [parts] if chain.budget.side_by_side else [[part] for part in parts]:
         chain.run(together)
         for part in together:
             finish(chain, part, read_json(part.done))
+    if only is not None:
+        return parts[0].artifact
     folders = ["--autoencoder", str(work / "autoencoder"), "--vision", str(work / "vision")]
     start = [*python, "--records", source, "--out", str(work), *folders]
     made = work / "start" / "processor_config.json"  # the last file that is written
@@ -345,6 +364,7 @@ def main(
     packed: Annotated[Path | None, Option(help="Folder of `examples.nano.carried`, in their place.")] = None,
     minutes: Annotated[float | None, Option(help="Stop after so many; the same command resumes.")] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="A few steps of everything.")] = False,
+    only: Annotated[Literal["autoencoder", "vision"] | None, Option(help="Do this part alone.")] = None,
 ) -> None:
     """Train the nano from records to the published folder."""
     chosen = read_budget(budget)
@@ -358,7 +378,7 @@ def main(
     claim_folder(out, {"budget": budget, "dry_run": dry_run}, mark="run.json", kind="run")
     deadline = float("inf") if minutes is None else time.monotonic() + 60 * minutes
     try:
-        print(run_chain(Chain(chosen, out, dry_run, deadline), records, packed))
+        print(run_chain(Chain(chosen, out, dry_run, deadline), records, packed, only))
     except TimeUp:
         print(f"stopped after {minutes:g} minutes: the same command resumes from the last checkpoints.")
 
