@@ -60,8 +60,7 @@ class Server:
         self.responses = Responses(self.models, self.inputs, self.texts)
         self.created = int(time.time())
 
-    @property
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether requests are taken."""
         return self.texts.alive and self.images.alive
 
@@ -159,7 +158,7 @@ def build_application(loaded: Loaded, settings: Settings) -> Guard:
     _add_images(app, server)
     _add_operation(app, server)
     paths = {str(getattr(route, "path", "")) for route in app.routes}
-    return Guard(app, settings, server.metrics, lambda: paths)
+    return Guard(app, settings, server.metrics, paths, server.is_ready)
 
 
 def load_application(settings: Settings) -> Guard:
@@ -255,7 +254,7 @@ def _add_operation(app: FastAPI, server: Server) -> None:
     @app.get("/ready", responses={503: {"model": ErrorBody}})
     async def ready() -> dict[str, str]:
         """Whether requests are taken."""
-        if not server.ready:
+        if not server.is_ready():
             raise ApiError(503, "The server takes no requests: it stops, or a thread of it has ended.")
         return {"status": "ok"}
 

@@ -36,10 +36,12 @@ class Guard:
         settings: the key, the hosts and the limits.
         metrics: counts requests.
         routes: the paths that are known; others are counted as one.
+        ready: whether the application takes requests.
     """
 
-    def __init__(self, app: Any, settings: Settings, metrics: Metrics, routes: Callable[[], set[str]]):
-        self.app, self._settings, self._metrics, self._routes = app, settings, metrics, routes
+    def __init__(self, app: Any, settings: Settings, metrics: Metrics, routes: set[str], ready: Callable[[], bool]):
+        self.app, self.ready = app, ready
+        self._settings, self._metrics, self._routes = settings, metrics, routes
         self._key = None if settings.api_key is None else _digest(settings.api_key)
         self._inside = 0
 
@@ -86,7 +88,7 @@ class Guard:
             if not begun:
                 await ApiError(500, INTERNAL).response()(scope, receive, answer)
         finally:
-            route = scope["path"] if scope["path"] in self._routes() else "other"
+            route = scope["path"] if scope["path"] in self._routes else "other"
             seconds = time.monotonic() - started
             self._metrics.answered(route, status, seconds)
             access.info("%s %s %d %.0f ms %s", scope["method"], route, status, 1000 * seconds, request_id)
