@@ -1,6 +1,7 @@
 """The same application on Ray Serve: replicas that scale with the load, are replaced when they die, update in turn."""
 
 import os
+import signal
 
 import ray
 import torch
@@ -72,5 +73,7 @@ def run_on_ray(settings: Settings, host: str, port: int, min_replicas: int, max_
     # A machine with fewer cores than replicas still runs them.
     local = {} if on_cluster else {"num_cpus": max(os.cpu_count() or 1, max_replicas + 1), "include_dashboard": False}
     ray.init(log_to_driver=not on_cluster, **local)
+    # Ray's own handler ends the process where it stands, and would leave the replicas.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     serve.start(http_options={"host": host, "port": port, "request_timeout_s": settings.limits.seconds + 30})
     serve.run(deployment(settings, min_replicas, max_replicas), name=NAME, route_prefix="/", blocking=not on_cluster)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +89,11 @@ class Running:
 
 @contextmanager
 def serving(
-    folder: Path, options: Sequence[str] = (), key: str | None = None, port: int | None = None
+    folder: Path,
+    options: Sequence[str] = (),
+    key: str | None = None,
+    port: int | None = None,
+    started: Callable[[subprocess.Popen], object] | None = None,
 ) -> Iterator[Running]:
     """`unimedvl serve` with the shipped checkpoint.
 
@@ -98,6 +102,7 @@ def serving(
         options: further words of its command line.
         key: given to it in the environment.
         port: where it listens; a free one by default.
+        started: called with its process before it has loaded anything.
     """
     port = port or free_port()
     log = folder / f"server-{port}.log"
@@ -108,6 +113,8 @@ def serving(
     with open(log, "a") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
     try:
+        if started is not None:
+            started(process)
         wait_until_ready(process, port, log)
         yield Running(process, port, log, key)
     finally:
