@@ -1,6 +1,7 @@
 """Ray Serve: two replicas on one machine, one of them killed under load, and an update that no client notices."""
 
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -68,11 +69,13 @@ def test_a_replica_that_dies_under_load_is_replaced(tmp_path):
 def test_an_update_replaces_replicas_while_others_answer(tmp_path):
     port, updated = free_port(), tmp_path / "updated-model"
     shutil.copytree(NANO_DIRECTORY, updated, ignore=shutil.ignore_patterns("*.py", "evaluation"))
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    # Ray asks who connects for its token; this cluster has one of its own.
+    own = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": own}
     with subprocess.Popen([sys.executable, "-c", HOLD_CLUSTER], **pipes) as cluster:
         assert cluster.stdin is not None and cluster.stdout is not None
         try:
-            environment = {**os.environ, "RAY_ADDRESS": cluster.stdout.readline().strip()}
+            environment = {**own, "RAY_ADDRESS": cluster.stdout.readline().strip()}
 
             def deploy(*words: str) -> None:
                 command = [sys.executable, "-m", "unimedvl", "serve", "--port", str(port), "--device", "cpu"]
