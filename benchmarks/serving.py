@@ -63,7 +63,7 @@ def rate(server: Running, count: int, clients: int, kind_of: Callable[[int], str
 
 def measure_throughput(folder: Path, rounds: int = ROUNDS) -> dict[str, Any]:
     """Requests per second of 8 clients, as ratios."""
-    report: dict[str, Any] = {"clients": CLIENTS, "rounds": rounds, "tokens at most": TOKENS}
+    report: dict[str, Any] = {"clients": CLIENTS, "rounds": rounds, "tokens of an answer": TOKENS}
     with serving(folder) as batched, serving(folder, ["--text-batch", "1", "--image-batch", "1"]) as single:
         for name, kind_of, count in (("text", texts, 48), ("images of equal settings", generations, 32)):
             for server in (batched, single):

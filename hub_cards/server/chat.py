@@ -115,6 +115,7 @@ class _Handler:
             )
         config = copy.deepcopy(network.generation_config)
         config.max_new_tokens = wanted or min(DEFAULT_NEW_TOKENS, limit, room)
+        config.min_new_tokens = min(body.min_tokens or 0, config.max_new_tokens) or None
         config.do_sample = bool(body.temperature)
         if config.do_sample:
             config.temperature, config.top_p = body.temperature, body.top_p

@@ -97,6 +97,7 @@ class TextBody(Strict):
     service_tier: Ignored = None
     store: Ignored = None
     user: Ignored = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = Field(None, description="The answer does not end before.")
     think: bool = Field(False, description="Let the model reason before it answers.")
 
 

@@ -29,13 +29,16 @@ class Outcome:
 
 
 def ask(client: openai.OpenAI, kind: str, number: int, tokens: int = TOKENS) -> None:
-    """Send one request and read its answer to the end; whatever it answers has to be whole."""
-    chat = {"model": MODEL, "max_tokens": tokens}
+    """Send one request and read its answer to the end; whatever it answers has to be whole.
+
+    Answers have all their tokens, so that a load does not depend on how much the model has to say.
+    """
+    chat = {"model": MODEL, "max_tokens": tokens, "extra_body": {"min_tokens": tokens}}
     extra = {"steps": 2, "seed": number}
     if kind in ("text", "image question"):
         addresses = [data_uri()] if kind == "image question" else []
         found = client.chat.completions.create(messages=conversation(f"Question {number}?", *addresses), **chat)
-        assert found.choices[0].finish_reason in ("stop", "length") and found.usage.completion_tokens <= tokens
+        assert found.choices[0].finish_reason in ("stop", "length") and found.usage.completion_tokens == tokens
     elif kind == "stream":
         chunks = list(client.chat.completions.create(messages=conversation(f"{number}?"), stream=True, **chat))
         assert chunks[-1].choices[0].finish_reason in ("stop", "length")
