@@ -23,7 +23,7 @@ from .guard import Guard
 from .images import LANE as IMAGE_LANE
 from .images import ImageRequest, ImageWorker, make_images
 from .inputs import Inputs
-from .lanes import Lane
+from .lanes import LATE, Lane
 from .metrics import Metrics
 from .requests import MAX_SEED, ChatBody, ErrorBody, ImageBody, ImagesMade, ResponseBody, ViewFields
 from .settings import Settings
@@ -123,17 +123,20 @@ class Server:
         }
 
 
-async def while_connected(request: Request, work: Coroutine[Any, Any, Any]) -> Any:
-    """The result of `work`, which is cancelled when the client leaves.
+async def while_connected(request: Request, work: Coroutine[Any, Any, Any], seconds: float) -> Any:
+    """The result of `work`, which is cancelled when the client leaves and after `seconds`.
 
     Raises:
-        ApiError: if the client left.
+        ApiError: if the client left, or the time is over.
     """
+    deadline = time.monotonic() + seconds
     task = asyncio.ensure_future(work)
     try:
         while not (await asyncio.wait({task}, timeout=DISCONNECT_POLL_SECONDS))[0]:
             if await request.is_disconnected():
                 raise ApiError(499, "The client left.")
+            if time.monotonic() > deadline:
+                raise ApiError(504, LATE)
         return task.result()
     finally:
         task.cancel()
@@ -179,22 +182,26 @@ def load_application(settings: Settings) -> Guard:
 
 
 def _add_texts(app: FastAPI, server: Server) -> None:
+    seconds = server.settings.limits.seconds
+
     @app.post("/v1/chat/completions", responses={**REFUSALS, **EVENTS}, response_class=JSONResponse)
     async def chat_completions(request: Request, body: ChatBody) -> Response:
         """Answer a conversation with images, as one object or as a stream of events."""
-        return await while_connected(request, server.chat.answer(body, request.state.request_id))
+        return await while_connected(request, server.chat.answer(body, request.state.request_id), seconds)
 
     @app.post("/v1/responses", responses={**REFUSALS, **EVENTS}, response_class=JSONResponse)
     async def responses(request: Request, body: ResponseBody) -> Response:
         """Answer an input with images, in the form of the Responses API."""
-        return await while_connected(request, server.responses.answer(body, request.state.request_id))
+        return await while_connected(request, server.responses.answer(body, request.state.request_id), seconds)
 
 
 def _add_images(app: FastAPI, server: Server) -> None:
+    seconds = server.settings.limits.seconds
+
     @app.post("/v1/images/generations", responses=REFUSALS, response_model=ImagesMade)
     async def generations(request: Request, body: ImageBody) -> JSONResponse:
         """Make images of a text."""
-        return JSONResponse(await while_connected(request, server.make(body, [], None)))
+        return JSONResponse(await while_connected(request, server.make(body, [], None), seconds))
 
     @app.post("/v1/images/edits", responses=REFUSALS, response_model=ImagesMade)
     async def edits(
@@ -225,7 +232,7 @@ def _add_images(app: FastAPI, server: Server) -> None:
         files = [await upload.read() for upload in [*(image or []), *(images or [])]]
         if not files:
             raise ApiError(400, "image: send at least one; /v1/images/generations makes images of a text alone.")
-        return JSONResponse(await while_connected(request, server.make(body, files, shown)))
+        return JSONResponse(await while_connected(request, server.make(body, files, shown), seconds))
 
 
 def _checked(fields: dict[str, Any], view: str | None) -> tuple[ImageBody, ViewFields | None]:

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 
 import uvicorn
 
@@ -18,7 +19,9 @@ def start_logging() -> None:
     ours = logging.getLogger("unimedvl.server")
     ours.handlers, ours.propagate = [handler], False
     ours.setLevel(logging.INFO)
-    logging.getLogger("transformers").setLevel(logging.CRITICAL)
+    for library in ("transformers", "pydicom", "nibabel", "PIL", "tifffile"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    warnings.simplefilter("ignore")
 
 
 def run(settings: Settings, host: str, port: int) -> None:

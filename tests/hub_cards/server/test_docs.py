@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 from pathlib import Path
 
@@ -71,6 +72,22 @@ def test_the_table_of_limits_is_that_of_the_command():
     for name in named:
         word = name.removeprefix("--").replace("-", "_")
         assert float(known[name].default) == fields[own.get(word, word.removeprefix("max_"))]
+
+
+def test_its_figures_are_the_measured_ones():
+    measured = json.loads((ROOT / "benchmarks" / "results" / "serving.json").read_text())
+    speed, waits, start = measured["throughput"], measured["waiting"], measured["start"]
+    columns = [(speed["text"], waits["text"]), (speed["images of equal settings"], waits["generation"])]
+    ratios = ("8 clients to one client", "8 clients to 8 clients without batches")
+    expected = [" | ".join(str(rates[name]["median"]) for rates, _ in columns) for name in ratios]
+    for ending in ("", ", in a mixed load"):
+        pairs = [(wait[f"p50 to one alone{ending}"], wait[f"p95 to one alone{ending}"]) for _, wait in columns]
+        expected.append(" | ".join(f"{middle}, {late}" for middle, late in pairs))
+    assert all(f"| {row} |" in TEXT for row in expected)
+    for name in ("weights, GB", "server's resident peak to plain's", "server's seconds until ready to plain's"):
+        assert f" {start[name]} " in TEXT
+    # What the batches are for.
+    assert speed["text"]["8 clients to one client"]["median"] >= 2
 
 
 def test_the_container_runs_without_root_and_checks_its_health():
