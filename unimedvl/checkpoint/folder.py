@@ -60,6 +60,8 @@ PARTS = (
     ("embeddings and output head", r"\b(embed_tokens|lm_head)\."),
     ("understanding expert", r"\blanguage_model\."),
 )
+# Parts that only drawing needs.
+DRAWING_PARTS = ("autoencoder", "generation expert", "latent projections")
 
 
 @dataclass(frozen=True)
@@ -260,6 +262,11 @@ def fingerprint(files: Iterable[Path]) -> str:
 def part_of(name: str) -> str:
     """The part of the model that a tensor belongs to, by our name or upstream's."""
     return next((part for part, pattern in PARTS if re.search(pattern, name)), "other")
+
+
+def understanding_tensors(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors that answering needs; drawing needs them all."""
+    return {name: stored for name, stored in tensors.items() if part_of(name) not in DRAWING_PARTS}
 
 
 def count_parts(tensors: dict[str, StoredTensor]) -> dict[str, int]:
