@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from unimedvl.checkpoint.folder import is_adapter, open_checkpoint
-from unimedvl.utils.errors import first_line
+from unimedvl.utils.errors import connection_errors, first_line
+from unimedvl.utils.hub_errors import explain
 
 from .adapters import ADAPTER_PATTERNS, RUN_MARK, stage_adapter
 from .model_card import pin_revision, pinned_revision
@@ -200,10 +200,14 @@ def _one_line(repo_id: str) -> Iterator[None]:
     """Errors of the Hub and of the way to it, as what a user can do."""
     try:
         yield
-    except (HfHubHTTPError, LocalTokenNotFoundError) as error:
-        raise ValueError(f"the Hub refused the push to {repo_id!r}: {first_line(error)}") from error
-    except httpx.HTTPError as error:
-        raise ValueError(
-            f"the connection to the Hub ended during the push to {repo_id!r} ({first_line(error)}): run the same "
-            "command again, what has arrived is not sent twice."
-        ) from error
+    except (HfHubHTTPError, LocalTokenNotFoundError, RuntimeError, *connection_errors()) as error:
+        # huggingface_hub wraps what ends the upload of a large file into a RuntimeError.
+        cause = error.__cause__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, (HfHubHTTPError, LocalTokenNotFoundError)):
+            raise ValueError(f"the Hub refused the push to {repo_id!r}: {explain(cause, repo_id)}") from error
+        if isinstance(cause, connection_errors()):
+            raise ValueError(
+                f"the connection to the Hub ended during the push to {repo_id!r} ({first_line(cause)}): run the same "
+                "command again, what has arrived is not sent twice."
+            ) from error
+        raise

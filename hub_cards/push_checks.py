@@ -1,5 +1,7 @@
-"""What must hold of a folder before a byte of it leaves for the Hub: known files, and no pickles, secrets, links, folders
-of this machine or notes about people."""
+"""What must hold of a folder before a byte of it leaves for the Hub.
+
+It holds known files, and no pickles, secrets, links, folders of this machine or notes about people.
+"""
 
 import re
 import string
