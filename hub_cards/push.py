@@ -158,6 +158,11 @@ def push_folder(
 def _send(folder: Path, repository: Repository, repo_id: str, private: bool, message: str) -> str:
     api, kind = HfApi(library_name="unimedvl"), repository.repo_type
     with _one_line(repo_id):
+        if repository.kind == "dataset":
+            from unimedvl.unimed5m.publish import push_to_hub
+
+            push_to_hub(folder, repo_id, private)
+            return str(api.repo_info(repo_id, repo_type=kind).sha)
         api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True)
         published = _card_there(api, repo_id, kind)
         # An empty repository gets the card with all else: at no time it holds weights without a license.

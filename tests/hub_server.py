@@ -18,17 +18,27 @@ import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import PurePosixPath
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import yaml
+
+from tests.hub_metadata import problems
 
 # As the Hub's default .gitattributes: these go through LFS, and so does everything of 10 MB and more.
 LFS_SUFFIXES = {".safetensors", ".parquet", ".png", ".bin", ".model", ".npz"}
 LFS_THRESHOLD = 10_000_000
 
 
+def front_matter(card: str) -> dict:
+    """What a card says between its first two lines of dashes."""
+    return yaml.safe_load(card.split("---\n")[1]) if card.startswith("---\n") else {}
+
+
 class HubError(Exception):
     """An answer with an error status, in the form that huggingface_hub maps to its exceptions."""
 
-    def __init__(self, status: int, message: str, code: str | None = None, **details: str):
+    def __init__(self, status: int, message: str, code: str | None = None, **details: Any):
         super().__init__(message)
         self.status, self.message, self.code, self.details = status, message, code, details
 
@@ -315,6 +325,10 @@ class HubRequestHandler(BaseHTTPRequestHandler):
                 self.require_token()
                 return {"type": "user", "name": self.hub.user, "orgs": [], "auth": {"type": "access_token"}}
             case ("POST", ["api", "validate-yaml"]):
+                request = json.loads(body)
+                found = problems(request["repoType"], front_matter(request["content"]))
+                if found:
+                    raise HubError(400, "Invalid metadata", errors=[{"message": text} for text in found])
                 return {"errors": [], "warnings": []}
             case ("POST", ["api", "repos", "create"]):
                 return self.create_repository(json.loads(body))
