@@ -39,12 +39,17 @@ def changed(folder, tmp_path_factory):
     return copy
 
 
-def run(hub, home, *steps, environment=None):
-    """Commands one after the other in one process, see commands_in_one_process.py."""
+def run(hub, home, *steps, environment=None, folder=ROOT):
+    """Commands one after the other in one process, see commands_in_one_process.py.
+
+    Args:
+        environment: further variables.
+        folder: where they run.
+    """
     written = [{**step, "faults": [dataclasses.asdict(fault) for fault in step.get("faults", [])]} for step in steps]
     command = [sys.executable, "-m", "tests.hub_cards.commands_in_one_process", json.dumps(written)]
     settings = {**os.environ, **hub.environment(home), "PYTHONPATH": str(ROOT), **(environment or {})}
-    done = subprocess.run(command, env=settings, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=settings, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
