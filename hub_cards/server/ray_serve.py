@@ -72,7 +72,8 @@ def run_on_ray(settings: Settings, host: str, port: int, min_replicas: int, max_
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     on_cluster = CLUSTER_VARIABLE in os.environ
     # A machine with fewer cores than replicas still runs them.
-    local: dict[str, Any] = {} if on_cluster else {"num_cpus": max(os.cpu_count() or 1, max_replicas + 1), "include_dashboard": False}
+    cores = max(os.cpu_count() or 1, max_replicas + 1)
+    local: dict[str, Any] = {} if on_cluster else {"num_cpus": cores, "include_dashboard": False}
     ray.init(log_to_driver=not on_cluster, **local)
     # Ray's own handler ends the process where it stands, and would leave the replicas.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

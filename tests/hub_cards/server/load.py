@@ -105,6 +105,9 @@ def run_load(
                     return
                 with lock:
                     outcomes.append(Outcome(kind, status, time.monotonic() - started))
+                if status == 429:
+                    # As it was asked to, though for less long.
+                    time.sleep(0.2)
 
     threads = [threading.Thread(target=work) for _ in range(clients)]
     for thread in threads:
