@@ -4,8 +4,8 @@
     python -m benchmarks.gpu.bundle copy DIR                    # code, golden records and .wheels/ into DIR
     bash DIR/benchmarks/gpu/run.sh                              # there
 
-The machine brings torch 2.11 or newer with its CUDA libraries, NumPy, Pillow, PyYAML, tqdm, psutil, pyarrow, pandas and
-typer; the wheels are what it has in older versions or not at all, at the versions of constraints.txt.
+The machine brings torch 2.11 or newer with its CUDA libraries, NumPy, Pillow, PyYAML, tqdm, psutil, pyarrow, pandas
+and typer; the wheels are what it has in older versions or not at all, at the versions of constraints.txt.
 """
 
 import argparse  # typer may be missing on the machine
