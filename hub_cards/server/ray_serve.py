@@ -1,5 +1,6 @@
 """The same application on Ray Serve: replicas that scale with the load, are replaced when they die, update in turn."""
 
+import logging
 import os
 import signal
 from typing import Any
@@ -11,6 +12,8 @@ from ray import serve
 from .app import load_application
 from .run import start_logging
 from .settings import Settings
+
+log = logging.getLogger("unimedvl.server")
 
 NAME = "unimedvl"
 CLUSTER_VARIABLE = "RAY_ADDRESS"
@@ -78,4 +81,6 @@ def run_on_ray(settings: Settings, host: str, port: int, min_replicas: int, max_
     # Ray's own handler ends the process where it stands, and would leave the replicas.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     serve.start(http_options={"host": host, "port": port, "request_timeout_s": settings.limits.seconds + 30})
+    start_logging()
+    log.info("replicas load the model: http://%s:%d/v1 answers then. %s", host, port, settings.notice)
     serve.run(deployment(settings, min_replicas, max_replicas), name=NAME, route_prefix="/", blocking=not on_cluster)

@@ -9,6 +9,8 @@ import uvicorn
 from .app import load_application
 from .settings import Settings
 
+log = logging.getLogger("unimedvl.server")
+
 GRACE_SECONDS = 30
 
 
@@ -36,6 +38,7 @@ def run(settings: Settings, host: str, port: int) -> None:
     """
     start_logging()
     application = load_application(settings)
+    log.info("the model is loaded: http://%s:%d/v1 answers. %s", host, port, settings.notice)
     config = uvicorn.Config(
         application,
         host=host,

@@ -11,7 +11,7 @@ from typing import Annotated
 from typer import Option
 
 from ..utils.command_line import require
-from .shared import NOTICE, Base, Device, Dtype, Model, Quantize, Revision, say, silence_loading
+from .shared import NOTICE, Base, Device, Dtype, Model, Quantize, Revision, silence_loading
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 KEY_VARIABLE = "UNIMEDVL_API_KEY"
@@ -82,7 +82,6 @@ def serve(
         limits=limits,
     )
     silence_loading()
-    say(NOTICE)
     if ray is not None:
         require("ray", "ray")
         from ..hub_cards.server.ray_serve import run_on_ray

@@ -10,7 +10,9 @@ import pytest
 from openai import OpenAI
 from PIL import Image
 
+from tests.adapters import write_adapter
 from tests.hub_cards.server.running import MODEL, QUESTION, Running, conversation, data_uri, png_bytes, serving
+from unimedvl.checkpoint.folder import NANO_DIRECTORY
 from unimedvl.checkpoint.provenance import DIGITAL_SOURCE_TYPE, read_provenance
 from unimedvl.commands.main import main
 from unimedvl.utils.digests import hash_file
@@ -183,6 +185,21 @@ def test_a_view_chooses_what_is_shown_of_a_volume(server, client, tmp_path):
             content = [{**image, "view": view}, {"type": "text", "text": QUESTION}]
             body = {"messages": [{"role": "user", "content": content}], "max_tokens": 1}
             assert plain.post("/v1/chat/completions", json=body).status_code == status
+
+
+def test_an_adapter_is_served_on_its_base(tmp_path, capsys):
+    adapter = write_adapter(NANO_DIRECTORY, tmp_path / "lora", experts="both")
+    words = ["--model", str(adapter), "--seed", "5"]
+    expected = command_output(capsys, "ask", QUESTION, *words, "--max-new-tokens", str(NEW_TOKENS))
+    command_output(capsys, "generate", PROMPT, "--out", str(tmp_path / "made.png"), "--steps", "2", *words)
+    with serving(tmp_path, ["--model", str(adapter)]) as server:
+        client = server.openai()
+        model = client.models.list().data[0].id
+        found = client.chat.completions.create(model=model, messages=conversation(), max_tokens=NEW_TOKENS)
+        made = client.images.generate(model=model, prompt=PROMPT, extra_body={"seed": 5, "steps": 2})
+    assert model == expected["model"] != MODEL
+    assert found.choices[0].message.content.strip() == expected["answer"]
+    assert decoded(made) == [(tmp_path / "made.png").read_bytes()]
 
 
 def test_models_health_and_metrics(server, client):

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import shutil
 import socket
 import threading
 import time
@@ -12,6 +13,8 @@ import openai
 import pytest
 
 from tests.hub_cards.server.running import KEY, MODEL, Running, conversation, data_uri, png_bytes, serving, shades
+from tests.unimedvl.commands import bad_files
+from unimedvl.checkpoint.folder import NANO_DIRECTORY
 
 pytestmark = pytest.mark.medium
 
@@ -379,6 +382,18 @@ def test_the_log_holds_nothing_of_what_was_sent(server: Running):
     text = server.log.read_text()
     assert "POST /v1/images/edits 200" in text and "POST /v1/images/edits 400" in text
     assert "MUSTERMANN" not in text.upper() and "Traceback" not in text and KEY not in text
+
+
+@pytest.mark.parametrize("trap", [bad_files.pickled_weights, bad_files.only_pickles])
+def test_a_checkpoint_of_pickles_is_not_served(tmp_path, capsys, trap):
+    from unimedvl.commands.main import main
+
+    place = tmp_path / "model"
+    shutil.copytree(NANO_DIRECTORY, place, ignore=shutil.ignore_patterns("*.py", "evaluation"))
+    trap(place)
+    assert main(["serve", "--model", str(place)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not bad_files.spring_trap(place).exists()
 
 
 def test_a_server_for_others_needs_a_key(capsys, monkeypatch):
