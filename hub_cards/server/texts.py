@@ -136,8 +136,8 @@ class _Stream(DirectStreamer):
         self._held += item or ""
         shown = cut(self._held, stops)
         ended = item is None or shown != self._held
-        keep = 0 if ended else max(map(len, stops)) - 1
-        ready, self._held = shown[: len(shown) - keep], shown[len(shown) - keep :]
+        ready_length = len(shown) if ended else max(len(shown) - max(map(len, stops)) + 1, 0)
+        ready, self._held = shown[:ready_length], shown[ready_length:]
         if ready:
             super()._enqueue(ready)
         if item is None:

@@ -215,6 +215,27 @@ def test_what_is_late_is_answered_while_the_lane_is_busy():
     assert asyncio.run(run()) == [[0]]
 
 
+@pytest.mark.parametrize("stops", [["never comes"], ["ab", "a longer stop"], ["acadab"], []])
+def test_a_stream_shows_what_comes_before_a_stop_and_nothing_of_it(loaded, stops):
+    pieces = list("cdacadabra")
+
+    async def shown():
+        job = text_job(loaded, 0)
+        job.stops = stops
+        queue, stream = job.stream(None)
+        for number, piece in enumerate(pieces):
+            stream._enqueue(piece)
+            if cut("".join(pieces[: number + 1]), stops) != "".join(pieces[: number + 1]):
+                break
+        stream._enqueue(None)
+        await asyncio.sleep(0.05)
+        job.future.set_result(None)
+        return [queue.get_nowait() for _ in range(queue.qsize())]
+
+    *found, last = asyncio.run(shown())
+    assert last is None and "".join(found) == cut("cdacadabra", stops)
+
+
 def test_texts_are_cut_at_the_first_stop():
     assert cut("one two three", ["three", "two"]) == "one "
     assert cut("one", ["two"]) == "one" and cut("one", []) == "one"
