@@ -1,0 +1,123 @@
+"""The application as a server: started, reachable at an address, and ended without a trace of what was uploaded."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unimedvl.checkpoint.loading import Loaded
+
+# Of one uploaded file; what a file expands to has limits of its own, see `processing`.
+MAX_UPLOAD = "256mb"
+
+
+class RefusedAddresses:
+    """ASGI middleware: paths with which Gradio would fetch an address for whoever asks are not there.
+
+    Args:
+        app: what answers everything else.
+    """
+
+    def __init__(self, app: Any):
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        path = scope.get("path", "") if scope["type"] == "http" else ""
+        after = path.partition("/file=")[2] or path.partition("/proxy=")[2]
+        if "://" in after or "/proxy=" in path:
+            await send({"type": "http.response.start", "status": 404, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        await self._app(scope, receive, send)
+
+
+@contextmanager
+def running(loaded: "Loaded", *, host: str = "127.0.0.1", port: int | None = None) -> Iterator[str]:
+    """The application of a loaded checkpoint for the length of a block.
+
+    Args:
+        loaded: what `unimedvl.checkpoint.loading.load` returned.
+        host: address to listen at; only this machine by default.
+        port: the first free one from 7860 by default.
+
+    Yields:
+        Its URL.
+
+    Raises:
+        OSError: if the port is taken.
+    """
+    root = Path(tempfile.mkdtemp(prefix="unimedvl-ui-")).resolve()
+    before = {name: os.environ.get(name) for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED")}
+    # Where Gradio keeps uploads. Sessions lie inside, so that it serves their files without copies.
+    os.environ["GRADIO_TEMP_DIR"] = str(root)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        import gradio as gr
+        from starlette.middleware import Middleware
+
+        from .engine import Engine
+        from .page import build
+        from .sessions import Sessions
+
+        sessions = Sessions(root)
+        page = build(Engine(loaded), sessions)
+        style = files("unimedvl.hub_cards.ui").joinpath("style.css").read_text(encoding="utf-8")
+        fonts = ["system-ui", "sans-serif"]
+        _, url, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            show_error=False,
+            max_file_size=MAX_UPLOAD,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            footer_links=["settings"],
+            theme=gr.themes.Soft(primary_hue="teal", font=fonts, font_mono=["ui-monospace", "monospace"]),
+            css=style,
+            app_kwargs={"middleware": [Middleware(RefusedAddresses)]},
+        )
+        try:
+            yield url
+        finally:
+            sessions.close_all()
+            page.close(verbose=False)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def serve(loaded: "Loaded", *, host: str = "127.0.0.1", port: int | None = None, announce: Any = None) -> None:
+    """Run the application until the process is interrupted or asked to end.
+
+    Args:
+        loaded, host, port: see `running`.
+        announce: called with the URL as soon as it answers.
+
+    Raises:
+        OSError: if the port is taken.
+    """
+    import signal
+    import threading
+
+    ended = threading.Event()
+    # Only the main thread may ask for signals; elsewhere whoever started the thread ends the process.
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: ended.set())
+    with running(loaded, host=host, port=port) as url:
+        if announce is not None:
+            announce(url)
+        ended.wait()

@@ -1,0 +1,355 @@
+"""The page: what a person sees, and which handler every control calls."""
+
+import html
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from unimedvl.checkpoint.provenance import NOTICE
+
+from .engine import Engine
+from .sessions import Sessions
+from .sources import CUSTOM, STORED, WINDOWS
+from .tasks import MAX_IMAGES, MAX_PROMPT, PLANS, Tasks
+from .tray import NO_IMAGE, TRAY, Tray
+from .uploads import examples
+
+TITLE = "UniMedVL"
+# One of the phrasings that records of UniMed-5M ask for reports with.
+REPORT_REQUEST = "Generate a radiology report for the image."
+# Uploads left by pages that were never closed: how often Gradio looks for them, and from what age it deletes them.
+CACHE_SECONDS = (60, 3600)
+# Requests of one kind that wait for the model; a later one is refused.
+QUEUE_SIZE = 32
+# Handlers that use the model take turns.
+ON_DEVICE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "device"}
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+SYNTHETIC = (
+    "Generated files say that they are synthetic: PNG with a record in its text chunks, DICOM with Synthetic Data."
+)
+
+
+def build(engine: Engine, sessions: Sessions) -> gr.Blocks:
+    """The application of one model, ready to be launched.
+
+    Args:
+        engine: answers and draws.
+        sessions: where a page's files and conversations are.
+    """
+    tray, tasks = Tray(sessions), Tasks(engine, sessions)
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=CACHE_SECONDS, fill_width=True) as page:
+        gr.HTML(_header(engine), elem_id="header", padding=False)
+        with gr.Row(elem_id="workspace"):
+            with gr.Column(scale=4, min_width=300, elem_id="images"):
+                parts = _images(tray)
+            with gr.Column(scale=7, min_width=300, elem_id="tasks"), gr.Tabs():
+                with gr.Tab("Ask"):
+                    _ask(tasks)
+                with gr.Tab("Report"):
+                    _report(tasks)
+                if engine.draws:
+                    with gr.Tab("Generate"):
+                        _generate(engine, tasks, tray, parts)
+                    with gr.Tab("Edit and translate"):
+                        _edit(engine, tasks, tray, parts)
+                    with gr.Tab("Segment"):
+                        _segment(engine, tasks)
+                    with gr.Tab("Interleaved"):
+                        _interleaved(tasks)
+        page.unload(_closing(sessions))
+        page.queue(max_size=QUEUE_SIZE)
+    return page
+
+
+def _closing(sessions: Sessions) -> Callable[[gr.Request], None]:
+    def close(request: gr.Request) -> None:
+        sessions.close(request.session_hash)
+
+    return close
+
+
+def _header(engine: Engine) -> str:
+    name, revision = html.escape(engine.checkpoint.name), html.escape(str(engine.checkpoint.revision)[:24])
+    return (
+        f'<h1>{TITLE}</h1><p class="model">Model <b>{name}</b> <span class="revision">{revision}</span></p>'
+        f'<p class="notice" role="note"><b>Research use only.</b> {html.escape(NOTICE.partition(": ")[2])} '
+        "Do not upload images that identify a patient; what you upload is deleted when you close the page.</p>"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- images
+
+
+def _images(tray: Tray) -> list[Any]:
+    """The left column; returns its components in the order of `TRAY`."""
+    gr.Markdown("## Images")
+    upload = gr.File(
+        label="Upload: PNG, JPEG, TIFF, DICOM (several files for a series), NIfTI",
+        file_count="multiple",
+        height=120,
+        elem_id="upload",
+    )
+    uploads_only(upload)
+    parts: dict[str, Any] = {}
+    with gr.Accordion("Examples", open=True), gr.Row(elem_id="examples"):
+        buttons = {name: gr.Button(name, size="sm", min_width=90) for name in examples()}
+    parts["picker"] = gr.Radio(label="Shown and edited", visible=False, interactive=True)
+    parts["viewer"] = gr.Image(
+        label="Image",
+        interactive=False,
+        type="filepath",
+        format="png",
+        height=360,
+        visible=False,
+        elem_id="viewer",
+        buttons=["fullscreen"],
+    )
+    parts["details"] = gr.Markdown(NO_IMAGE, elem_id="details")
+    with gr.Group(visible=False) as parts["controls"]:
+        parts["plane"] = gr.Radio(label="Plane", visible=False, interactive=True)
+        parts["slice"] = gr.Slider(0, 1, step=1, label="Slice (from 0)", visible=False, interactive=True, buttons=[])
+        parts["frame"] = gr.Slider(0, 1, step=1, label="Frame (from 0)", visible=False, interactive=True, buttons=[])
+        parts["window"] = gr.Dropdown(
+            [STORED, *WINDOWS, CUSTOM], value=STORED, label="Window", interactive=True, filterable=False
+        )
+        with gr.Row(visible=False) as parts["custom"]:
+            parts["center"] = gr.Number(label="Center", interactive=True, min_width=100)
+            parts["width"] = gr.Number(label="Width", interactive=True, min_width=100)
+    parts["removal"] = gr.Button("Remove this image", size="sm", visible=False)
+
+    ordered = [parts[name] for name in TRAY]
+    upload.upload(tray.add, upload, ordered, api_name="add_images").then(lambda: None, None, upload, **PRIVATE)
+    for name, button in buttons.items():
+        button.click(_example(tray, name), None, ordered, **PRIVATE)
+    parts["picker"].input(tray.select, parts["picker"], ordered, api_name="select_image")
+    parts["removal"].click(tray.remove, None, ordered, api_name="remove_image")
+    looks = [parts[name] for name in ("plane", "slice", "frame", "window", "center", "width")]
+    for number, control in enumerate(looks):
+        control.input(
+            tray.look,
+            looks,
+            ordered,
+            trigger_mode="always_last",
+            show_progress="hidden",
+            **({"api_name": "look"} if number == 0 else PRIVATE),
+        )
+    return ordered
+
+
+def _example(tray: Tray, name: str) -> Callable[..., list[Any]]:
+    def add(request: gr.Request) -> list[Any]:
+        return tray.add_example(name, request)
+
+    return add
+
+
+def uploads_only(component: Any) -> None:
+    """Let a component take what was uploaded, and no address: Gradio would fetch it for whoever sends a request."""
+    take = component.async_move_resource_to_block_cache
+
+    async def local(path: str | None) -> str | None:
+        if path is not None and "://" in str(path):
+            raise gr.Error("An address is not fetched: upload the file.", print_exception=False)
+        return await take(path)
+
+    component.async_move_resource_to_block_cache = local
+
+
+# -------------------------------------------------------------------------------------------------------- text
+
+
+def _ask(tasks: Tasks) -> None:
+    gr.Markdown("Questions about the images on the left, or about none. New images go with your next question.")
+    chat = gr.Chatbot(label="Conversation", height=420, render_markdown=False, buttons=["copy"], layout="bubble")
+    question = _words("Question", "What kind of image is this?", lines=1)
+    with gr.Row():
+        send = gr.Button("Ask", variant="primary", min_width=90)
+        stop = gr.Button("Stop", min_width=90)
+        new = gr.Button("New conversation", min_width=90)
+    with gr.Accordion("Settings", open=False):
+        length = gr.Slider(8, 1024, value=128, step=8, label="Longest answer, in tokens", buttons=[])
+        temperature = gr.Slider(0, 2, value=0, step=0.1, label="Temperature; 0 takes the likeliest word", buttons=[])
+    inputs, outputs = [question, length, temperature], [chat, question]
+    send.click(tasks.ask, inputs, outputs, api_name="ask", **ON_DEVICE)
+    question.submit(tasks.ask, inputs, outputs, **PRIVATE, **ON_DEVICE)
+    stop.click(tasks.stop, None, None, queue=False, api_name="stop")
+    new.click(tasks.forget_asked, None, chat, queue=False, api_name="new_conversation")
+
+
+def _report(tasks: Tasks) -> None:
+    gr.Markdown("One text about all images on the left.")
+    prompt = _words("Instruction", REPORT_REQUEST, value=REPORT_REQUEST)
+    with gr.Row():
+        write = gr.Button("Write a report", variant="primary", min_width=90)
+        stop = gr.Button("Stop", min_width=90)
+    text = gr.Textbox(label="Report (AI-generated)", lines=10, max_lines=24, interactive=False, buttons=["copy"])
+    files = _files("Text file with its record")
+    with gr.Accordion("Settings", open=False):
+        length = gr.Slider(8, 1024, value=256, step=8, label="Longest report, in tokens", buttons=[])
+    write.click(tasks.report, [prompt, length], [text, files], api_name="report", **ON_DEVICE)
+    stop.click(tasks.stop, None, None, queue=False, **PRIVATE)
+
+
+# ------------------------------------------------------------------------------------------------------ images
+
+
+def _generate(engine: Engine, tasks: Tasks, tray: Tray, parts: list[Any]) -> None:
+    gr.Markdown("A synthetic image from words alone; the images on the left are not used.")
+    prompt = _words("Prompt", "a chest X-ray", lines=1)
+    preset, sampler = _sampler(engine, "t2i", list(engine.presets))
+    with gr.Row():
+        count = gr.Slider(1, MAX_IMAGES, value=1, step=1, label="Variants", buttons=[])
+        previews = gr.Checkbox(True, label="Live preview", min_width=90)
+    make, stop, state = _buttons("Generate")
+    gallery = gr.Gallery(
+        label="Synthetic images",
+        columns=2,
+        height=380,
+        object_fit="contain",
+        format="png",
+        interactive=False,
+        buttons=["download", "fullscreen"],
+    )
+    use = gr.Button("Use the first as input", size="sm")
+    files = _files("Files: PNG and DICOM")
+    inputs, outputs = [prompt, preset, count, *sampler, previews], [gallery, files, state]
+    make.click(tasks.generate, inputs, outputs, api_name="generate", **ON_DEVICE)
+    prompt.submit(tasks.generate, inputs, outputs, **PRIVATE, **ON_DEVICE)
+    stop.click(tasks.stop, None, None, queue=False, **PRIVATE)
+    use.click(_made(tray, "image"), None, parts, **PRIVATE)
+
+
+def _edit(engine: Engine, tasks: Tasks, tray: Tray, parts: list[Any]) -> None:
+    gr.Markdown("The image shown on the left, changed: translated, stained, sharpened, edited.")
+    prompt = _words("Instruction", "Translate this T2 image into FLAIR.", lines=1)
+    names = [name for name in engine.presets if name not in ("t2i", "segmentation")]
+    preset, sampler = _sampler(engine, "edit", names)
+    previews = gr.Checkbox(True, label="Live preview")
+    make, stop, state = _buttons("Edit")
+    slider = gr.ImageSlider(
+        label="Before and after",
+        interactive=False,
+        type="filepath",
+        format="png",
+        height=400,
+        max_height=400,
+        elem_id="before-after",
+        buttons=["fullscreen"],
+    )
+    use = gr.Button("Use the result as input", size="sm")
+    files = _files("Files: PNG and DICOM")
+    inputs, outputs = [prompt, preset, *sampler, previews], [slider, files, state]
+    make.click(tasks.edit, inputs, outputs, api_name="edit", **ON_DEVICE)
+    prompt.submit(tasks.edit, inputs, outputs, **PRIVATE, **ON_DEVICE)
+    stop.click(tasks.stop, None, None, queue=False, **PRIVATE)
+    use.click(_made(tray, "edit"), None, parts, **PRIVATE)
+
+
+def _segment(engine: Engine, tasks: Tasks) -> None:
+    gr.Markdown("A mask of a structure in the image shown on the left.")
+    prompt = _words("Instruction", "Mark the optic disc in the image.", lines=1)
+    preset, sampler = _sampler(engine, "segmentation", list(engine.presets))
+    truth = gr.File(label="True mask, to compare with (optional)", height=110, elem_id="truth")
+    uploads_only(truth)
+    make, stop, state = _buttons("Segment")
+    shown = gr.Image(
+        label="Mask over the image (orange), true outline (blue)",
+        interactive=False,
+        type="filepath",
+        format="png",
+        height=400,
+        buttons=["download", "fullscreen"],
+    )
+    opacity = gr.Slider(0, 1, value=0.5, step=0.05, label="Opacity of the mask", buttons=[])
+    found = gr.Markdown(elem_id="verdict")
+    files = _files("Files of the mask: PNG and DICOM")
+    inputs = [prompt, preset, truth, opacity, *sampler]
+    outputs = [shown, found, files, truth, state]
+    make.click(tasks.segment, inputs, outputs, api_name="segment", **ON_DEVICE)
+    prompt.submit(tasks.segment, inputs, outputs, **PRIVATE, **ON_DEVICE)
+    stop.click(tasks.stop, None, None, queue=False, **PRIVATE)
+    opacity.input(
+        tasks.overlay, opacity, shown, trigger_mode="always_last", show_progress="hidden", api_name="opacity"
+    )
+    truth.upload(tasks.compare, [truth, opacity], [shown, found, truth], api_name="compare")
+
+
+def _interleaved(tasks: Tasks) -> None:
+    gr.Markdown("A conversation that is answered in texts and images. New images on the left go with your message.")
+    chat = gr.Chatbot(label="Interleaved conversation", height=420, render_markdown=False, layout="bubble")
+    prompt = _words("Message", "Describe the image and show what it would look like with less noise.", lines=1)
+    with gr.Row():
+        plan = gr.Dropdown(list(PLANS), value=next(iter(PLANS)), label="Answer", filterable=False)
+        seed = gr.Number(label="Seed (empty: a new one)", precision=0, minimum=0, value=None, min_width=100)
+    with gr.Row():
+        send = gr.Button("Send", variant="primary", min_width=90)
+        stop = gr.Button("Stop", min_width=90)
+        new = gr.Button("New conversation", min_width=90)
+    state = gr.Markdown(elem_classes="state")
+    files = _files("Files: PNG and DICOM")
+    with gr.Accordion("Settings", open=False):
+        length = gr.Slider(8, 1024, value=64, step=8, label="Longest text, in tokens", buttons=[])
+    inputs, outputs = [prompt, plan, seed, length], [chat, prompt, files, state]
+    send.click(tasks.converse, inputs, outputs, api_name="converse", **ON_DEVICE)
+    prompt.submit(tasks.converse, inputs, outputs, **PRIVATE, **ON_DEVICE)
+    stop.click(tasks.stop, None, None, queue=False, **PRIVATE)
+    new.click(tasks.forget_interleaved, None, chat, queue=False, **PRIVATE)
+
+
+# --------------------------------------------------------------------------------------------- parts of several
+
+
+def _words(label: str, placeholder: str, *, lines: int = 2, value: str | None = None) -> gr.Textbox:
+    return gr.Textbox(
+        value=value, label=label, placeholder=placeholder, lines=lines, max_lines=6, max_length=MAX_PROMPT
+    )
+
+
+def _files(label: str) -> gr.File:
+    return gr.File(label=label, file_count="multiple", interactive=False, height=120)
+
+
+def _buttons(name: str) -> tuple[gr.Button, gr.Button, gr.Markdown]:
+    with gr.Row():
+        make = gr.Button(name, variant="primary", min_width=90)
+        stop = gr.Button("Stop", min_width=90)
+    return make, stop, gr.Markdown(elem_classes="state")
+
+
+def _sampler(engine: Engine, default: str, names: list[str]) -> tuple[gr.Dropdown, list[gr.Number]]:
+    """Preset, and the settings that replace its own: seed, steps, and both scales of guidance."""
+    value = default if default in names else names[0]
+    preset = gr.Dropdown(
+        [(name.replace("_", " "), name) for name in names],
+        value=value,
+        label="Preset",
+        info=_described(engine, value),
+        filterable=False,
+    )
+    with gr.Accordion("Seed and sampler", open=False):
+        gr.Markdown(SYNTHETIC)
+        with gr.Row():
+            seed = gr.Number(label="Seed (empty: a new one)", precision=0, minimum=0, value=None, min_width=120)
+            steps = gr.Number(label="Steps (empty: the preset's)", precision=0, minimum=1, value=None, min_width=120)
+        with gr.Row():
+            guidance = gr.Number(label="Guidance by text", minimum=0, value=None, step=0.5, min_width=120)
+            image_guidance = gr.Number(label="Guidance by images", minimum=0, value=None, step=0.5, min_width=120)
+    preset.change(lambda name: gr.update(info=_described(engine, name)), preset, preset, queue=False, **PRIVATE)
+    return preset, [seed, steps, guidance, image_guidance]
+
+
+def _described(engine: Engine, preset: str) -> str:
+    values = engine.settings_of(preset)
+    steps = values["num_inference_steps"]
+    return (
+        f"{steps} step{'s' if steps != 1 else ''}, guidance {values['guidance_scale']:g} by text and "
+        f"{values['image_guidance_scale']:g} by images"
+    )
+
+
+def _made(tray: Tray, task: str) -> Callable[..., list[Any]]:
+    def add(request: gr.Request) -> list[Any]:
+        return tray.add_made(task, request)
+
+    return add
