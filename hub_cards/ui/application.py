@@ -36,6 +36,40 @@ class RefusedAddresses:
         await self._app(scope, receive, send)
 
 
+def theme() -> Any:
+    """Gradio's theme with fonts of the person's machine, and colors of which texts are legible (WCAG 2, AA)."""
+    import gradio as gr
+
+    return gr.themes.Default(
+        primary_hue="teal",
+        secondary_hue="teal",
+        neutral_hue="slate",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    ).set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_800",
+        block_label_text_color="*neutral_700",
+        block_label_text_color_dark="*neutral_200",
+        block_title_text_color="*neutral_700",
+        block_title_text_color_dark="*neutral_200",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        checkbox_label_background_fill_selected="*primary_700",
+        checkbox_label_background_fill_selected_dark="*primary_700",
+        checkbox_label_text_color_selected="white",
+        checkbox_label_text_color_selected_dark="white",
+        link_text_color="*primary_800",
+        link_text_color_dark="*primary_300",
+    )
+
+
 @contextmanager
 def running(loaded: "Loaded", *, host: str = "127.0.0.1", port: int | None = None) -> Iterator[str]:
     """The application of a loaded checkpoint for the length of a block.
@@ -57,7 +91,6 @@ def running(loaded: "Loaded", *, host: str = "127.0.0.1", port: int | None = Non
     os.environ["GRADIO_TEMP_DIR"] = str(root)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
-        import gradio as gr
         from starlette.middleware import Middleware
 
         from .engine import Engine
@@ -66,8 +99,8 @@ def running(loaded: "Loaded", *, host: str = "127.0.0.1", port: int | None = Non
 
         sessions = Sessions(root)
         page = build(Engine(loaded), sessions)
-        style = files("unimedvl.hub_cards.ui").joinpath("style.css").read_text(encoding="utf-8")
-        fonts = ["system-ui", "sans-serif"]
+        here = files("unimedvl.hub_cards.ui")
+        style, names = (here.joinpath(name).read_text(encoding="utf-8") for name in ("style.css", "names.js"))
         _, url, _ = page.launch(
             server_name=host,
             server_port=port,
@@ -81,8 +114,9 @@ def running(loaded: "Loaded", *, host: str = "127.0.0.1", port: int | None = Non
             mcp_server=False,
             enable_monitoring=False,
             footer_links=["settings"],
-            theme=gr.themes.Soft(primary_hue="teal", font=fonts, font_mono=["ui-monospace", "monospace"]),
+            theme=theme(),
             css=style,
+            js=names,
             app_kwargs={"middleware": [Middleware(RefusedAddresses)]},
         )
         try:

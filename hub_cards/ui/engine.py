@@ -287,7 +287,8 @@ class Engine:
         unit = self.model.config.pixels_per_latent_token
         sizes = [(settings.get("height"), settings.get("width"))]
         if inputs.get("latent_image_sizes") is not None:
-            sizes.insert(0, tuple(int(side) for side in inputs["latent_image_sizes"][-1]))
+            rows, columns = inputs["latent_image_sizes"][-1].tolist()
+            sizes.insert(0, (rows, columns))
         for height, width in sizes:
             if height and width and (height // unit) * (width // unit) == num_tokens:
                 return height // unit, width // unit

@@ -8,10 +8,12 @@ import gradio as gr
 
 from unimedvl.checkpoint.provenance import NOTICE
 
+from .drawing import Drawing
 from .engine import Engine
+from .given import MAX_IMAGES, MAX_PROMPT
 from .sessions import Sessions
 from .sources import CUSTOM, STORED, WINDOWS
-from .tasks import MAX_IMAGES, MAX_PROMPT, PLANS, Tasks
+from .talking import PLANS, Talking
 from .tray import NO_IMAGE, TRAY, Tray
 from .uploads import examples
 
@@ -25,6 +27,10 @@ QUEUE_SIZE = 32
 # Handlers that use the model take turns.
 ON_DEVICE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "device"}
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+UPLOADS = (
+    "PNG, JPEG, TIFF, DICOM (all files of a series at once), NIfTI. Upload nothing that identifies a patient. "
+    "Files are deleted when you close the page."
+)
 SYNTHETIC = (
     "Generated files say that they are synthetic: PNG with a record in its text chunks, DICOM with Synthetic Data."
 )
@@ -37,26 +43,27 @@ def build(engine: Engine, sessions: Sessions) -> gr.Blocks:
         engine: answers and draws.
         sessions: where a page's files and conversations are.
     """
-    tray, tasks = Tray(sessions), Tasks(engine, sessions)
+    tray, talking, drawing = Tray(sessions), Talking(engine, sessions), Drawing(engine, sessions)
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=CACHE_SECONDS, fill_width=True) as page:
-        gr.HTML(_header(engine), elem_id="header", padding=False)
+        gr.HTML(_title(engine), elem_id="title", padding=False)
+        gr.HTML(f'<p role="note">{html.escape(NOTICE)}</p>', elem_id="notice", padding=False)
         with gr.Row(elem_id="workspace"):
             with gr.Column(scale=4, min_width=300, elem_id="images"):
                 parts = _images(tray)
             with gr.Column(scale=7, min_width=300, elem_id="tasks"), gr.Tabs():
                 with gr.Tab("Ask"):
-                    _ask(tasks)
+                    _ask(talking)
                 with gr.Tab("Report"):
-                    _report(tasks)
+                    _report(talking)
                 if engine.draws:
                     with gr.Tab("Generate"):
-                        _generate(engine, tasks, tray, parts)
+                        _generate(engine, drawing, talking, tray, parts)
                     with gr.Tab("Edit and translate"):
-                        _edit(engine, tasks, tray, parts)
+                        _edit(engine, drawing, talking, tray, parts)
                     with gr.Tab("Segment"):
-                        _segment(engine, tasks)
+                        _segment(engine, drawing, talking)
                     with gr.Tab("Interleaved"):
-                        _interleaved(tasks)
+                        _interleaved(talking)
         page.unload(_closing(sessions))
         page.queue(max_size=QUEUE_SIZE)
     return page
@@ -69,13 +76,9 @@ def _closing(sessions: Sessions) -> Callable[[gr.Request], None]:
     return close
 
 
-def _header(engine: Engine) -> str:
+def _title(engine: Engine) -> str:
     name, revision = html.escape(engine.checkpoint.name), html.escape(str(engine.checkpoint.revision)[:24])
-    return (
-        f'<h1>{TITLE}</h1><p class="model">Model <b>{name}</b> <span class="revision">{revision}</span></p>'
-        f'<p class="notice" role="note"><b>Research use only.</b> {html.escape(NOTICE.partition(": ")[2])} '
-        "Do not upload images that identify a patient; what you upload is deleted when you close the page.</p>"
-    )
+    return f"<h1>{TITLE}</h1><p>Model <b>{name}</b> <code>{revision}</code></p>"
 
 
 # ------------------------------------------------------------------------------------------------------- images
@@ -85,12 +88,13 @@ def _images(tray: Tray) -> list[Any]:
     """The left column; returns its components in the order of `TRAY`."""
     gr.Markdown("## Images")
     upload = gr.File(
-        label="Upload: PNG, JPEG, TIFF, DICOM (several files for a series), NIfTI",
+        label="Upload",
         file_count="multiple",
-        height=120,
+        height=150,
         elem_id="upload",
     )
     uploads_only(upload)
+    gr.Markdown(UPLOADS, elem_classes="hint")
     parts: dict[str, Any] = {}
     with gr.Accordion("Examples", open=True), gr.Row(elem_id="examples"):
         buttons = {name: gr.Button(name, size="sm", min_width=90) for name in examples()}
@@ -119,11 +123,15 @@ def _images(tray: Tray) -> list[Any]:
     parts["removal"] = gr.Button("Remove this image", size="sm", visible=False)
 
     ordered = [parts[name] for name in TRAY]
-    upload.upload(tray.add, upload, ordered, api_name="add_images").then(lambda: None, None, upload, **PRIVATE)
+    added = upload.upload(tray.add, upload, ordered, api_name="add_images", show_progress_on=parts["details"])
+    for finished in (added.then, added.failure):
+        finished(lambda: None, None, upload, **PRIVATE)
     for name, button in buttons.items():
-        button.click(_example(tray, name), None, ordered, **PRIVATE)
-    parts["picker"].input(tray.select, parts["picker"], ordered, api_name="select_image")
-    parts["removal"].click(tray.remove, None, ordered, api_name="remove_image")
+        button.click(_example(tray, name), None, ordered, show_progress_on=parts["details"], **PRIVATE)
+    parts["picker"].input(
+        tray.select, parts["picker"], ordered, api_name="select_image", show_progress_on=parts["details"]
+    )
+    parts["removal"].click(tray.remove, None, ordered, api_name="remove_image", show_progress_on=parts["details"])
     looks = [parts[name] for name in ("plane", "slice", "frame", "window", "center", "width")]
     for number, control in enumerate(looks):
         control.input(
@@ -159,25 +167,25 @@ def uploads_only(component: Any) -> None:
 # -------------------------------------------------------------------------------------------------------- text
 
 
-def _ask(tasks: Tasks) -> None:
+def _ask(talking: Talking) -> None:
     gr.Markdown("Questions about the images on the left, or about none. New images go with your next question.")
     chat = gr.Chatbot(label="Conversation", height=420, render_markdown=False, buttons=["copy"], layout="bubble")
     question = _words("Question", "What kind of image is this?", lines=1)
     with gr.Row():
         send = gr.Button("Ask", variant="primary", min_width=90)
         stop = gr.Button("Stop", min_width=90)
-        new = gr.Button("New conversation", min_width=90)
+        new = gr.Button("New conversation", min_width=150)
     with gr.Accordion("Settings", open=False):
         length = gr.Slider(8, 1024, value=128, step=8, label="Longest answer, in tokens", buttons=[])
         temperature = gr.Slider(0, 2, value=0, step=0.1, label="Temperature; 0 takes the likeliest word", buttons=[])
     inputs, outputs = [question, length, temperature], [chat, question]
-    send.click(tasks.ask, inputs, outputs, api_name="ask", **ON_DEVICE)
-    question.submit(tasks.ask, inputs, outputs, **PRIVATE, **ON_DEVICE)
-    stop.click(tasks.stop, None, None, queue=False, api_name="stop")
-    new.click(tasks.forget_asked, None, chat, queue=False, api_name="new_conversation")
+    send.click(talking.ask, inputs, outputs, api_name="ask", **ON_DEVICE)
+    question.submit(talking.ask, inputs, outputs, **PRIVATE, **ON_DEVICE)
+    stop.click(talking.stop, None, None, queue=False, api_name="stop")
+    new.click(talking.forget_asked, None, chat, queue=False, api_name="new_conversation")
 
 
-def _report(tasks: Tasks) -> None:
+def _report(talking: Talking) -> None:
     gr.Markdown("One text about all images on the left.")
     prompt = _words("Instruction", REPORT_REQUEST, value=REPORT_REQUEST)
     with gr.Row():
@@ -187,14 +195,14 @@ def _report(tasks: Tasks) -> None:
     files = _files("Text file with its record")
     with gr.Accordion("Settings", open=False):
         length = gr.Slider(8, 1024, value=256, step=8, label="Longest report, in tokens", buttons=[])
-    write.click(tasks.report, [prompt, length], [text, files], api_name="report", **ON_DEVICE)
-    stop.click(tasks.stop, None, None, queue=False, **PRIVATE)
+    write.click(talking.report, [prompt, length], [text, files], api_name="report", **ON_DEVICE)
+    stop.click(talking.stop, None, None, queue=False, **PRIVATE)
 
 
 # ------------------------------------------------------------------------------------------------------ images
 
 
-def _generate(engine: Engine, tasks: Tasks, tray: Tray, parts: list[Any]) -> None:
+def _generate(engine: Engine, drawing: Drawing, talking: Talking, tray: Tray, parts: list[Any]) -> None:
     gr.Markdown("A synthetic image from words alone; the images on the left are not used.")
     prompt = _words("Prompt", "a chest X-ray", lines=1)
     preset, sampler = _sampler(engine, "t2i", list(engine.presets))
@@ -205,8 +213,9 @@ def _generate(engine: Engine, tasks: Tasks, tray: Tray, parts: list[Any]) -> Non
     gallery = gr.Gallery(
         label="Synthetic images",
         columns=2,
-        height=380,
+        height="auto",
         object_fit="contain",
+        elem_id="made",
         format="png",
         interactive=False,
         buttons=["download", "fullscreen"],
@@ -214,13 +223,13 @@ def _generate(engine: Engine, tasks: Tasks, tray: Tray, parts: list[Any]) -> Non
     use = gr.Button("Use the first as input", size="sm")
     files = _files("Files: PNG and DICOM")
     inputs, outputs = [prompt, preset, count, *sampler, previews], [gallery, files, state]
-    make.click(tasks.generate, inputs, outputs, api_name="generate", **ON_DEVICE)
-    prompt.submit(tasks.generate, inputs, outputs, **PRIVATE, **ON_DEVICE)
-    stop.click(tasks.stop, None, None, queue=False, **PRIVATE)
+    make.click(drawing.generate, inputs, outputs, api_name="generate", **ON_DEVICE)
+    prompt.submit(drawing.generate, inputs, outputs, **PRIVATE, **ON_DEVICE)
+    stop.click(talking.stop, None, None, queue=False, **PRIVATE)
     use.click(_made(tray, "image"), None, parts, **PRIVATE)
 
 
-def _edit(engine: Engine, tasks: Tasks, tray: Tray, parts: list[Any]) -> None:
+def _edit(engine: Engine, drawing: Drawing, talking: Talking, tray: Tray, parts: list[Any]) -> None:
     gr.Markdown("The image shown on the left, changed: translated, stained, sharpened, edited.")
     prompt = _words("Instruction", "Translate this T2 image into FLAIR.", lines=1)
     names = [name for name in engine.presets if name not in ("t2i", "segmentation")]
@@ -237,24 +246,35 @@ def _edit(engine: Engine, tasks: Tasks, tray: Tray, parts: list[Any]) -> None:
         elem_id="before-after",
         buttons=["fullscreen"],
     )
+    # The handle in the image follows a pointer only; this one follows the keyboard, too.
+    divider = gr.Slider(0, 100, value=50, step=1, label="Divider between before and after, in percent", buttons=[])
+    divider.input(
+        lambda position: gr.update(slider_position=position),
+        divider,
+        slider,
+        queue=False,
+        show_progress="hidden",
+        **PRIVATE,
+    )
     use = gr.Button("Use the result as input", size="sm")
     files = _files("Files: PNG and DICOM")
     inputs, outputs = [prompt, preset, *sampler, previews], [slider, files, state]
-    make.click(tasks.edit, inputs, outputs, api_name="edit", **ON_DEVICE)
-    prompt.submit(tasks.edit, inputs, outputs, **PRIVATE, **ON_DEVICE)
-    stop.click(tasks.stop, None, None, queue=False, **PRIVATE)
+    make.click(drawing.edit, inputs, outputs, api_name="edit", **ON_DEVICE)
+    prompt.submit(drawing.edit, inputs, outputs, **PRIVATE, **ON_DEVICE)
+    stop.click(talking.stop, None, None, queue=False, **PRIVATE)
     use.click(_made(tray, "edit"), None, parts, **PRIVATE)
 
 
-def _segment(engine: Engine, tasks: Tasks) -> None:
+def _segment(engine: Engine, drawing: Drawing, talking: Talking) -> None:
     gr.Markdown("A mask of a structure in the image shown on the left.")
     prompt = _words("Instruction", "Mark the optic disc in the image.", lines=1)
     preset, sampler = _sampler(engine, "segmentation", list(engine.presets))
-    truth = gr.File(label="True mask, to compare with (optional)", height=110, elem_id="truth")
+    truth = gr.File(label="True mask (optional)", height=150, elem_id="truth")
     uploads_only(truth)
     make, stop, state = _buttons("Segment")
     shown = gr.Image(
-        label="Mask over the image (orange), true outline (blue)",
+        label="Mask (orange), true outline (blue)",
+        elem_id="overlay",
         interactive=False,
         type="filepath",
         format="png",
@@ -266,35 +286,37 @@ def _segment(engine: Engine, tasks: Tasks) -> None:
     files = _files("Files of the mask: PNG and DICOM")
     inputs = [prompt, preset, truth, opacity, *sampler]
     outputs = [shown, found, files, truth, state]
-    make.click(tasks.segment, inputs, outputs, api_name="segment", **ON_DEVICE)
-    prompt.submit(tasks.segment, inputs, outputs, **PRIVATE, **ON_DEVICE)
-    stop.click(tasks.stop, None, None, queue=False, **PRIVATE)
+    make.click(drawing.segment, inputs, outputs, api_name="segment", **ON_DEVICE)
+    prompt.submit(drawing.segment, inputs, outputs, **PRIVATE, **ON_DEVICE)
+    stop.click(talking.stop, None, None, queue=False, **PRIVATE)
     opacity.input(
-        tasks.overlay, opacity, shown, trigger_mode="always_last", show_progress="hidden", api_name="opacity"
+        drawing.overlay, opacity, shown, trigger_mode="always_last", show_progress="hidden", api_name="opacity"
     )
-    truth.upload(tasks.compare, [truth, opacity], [shown, found, truth], api_name="compare")
+    truth.upload(drawing.compare, [truth, opacity], [shown, found, truth], api_name="compare")
 
 
-def _interleaved(tasks: Tasks) -> None:
+def _interleaved(talking: Talking) -> None:
     gr.Markdown("A conversation that is answered in texts and images. New images on the left go with your message.")
-    chat = gr.Chatbot(label="Interleaved conversation", height=420, render_markdown=False, layout="bubble")
-    prompt = _words("Message", "Describe the image and show what it would look like with less noise.", lines=1)
+    chat = gr.Chatbot(
+        label="Interleaved conversation", height=420, render_markdown=False, buttons=["copy"], layout="bubble"
+    )
+    prompt = _words("Your message", "Describe the image and show what it would look like with less noise.", lines=1)
     with gr.Row():
         plan = gr.Dropdown(list(PLANS), value=next(iter(PLANS)), label="Answer", filterable=False)
-        seed = gr.Number(label="Seed (empty: a new one)", precision=0, minimum=0, value=None, min_width=100)
+        seed = _number("Seed", "a new one")
     with gr.Row():
         send = gr.Button("Send", variant="primary", min_width=90)
         stop = gr.Button("Stop", min_width=90)
-        new = gr.Button("New conversation", min_width=90)
+        new = gr.Button("New conversation", min_width=150)
     state = gr.Markdown(elem_classes="state")
     files = _files("Files: PNG and DICOM")
     with gr.Accordion("Settings", open=False):
         length = gr.Slider(8, 1024, value=64, step=8, label="Longest text, in tokens", buttons=[])
     inputs, outputs = [prompt, plan, seed, length], [chat, prompt, files, state]
-    send.click(tasks.converse, inputs, outputs, api_name="converse", **ON_DEVICE)
-    prompt.submit(tasks.converse, inputs, outputs, **PRIVATE, **ON_DEVICE)
-    stop.click(tasks.stop, None, None, queue=False, **PRIVATE)
-    new.click(tasks.forget_interleaved, None, chat, queue=False, **PRIVATE)
+    send.click(talking.converse, inputs, outputs, api_name="converse", **ON_DEVICE)
+    prompt.submit(talking.converse, inputs, outputs, **PRIVATE, **ON_DEVICE)
+    stop.click(talking.stop, None, None, queue=False, **PRIVATE)
+    new.click(talking.forget_interleaved, None, chat, queue=False, **PRIVATE)
 
 
 # --------------------------------------------------------------------------------------------- parts of several
@@ -306,8 +328,13 @@ def _words(label: str, placeholder: str, *, lines: int = 2, value: str | None = 
     )
 
 
+def _number(label: str, default: str) -> gr.Textbox:
+    """A number that may be left out, which Gradio's own field for numbers turns into 0."""
+    return gr.Textbox(label=label, placeholder=f"empty: {default}", max_lines=1, max_length=20, min_width=120)
+
+
 def _files(label: str) -> gr.File:
-    return gr.File(label=label, file_count="multiple", interactive=False, height=120)
+    return gr.File(label=label, file_count="multiple", interactive=False)
 
 
 def _buttons(name: str) -> tuple[gr.Button, gr.Button, gr.Markdown]:
@@ -317,7 +344,7 @@ def _buttons(name: str) -> tuple[gr.Button, gr.Button, gr.Markdown]:
     return make, stop, gr.Markdown(elem_classes="state")
 
 
-def _sampler(engine: Engine, default: str, names: list[str]) -> tuple[gr.Dropdown, list[gr.Number]]:
+def _sampler(engine: Engine, default: str, names: list[str]) -> tuple[gr.Dropdown, list[gr.Textbox]]:
     """Preset, and the settings that replace its own: seed, steps, and both scales of guidance."""
     value = default if default in names else names[0]
     preset = gr.Dropdown(
@@ -330,11 +357,11 @@ def _sampler(engine: Engine, default: str, names: list[str]) -> tuple[gr.Dropdow
     with gr.Accordion("Seed and sampler", open=False):
         gr.Markdown(SYNTHETIC)
         with gr.Row():
-            seed = gr.Number(label="Seed (empty: a new one)", precision=0, minimum=0, value=None, min_width=120)
-            steps = gr.Number(label="Steps (empty: the preset's)", precision=0, minimum=1, value=None, min_width=120)
+            seed = _number("Seed", "a new one")
+            steps = _number("Steps", "the preset's")
         with gr.Row():
-            guidance = gr.Number(label="Guidance by text", minimum=0, value=None, step=0.5, min_width=120)
-            image_guidance = gr.Number(label="Guidance by images", minimum=0, value=None, step=0.5, min_width=120)
+            guidance = _number("Guidance by text", "the preset's")
+            image_guidance = _number("Guidance by images", "the preset's")
     preset.change(lambda name: gr.update(info=_described(engine, name)), preset, preset, queue=False, **PRIVATE)
     return preset, [seed, steps, guidance, image_guidance]
 

@@ -37,10 +37,10 @@ def readable(handler: Callable[..., Any]) -> Callable[..., Any]:
     return returning
 
 
-def problem(sentence: str, title: str = "That did not work") -> gr.Error:
+def problem(sentence: str) -> gr.Error:
     """What to raise for the page to show a sentence."""
     # Gradio renders messages as HTML, and a sentence may quote the name of a file.
-    return gr.Error(html.escape(sentence), duration=SHOWN_SECONDS, title=title, print_exception=False)
+    return gr.Error(html.escape(sentence), duration=SHOWN_SECONDS, print_exception=False)
 
 
 @contextmanager
@@ -56,8 +56,7 @@ def _shown() -> Iterator[None]:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         LOGGER.error("%s in %s, line %s", type(error).__name__, frame.name, frame.lineno)
         raise problem(
-            f"A fault in the program ({type(error).__name__}), not in what you gave it: please report it.",
-            "Something went wrong",
+            f"A fault in the program ({type(error).__name__}), not in what you gave it: please report it."
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""What a person's visit holds: files in a folder of its own, images that were opened, conversations. Nothing outlives it.
+"""What a person's visit holds: files in a folder of its own, opened images, conversations. Nothing outlives it.
 
 Gradio keeps uploads in a cache that all visits share. A handler that receives one moves it into its session's folder,
 which is removed when the page is closed or reloaded, when nothing happened for an hour, or when the program ends.

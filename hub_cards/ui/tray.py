@@ -1,4 +1,4 @@
-"""The images of a session and the controls of what is shown of each: uploads, examples, window, plane, slice, frame."""
+"""The images of a session, and the controls of what is shown of each: window, plane, slice, frame."""
 
 from typing import Any
 
@@ -10,8 +10,10 @@ from .sources import CUSTOM, STORED, WINDOWS, Source, window_name
 from .uploads import take_example, take_files
 
 # Components that every handler here updates, in this order, see `updates`.
-TRAY = ("picker", "viewer", "details", "removal", "controls", "plane", "slice", "frame", "window", "custom", "center")
-TRAY += ("width",)
+TRAY: tuple[str, ...] = (
+    *("picker", "viewer", "details", "removal", "controls"),
+    *("plane", "slice", "frame", "window", "custom", "center", "width"),
+)
 PLANE_NAMES = {
     "axial": "Axial",
     "coronal": "Coronal",

@@ -98,13 +98,13 @@ def _require_pydicom() -> None:
 def _capture(image: Image.Image, record: dict[str, Any]) -> "FileDataset":
     _require_pydicom()
     from pydicom.dataset import FileDataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+    from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
     text = json.dumps(record, ensure_ascii=False, sort_keys=True)
     if len(text) > LONG_TEXT:
         raise ValueError(f"the record has {len(text)} characters, and DICOM holds {LONG_TEXT}: leave the prompt out.")
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = SECONDARY_CAPTURE
+    meta.MediaStorageSOPClassUID = UID(SECONDARY_CAPTURE)
     # Without a prefix pydicom makes UIDs from random UUIDs, which need no registered root.
     meta.MediaStorageSOPInstanceUID = generate_uid(prefix=None)
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
