@@ -95,6 +95,7 @@ def running(loaded: "Loaded", *, host: str = "127.0.0.1", port: int | None = Non
 
         from .engine import Engine
         from .page import build
+        from .readable import traces_without_words
         from .sessions import Sessions
 
         sessions = Sessions(root)
@@ -120,7 +121,8 @@ def running(loaded: "Loaded", *, host: str = "127.0.0.1", port: int | None = Non
             app_kwargs={"middleware": [Middleware(RefusedAddresses)]},
         )
         try:
-            yield url
+            with traces_without_words():
+                yield url
         finally:
             sessions.close_all()
             page.close(verbose=False)

@@ -75,8 +75,8 @@ def seed_or_new(value: Given) -> int:
 def sampler_changes(steps: Given, guidance: Given, image_guidance: Given) -> dict[str, Any]:
     """Settings that replace those of the preset; an empty field leaves the preset's."""
     num_steps = given_whole(steps, "Steps")
-    if num_steps is not None and num_steps > MAX_STEPS:
-        raise ValueError(f"Steps must be at most {MAX_STEPS}.")
+    if num_steps is not None and not 1 <= num_steps <= MAX_STEPS:
+        raise ValueError(f"Steps must be a whole number from 1 to {MAX_STEPS}, or empty.")
     return {
         "num_inference_steps": num_steps,
         "guidance_scale": given_number(guidance, "Guidance by text"),

@@ -4,6 +4,7 @@ import functools
 import html
 import inspect
 import logging
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,6 +44,31 @@ def problem(sentence: str) -> gr.Error:
     return gr.Error(html.escape(sentence), duration=SHOWN_SECONDS, print_exception=False)
 
 
+class _TypeOnly:
+    """Takes the place of the module `traceback` in Gradio, which prints what requests hold."""
+
+    @staticmethod
+    def print_exc(*arguments: Any, **options: Any) -> None:
+        error = sys.exception()
+        LOGGER.error("%s before or after a handler", type(error).__name__)
+
+
+@contextmanager
+def traces_without_words() -> Iterator[None]:
+    """Let Gradio log only the types of errors outside of handlers, such as values that no control sends."""
+    from gradio import queueing, routes
+
+    modules: tuple[Any, ...] = (queueing, routes)
+    before = [module.traceback for module in modules]
+    for module in modules:
+        module.traceback = _TypeOnly
+    try:
+        yield
+    finally:
+        for module, kept in zip(modules, before, strict=True):
+            module.traceback = kept
+
+
 @contextmanager
 def _shown() -> Iterator[None]:
     try:
@@ -61,5 +87,5 @@ def _shown() -> Iterator[None]:
 
 
 def _sentence(text: str) -> str:
-    """With a capital letter, as messages of the command line have none."""
-    return text[:1].upper() + text[1:]
+    """With a capital letter, as messages of the command line have none; names of settings stay as they are."""
+    return text if "_" in text.partition(" ")[0] else text[:1].upper() + text[1:]
