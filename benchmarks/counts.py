@@ -17,10 +17,10 @@ from typing import Any
 import torch
 import transformers
 
+from unimedvl.checkpoint.compute import token_flops, update_flops
 from unimedvl.utils.command_line import run_module
 
 from .cases import COMPARED, GROWN, SMALL, flow_fields, gradients, the_model
-from .gpu.architecture import token_flops, update_flops
 from .operations import Counts, OperationCounter
 from .reference_size import TEXT_TOKENS, VIT_GRID, image_prompt, training_pack
 from .sampling import count as count_passes

@@ -31,8 +31,6 @@ def fill_card_folder(out: str | Path, folder: str | Path) -> list[str]:
     """
     run, results = load_run(out)
     folder = Path(folder)
-    if not (folder / "README.md").is_file():
-        raise ValueError(f"{folder} has no README.md: give the folder of a checkpoint with its card.")
     if not any((folder / name).is_file() for name in ("config.json", "model_index.json")):
         raise ValueError(f"{folder} holds neither config.json nor model_index.json: give the folder of a checkpoint.")
     target = folder / FOLDER
@@ -51,11 +49,12 @@ def fill_card_folder(out: str | Path, folder: str | Path) -> list[str]:
         path.parent.mkdir(exist_ok=True)
         path.write_text(yaml.safe_dump(eval_results(benchmark, found, date), sort_keys=False), encoding="utf-8")
         files.append(path)
-    card = ModelCard.load(folder / "README.md")
-    # What the card held before comes back when it is loaded, and these two take its place in `model-index`.
-    card.data.model_name, card.data.eval_results = results["model"], index_rows(results)
-    card.save(folder / "README.md")
-    files.append(folder / "README.md")
+    if (folder / "README.md").is_file():  # `unimedvl card` writes one from these results, too
+        card = ModelCard.load(folder / "README.md")
+        # What the card held before comes back when it is loaded, and these two take its place in `model-index`.
+        card.data.model_name, card.data.eval_results = results["model"], index_rows(results)
+        card.save(folder / "README.md")
+        files.append(folder / "README.md")
     return [path.relative_to(folder).as_posix() for path in files]
 
 

@@ -50,7 +50,7 @@ def stage_adapter(folder: Path, staged: Path, base: str | None = None) -> None:
     """
     adapter = open_adapter(Place(folder, folder.resolve().name, None))
     stated, revision = base_source(adapter, base)
-    if not _is_hub_id(stated):
+    if not is_hub_id(stated):
         raise ValueError(
             f"the base of the adapter is {stated!r}, which nobody else can load: push the base, and name it, "
             "--base owner/name."
@@ -67,7 +67,7 @@ def stage_adapter(folder: Path, staged: Path, base: str | None = None) -> None:
     card.data.tags = own or None
     card.save(staged / "README.md")
     before = adapter.settings.get("base_model_name_or_path")
-    if isinstance(before, str) and not _is_hub_id(before):
+    if isinstance(before, str) and not is_hub_id(before):
         _require_absent(before, staged)
 
 
@@ -78,7 +78,8 @@ def _require_absent(path: str, folder: Path) -> None:
             raise ValueError(f"{file.relative_to(folder)} names the folder {path!r} of this machine: take it out.")
 
 
-def _is_hub_id(name: str) -> bool:
+def is_hub_id(name: str) -> bool:
+    """Whether a name is `owner/name` and no folder of this machine."""
     if name.count("/") != 1 or name.startswith((".", "~", "/")) or Path(name).exists():
         return False
     try:

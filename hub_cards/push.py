@@ -1,24 +1,26 @@
-"""Publishing a checkpoint or adapter folder on the Hub: the checks that come first, and the push."""
+"""Publishing on the Hub: a checkpoint, an adapter, a dataset or a Space; the checks that come first, and the push."""
 
 import os
-import re
 import tempfile
-from collections.abc import Collection, Iterable
-from fnmatch import fnmatch
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, ModelCard
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from unimedvl import modeling_unimedvl, processing
-from unimedvl.checkpoint.folder import PICKLE_SUFFIXES, is_adapter, open_checkpoint
-from unimedvl.utils.errors import first_line
+from unimedvl.checkpoint.folder import is_adapter, open_checkpoint
+from unimedvl.utils.errors import connection_errors, first_line
+from unimedvl.utils.hub_errors import explain
 
 from .adapters import ADAPTER_PATTERNS, RUN_MARK, stage_adapter
+from .model_card import pin_revision, pinned_revision
+from .push_checks import check_card, checked_files
 
 # What a checkpoint repository holds; everything else in the folder is a mistake or somebody's private file.
-PUBLISHED_PATTERNS = (
+CHECKPOINT_PATTERNS = (
     "*.safetensors",
     "*.json",
     "*.jinja",
@@ -32,24 +34,46 @@ PUBLISHED_PATTERNS = (
     "SHA256SUMS",
     ".gitattributes",
 )
-# Links into these are sent as the files they lead to: the nano of a checkout keeps no second copy of its code.
-SOURCE_FOLDERS = tuple(Path(package.__path__[0]).resolve() for package in (modeling_unimedvl, processing))
-SECRET = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
+SPACE_PATTERNS = (
+    "app.py",
+    "README.md",
+    "requirements.txt",
+    "packages.txt",
+    "*.png",
+    "*.css",
+    "LICENSE*",
+    ".gitattributes",
+)
+CARD = "README.md"
 
 
-def check_folder(directory: str | os.PathLike, base: str | None = None) -> list[str]:
-    """The files that a push would send, after checking that the folder is fit to be published.
+@dataclass(frozen=True)
+class Repository:
+    """What a folder becomes on the Hub.
+
+    Attributes:
+        kind: "checkpoint", "adapter", "dataset" or "space".
+        repo_type: the Hub's word for it.
+        files: relative paths that are sent.
+    """
+
+    kind: str
+    repo_type: str
+    files: list[str]
+
+
+def check_folder(directory: str | os.PathLike, base: str | None = None) -> Repository:
+    """What a push would send, after checking that the folder is fit to be published.
 
     Args:
-        directory: the folder of a checkpoint in the transformers layout, or of a PEFT adapter.
+        directory: the folder of a checkpoint in the transformers layout, of a PEFT adapter, of a dataset that
+            `unimedvl data publish` wrote, or of a Space.
         base: Hub id of an adapter's base; the one that the adapter names by default.
 
-    Returns:
-        Paths relative to the folder, with forward slashes, in order.
-
     Raises:
-        ValueError: if the folder is not a whole checkpoint, if it holds pickles, access tokens, unknown files or links
-            to anything but this package's model and processor code, or if it has no card with a license.
+        ValueError: if the folder is not whole; if it holds pickles, access tokens, names of patients, folders of this
+            machine, unknown files or links to anything but this package's model and processor code; or if it has no
+            card with a license and intended use.
     """
     folder = Path(directory)
     if not folder.is_dir():
@@ -57,47 +81,38 @@ def check_folder(directory: str | os.PathLike, base: str | None = None) -> list[
     if is_adapter(folder):
         with tempfile.TemporaryDirectory() as staged:
             stage_adapter(folder, Path(staged), base)
-            _check_card(Path(staged))
-        return _files(folder, "an adapter", ADAPTER_PATTERNS, leave_out=(RUN_MARK,))
+            check_card(Path(staged))
+            files = checked_files(Path(staged), "an adapter", ADAPTER_PATTERNS)
+        # The settings are checked as they are sent: in the folder they may name the base by its place here.
+        checked_files(folder, "an adapter", ADAPTER_PATTERNS, leave_out=(RUN_MARK, *files))
+        return Repository("adapter", "model", files)
     if base is not None:
         raise ValueError(f"{str(directory)!r} holds no adapter, and only an adapter has a base: leave --base out.")
+    if _is_space(folder):
+        check_card(folder, "Space")
+        if not (folder / "app.py").is_file():
+            raise ValueError(f"{str(directory)!r} has no app.py: write the Space again, `unimedvl ui --space`.")
+        return Repository("space", "space", checked_files(folder, "a Space", SPACE_PATTERNS))
+    if (folder / "statistics.json").is_file():
+        from .dataset_checks import check_dataset
+
+        return Repository("dataset", "dataset", check_dataset(folder))
     checkpoint = open_checkpoint(folder)
     if checkpoint.layout != "transformers":
         raise ValueError(f"{str(directory)!r} is in the upstream layout: run `unimedvl convert` first.")
-    files = _files(folder, "a checkpoint", PUBLISHED_PATTERNS)
-    _check_card(folder)
-    return files
+    files = checked_files(folder, "a checkpoint", CHECKPOINT_PATTERNS)
+    check_card(folder)
+    return Repository("checkpoint", "model", files)
 
 
-def _files(folder: Path, kind: str, patterns: Iterable[str], leave_out: Collection[str] = ()) -> list[str]:
-    """Every file of the folder, after checking that each may travel."""
-    files = []
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if "__pycache__" in relative.parts or ".cache" in relative.parts or relative.as_posix() in leave_out:
-            continue
-        if path.is_symlink() and path.resolve().parent not in SOURCE_FOLDERS:
-            raise ValueError(f"{relative} is a link: replace it by the file itself.")
-        if path.is_dir():
-            continue
-        if path.suffix in PICKLE_SUFFIXES:
-            raise ValueError(f"{relative} looks like a pickle, which can run code on loading: remove it.")
-        if not any(fnmatch(path.name, pattern) for pattern in patterns):
-            raise ValueError(f"{relative} is no part of {kind}: remove it from the folder.")
-        if path.suffix not in (".safetensors", ".png") and SECRET.search(path.read_bytes()):
-            raise ValueError(f"{relative} holds an access token: remove it, and revoke the token.")
-        files.append(relative.as_posix())
-    return files
-
-
-def _check_card(folder: Path) -> None:
-    if not (folder / "README.md").is_file():
-        raise ValueError(f"{str(folder)!r} has no README.md: write a model card with license and intended use.")
-    card = ModelCard.load(folder / "README.md")
-    if not card.data.license:
-        raise ValueError("the model card names no license: add `license:` to the front matter of README.md.")
-    if not re.search(r"not\b.{0,40}\b(diagnos|clinical)", card.text, re.IGNORECASE | re.DOTALL):
-        raise ValueError("the model card does not say that the model is not for diagnosis: add it to README.md.")
+def _is_space(folder: Path) -> bool:
+    """Whether the card of a folder says which kind of Space it is."""
+    if not (folder / CARD).is_file():
+        return False
+    try:
+        return "sdk" in ModelCard.load(folder / CARD).data.to_dict()
+    except ValueError:  # front matter that is no YAML, which the check of the card names
+        return False
 
 
 def push_folder(
@@ -107,11 +122,14 @@ def push_folder(
     private: bool = False,
     message: str | None = None,
     base: str | None = None,
-) -> str:
-    """Create the repository if needed and send the folder in one commit.
+) -> tuple[Repository, str]:
+    """Create the repository if needed and send the folder; the same call resumes a push that was interrupted.
+
+    The snippets of a model card pin the commit that holds the weights. It is known once they are there, so that the
+    card follows in a commit of its own.
 
     Args:
-        directory: a folder of a checkpoint or an adapter that passes `check_folder`.
+        directory: a folder that passes `check_folder`.
         repo_id: `owner/name`.
         private: create the repository as private; an existing one keeps its visibility.
         message: commit message.
@@ -119,28 +137,82 @@ def push_folder(
             folder stays as it is.
 
     Returns:
-        The hash of the new commit: what users should pin as `revision`.
+        What was sent, and the hash of the last commit: what users should pin as `revision`.
 
     Raises:
-        ValueError: if the folder or the id is not fit, there is no token, or the Hub refuses.
+        ValueError: if the folder or the id is not fit, there is no token, the Hub refuses, or cannot be reached.
     """
     validate_repo_id(repo_id)
     if repo_id.count("/") != 1:
         raise ValueError(f"{repo_id!r} is not a Hub id: write owner/name.")
-    files = check_folder(directory, base)
+    repository = check_folder(directory, base)
+    message = message or f"Upload UniMedVL {repository.kind}"
     folder = Path(directory)
-    if not is_adapter(folder):
-        return _upload(folder, files, repo_id, private, message or "Upload UniMedVL checkpoint")
+    if repository.kind != "adapter":
+        return repository, _send(folder, repository, repo_id, private, message)
     with tempfile.TemporaryDirectory() as staged:
         stage_adapter(folder, Path(staged), base)
-        return _upload(Path(staged), files, repo_id, private, message or "Upload UniMedVL adapter")
+        return repository, _send(Path(staged), repository, repo_id, private, message)
 
 
-def _upload(folder: Path, files: list[str], repo_id: str, private: bool, message: str) -> str:
-    api = HfApi(library_name="unimedvl")
+def _send(folder: Path, repository: Repository, repo_id: str, private: bool, message: str) -> str:
+    api, kind = HfApi(library_name="unimedvl"), repository.repo_type
+    with _one_line(repo_id):
+        if repository.kind == "dataset":
+            from unimedvl.unimed5m.publish import push_to_hub
+
+            push_to_hub(folder, repo_id, private)
+            return str(api.repo_info(repo_id, repo_type=kind).sha)
+        api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True)
+        published = _card_there(api, repo_id, kind)
+        # An empty repository gets the card with all else: at no time it holds weights without a license.
+        first = [name for name in repository.files if name != CARD or published is None]
+        head = api.upload_folder(
+            folder_path=folder,
+            repo_id=repo_id,
+            repo_type=kind,
+            allow_patterns=first,
+            commit_message=message,
+        ).oid
+        written = (folder / CARD).read_text(encoding="utf-8")
+        pinned = published and pinned_revision(published)
+        if not pinned or _contents(api, repo_id, kind, pinned) != _contents(api, repo_id, kind, head):
+            pinned = head
+        text = pin_revision(written, pinned)
+        if text != _card_there(api, repo_id, kind):
+            card = CommitOperationAdd(CARD, text.encode())
+            head = api.create_commit(repo_id, [card], commit_message="Card", repo_type=kind).oid
+    return head
+
+
+def _card_there(api: HfApi, repo_id: str, kind: str) -> str | None:
+    """The card that the repository holds; None for none."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return Path(api.hf_hub_download(repo_id, CARD, repo_type=kind, local_dir=folder)).read_text("utf-8")
+        except EntryNotFoundError:
+            return None
+
+
+def _contents(api: HfApi, repo_id: str, kind: str, revision: str) -> dict[str, str]:
+    """Hash by name of every file but the card."""
+    listed = api.list_repo_tree(repo_id, recursive=True, revision=revision, repo_type=kind)
+    return {entry.path: blob for entry in listed if (blob := getattr(entry, "blob_id", None)) and entry.path != CARD}
+
+
+@contextmanager
+def _one_line(repo_id: str) -> Iterator[None]:
+    """Errors of the Hub and of the way to it, as what a user can do."""
     try:
-        api.create_repo(repo_id, private=private or None, exist_ok=True)
-        commit = api.upload_folder(folder_path=folder, repo_id=repo_id, allow_patterns=files, commit_message=message)
-    except (HfHubHTTPError, LocalTokenNotFoundError) as error:
-        raise ValueError(f"the Hub refused the push to {repo_id!r}: {first_line(error)}") from error
-    return commit.oid
+        yield
+    except (HfHubHTTPError, LocalTokenNotFoundError, RuntimeError, *connection_errors()) as error:
+        # huggingface_hub wraps what ends the upload of a large file into a RuntimeError.
+        cause = error.__cause__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, (HfHubHTTPError, LocalTokenNotFoundError)):
+            raise ValueError(f"the Hub refused the push to {repo_id!r}: {explain(cause, repo_id)}") from error
+        if isinstance(cause, connection_errors()):
+            raise ValueError(
+                f"the connection to the Hub ended during the push to {repo_id!r} ({first_line(cause)}): run the same "
+                "command again, what has arrived is not sent twice."
+            ) from error
+        raise

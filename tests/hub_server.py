@@ -11,23 +11,60 @@ hash, so old revisions stay readable, as on the Hub.
 import base64
 import hashlib
 import json
+import re
+import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import PurePosixPath
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import yaml
+
+from tests.hub_metadata import problems
 
 # As the Hub's default .gitattributes: these go through LFS, and so does everything of 10 MB and more.
 LFS_SUFFIXES = {".safetensors", ".parquet", ".png", ".bin", ".model", ".npz"}
 LFS_THRESHOLD = 10_000_000
 
 
+def front_matter(card: str) -> dict:
+    """What a card says between its first two lines of dashes."""
+    return yaml.safe_load(card.split("---\n")[1]) if card.startswith("---\n") else {}
+
+
 class HubError(Exception):
     """An answer with an error status, in the form that huggingface_hub maps to its exceptions."""
 
-    def __init__(self, status: int, message: str, code: str | None = None, **details: str):
+    def __init__(self, status: int, message: str, code: str | None = None, **details: Any):
         super().__init__(message)
         self.status, self.message, self.code, self.details = status, message, code, details
+
+
+@dataclass
+class Fault:
+    """Something that goes wrong with the next requests of a kind.
+
+    Attributes:
+        request: pattern that "METHOD /path?query" matches at its beginning.
+        times: how often it goes wrong; then it is as if it never had.
+        status: of the answer; 0 for the right answer, slowly or cut off.
+        headers: of the answer.
+        seconds: before the answer.
+        rate: bytes of content in a second; 0 for all at once.
+        cut: bytes of content after which the connection ends; None for no cut. Of a request with a body, the
+            connection ends before the body is read.
+    """
+
+    request: str
+    times: int = 1
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    rate: int = 0
+    cut: int | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +153,14 @@ class Repository:
         ]
 
 
+class Server(ThreadingHTTPServer):
+    """Without a word about clients that hang up, which some tests want."""
+
+    def handle_error(self, request, client_address) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class HubServer:
     """The server and its state. Writing, and reading what is private, takes the bearer token `token`."""
 
@@ -124,10 +169,12 @@ class HubServer:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.lfs_objects: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self.waiting: list[str] = []  # those whose answer a fault delays
+        self.faults: list[Fault] = []
         self.bytes_sent = 0
         self.lock = threading.Lock()
         handler = type("Handler", (HubRequestHandler,), {"hub": self})
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.server = Server(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
 
@@ -152,6 +199,15 @@ class HubServer:
             "NO_PROXY": "127.0.0.1",
         }
 
+    def fault_of(self, request: str) -> Fault | None:
+        """What goes wrong with a request; counts down."""
+        with self.lock:
+            for fault in self.faults:
+                if fault.times > 0 and re.match(fault.request, request):
+                    fault.times -= 1
+                    return fault
+        return None
+
     def repository(self, kind: str, repo_id: str, authorized: bool) -> Repository:
         found = self.repositories.get((kind, repo_id))
         if found is None or (found.private and not authorized):
@@ -164,6 +220,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     hub: HubServer
+    fault: Fault | None = None
 
     def log_message(self, *arguments) -> None:
         """Silence: a test prints only its own lines."""
@@ -174,11 +231,25 @@ class HubRequestHandler(BaseHTTPRequestHandler):
     do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
 
     def respond(self) -> None:
+        if self.path == "/test/faults":  # a client that sets the stage for itself
+            self.hub.faults = [Fault(**values) for values in json.loads(self.read_body())]
+            self.send_json(200, {})
+            return
+        self.fault = self.hub.fault_of(f"{self.command} {self.path}")
+        if self.fault is not None:
+            self.hub.waiting.append(f"{self.command} {self.path}")
+            time.sleep(self.fault.seconds)
+            if self.fault.cut is not None and self.command in ("POST", "PUT"):
+                self.close_connection = True
+                return
         body = self.read_body()
         url = urlsplit(self.path)
         parts = [unquote(part) for part in url.path.strip("/").split("/")]
         query = {key: values[-1] for key, values in parse_qs(url.query).items()}
         self.hub.requests.append(f"{self.command} {self.path}")
+        if self.fault is not None and self.fault.status:
+            self.send_json(self.fault.status, {"error": "a fault of the server"}, self.fault.headers)
+            return
         try:
             with self.hub.lock:
                 if "resolve" in parts[:4] and parts[0] != "api":
@@ -209,9 +280,16 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(len(content)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":
-            self.hub.bytes_sent += len(content)
-            self.wfile.write(content)
+        if self.command == "HEAD":
+            return
+        if self.fault is not None and self.fault.cut is not None:
+            content, self.close_connection = content[: self.fault.cut], True
+        self.hub.bytes_sent += len(content)
+        step = self.fault.rate // 10 if self.fault is not None and self.fault.rate else len(content) or 1
+        for start in range(0, len(content), step):
+            self.wfile.write(content[start : start + step])
+            if step < len(content):
+                time.sleep(0.1)
 
     @property
     def authorized(self) -> bool:
@@ -247,6 +325,10 @@ class HubRequestHandler(BaseHTTPRequestHandler):
                 self.require_token()
                 return {"type": "user", "name": self.hub.user, "orgs": [], "auth": {"type": "access_token"}}
             case ("POST", ["api", "validate-yaml"]):
+                request = json.loads(body)
+                found = problems(request["repoType"], front_matter(request["content"]))
+                if found:
+                    raise HubError(400, "Invalid metadata", errors=[{"message": text} for text in found])
                 return {"errors": [], "warnings": []}
             case ("POST", ["api", "repos", "create"]):
                 return self.create_repository(json.loads(body))
@@ -296,8 +378,9 @@ class HubRequestHandler(BaseHTTPRequestHandler):
                 return [files[path].listing(path) for path in paths if path in files]
         self.require_token()
         match (self.command, rest):
-            case ("POST", ["preupload", _]):
-                return {"files": [self.upload_mode(entry) for entry in json.loads(body)["files"]]}
+            case ("POST", ["preupload", branch]):
+                files = repository.commits[repository.resolve(branch)]
+                return {"files": [self.upload_mode(entry, files) for entry in json.loads(body)["files"]]}
             case ("POST", ["commit", branch]):
                 return self.receive_commit(repository, branch, body)
             case ("POST", [("branch" | "tag"), name]):
@@ -307,9 +390,12 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         raise HubError(404, f"no such endpoint: {self.command} {self.path}")
 
     @staticmethod
-    def upload_mode(entry: dict) -> dict:
+    def upload_mode(entry: dict, files: dict[str, StoredFile]) -> dict:
+        """How a file is sent, and the hash of the one that is there: who has the same sends nothing."""
         is_lfs = PurePosixPath(entry["path"]).suffix in LFS_SUFFIXES or entry["size"] >= LFS_THRESHOLD
-        return {"path": entry["path"], "uploadMode": "lfs" if is_lfs else "regular", "shouldIgnore": False}
+        mode = {"path": entry["path"], "uploadMode": "lfs" if is_lfs else "regular", "shouldIgnore": False}
+        there = files.get(entry["path"])
+        return mode | ({"oid": there.etag} if there is not None and there.is_lfs == is_lfs else {})
 
     def receive_commit(self, repository: Repository, branch: str, body: bytes) -> dict:
         """The operations of a commit, one JSON object per line; the branch only moves when all of them are valid."""

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from accelerate import PartialState
@@ -76,7 +77,11 @@ def _tune_text(
     # A folder without the state, which is written last, is what a killed run left.
     whole = [path for path in Path(recipe.output_dir).glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
     newest = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-    trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+    try:
+        trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+    except UnpicklingError as error:
+        # transformers' Trainer keeps optimizer and random state as pickles, and opens them for tensors alone.
+        raise ValueError(f"{newest} holds a pickle of more than tensors, which could run code: remove it.") from error
 
 
 def _tune_images(

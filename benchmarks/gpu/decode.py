@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from transformers import CompileConfig, LogitsProcessor, LogitsProcessorList
 
-from .architecture import decode_bytes, drawn_ids, prefill_flops, prompt, random_model
+from unimedvl.checkpoint.compute import prefill_flops
+
+from .architecture import decode_bytes, drawn_ids, prompt, random_model
 from .run import Bench, record_ceilings
 from .timing import Clock, bf16_tolerance, count_waits, differences, milliseconds, peak_bytes, reset_peak, time_guard
 

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from .architecture import prompt, random_model, update_flops
+from unimedvl.checkpoint.compute import update_flops
+
+from .architecture import prompt, random_model
 from .run import Bench, record_ceilings
 from .timing import (
     Clock,

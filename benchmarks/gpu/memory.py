@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from unimedvl.checkpoint.compute import cache_bytes_per_token
 from unimedvl.modeling_unimedvl.loading_unimedvl import QUANTIZATION_SKIP_MODULES
 
-from .architecture import cache_bytes_per_token, prompt, random_model
+from .architecture import prompt, random_model
 from .run import Bench
 from .timing import allocated_bytes, differences, peak_bytes, reset_peak
 

@@ -16,7 +16,7 @@ import torch
 from typer import Option
 
 from unimedvl.checkpoint.loading import load
-from unimedvl.hub_cards.push import SOURCE_FOLDERS
+from unimedvl.hub_cards.push_checks import SOURCE_FOLDERS
 from unimedvl.modeling_unimedvl.upstream_layout_unimedvl import default_generation_config
 from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 from unimedvl.utils.command_line import run_module

@@ -329,10 +329,11 @@ def main(
     seed: int = 0,
     device: str = "cpu",
     kept: Annotated[str, Option(metavar="FIRST,LAST", help="Shares of the patches that steps see.")] = "0.25,0.75",
+    soft: Annotated[float, Option(help="Share of a caption's target that probes of the teacher give.")] = 0.0,
     start: Annotated[Path | None, Option(help="Folder of a finished run to train further.")] = None,
 ) -> None:
     first, last = (float(share) for share in kept.split(","))
-    ingredients = Ingredients(kept=(first, last))
+    ingredients = Ingredients(kept=(first, last), soft=soft)
     vit, measured = pretrain(work, out, steps, batch, rate, seed, teacher, device, ingredients, start)
     save_vision(vit, out / VISION_FILE)
     write_json(out / "training.json", measured)

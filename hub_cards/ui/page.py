@@ -27,6 +27,7 @@ QUEUE_SIZE = 32
 # Handlers that use the model take turns.
 ON_DEVICE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "device"}
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+PRESET_NAMES = {"t2i": "text to image", "cross_modal": "translation to another modality"}
 UPLOADS = (
     "PNG, JPEG, TIFF, DICOM (all files of a series at once), NIfTI. Upload nothing that identifies a patient. "
     "Files are deleted when you close the page."
@@ -168,7 +169,7 @@ def uploads_only(component: Any) -> None:
 
 
 def _ask(talking: Talking) -> None:
-    gr.Markdown("Questions about the images on the left, or about none. New images go with your next question.")
+    gr.Markdown("Questions about your images, or about none. New images go with your next question.")
     chat = gr.Chatbot(label="Conversation", height=420, render_markdown=False, buttons=["copy"], layout="bubble")
     question = _words("Question", "What kind of image is this?", lines=1)
     with gr.Row():
@@ -186,7 +187,7 @@ def _ask(talking: Talking) -> None:
 
 
 def _report(talking: Talking) -> None:
-    gr.Markdown("One text about all images on the left.")
+    gr.Markdown("One text about all of your images.")
     prompt = _words("Instruction", REPORT_REQUEST, value=REPORT_REQUEST)
     with gr.Row():
         write = gr.Button("Write a report", variant="primary", min_width=90)
@@ -203,7 +204,7 @@ def _report(talking: Talking) -> None:
 
 
 def _generate(engine: Engine, drawing: Drawing, talking: Talking, tray: Tray, parts: list[Any]) -> None:
-    gr.Markdown("A synthetic image from words alone; the images on the left are not used.")
+    gr.Markdown("A synthetic image from words alone, without your images.")
     prompt = _words("Prompt", "a chest X-ray", lines=1)
     preset, sampler = _sampler(engine, "t2i", list(engine.presets))
     with gr.Row():
@@ -230,7 +231,7 @@ def _generate(engine: Engine, drawing: Drawing, talking: Talking, tray: Tray, pa
 
 
 def _edit(engine: Engine, drawing: Drawing, talking: Talking, tray: Tray, parts: list[Any]) -> None:
-    gr.Markdown("The image shown on the left, changed: translated, stained, sharpened, edited.")
+    gr.Markdown("The image that is shown, changed: translated, stained, sharpened, edited.")
     prompt = _words("Instruction", "Translate this T2 image into FLAIR.", lines=1)
     names = [name for name in engine.presets if name not in ("t2i", "segmentation")]
     preset, sampler = _sampler(engine, "edit", names)
@@ -266,7 +267,7 @@ def _edit(engine: Engine, drawing: Drawing, talking: Talking, tray: Tray, parts:
 
 
 def _segment(engine: Engine, drawing: Drawing, talking: Talking) -> None:
-    gr.Markdown("A mask of a structure in the image shown on the left.")
+    gr.Markdown("A mask of a structure in the image that is shown.")
     prompt = _words("Instruction", "Mark the optic disc in the image.", lines=1)
     preset, sampler = _sampler(engine, "segmentation", list(engine.presets))
     truth = gr.File(label="True mask (optional)", height=150, elem_id="truth")
@@ -296,7 +297,7 @@ def _segment(engine: Engine, drawing: Drawing, talking: Talking) -> None:
 
 
 def _interleaved(talking: Talking) -> None:
-    gr.Markdown("A conversation that is answered in texts and images. New images on the left go with your message.")
+    gr.Markdown("A conversation that is answered in texts and images. New images go with your message.")
     chat = gr.Chatbot(
         label="Interleaved conversation", height=420, render_markdown=False, buttons=["copy"], layout="bubble"
     )
@@ -348,7 +349,7 @@ def _sampler(engine: Engine, default: str, names: list[str]) -> tuple[gr.Dropdow
     """Preset, and the settings that replace its own: seed, steps, and both scales of guidance."""
     value = default if default in names else names[0]
     preset = gr.Dropdown(
-        [(name.replace("_", " "), name) for name in names],
+        [(PRESET_NAMES.get(name, name.replace("_", " ")), name) for name in names],
         value=value,
         label="Preset",
         info=_described(engine, value),

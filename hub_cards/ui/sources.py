@@ -34,6 +34,7 @@ class Source:
         kind: "image", "DICOM", "DICOM series", "NIfTI", "TIFF" or "array".
         planes: slices by plane; one entry named "" for a series, none for what has no slices.
         frames: number of frames or pages, at least 1.
+        size: width and height of the view that came first, in pixels.
         has_levels: whether a window chooses from more gray levels than a screen shows.
         view: what is shown.
         digest: SHA-256 of the file, or of a series' names and contents.
@@ -45,6 +46,7 @@ class Source:
     kind: str
     planes: dict[str, int]
     frames: int
+    size: tuple[int, int]
     has_levels: bool
     view: View
     digest: str
@@ -100,7 +102,7 @@ def open_source(path: Path, name: str, view: View | None = None) -> Source:
         with opened(path) as volume:
             source = _described(volume, path, name)
             chosen = source.show(plane=_first_plane(source.planes)) if view is None else replace(source, view=view)
-            volume.image(chosen.view)
+            chosen = replace(chosen, size=volume.image(chosen.view).size)
     except expected_errors() as error:
         raise ValueError(named(error, path, name)) from None
     return chosen
@@ -139,4 +141,4 @@ def _described(volume: Opened, path: Path, name: str) -> Source:
         digest = hash_files((file.name, file) for file in sorted(path.iterdir()) if file.is_file())
     else:
         digest = hash_file(path)
-    return Source(name, path, kind, planes, frames, bool(deep), View(frame=0 if frames > 1 else None), digest)
+    return Source(name, path, kind, planes, frames, (0, 0), bool(deep), View(frame=0 if frames > 1 else None), digest)

@@ -158,6 +158,8 @@ def updates(session: Session, image: str | None = None, custom: bool = False) ->
 def details(source: Source) -> str:
     """One line about what is shown, without anything that the file says about a patient."""
     parts = [source.kind if source.kind != "image" else "Image"]
+    if not source.planes and source.frames == 1:
+        parts.append(f"{source.size[0]} x {source.size[1]} pixels")
     view = source.view
     if source.num_slices:
         plane = f"{PLANE_NAMES[view.plane].lower()} " if view.plane else ""

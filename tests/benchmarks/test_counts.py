@@ -10,9 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import counts
 from benchmarks.cases import SMALL
 from benchmarks.counts import CASES, RESULTS, closed_forms, measure, worse
-from benchmarks.gpu.architecture import token_flops, update_flops
 from benchmarks.operations import OperationCounter
 from benchmarks.reference_size import reference_config
+from unimedvl.checkpoint.compute import token_flops, update_flops
 
 STORED = json.loads((RESULTS / "counts.json").read_text())
 

@@ -26,8 +26,12 @@ def test_a_card_gets_scores_and_no_image_of_the_data(finished, tmp_path):
     assert not any("sheet" in name or "images" in name for name in files)
     text = (tmp_path / "README.md").read_text()
     assert "model-index:" in text and "license: mit" in text and "# Card" in text
-    with pytest.raises(ValueError, match=r"README\.md"):
+    with pytest.raises(ValueError, match=r"neither config\.json"):
         fill_card_folder(out, tmp_path / "nowhere")
+    # A card may follow: `unimedvl card` reads the results.
+    (tmp_path / "README.md").unlink()
+    assert "README.md" not in fill_card_folder(out, tmp_path)
+    assert not (tmp_path / "README.md").exists()
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ def test_it_is_the_default_model():
 
 
 def test_it_is_small_and_fit_to_be_published():
-    assert {"config.json", "model.safetensors", "README.md", "LICENSE"} <= set(check_folder(NANO_DIRECTORY))
+    assert {"config.json", "model.safetensors", "README.md", "LICENSE"} <= set(check_folder(NANO_DIRECTORY).files)
     assert sum(path.stat().st_size for path in NANO_DIRECTORY.rglob("*") if path.is_file()) <= 40_000_000
 
 

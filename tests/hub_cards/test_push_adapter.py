@@ -124,5 +124,5 @@ def test_f14_the_local_path_that_peft_writes_into_cards_is_replaced(base, copy):
         f"---\nbase_model: {base}\nlicense: mit\ntags:\n- base_model:adapter:{base}\n- lora\n---\nnot for diagnosis\n"
     )
     (copy / "README.md").write_text(text)
-    assert "README.md" in check_folder(copy, BASE)
+    assert "README.md" in check_folder(copy, BASE).files
     assert Path(copy / "README.md").read_text() == text

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import SpaceCard
 
-from unimedvl.hub_cards.push import SECRET
+from unimedvl.commands.main import main
+from unimedvl.hub_cards.push import check_folder
 from unimedvl.hub_cards.space import FILES, write_space
 from unimedvl.version import __version__
 
@@ -23,8 +24,8 @@ def test_the_folder_is_whole_and_says_what_it_runs(tmp_path):
     assert card.data.sdk == "gradio" and card.data.app_file == "app.py" and card.data.models == ["owner/name"]
     assert "research use only" in card.text.lower() and COMMIT in card.text
     assert (folder / "requirements.txt").read_text().split() == [f"unimedvl[ui,hub]=={__version__}"]
-    for path in folder.iterdir():
-        assert not SECRET.search(path.read_bytes()) and str(tmp_path) not in path.read_text(encoding="utf-8")
+    pushed = check_folder(folder)
+    assert pushed.kind == "space" and sorted(pushed.files) == sorted(FILES)
 
 
 def test_its_gradio_is_the_tested_one(tmp_path):
@@ -80,3 +81,10 @@ def test_a_folder_in_use_is_kept(tmp_path):
     assert (tmp_path / "space" / "mine.txt").read_text() == "mine"
     write_space(tmp_path / "space", "owner/name", COMMIT, overwrite=True)
     assert not (tmp_path / "space" / "mine.txt").exists()
+
+
+def test_the_command_writes_it(tmp_path, capsys):
+    arguments = ["ui", "--model", "owner/name", "--space", str(tmp_path / "space")]
+    assert main(arguments) == 2 and "--revision" in capsys.readouterr().err
+    assert main([*arguments, "--revision", COMMIT]) == 0
+    assert capsys.readouterr().out.split() == list(FILES)

@@ -1,5 +1,6 @@
 """Presets sit where they say, are trained, resume where they stopped, and load exactly."""
 
+import pickle
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 
 from tests.tiny_checkpoint import tiny_checkpoint
 from tests.training.record_folders import write_folder
+from tests.unimedvl.commands.bad_files import Trap
 from unimedvl.checkpoint.merging import merge_adapter
 from unimedvl.modeling_unimedvl.blocks_unimedvl import BlockKind
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
@@ -151,9 +153,14 @@ def test_resuming_gives_the_same_adapter(place, tmp_path):
     held = stored_tensors(checkpoints(tmp_path / "whole")[-1])
     assert held and all("lora_" in name for name in held), "the base does not change and is not written"
     shutil.rmtree(steps("parts", 2))
+    # Whatever lies beside the state that is resumed: no pickle is opened.
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin", "pytorch_model.bin"):
+        trap = pickle.dumps(Trap(tmp_path / "sprung"))
+        (checkpoints(tmp_path / "parts")[-1] / name).write_bytes(trap)
     parts = steps("parts", 4)
     one, other = (load_file(folder / "adapter_model.safetensors") for folder in (whole, parts))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert not (tmp_path / "sprung").exists()
 
 
 @pytest.mark.parametrize(

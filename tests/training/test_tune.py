@@ -1,5 +1,6 @@
 """The shipped tuning recipes run through the same door as all recipes, and their adapters are finished folders."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from peft import PeftModel
 
 from tests.tiny_checkpoint import tiny_checkpoint
 from tests.training.record_folders import record, write_folder
+from tests.unimedvl.commands.bad_files import Trap
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
 from unimedvl.training.language.trl_datasets import generation_examples
 from unimedvl.training.recipe import load_recipe
@@ -92,6 +94,17 @@ def test_wrong_settings_are_one_sentence(place, tmp_path, capsys, name, changes,
     assert main([str(RECIPES / f"{name}.yaml"), *overrides(place, tmp_path / "run", name, *changes)]) == 2
     last = capsys.readouterr().err.rstrip().splitlines()[-1]
     assert last.startswith("python -m unimedvl.training.run: ") and message in last
+
+
+def test_a_checkpoints_pickles_run_no_code(place, tmp_path, capsys):
+    changes = overrides(place, tmp_path / "run", "sft", "arguments.save_steps=1")
+    run(RECIPES / "sft.yaml", changes)
+    shutil.rmtree(tmp_path / "run" / "final")
+    [state] = (tmp_path / "run").glob("checkpoint-*/optimizer.pt")
+    torch.save({"state": Trap(tmp_path / "sprung")}, state)
+    assert main([str(RECIPES / "sft.yaml"), *changes, "arguments.max_steps=2"]) == 2
+    assert "which could run code: remove it" in capsys.readouterr().err
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_numbers_without_a_point_are_numbers(place, tmp_path):

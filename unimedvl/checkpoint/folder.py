@@ -32,7 +32,7 @@ from ..modeling_unimedvl.upstream_weights_unimedvl import (
     upstream_tensors,
 )
 from ..utils.digests import hash_ends
-from ..utils.errors import first_line
+from ..utils.hub_errors import explain
 from ..utils.json_files import read_json
 
 # The nano checkpoint, part of the wheel and of a checkout alike: the default model of the command line.
@@ -60,6 +60,8 @@ PARTS = (
     ("embeddings and output head", r"\b(embed_tokens|lm_head)\."),
     ("understanding expert", r"\blanguage_model\."),
 )
+# Parts that only drawing needs.
+DRAWING_PARTS = ("autoencoder", "generation expert", "latent projections")
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,9 @@ def peek_checkpoint(model: str | os.PathLike, revision: str | None = None) -> Ch
                 offset = part.data_offsets[0]
                 tensors[key] = StoredTensor(directory / file, key, part.dtype, tuple(part.shape), offset)
     except (HfHubHTTPError, SafetensorsParsingError) as error:
-        raise ValueError(f"cannot read the weights of {model!r} on the Hub: {first_line(error)}") from error
+        raise ValueError(
+            f"cannot read the weights of {model!r} on the Hub: {explain(error, name, revision)}"
+        ) from error
     return Checkpoint(directory, name, commit, layout, tensors)
 
 
@@ -209,9 +213,13 @@ def locate(
     try:
         directory = Path(snapshot_download(model, revision=revision, allow_patterns=list(patterns)))
     except (LocalEntryNotFoundError, ConnectionError) as error:
+        if isinstance(error.__cause__, HfHubHTTPError):
+            raise ValueError(
+                f"cannot get {model!r} from the Hub: {explain(error.__cause__, model, revision)}"
+            ) from error
         raise ValueError(f"{model!r} is no folder and cannot be downloaded: check the path or the network.") from error
     except HfHubHTTPError as error:
-        raise ValueError(f"cannot get {model!r} from the Hub: {first_line(error)}") from error
+        raise ValueError(f"cannot get {model!r} from the Hub: {explain(error, model, revision)}") from error
     return Place(directory, model, directory.name)
 
 
@@ -260,6 +268,11 @@ def fingerprint(files: Iterable[Path]) -> str:
 def part_of(name: str) -> str:
     """The part of the model that a tensor belongs to, by our name or upstream's."""
     return next((part for part, pattern in PARTS if re.search(pattern, name)), "other")
+
+
+def understanding_tensors(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors that answering needs; drawing needs them all."""
+    return {name: stored for name, stored in tensors.items() if part_of(name) not in DRAWING_PARTS}
 
 
 def count_parts(tensors: dict[str, StoredTensor]) -> dict[str, int]:

@@ -40,3 +40,13 @@ def estimate_memory(tensors: dict[str, StoredTensor]) -> dict[str, int]:
         "int8": 2 * rest + linear,
         "nf4": 2 * rest + math.ceil(NF4_BYTES * linear),
     }
+
+
+def size(num_bytes: int) -> str:
+    """Bytes in decimal units, as disks and memory are sold."""
+    value, unit = float(num_bytes), "B"
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            break
+        value /= 1000
+    return f"{value:.3g} {unit}"

@@ -27,6 +27,9 @@ NOTICE = "For research use only: not a medical device, not for diagnosis or trea
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 COMPOSITE_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 RECORD_KEY = "unimedvl"
+SOFTWARE_KEY, MARK_KEY, XMP_KEY = "Software", "AI-generated", "XML:com.adobe.xmp"
+# The text chunks that files written here hold.
+PROVENANCE_KEYS = (SOFTWARE_KEY, MARK_KEY, RECORD_KEY, XMP_KEY)
 
 _XMP_TEMPLATE = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/">
@@ -103,13 +106,13 @@ def save_generated_image(
     target = check_output_path(path, overwrite=overwrite)
     record = provenance_record(**record_fields)
     chunks = PngImagePlugin.PngInfo()
-    chunks.add_text("Software", record["software"])
-    chunks.add_text("AI-generated", "true")
+    chunks.add_text(SOFTWARE_KEY, record["software"])
+    chunks.add_text(MARK_KEY, "true")
     chunks.add_itxt(RECORD_KEY, json.dumps(record, ensure_ascii=False, sort_keys=True))
     xmp = _XMP_TEMPLATE.format(
         creator=quoteattr(record["software"]), source_type=quoteattr(record["digital_source_type"])
     )
-    chunks.add_itxt("XML:com.adobe.xmp", xmp)
+    chunks.add_itxt(XMP_KEY, xmp)
     try:
         with replacing(target) as partial:
             image.save(partial, format="PNG", pnginfo=chunks)

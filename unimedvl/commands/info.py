@@ -51,18 +51,13 @@ def describe_adapter(adapter: "Adapter") -> dict[str, Any]:
 
 def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
     """Everything that `unimedvl info` says: numbers of values, bytes on disk, bytes in memory, presets."""
-    from ..checkpoint.folder import count_parts, part_of
+    from ..checkpoint.folder import count_parts, understanding_tensors
     from ..checkpoint.memory import estimate_memory, stored_bytes
     from ..modeling_unimedvl.flow_unimedvl import TASK_PRESETS
     from ..utils.json_files import read_json
 
     tensors = checkpoint.tensors
     parts = count_parts(tensors)
-    understanding = {
-        name: stored
-        for name, stored in tensors.items()
-        if part_of(name) not in ("autoencoder", "generation expert", "latent projections")
-    }
     generation_file = checkpoint.directory / "generation_config.json"
     stated = read_json(generation_file).get("task_presets") if generation_file.is_file() else None
     return {
@@ -77,13 +72,15 @@ def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
         "stored_types": sorted({stored.dtype for stored in tensors.values()}),
         "bytes_on_disk": stored_bytes(tensors),
         "memory_bytes": estimate_memory(tensors),
-        "memory_bytes_understanding_only": estimate_memory(understanding),
+        "memory_bytes_understanding_only": estimate_memory(understanding_tensors(tensors)),
         "presets": stated or TASK_PRESETS,
     }
 
 
 def as_text(record: dict[str, Any]) -> str:
     """The record as a short report for people."""
+    from ..checkpoint.memory import size
+
     lines = [
         f"{record['model']} ({record['revision']}), {record['layout']} layout",
         f"parameters: {record['parameters']:,} in {record['tensors']} tensors",
@@ -102,13 +99,3 @@ def as_text(record: dict[str, Any]) -> str:
         lines.append(f"  {name:<28}{size(whole):>16}{size(record['memory_bytes_understanding_only'][name]):>16}")
     lines.append(f"presets: {', '.join(record['presets'])}")
     return "\n".join(lines)
-
-
-def size(num_bytes: int) -> str:
-    """Bytes in decimal units, as disks and memory are sold."""
-    value, unit = float(num_bytes), "B"
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000 or unit == "GB":
-            break
-        value /= 1000
-    return f"{value:.3g} {unit}"

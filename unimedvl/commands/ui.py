@@ -2,6 +2,7 @@
 
   unimedvl ui
   unimedvl ui --model owner/name --revision COMMIT --device cuda --port 8000
+  unimedvl ui --model owner/name --revision COMMIT --space FOLDER
 
 It listens at this machine alone unless --host says otherwise, and keeps no upload longer than the page is open.
 """
@@ -17,6 +18,9 @@ from .shared import NOTICE, Base, Device, Dtype, Model, Quantize, Revision, load
 def ui(
     host: Annotated[str, Option(metavar="H", help="Address to listen at; 0.0.0.0 for every network.")] = "127.0.0.1",
     port: Annotated[int | None, Option(metavar="P", help="Port (default: the first free one from 7860).")] = None,
+    space: Annotated[
+        str | None, Option(metavar="FOLDER", help="Write it as the folder of a Space, and start nothing.")
+    ] = None,
     model: Model = None,
     revision: Revision = None,
     base: Base = None,
@@ -24,6 +28,13 @@ def ui(
     device: Device = "auto",
     quantize: Quantize = None,
 ) -> None:
+    if space is not None:
+        from ..hub_cards.space import write_space
+
+        if model is None or revision is None:
+            raise ValueError("a Space shows one commit of one model: give --model owner/name and --revision COMMIT.")
+        print("\n".join(write_space(space, model, revision)))
+        return
     require("ui", "gradio", "pydicom", "nibabel", "skimage", "scipy")
     loaded = load_model(model, revision=revision, base=base, dtype=dtype, device=device, quantize=quantize)
 

@@ -15,9 +15,12 @@ def _loaded_errors() -> list[type[BaseException]]:
         classes.append(sys.modules["torch"].OutOfMemoryError)
     if "safetensors" in sys.modules:
         classes.append(sys.modules["safetensors"].SafetensorError)
-    # huggingface_hub speaks HTTP through one of these, depending on its version.
-    classes += [sys.modules[name].HTTPError for name in ("httpx", "httpx2") if name in sys.modules]
-    return classes
+    return [*classes, *connection_errors()]
+
+
+def connection_errors() -> tuple[type[BaseException], ...]:
+    """What broken connections raise: huggingface_hub speaks HTTP through one of these, depending on its version."""
+    return tuple(sys.modules[name].HTTPError for name in ("httpx", "httpx2") if name in sys.modules)
 
 
 def describe_error(error: BaseException, memory: str = "choose a smaller size, or a machine with more memory") -> str:

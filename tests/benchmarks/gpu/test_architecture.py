@@ -9,12 +9,12 @@ from benchmarks.gpu.architecture import (
     cache_bytes_per_token,
     full_config,
     on_meta,
-    prefill_flops,
     prompt,
     random_model,
     tiny_config,
 )
 from benchmarks.gpu.denoise import context_lengths, counted_flops, flops_of_update
+from unimedvl.checkpoint.compute import prefill_flops
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
 
 CPU = torch.device("cpu")

@@ -79,6 +79,7 @@ class Person:
         """Nothing is cut off, nothing hinders people who use other means than eyes and a mouse."""
         from axe_playwright_python.sync_playwright import Axe
 
+        self.page.mouse.wheel(0, -5000)
         if self.screenshots is not None:
             self.page.screenshot(path=self.screenshots / f"{self.name}-{what}.png", full_page=True)
         found = [

@@ -64,7 +64,7 @@ def test_f14_the_license_is_that_of_the_base(tmp_path):
     (tmp_path / "base" / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# base\n")
     (tmp_path / "base" / "LICENSE").write_text("terms")
     merge_adapter(write_adapter(tmp_path / "base", tmp_path / "lora"), tmp_path / "out")
-    assert "LICENSE" in check_folder(tmp_path / "out")
+    assert "LICENSE" in check_folder(tmp_path / "out").files
     assert "license: cc-by-4.0" in (tmp_path / "out" / "README.md").read_text()
 
 
