@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -12,8 +14,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unimedvl.checkpoint.loading import Loaded
 
+    from .sessions import Sessions
+
 # Of one uploaded file; what a file expands to has limits of its own, see `processing`.
 MAX_UPLOAD = "256mb"
+# How often sessions without requests are looked for.
+SWEEP_SECONDS = 60
 
 
 class RefusedAddresses:
@@ -120,10 +126,13 @@ def running(loaded: "Loaded", *, host: str = "127.0.0.1", port: int | None = Non
             js=names,
             app_kwargs={"middleware": [Middleware(RefusedAddresses)]},
         )
+        ended = threading.Event()
+        threading.Thread(target=_close_idle, args=(sessions, ended), daemon=True).start()
         try:
             with traces_without_words():
                 yield url
         finally:
+            ended.set()
             sessions.close_all()
             page.close(verbose=False)
     finally:
@@ -133,6 +142,11 @@ def running(loaded: "Loaded", *, host: str = "127.0.0.1", port: int | None = Non
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _close_idle(sessions: "Sessions", ended: threading.Event) -> None:
+    while not ended.wait(SWEEP_SECONDS):
+        sessions.close_idle()
 
 
 def serve(loaded: "Loaded", *, host: str = "127.0.0.1", port: int | None = None, announce: Any = None) -> None:
@@ -145,9 +159,6 @@ def serve(loaded: "Loaded", *, host: str = "127.0.0.1", port: int | None = None,
     Raises:
         OSError: if the port is taken.
     """
-    import signal
-    import threading
-
     ended = threading.Event()
     # Only the main thread may ask for signals; elsewhere whoever started the thread ends the process.
     if threading.current_thread() is threading.main_thread():

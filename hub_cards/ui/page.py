@@ -24,6 +24,8 @@ REPORT_REQUEST = "Generate a radiology report for the image."
 CACHE_SECONDS = (60, 3600)
 # Requests of one kind that wait for the model; a later one is refused.
 QUEUE_SIZE = 32
+# People whose images are read at the same time.
+LOOKERS = 4
 # Handlers that use the model take turns.
 ON_DEVICE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "device"}
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
@@ -66,7 +68,7 @@ def build(engine: Engine, sessions: Sessions) -> gr.Blocks:
                     with gr.Tab("Interleaved"):
                         _interleaved(talking)
         page.unload(_closing(sessions))
-        page.queue(max_size=QUEUE_SIZE)
+        page.queue(max_size=QUEUE_SIZE, default_concurrency_limit=LOOKERS)
     return page
 
 

@@ -153,7 +153,7 @@ class Sessions:
 
     Args:
         root: existing folder under which every session has its own.
-        idle_seconds: after which an unused session is closed.
+        idle_seconds: after which `close_idle` closes a session.
     """
 
     def __init__(self, root: Path, idle_seconds: float = IDLE_SECONDS):
@@ -163,16 +163,20 @@ class Sessions:
 
     def of(self, key: str | None) -> Session:
         """The session of a page, which is made on its first request."""
+        key = key or ""
         with self._lock:
-            now = time.monotonic()
-            for other, session in list(self._sessions.items()):
-                if other != key and now - session.used > self._idle:
-                    self._sessions.pop(other).close()
             if key not in self._sessions:
-                self._sessions[key or ""] = Session(self._root / "sessions" / secrets.token_hex(16))
-            session = self._sessions[key or ""]
-            session.used = now
+                self._sessions[key] = Session(self._root / "sessions" / secrets.token_hex(16))
+            session = self._sessions[key]
+            session.used = time.monotonic()
             return session
+
+    def close_idle(self) -> None:
+        """End the sessions that had no request for a while."""
+        now = time.monotonic()
+        for key, session in list(self._sessions.items()):
+            if now - session.used > self._idle:
+                self.close(key)
 
     def close(self, key: str | None) -> None:
         """End the session of a page; without one there is nothing to do."""

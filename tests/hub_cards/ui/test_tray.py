@@ -156,8 +156,9 @@ def test_a_session_that_nobody_uses_is_closed(tmp_path):
     sessions = Sessions(tmp_path / "root", idle_seconds=0.05)
     folder = sessions.of("me").folder
     time.sleep(0.1)
-    sessions.of("other")
-    assert not folder.exists()
+    used = sessions.of("other").folder
+    sessions.close_idle()
+    assert not folder.exists() and used.exists()
 
 
 def test_many_views_keep_few_files(tray, sessions, tmp_path):
