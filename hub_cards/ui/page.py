@@ -186,6 +186,7 @@ def _ask(talking: Talking) -> None:
     question.submit(talking.ask, inputs, outputs, **PRIVATE, **ON_DEVICE)
     stop.click(talking.stop, None, None, queue=False, api_name="stop")
     new.click(talking.forget_asked, None, chat, queue=False, api_name="new_conversation")
+    chat.clear(talking.forget_asked, None, chat, queue=False, **PRIVATE)
 
 
 def _report(talking: Talking) -> None:
@@ -319,7 +320,8 @@ def _interleaved(talking: Talking) -> None:
     send.click(talking.converse, inputs, outputs, api_name="converse", **ON_DEVICE)
     prompt.submit(talking.converse, inputs, outputs, **PRIVATE, **ON_DEVICE)
     stop.click(talking.stop, None, None, queue=False, **PRIVATE)
-    new.click(talking.forget_interleaved, None, chat, queue=False, **PRIVATE)
+    for forgetting in (new.click, chat.clear):
+        forgetting(talking.forget_interleaved, None, chat, queue=False, **PRIVATE)
 
 
 # --------------------------------------------------------------------------------------------- parts of several
