@@ -79,8 +79,8 @@ def sampler_changes(steps: Given, guidance: Given, image_guidance: Given) -> dic
         raise ValueError(f"Steps must be a whole number from 1 to {MAX_STEPS}, or empty.")
     return {
         "num_inference_steps": num_steps,
-        "guidance_scale": given_number(guidance, "Guidance by text"),
-        "image_guidance_scale": given_number(image_guidance, "Guidance by images"),
+        "guidance_scale": given_number(guidance, "Text guidance"),
+        "image_guidance_scale": given_number(image_guidance, "Image guidance"),
     }
 
 

@@ -193,7 +193,7 @@ def _report(talking: Talking) -> None:
     gr.Markdown("One text about all of your images.")
     prompt = _words("Instruction", REPORT_REQUEST, value=REPORT_REQUEST)
     with gr.Row():
-        write = gr.Button("Write a report", variant="primary", min_width=90)
+        write = gr.Button("Write a report", variant="primary", min_width=160)
         stop = gr.Button("Stop", min_width=90)
     text = gr.Textbox(label="Report (AI-generated)", lines=10, max_lines=24, interactive=False, buttons=["copy"])
     files = _files("Text file with its record")
@@ -306,8 +306,8 @@ def _interleaved(talking: Talking) -> None:
     )
     prompt = _words("Your message", "Describe the image and show what it would look like with less noise.", lines=1)
     with gr.Row():
-        plan = gr.Dropdown(list(PLANS), value=next(iter(PLANS)), label="Answer", filterable=False)
-        seed = _number("Seed", "a new one")
+        plan = gr.Dropdown(list(PLANS), value=next(iter(PLANS)), label="Answer", filterable=False, min_width=220)
+        seed = _number("Seed", "random")
     with gr.Row():
         send = gr.Button("Send", variant="primary", min_width=90)
         stop = gr.Button("Stop", min_width=90)
@@ -335,7 +335,7 @@ def _words(label: str, placeholder: str, *, lines: int = 2, value: str | None = 
 
 def _number(label: str, default: str) -> gr.Textbox:
     """A number that may be left out, which Gradio's own field for numbers turns into 0."""
-    return gr.Textbox(label=label, placeholder=f"empty: {default}", max_lines=1, max_length=20, min_width=120)
+    return gr.Textbox(label=label, placeholder=default, max_lines=1, max_length=20, min_width=120)
 
 
 def _files(label: str) -> gr.File:
@@ -362,11 +362,11 @@ def _sampler(engine: Engine, default: str, names: list[str]) -> tuple[gr.Dropdow
     with gr.Accordion("Seed and sampler", open=False):
         gr.Markdown(SYNTHETIC)
         with gr.Row():
-            seed = _number("Seed", "a new one")
-            steps = _number("Steps", "the preset's")
+            seed = _number("Seed", "random")
+            steps = _number("Steps", "of the preset")
         with gr.Row():
-            guidance = _number("Guidance by text", "the preset's")
-            image_guidance = _number("Guidance by images", "the preset's")
+            guidance = _number("Text guidance", "of the preset")
+            image_guidance = _number("Image guidance", "of the preset")
     preset.change(lambda name: gr.update(info=_described(engine, name)), preset, preset, queue=False, **PRIVATE)
     return preset, [seed, steps, guidance, image_guidance]
 

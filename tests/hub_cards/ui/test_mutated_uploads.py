@@ -90,7 +90,7 @@ def test_mutated_upload(seeds, caplog, capfd, which, pieces, length):
 
 
 @pytest.mark.slow
-@settings(max_examples=400, **{**OPTIONS, "derandomize": False})
+@settings(max_examples=600, **{**OPTIONS, "derandomize": False})
 @given(**CASE)
 def test_many_mutated_uploads(seeds, caplog, capfd, which, pieces, length):
     with caplog.at_level(logging.DEBUG):
