@@ -84,7 +84,7 @@ class Failure:
 
 @dataclass
 class Measured:
-    """Memory or time of a mode of use on a device that was at hand.
+    """Memory or time of a mode of use on an available device.
 
     Attributes:
         mode: what was done.

@@ -4,8 +4,8 @@
     python -m benchmarks.gpu.bundle copy DIR                    # code, golden records and .wheels/ into DIR
     bash DIR/benchmarks/gpu/run.sh                              # there
 
-The machine brings torch 2.11 or newer with its CUDA libraries, NumPy, Pillow, PyYAML, tqdm, psutil and pyarrow; the
-wheels are what such a machine has in older versions or not at all, at the versions of constraints.txt.
+The machine brings torch 2.11 or newer with its CUDA libraries, NumPy, Pillow, PyYAML, tqdm, psutil, pyarrow, pandas
+and typer; the wheels are what it has in older versions or not at all, at the versions of constraints.txt.
 """
 
 import argparse  # typer may be missing on the machine
@@ -32,9 +32,23 @@ PINNED = (
     "peft",
     "bitsandbytes",
     "pytest",
+    # For training from records (examples/nano/run.sh).
+    "datasets",
+    "omegaconf",
 )
 # Needs of the above that constraints.txt does not name.
-NEWEST = ("httpx2", "httpcore2", "truststore", "idna", "click", "importlib_metadata", "zipp", "regex")
+NEWEST = (
+    "dill",
+    "multiprocess",
+    "httpx2",
+    "httpcore2",
+    "truststore",
+    "idna",
+    "click",
+    "importlib_metadata",
+    "zipp",
+    "regex",
+)
 PLATFORMS = tuple(f"manylinux_2_{minor}_x86_64" for minor in (34, 31, 28, 27, 24, 17)) + ("manylinux2014_x86_64",)
 # bitsandbytes ships one library for each accelerator; a GPU of today needs those of CUDA 13, a rehearsal the CPU's.
 KEPT_LIBRARIES = re.compile(r"libbitsandbytes_(cpu|cuda13\d)\.so$")

@@ -1,11 +1,12 @@
 """The nano's prepared records in a form that is small enough to be carried to a machine with a GPU.
 
-    python -m examples.nano.carried --work WORK --out FOLDER [--limit-mib 30]
-    python -m examples.nano.train --budget gpu --packed FOLDER --out OUT                # there
+    python -m examples.nano.carried --work WORK --out FOLDER [--limit-mib 30] [--weights]
+    python -m examples.nano.train --budget gpu --packed FOLDER --out OUT --results RESULTS      # there
 
 Every image is kept once, as WebP: masks without loss, others at the best quality that fits the limit. Pairs for
 super-resolution follow from the image that they show and are made anew. Texts and the tokenizer are the same to the
-letter. The machine needs no data set and no network.
+letter. `--weights` adds the autoencoder and the ViT, which a processor has trained before. The machine needs no data
+set and no network, and what comes back fits small files, written as soon as there is something.
 """
 
 import io
@@ -13,7 +14,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +23,9 @@ from typing import Annotated, Any
 import numpy
 import pyarrow
 import pyarrow.parquet as parquet
+from huggingface_hub import save_torch_state_dict
 from PIL import Image
+from safetensors.torch import load_file
 from typer import Option
 
 from unimedvl.unimed5m import tasks
@@ -29,13 +33,20 @@ from unimedvl.unimed5m.schema import Record, RecordImage, to_table
 from unimedvl.unimed5m.shards import write_table
 from unimedvl.unimed5m.task_images import drawn_image, pixels_of
 from unimedvl.utils.command_line import run_module
-from unimedvl.utils.whole_files import replacing_folder
+from unimedvl.utils.whole_files import replacing_folder, scratch_folder
 
+from .model import VISION_FILE
 from .prepare import IMAGES, SUPER_RESOLUTION, is_image_request, shard_of, small_image, work_records
 
 QUALITIES = (92, 88, 84, 80, 74, 68, 60)
 RECORDS, IMAGE_FILE, TOKENIZER = "records.parquet", "images.parquet", "tokenizer"
 SPLITS = ("train", "validation")
+# Parts that may be trained before, and what of their folders goes along: no optimizer states, no float32 copies.
+WEIGHTS = ("autoencoder", "vision")
+TRAINED = "training.json"  # what ends such a part
+PUBLISHED = ("config.json", "diffusion_pytorch_model.safetensors", VISION_FILE, TRAINED)
+SHARD = "14MB"
+REST = "rest.tar.gz"
 MIB = 1 << 20
 
 
@@ -60,11 +71,14 @@ def _decode(job: tuple[bytes, str, bool]) -> bytes:
     return made
 
 
-def pack(work: Path, out: Path, limit: int, processes: int | None = None) -> dict[str, Any]:
+def pack(work: Path, out: Path, limit: int, processes: int | None = None, weights: bool = False) -> dict[str, Any]:
     """Write records, images and tokenizer of a work folder to `out`, in at most `limit` bytes.
 
+    Args:
+        weights: whether the autoencoder and the ViT go along.
+
     Raises:
-        ValueError: where they do not fit at the lowest quality.
+        ValueError: where they do not fit at the lowest quality, or where weights are wanted and not trained yet.
     """
     sources: dict[str, str] = {}
     images: dict[str, RecordImage] = {}
@@ -90,6 +104,8 @@ def pack(work: Path, out: Path, limit: int, processes: int | None = None) -> dic
             pyarrow.Table.from_pylist(rows), partial / RECORDS, compression="zstd", compression_level=19
         )
         shutil.copytree(work / TOKENIZER, partial / TOKENIZER)
+        if weights:
+            copy_weights(work, partial)
         with ProcessPoolExecutor(processes) as pool:
             for quality in QUALITIES:
                 jobs = ((images[name], quality, name in masks) for name in names)
@@ -112,6 +128,44 @@ def pack(work: Path, out: Path, limit: int, processes: int | None = None) -> dic
     return {"images": len(names), "records": len(rows), "quality": quality, "bytes": size}
 
 
+def copy_weights(work: Path, out: Path) -> None:
+    """Copy the frozen weights of the parts that a processor has trained, with the accounts that end them.
+
+    Raises:
+        ValueError: where one is not trained yet.
+    """
+    for part in WEIGHTS:
+        if not (work / part / TRAINED).is_file():
+            raise ValueError(f"{work / part} holds no finished training: `train --only {part}` does it.")
+        (out / part).mkdir()
+        for pattern in PUBLISHED:
+            for path in sorted((work / part).glob(pattern)):
+                shutil.copy2(path, out / part / path.name)
+
+
+def hand_over(checkpoint: Path, accounts: Sequence[Path], results: Path) -> None:
+    """Write a checkpoint's weights as shards, and all else as one archive, in the place of those that lie there.
+
+    Args:
+        checkpoint: folder of one safetensors file, settings and tokenizer.
+        accounts: files and folders that go along.
+        results: folder; only files that this function wrote are replaced.
+    """
+    results.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(results / ".partial") as partial:
+        save_torch_state_dict(
+            load_file(checkpoint / "model.safetensors"), partial, max_shard_size=SHARD, metadata={"format": "pt"}
+        )
+        with tarfile.open(partial / REST, "w:gz") as archive:
+            for path in [*sorted(checkpoint.iterdir()), *accounts]:
+                if path.suffix not in (".safetensors", ".py"):
+                    archive.add(path, path.name)
+        for old in [*results.glob("*.safetensors"), *results.glob("*.index.json")]:
+            old.unlink()
+        for path in sorted(partial.iterdir()):
+            path.replace(results / path.name)
+
+
 def unpack(packed: Path, work: Path, processes: int | None = None) -> None:
     """Write the records and the tokenizer of a packed folder as `prepare` would.
 
@@ -129,6 +183,9 @@ def unpack(packed: Path, work: Path, processes: int | None = None) -> None:
     for split in SPLITS:
         records = _records((json.loads(row["row"]) for row in rows if row["split"] == split), decoded)
         write_table(shard_of(work / "records", split), to_table(records))
+    for part in WEIGHTS:
+        if (packed / part).is_dir():
+            shutil.copytree(packed / part, work / part, dirs_exist_ok=True)
     # The last thing that is written: `train` takes it for the sign that all is there.
     shutil.copytree(packed / TOKENIZER, work / TOKENIZER, dirs_exist_ok=True)
 
@@ -165,8 +222,9 @@ def main(
     work: Annotated[Path, Option(help="Folder that `prepare` has filled.")],
     out: Annotated[Path, Option(help="New folder.")],
     limit_mib: Annotated[float, Option(help="Most that it may hold.")] = 30.0,
+    weights: Annotated[bool, Option("--weights", help="With the trained autoencoder and ViT.")] = False,
 ) -> None:
-    print(json.dumps(pack(work, out, int(limit_mib * MIB))))
+    print(json.dumps(pack(work, out, int(limit_mib * MIB), weights=weights)))
 
 
 if __name__ == "__main__":

@@ -3,18 +3,18 @@
     python -m examples.nano.train --budget cpu|gpu --records BUILT --out OUT [--minutes N] [--dry-run] [--only PART]
 
 BUILT holds the records of `unimedvl data build --source unimed-mini`; `--packed FOLDER` takes in its place what
-`examples.nano.carried` has written. The parts are `autoencoder` and `vision` (side by side where the budget says so),
-and one for each stage of `recipes/unimedvl-nano/curriculum.yaml`; each ends in frozen weights from which the next one
-starts (the ViT's and the stages' in bfloat16), and in a row of OUT/parts.json: seconds, seconds of processors, device,
-steps, memory. `--minutes` stops between two checkpoints when the time is up; the same command resumes. `--dry-run`
-does a few steps of everything, to see that it runs. `--only` does the autoencoder or the ViT alone. OUT/nano is the
-published folder.
+`examples.nano.carried` has written, with the autoencoder and the ViT where that was given them. The parts are
+`autoencoder` and `vision` (side by side where the budget says so), and one for each stage of
+`recipes/unimedvl-nano/curriculum.yaml`; each ends in frozen weights from which the next one starts (the ViT's and the
+stages' in bfloat16), and in a row of OUT/parts.json: seconds, seconds of processors, device, steps, memory.
+`--minutes` stops between two checkpoints when the time is up; the same command resumes. `--dry-run` does a few steps
+of everything, to see that it runs. `--only` does the autoencoder or the ViT alone. OUT/nano is the published folder;
+`--results FOLDER` keeps the newest weights of the stages in a few small files besides.
 """
 
 import dataclasses
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import psutil
 import torch
 import yaml
 from typer import Option
@@ -37,12 +36,12 @@ from unimedvl.utils.command_line import run_module
 from unimedvl.utils.digests import hash_file
 from unimedvl.utils.json_files import read_json, write_json
 
-from .carried import unpack
+from .carried import TRAINED, hand_over, unpack
 from .model import RECIPES, VISION_FILE
+from .processes import stop, use_of
 from .release import release, save_rounded
 
 BUDGETS = RECIPES / "unimedvl-nano" / "budgets.yaml"
-TRAINED = "training.json"  # what the autoencoder and the ViT write last
 DRY_STEPS = 20
 POLL_SECONDS = 1.0
 NOTE_SECONDS = 15.0
@@ -211,40 +210,6 @@ class TimeUp(Exception):
     """The time that a run was given has passed."""
 
 
-def stop(process: subprocess.Popen) -> None:
-    """End a command and all that it has started."""
-    try:
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
-    for member in family:
-        with_signal(member, signal.SIGTERM)
-    _, alive = psutil.wait_procs(family, timeout=20)
-    for member in alive:
-        with_signal(member, signal.SIGKILL)
-    process.wait()
-
-
-def with_signal(process: psutil.Process, number: int) -> None:
-    """Send a signal to a process that may have ended."""
-    try:
-        process.send_signal(number)
-    except psutil.NoSuchProcess:
-        pass
-
-
-def use_of(pid: int) -> tuple[int, float]:
-    """Memory in MiB, and seconds of processors up to now, of a process and all that it has started."""
-    total, seconds = 0, 0.0
-    try:
-        for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
-            total += process.memory_info().rss
-            seconds += sum(process.cpu_times()[:4])  # its own and those of its ended children
-    except psutil.NoSuchProcess:
-        pass
-    return total >> 20, seconds
-
-
 def device_name(budget: Budget) -> str:
     """What the work runs on, in words."""
     return torch.cuda.get_device_name() if budget.device == "cuda" else f"{os.cpu_count()} processor cores"
@@ -309,13 +274,20 @@ def freeze(finished: Path, artifact: Path) -> None:
         save_rounded(model, load_processor(finished), partial)
 
 
-def run_chain(chain: Chain, records: Path | None, packed: Path | None = None, only: str | None = None) -> Path:
+def run_chain(
+    chain: Chain,
+    records: Path | None,
+    packed: Path | None = None,
+    only: str | None = None,
+    results: Path | None = None,
+) -> Path:
     """Everything that is not done yet; returns the published folder.
 
     Args:
         records: built ones, of which the chain makes its own.
         packed: the chain's own ones, carried here.
         only: "autoencoder" or "vision", where nothing else is to be done but records; returns its weights then.
+        results: gets the weights of every stage in the place of those before, see `hand_over`.
     """
     path = Path(chain.budget.curriculum)
     curriculum = load_recipe(path)
@@ -346,6 +318,8 @@ def run_chain(chain: Chain, records: Path | None, packed: Path | None = None, on
             chain.run([part])
             freeze(part.artifact.parent, before)
             finish(chain, dataclasses.replace(part, artifact=before / "model.safetensors"), {"steps": part.steps})
+        if results is not None:
+            hand_over(before, [out / "parts.json", out / "logs"], results)
     release(before, out / "nano")
     return out / "nano"
 
@@ -365,6 +339,7 @@ def main(
     minutes: Annotated[float | None, Option(help="Stop after so many; the same command resumes.")] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="A few steps of everything.")] = False,
     only: Annotated[Literal["autoencoder", "vision"] | None, Option(help="Do this part alone.")] = None,
+    results: Annotated[Path | None, Option(help="Folder for the newest weights in small files.")] = None,
 ) -> None:
     """Train the nano from records to the published folder."""
     chosen = read_budget(budget)
@@ -378,7 +353,7 @@ def main(
     claim_folder(out, {"budget": budget, "dry_run": dry_run}, mark="run.json", kind="run")
     deadline = float("inf") if minutes is None else time.monotonic() + 60 * minutes
     try:
-        print(run_chain(Chain(chosen, out, dry_run, deadline), records, packed, only))
+        print(run_chain(Chain(chosen, out, dry_run, deadline), records, packed, only, results))
     except TimeUp:
         print(f"stopped after {minutes:g} minutes: the same command resumes from the last checkpoints.")
 

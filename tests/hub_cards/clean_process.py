@@ -3,12 +3,13 @@
     python -I clean_process.py LOCATION [--revision R] [--adapter A] [--adapter-revision R] [--network]
 
 `unimedvl` cannot be imported here. Without `--network` no socket can be opened and no process started, and every
-attempt is counted in the report.
+attempt is counted in the report, as is every file that is opened outside of the checkpoint, the caches and Python.
 """
 
 import argparse
 import hashlib
 import json
+import os
 import sys
 
 
@@ -32,6 +33,22 @@ def refuse_network() -> list[str]:
 
     sys.addaudithook(audit)
     return attempts
+
+
+def watch_files(*allowed: str) -> set[str]:
+    """Names of the files, outside of these folders, Python and the system, that are opened from now on."""
+    roots = [os.path.realpath(folder) for folder in (*allowed, sys.prefix, sys.base_prefix, os.environ["HF_HOME"])]
+    roots += ["/dev", "/etc", "/lib", "/proc", "/sys", "/usr"]
+    opened: set[str] = set()
+
+    def audit(event: str, arguments: tuple) -> None:
+        if event == "open" and isinstance(arguments[0], str):
+            path = os.path.realpath(arguments[0])
+            if not any(path == root or path.startswith(root + os.sep) for root in roots):
+                opened.add(path)
+
+    sys.addaudithook(audit)
+    return opened
 
 
 def use(model, processor) -> dict:
@@ -84,6 +101,7 @@ def main() -> None:
     arguments = parser.parse_args()
     sys.meta_path.insert(0, RefusePackage())
     attempts = [] if arguments.network else refuse_network()
+    opened = watch_files(arguments.location, __file__)
 
     import torch
     import transformers
@@ -105,7 +123,7 @@ def main() -> None:
         model.load_adapter(arguments.adapter, adapter_kwargs={"revision": arguments.adapter_revision})
         report["adapter"] = use(model, processor)
         report["adapter_base"] = model.peft_config["default"].base_model_name_or_path
-    report["attempts"] = attempts
+    report["attempts"], report["opened"] = attempts, sorted(opened)
     report["imported"] = sorted(name for name in sys.modules if name.partition(".")[0] == "unimedvl")
     print(json.dumps(report))
 

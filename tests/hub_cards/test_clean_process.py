@@ -21,7 +21,8 @@ AUTO_CLASSES = ("AutoModelForMultimodalLM", "AutoModelForImageTextToText", "Auto
 def run_clean(home: Path, *arguments: str, **environment: str) -> dict:
     """The report of `clean_process.py`, run with caches of its own and away from the checkout."""
     variables = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
-    variables |= {"HF_HOME": str(home), "HF_MODULES_CACHE": f"{home}/modules", "HOME": str(home), **environment}
+    variables |= {"HF_HOME": str(home), "HF_MODULES_CACHE": f"{home}/modules", "HOME": str(home)}
+    variables |= {"TMPDIR": str(home), **environment}
     command = [sys.executable, "-I", str(PROGRAM), *arguments]
     home.mkdir(exist_ok=True)
     result = subprocess.run(command, env=variables, cwd=home, capture_output=True, text=True)
@@ -57,3 +58,4 @@ def test_nothing_else_was_touched(report):
     assert there["config"] == "UniMedVLConfig"
     assert there["imported"] == []
     assert there["attempts"] == []
+    assert there["opened"] == []

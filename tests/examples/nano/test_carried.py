@@ -1,7 +1,11 @@
 """Packed records say the same, show the same within what WebP loses, and fit a limit."""
 
+import tarfile
+
 import numpy
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from examples.nano import carried, prepare
 from unimedvl.unimed5m.task_images import pixels_of
@@ -72,3 +76,44 @@ def test_a_folder_that_is_not_packed_is_reported_in_one_line(tmp_path, capsys):
     arguments = ["--work", str(tmp_path / "none"), "--out", str(tmp_path / "packed")]
     assert run_module(carried.main, arguments) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_weights_go_along_where_they_are_trained(work, tmp_path):
+    with pytest.raises(ValueError, match="holds no finished training: `train --only autoencoder` does it"):
+        carried.pack(work, tmp_path / "packed", 30 << 20, processes=1, weights=True)
+    for part, name in (("autoencoder", "diffusion_pytorch_model.safetensors"), ("vision", "vision.safetensors")):
+        folder = tmp_path / "work" / part
+        (folder / "checkpoint-9").mkdir(parents=True)
+        (folder / name).write_bytes(b"weights")
+        (folder / "training.json").write_text('{"steps": 9}')
+        (folder / "network.safetensors").write_bytes(b"float32")
+    out = tmp_path / "out"
+    out.mkdir()
+    carried.copy_weights(tmp_path / "work", out)
+    carried_along = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    assert carried_along == [
+        "autoencoder/diffusion_pytorch_model.safetensors", "autoencoder/training.json",
+        "vision/training.json", "vision/vision.safetensors",
+    ]  # fmt: skip
+
+
+def test_results_are_small_files_that_hold_the_newest_weights(tmp_path):
+    results = tmp_path / "results"
+    (tmp_path / "parts.json").write_text("{}")
+    # Two shards first, one then: nothing of the first may be left among the second.
+    for scale, count in ((1.0, 5), (2.0, 2)):
+        folder = tmp_path / f"stage{count}"
+        folder.mkdir()
+        weights = {f"w{i}": torch.full((1_000_000,), scale) for i in range(count)}
+        save_file(weights, folder / "model.safetensors")
+        (folder / "config.json").write_text(str(count))
+        (folder / "modeling_x.py").write_text("")
+        carried.hand_over(folder, [tmp_path / "parts.json"], results)
+        files = list(results.iterdir())
+        assert len(files) <= 8 and all(path.stat().st_size < 15 << 20 for path in files)
+        held = [load_file(path) for path in files if path.suffix == ".safetensors"]
+        assert len(held) == (2 if count == 5 else 1)
+        merged = {name: tensor for part in held for name, tensor in part.items()}
+        assert merged.keys() == weights.keys() and all(torch.equal(merged[name], weights[name]) for name in weights)
+        with tarfile.open(results / "rest.tar.gz") as archive:
+            assert sorted(archive.getnames()) == ["config.json", "parts.json"]

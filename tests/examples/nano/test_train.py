@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from examples.nano import carried, train
+from examples.nano import carried, processes, train
 from tests.examples.nano.conftest import sizes
 from unimedvl.checkpoint.loading import load
 from unimedvl.training.recipe import CurriculumRecipe, load_recipe
@@ -106,7 +106,7 @@ def test_everything_that_a_command_has_started_ends_with_it():
     while not (children := psutil.Process(process.pid).children()) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert children
-    train.stop(process)
+    processes.stop(process)
     assert process.poll() is not None and not any(psutil.pid_exists(child.pid) for child in children)
 
 
