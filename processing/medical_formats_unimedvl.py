@@ -263,6 +263,17 @@ class _Pages:
         with _decoding(what or "The image"):
             self._raw = raw_mode(image)
 
+    @property
+    def frames(self) -> int:
+        """Number of pages of a TIFF, GIF or the like, at least 1."""
+        with _decoding(self._what or "The image"):
+            return _page_count(self._image)
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether it holds more than 8 bits of gray, which a window can choose from."""
+        return self._image.mode in GRAY_BEYOND_8_BITS or self._image.mode.startswith("I;16")
+
     def close(self) -> None:
         self._image.close()
 

@@ -188,6 +188,14 @@ class NiftiVolume:
             self._voxels = {frame: self._read((..., frame))}
         return self._voxels[frame]
 
+    def num_slices(self, plane: str) -> int:
+        """Count the slices of a plane.
+
+        Raises:
+            ValueError: for a plane of the patient where the header has no valid orientation.
+        """
+        return self.shape[self._axes(plane)[0]]
+
     def slices(self, plane: str) -> np.ndarray:
         """All slices of a 3-D volume as `image` shows them, before gray levels: (slices, rows, columns)."""
         return self._displayed(self.voxels(), plane)

@@ -29,3 +29,10 @@ def pytest_addoption(parser: pytest.Parser):
         default="cpu",
         help="device that tests/golden runs the model on, such as cuda (default: cpu)",
     )
+    parser.addoption(
+        "--screenshots",
+        metavar="DIR",
+        type=Path,
+        default=None,
+        help="folder for what the pages of tests/hub_cards/ui/test_browser.py looked like (default: none are kept)",
+    )

@@ -23,6 +23,8 @@ from PIL import Image, PngImagePlugin
 from ..utils.whole_files import replacing
 from ..version import __version__
 
+# What everybody reads who sees a result.
+NOTICE = "For research use only: not a medical device, not for diagnosis or treatment."
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 COMPOSITE_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 RECORD_KEY = "unimedvl"
@@ -133,15 +135,23 @@ def generated_png(image: Image.Image, **record_fields: Any) -> tuple[bytes, dict
     return content.getvalue(), record
 
 
-def check_output_path(path: str | os.PathLike, *, overwrite: bool = False) -> Path:
+def check_output_path(
+    path: str | os.PathLike, *, overwrite: bool = False, suffixes: tuple[str, ...] = (".png",)
+) -> Path:
     """The path as a `Path`, after the checks that need no image: call it before minutes of sampling.
+
+    Args:
+        path: a file name.
+        overwrite: whether it may be there already.
+        suffixes: what the name may end in, of the kinds of files that carry the record.
 
     Raises:
         ValueError: see `save_generated_image`.
     """
     target = Path(path)
-    if target.suffix.lower() != ".png":
-        raise ValueError(f"{target.name!r} does not end in .png: only PNG output carries the synthetic-image record.")
+    if target.suffix.lower() not in suffixes:
+        kinds = " or ".join(f"{suffix} ({suffix[1:].upper()})" for suffix in suffixes)
+        raise ValueError(f"{target.name!r} does not end in {kinds}: only these carry the synthetic-image record.")
     if not target.parent.is_dir():
         raise ValueError(f"the folder {str(target.parent)!r} does not exist: create it first.")
     if target.is_dir():

@@ -48,7 +48,7 @@ def main(
     if not loaded.model.config.visual_gen:
         raise ValueError(f"{loaded.checkpoint.name!r} makes no images: name a checkpoint that does.")
 
-    from .demo_images import ASKED, MEDICAL
+    from ..hub_cards.demo_images import ASKED, MEDICAL
     from .demonstration import PROMPTS, Demonstration, real_figure
 
     def note(text: str) -> None:

@@ -15,12 +15,12 @@ from ..checkpoint.provenance import save_generated_image
 from ..evaluation.metrics.answers import is_right, kind_of
 from ..evaluation.metrics.images import psnr, ssim
 from ..evaluation.metrics.masks import dice
+from ..hub_cards.demo_images import BRAIN, CT, FUNDUS, PackageImage, Question, disc_mask, fluid_levels
 from ..modeling_unimedvl.flow_unimedvl import TASK_PRESETS
 from ..processing.image_processing_unimedvl import resize_image
 from ..unimed5m.pages import data_address
 from ..unimed5m.task_images import lower_resolution
 from ..utils.digests import hash_file
-from .demo_images import BRAIN, CT, FUNDUS, PackageImage, Question, disc_mask, fluid_levels
 
 # What is drawn of each modality, in plain words that the records of the nano hold.
 PROMPTS = {

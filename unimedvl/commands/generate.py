@@ -3,7 +3,8 @@
   unimedvl generate "axial T1 MRI of the brain" --out brain.png
   unimedvl generate "Stain this section with H&E" --image section.png --preset virtual_staining --out stained.png
 
-The PNG files say that they are synthetic, and hold model, seed and settings; of the prompt only a hash.
+The files, PNG or DICOM secondary captures (--out brain.dcm), say that they are synthetic, and hold model, seed and
+settings; of the prompt only a hash.
 """
 
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Annotated, Any
 
 from typer import Option
 
+from ..checkpoint.dicom_capture import DICOM_SUFFIX, save_dicom_capture
 from ..checkpoint.provenance import check_output_path, save_generated_image
-from ..utils.command_line import Result
+from ..utils.command_line import Result, require
 from .shared import (
     NOTICE,
     AllowUrl,
@@ -39,7 +41,7 @@ from .shared import (
 
 def generate(
     prompt: str,
-    out: Annotated[str, Option(metavar="FILE.png", help="Several images get -1, -2, ... appended.")],
+    out: Annotated[str, Option(metavar="FILE", help="PNG or DICOM (.dcm); several get -1, -2, ... appended.")],
     force: Annotated[bool, Option("--force", help="Overwrite files that are already there.")] = False,
     num_images: Annotated[int, Option(metavar="N", help="Images of the prompt.")] = 1,
     preset: Annotated[
@@ -58,7 +60,7 @@ def generate(
     width: Annotated[int | None, Option(metavar="W", help="Pixels (default: the input image's).")] = None,
     think: Annotated[bool, Option("--think", help="Let the model plan the image in words first.")] = False,
     max_think_tokens: Annotated[int, Option(metavar="N", help="Length limit of that plan.")] = 512,
-    keep_prompt: Annotated[bool, Option("--keep-prompt", help="Write the prompt itself into the PNG files.")] = False,
+    keep_prompt: Annotated[bool, Option("--keep-prompt", help="Write the prompt itself into the files.")] = False,
     image: Images = None,
     window: Window = None,
     frame: Frame = None,
@@ -83,7 +85,10 @@ def generate(
         raise ValueError(f"--num-images must be at least 1, not {num_images}.")
     paths = output_paths(out, num_images)
     for path in paths:
-        check_output_path(path, overwrite=force)
+        check_output_path(path, overwrite=force, suffixes=(".png", DICOM_SUFFIX))
+    save = save_dicom_capture if paths[0].suffix.lower() == DICOM_SUFFIX else save_generated_image
+    if save is save_dicom_capture:
+        require("medical", "pydicom")
     seed = choose_seed(seed)
     images = load_images(
         image,
@@ -143,7 +148,7 @@ def generate(
     }
     for number, (path, made) in enumerate(zip(paths, generated, strict=True)):
         made_with = {**settings, "think": think, "index": number}
-        save_generated_image(made, path, overwrite=force, settings=made_with, **fields)
+        save(made, path, overwrite=force, settings=made_with, **fields)
     thought = processor.batch_decode(output.text)[0].strip() if output.text else None
     say(NOTICE)
     files = [str(path) for path in paths]

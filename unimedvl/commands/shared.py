@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
+from ..checkpoint.provenance import NOTICE as NOTICE
 from ..utils.digests import hash_file, hash_files
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from ..checkpoint.loading import Loaded
-
-NOTICE = "For research use only: not a medical device, not for diagnosis or treatment."
 
 # Options that name a checkpoint and say how to load it.
 Model = Annotated[

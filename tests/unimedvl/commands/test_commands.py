@@ -249,7 +249,7 @@ def test_every_command_explains_itself(words, command, flag, capsys):
         assert re.search(rf"^ +{re.escape(shown)}\b", out, re.MULTILINE), shown
     whole = words and not hasattr(command, "commands")
     assert not whole or re.search(r"^ +--debug\b", out, re.MULTILINE)
-    assert not whole or words in (["train"], ["serve"]) or re.search(r"^ +--json\b", out, re.MULTILINE)
+    assert not whole or words in (["train"], ["serve"], ["ui"]) or re.search(r"^ +--json\b", out, re.MULTILINE)
 
 
 def test_help_needs_no_heavy_import():

@@ -18,7 +18,6 @@ from PIL import Image
 from unimedvl.checkpoint.loading import load
 from unimedvl.checkpoint.provenance import COMPOSITE_SOURCE_TYPE, DIGITAL_SOURCE_TYPE, read_provenance
 from unimedvl.commands import demo
-from unimedvl.commands.demo_images import ASKED, BRAIN, CT, FUNDUS, MEDICAL, Question, disc_mask
 from unimedvl.commands.demonstration import (
     DRAWINGS,
     PROMPTS,
@@ -28,6 +27,7 @@ from unimedvl.commands.demonstration import (
     judge_sharpness,
 )
 from unimedvl.commands.shared import NOTICE
+from unimedvl.hub_cards.demo_images import ASKED, BRAIN, CT, FUNDUS, MEDICAL, Question, disc_mask
 from unimedvl.processing.image_processing_unimedvl import resize_image
 from unimedvl.unimed5m.task_images import lower_resolution
 from unimedvl.utils.command_line import run_module

@@ -1,0 +1,171 @@
+"""Handlers of what is answered in words: questions, reports, and conversations with images in the answers."""
+
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from .engine import Drawn, Engine, Piece, Progress
+from .given import MAX_TOKENS, STOPPED, Given, all_sources, checked_text, limited, seed_or_new, step_line
+from .readable import readable
+from .results import keep, keep_text
+from .sessions import Conversation, Session, Sessions
+
+# What an interleaved answer consists of, by what the page calls it; None: the model decides.
+PLANS: dict[str, list[str] | None] = {
+    "Text, then image": ["text", "image"],
+    "Image, then text": ["image", "text"],
+    "In turn until the model ends": None,
+}
+
+
+class Talking:
+    """Handlers of the tabs for questions, reports and interleaved conversations.
+
+    Args:
+        engine: answers and draws.
+        sessions: where a page's images and conversations are.
+    """
+
+    def __init__(self, engine: Engine, sessions: Sessions):
+        self._engine, self._sessions = engine, sessions
+
+    def stop(self, request: gr.Request) -> None:
+        """End what the page has asked for, at its next step."""
+        self._sessions.of(request.session_hash).stop.set()
+
+    @readable
+    def ask(
+        self, question: str, max_new_tokens: float, temperature: float, request: gr.Request
+    ) -> Iterator[tuple[Any, ...]]:
+        """A turn of the conversation; images that the model has not seen yet go with it.
+
+        Yields:
+            Messages of the chat, and the emptied field of the question.
+        """
+        session = self._sessions.of(request.session_hash)
+        question = checked_text(question, "question")
+        talk = session.asked
+        turn = _begin_turn(session, talk, question)
+        yield turn.shown, ""
+        shown_answer = {"role": "assistant", "content": ""}
+        text = ""
+        for text in self._engine.answer(
+            turn.messages,
+            session.begin(),
+            max_new_tokens=limited(max_new_tokens, MAX_TOKENS),
+            temperature=float(temperature) or None,
+            seed=secrets.randbelow(1 << 31),
+        ):
+            shown_answer["content"] = text
+            yield [*turn.shown, shown_answer], ""
+        shown_answer["content"] = text or "(no answer)"
+        turn.messages.append({"role": "assistant", "content": [{"type": "text", "text": text}]})
+        turn.shown.append(shown_answer)
+        session.asked = turn
+        yield turn.shown, ""
+
+    def forget_asked(self, request: gr.Request) -> list[Any]:
+        """Begin a new conversation."""
+        self._sessions.of(request.session_hash).asked = Conversation()
+        return []
+
+    @readable
+    def report(self, prompt: str, max_new_tokens: float, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+        """A report about all images.
+
+        Yields:
+            The text so far, and a file of it at the end.
+        """
+        session = self._sessions.of(request.session_hash)
+        prompt = checked_text(prompt, "instruction")
+        sources = all_sources(session)
+        content = [*({"type": "image", "image": session.image(source)} for source in sources)]
+        messages = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
+        text = ""
+        yield text, None
+        for text in self._engine.answer(messages, session.begin(), max_new_tokens=limited(max_new_tokens, MAX_TOKENS)):
+            yield text, None
+        path = keep_text(session, self._engine, text, prompt=prompt, sources=sources)
+        yield text or "(no answer)", [str(path)]
+
+    @readable
+    def converse(
+        self,
+        prompt: str,
+        plan: str,
+        seed: Given,
+        max_new_tokens: float,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008  # how Gradio passes it
+    ) -> Iterator[tuple[Any, ...]]:
+        """A turn that is answered in texts and images.
+
+        Yields:
+            Messages of the chat, the emptied field of the prompt, files, and a line about the state.
+        """
+        session = self._sessions.of(request.session_hash)
+        prompt = checked_text(prompt, "message")
+        chosen_seed = seed_or_new(seed)
+        turn = _begin_turn(session, session.interleaved, prompt)
+        yield turn.shown, "", None, ""
+        stop = session.begin()
+        answer: list[dict[str, Any]] = []
+        files: list[str] = []
+        for event in self._engine.converse(
+            turn.messages,
+            stop,
+            segments=PLANS[plan],
+            seed=chosen_seed,
+            max_new_tokens=limited(max_new_tokens, MAX_TOKENS),
+        ):
+            if isinstance(event, Progress):
+                yield turn.shown, "", files or None, step_line(progress, event)
+                continue
+            answer.append(self._shown_piece(session, event, turn, files, prompt, chosen_seed))
+            yield turn.shown, "", files or None, "Writing"
+        if answer:
+            turn.messages.append({"role": "assistant", "content": answer})
+            session.interleaved = turn
+        line = STOPPED if stop.is_set() else f"Done with seed {chosen_seed}."
+        yield turn.shown, "", files or None, line
+
+    def forget_interleaved(self, request: gr.Request) -> list[Any]:
+        """Begin a new interleaved conversation."""
+        self._sessions.of(request.session_hash).interleaved = Conversation()
+        return []
+
+    def _shown_piece(
+        self, session: Session, piece: Piece, turn: Conversation, files: list[str], prompt: str, seed: int
+    ) -> dict[str, Any]:
+        """Add a text or an image to the page, and return it as an item for the model."""
+        if isinstance(piece.content, str):
+            if piece.content:
+                turn.shown.append({"role": "assistant", "content": piece.content})
+            return {"type": "text", "text": piece.content}
+        drawn = Drawn([piece.content], {"generation_mode": "interleaved"})
+        (kept,) = keep(
+            session, self._engine, drawn, task="interleaved", prompt=prompt, seed=seed, sources=session.sources
+        )
+        files += [str(kept.png), str(kept.dicom)]
+        turn.shown.append({"role": "assistant", "content": {"path": str(kept.png), "alt_text": "synthetic image"}})
+        return {"type": "image", "image": piece.content}
+
+
+def _begin_turn(session: Session, talk: Conversation, text: str) -> Conversation:
+    """The conversation with a person's turn at its end; the session keeps the old one until there is an answer."""
+    new = [source for source in session.sources if (source.key, source.view) not in talk.attached]
+    content: list[dict[str, Any]] = [{"type": "image", "image": session.image(source)} for source in new]
+    shown = [
+        {
+            "role": "user",
+            "content": {"path": str(session.write(item["image"], "attached.png")), "alt_text": source.name},
+        }
+        for item, source in zip(content, new, strict=True)
+    ]
+    return Conversation(
+        messages=[*talk.messages, {"role": "user", "content": [*content, {"type": "text", "text": text}]}],
+        shown=[*talk.shown, *shown, {"role": "user", "content": text}],
+        attached=talk.attached | {(source.key, source.view) for source in new},
+    )

@@ -1,0 +1,254 @@
+"""The page in headless Chromium, as a person uses it, at two widths and in both color schemes.
+
+`python -m pytest tests/hub_cards/ui/test_browser.py -m "" --screenshots FOLDER` keeps what the pages looked like.
+"""
+
+import importlib.util
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hub_cards.ui import uploads
+from unimedvl.hub_cards.ui.application import running
+
+CHROMIUM = shutil.which("chromium")
+PACKAGES = ("playwright", "axe_playwright_python")
+MISSING = [name for name in PACKAGES if importlib.util.find_spec(name) is None] + ([] if CHROMIUM else ["chromium"])
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} missing: pip install 'unimedvl[dev]' and "
+                                "apt-get install chromium")  # fmt: skip
+
+# A busy machine takes its time; what waits longer has failed.
+PATIENCE = 40_000
+WIDE, NARROW = 1440, 390
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("temporary")
+
+
+@pytest.fixture(scope="module")
+def server(nano, place: Path) -> Iterator[str]:
+    before, tempfile.tempdir = tempfile.tempdir, str(place)
+    try:
+        with running(nano) as url:
+            yield url
+    finally:
+        tempfile.tempdir = before
+
+
+@pytest.fixture(scope="module")
+def browser(server: str) -> Iterator:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # Containers run tests as root, which Chromium's sandbox refuses.
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Person:
+    """Someone at the page, who notes what goes wrong.
+
+    Attributes:
+        errors: what the console called an error, and requests that left this machine.
+    """
+
+    def __init__(self, browser, server: str, width: int, scheme: str, screenshots: Path | None):
+        self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.page.set_default_timeout(PATIENCE)
+        self.name, self.screenshots = f"{width}-{scheme}", screenshots
+        self.errors: list[str] = []
+        self.page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("request", lambda request: self._note(request.url, server))
+        self.page.goto(server)
+        self.page.get_by_role("button", name="CT slice").wait_for()
+
+    def _note(self, url: str, server: str) -> None:
+        if not url.startswith((server, "data:", "blob:")):
+            self.errors.append(f"a request to {url}")
+
+    def looks(self, what: str) -> None:
+        """Nothing is cut off, nothing hinders people who use other means than eyes and a mouse."""
+        from axe_playwright_python.sync_playwright import Axe
+
+        self.page.mouse.wheel(0, -5000)
+        if self.screenshots is not None:
+            self.page.screenshot(path=self.screenshots / f"{self.name}-{what}.png", full_page=True)
+        found = [
+            rule for rule in Axe().run(self.page).response["violations"] if rule["impact"] in ("serious", "critical")
+        ]
+        assert not found, [(rule["id"], [node["html"][:200] for node in rule["nodes"]]) for rule in found]
+        overflow = self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert overflow <= 0, f"{what} is {overflow} pixels wider than the window"
+        self.page.mouse.wheel(0, 500)
+        assert self.page.get_by_role("note").is_visible()
+        box = self.page.get_by_role("note").bounding_box()
+        assert box is not None and box["y"] >= 0, "the notice scrolled away"
+        self.page.mouse.wheel(0, -5000)
+
+    def open(self, tab: str) -> None:
+        shown = self.page.get_by_role("tab", name=tab, exact=True)
+        if not shown.is_visible():
+            # Tabs that a narrow window has no room for.
+            self.page.get_by_role("button", name="More tabs").click()
+            shown = self.page.locator(".overflow-dropdown").get_by_text(tab, exact=True)
+        shown.click()
+
+    def click(self, name: str) -> None:
+        self.page.get_by_role("button", name=name, exact=True).locator("visible=true").click()
+
+    def write(self, field: str, text: str) -> None:
+        self.page.get_by_role("textbox", name=field, exact=True).locator("visible=true").fill(text)
+
+    def sees(self, words: str | re.Pattern) -> None:
+        self.page.get_by_text(words).locator("visible=true").first.wait_for()
+
+    def upload(self, *files: Path) -> None:
+        self.page.locator("#upload input[type=file]").set_input_files(list(files))
+
+
+@pytest.fixture
+def person(browser, server, request):
+    width, scheme = request.param
+    screenshots = request.config.getoption("--screenshots")
+    if screenshots is not None:
+        screenshots.mkdir(parents=True, exist_ok=True)
+    person = Person(browser, server, width, scheme, screenshots)
+    yield person
+    person.page.close()
+
+
+def images(person: Person, tmp_path: Path) -> None:
+    """DICOM, NIfTI and a corrupt file."""
+    person.looks("start")
+    person.upload(uploads.dicom(tmp_path / "scan.dcm"))
+    person.sees("1. scan.dcm")
+    person.upload(uploads.nifti(tmp_path / "brain.nii.gz"))
+    person.sees("NIfTI · axial slice 8 of 14")
+    slices = person.page.get_by_role("slider", name=re.compile("Slice"))
+    slices.focus()
+    person.page.keyboard.press("ArrowRight")
+    person.sees("NIfTI · axial slice 9 of 14")
+    person.page.get_by_label("Coronal").check()
+    person.sees("NIfTI · coronal slice 7 of 12")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    person.upload(tmp_path / "broken.png")
+    person.sees(re.compile("broken.png.* is not an image"))
+    # The field is empty again, for another file.
+    person.page.locator("#upload").get_by_text("Click to Upload").wait_for()
+    person.looks("corrupt")
+    person.page.get_by_role("button", name="Close").first.click()
+    person.click("Fundus photograph")
+    person.sees("3. Fundus photograph")
+
+
+def words(person: Person) -> None:
+    """A question, answered in a stream."""
+    pieces = person.page.evaluate_handle(
+        """() => {
+            const seen = new Set();
+            new MutationObserver(() => {
+                const bot = [...document.querySelectorAll('[data-testid=bot]')].pop();
+                if (bot) seen.add(bot.innerText);
+            }).observe(document.body, {childList: true, subtree: true, characterData: true});
+            return seen;
+        }"""
+    )
+    person.write("Question", "Describe this image in detail.")
+    person.page.keyboard.press("Enter")
+    person.page.locator("[data-testid=bot]").first.wait_for()
+    person.page.get_by_role("textbox", name="Question").locator("visible=true").wait_for()
+    person.page.wait_for_timeout(1000)
+    assert pieces.evaluate("seen => seen.size") >= 1
+    person.looks("ask")
+
+
+def drawings(person: Person) -> None:
+    """An image from words with its previews, an edit, and a mask."""
+    person.open("Generate")
+    person.write("Prompt", "a chest X-ray")
+    # The name of a section ends in its arrow.
+    person.page.get_by_role("button", name="Seed and sampler").locator("visible=true").click()
+    person.write("Seed", "3")
+    person.write("Steps", "24")
+    person.click("Generate")
+    person.page.get_by_role("img", name="Preview 1").wait_for()
+    person.sees("Synthetic image with seed 3")
+    person.page.get_by_role("img", name="Synthetic 1").wait_for()
+    person.sees(re.compile(r"synth.*\.dcm"))
+    person.looks("generate")
+    person.open("Edit and translate")
+    person.write("Instruction", "Sharpen the image.")
+    person.click("Edit")
+    person.sees("Synthetic image with seed")
+    divider = person.page.get_by_role("slider", name=re.compile("Divider"))
+    divider.focus()
+    person.page.keyboard.press("ArrowRight")
+    person.looks("edit")
+    person.open("Segment")
+    person.write("Instruction", "Mark the optic disc in the image.")
+    person.click("Segment")
+    person.sees("The mask covers")
+    person.looks("segment")
+
+
+def used(person: Person, tmp_path: Path) -> None:
+    images(person, tmp_path)
+    words(person)
+    drawings(person)
+    person.open("Interleaved")
+    person.write("Your message", "Describe the image.")
+    person.click("Send")
+    person.sees("Done with seed")
+    person.looks("interleaved")
+    person.open("Report")
+    person.click("Write a report")
+    person.sees(re.compile(r"synthetic-report\s*\.txt"))
+    person.looks("report")
+    assert person.errors == []
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("person", [(WIDE, "light")], indirect=True, ids=str)
+def test_a_person_uses_every_tab(person, tmp_path):
+    used(person, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("person", [(WIDE, "dark"), (NARROW, "light"), (NARROW, "dark")], indirect=True, ids=str)
+def test_a_person_uses_every_tab_elsewhere(person, tmp_path):
+    used(person, tmp_path)
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("person", [(NARROW, "dark")], indirect=True, ids=str)
+def test_a_keyboard_reaches_the_answer_and_a_closed_page_leaves_nothing(person, place, tmp_path):
+    person.upload(uploads.png(tmp_path / "mine.png"))
+    person.sees("1. mine.png")
+    (kept,) = place.rglob("mine.png")
+    reached: list[str] = []
+    for _ in range(80):
+        person.page.keyboard.press("Tab")
+        reached.append(
+            person.page.evaluate("(e => e.getAttribute('aria-label') || e.innerText)(document.activeElement)")
+        )
+        if person.page.evaluate("document.activeElement.tagName") == "TEXTAREA":
+            break
+    assert {"Fundus photograph", "Remove this image"} <= {name.strip() for name in reached if name}, reached
+    person.page.keyboard.type("What is this?")
+    person.page.keyboard.press("Enter")
+    person.page.locator("[data-testid=bot]").first.wait_for()
+    assert person.errors == []
+    person.page.close()
+    deadline = time.monotonic() + 30
+    while kept.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not kept.exists()
