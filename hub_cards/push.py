@@ -203,12 +203,14 @@ def _contents(api: HfApi, repo_id: str, kind: str, revision: str) -> dict[str, s
 @contextmanager
 def _one_line(repo_id: str) -> Iterator[None]:
     """Errors of the Hub and of the way to it, as what a user can do."""
+    refusals = (HfHubHTTPError, LocalTokenNotFoundError)
+    expected: tuple[type[BaseException], ...] = (*refusals, RuntimeError, *connection_errors())
     try:
         yield
-    except (HfHubHTTPError, LocalTokenNotFoundError, RuntimeError, *connection_errors()) as error:
+    except expected as error:
         # huggingface_hub wraps what ends the upload of a large file into a RuntimeError.
         cause = error.__cause__ if isinstance(error, RuntimeError) else error
-        if isinstance(cause, (HfHubHTTPError, LocalTokenNotFoundError)):
+        if isinstance(cause, refusals):
             raise ValueError(f"the Hub refused the push to {repo_id!r}: {explain(cause, repo_id)}") from error
         if isinstance(cause, connection_errors()):
             raise ValueError(
