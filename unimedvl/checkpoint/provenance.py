@@ -11,6 +11,7 @@ Prompts may hold patient data, so a file keeps only the prompt's SHA-256 unless 
 """
 
 import hashlib
+import io
 import json
 import os
 from pathlib import Path
@@ -104,6 +105,22 @@ def save_generated_image(
             exists and `overwrite` is false.
     """
     target = check_output_path(path, overwrite=overwrite)
+    content, record = generated_png(image, **record_fields)
+    try:
+        with replacing(target) as partial:
+            partial.write_bytes(content)
+    except OSError as error:
+        raise ValueError(f"cannot write {target}: {error.strerror or error}; choose another folder.") from error
+    return record
+
+
+def generated_png(image: Image.Image, **record_fields: Any) -> tuple[bytes, dict[str, Any]]:
+    """`image` as the bytes of a PNG file with its provenance, and the record in it.
+
+    Args:
+        image: the generated image.
+        record_fields: the arguments of `provenance_record`.
+    """
     record = provenance_record(**record_fields)
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text(SOFTWARE_KEY, record["software"])
@@ -113,12 +130,9 @@ def save_generated_image(
         creator=quoteattr(record["software"]), source_type=quoteattr(record["digital_source_type"])
     )
     chunks.add_itxt(XMP_KEY, xmp)
-    try:
-        with replacing(target) as partial:
-            image.save(partial, format="PNG", pnginfo=chunks)
-    except OSError as error:
-        raise ValueError(f"cannot write {target}: {error.strerror or error}; choose another folder.") from error
-    return record
+    content = io.BytesIO()
+    image.save(content, format="PNG", pnginfo=chunks)
+    return content.getvalue(), record
 
 
 def check_output_path(

@@ -4,6 +4,7 @@ import json
 import stat
 import subprocess
 import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -80,7 +81,7 @@ def test_failed_write_leaves_nothing(tmp_path, image, monkeypatch):
     def full_disk(self, *arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Image.Image, "save", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(ValueError, match="No space left"):
         save_generated_image(image, tmp_path / "a.png", **FIELDS)
     assert list(tmp_path.iterdir()) == []

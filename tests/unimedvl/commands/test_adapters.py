@@ -80,6 +80,7 @@ COMMANDS = [
     ["info", "--model", "M"],
     ["merge", "M", "OUT"],
     ["eval", "--benchmark", "records=RECORDS", "--out", "OUT", "--model", "M"],
+    ["serve", "--model", "M"],
 ]
 
 

@@ -231,7 +231,7 @@ COMMANDS = list(commands(typer.main.get_command(app)))
 
 def test_there_is_every_command():
     names = {" ".join(words) for words, _ in COMMANDS}
-    assert names >= {"ask", "generate", "train", "convert", "info", "push"}
+    assert names >= {"ask", "generate", "train", "convert", "info", "push", "serve"}
     assert names >= {
         f"data {name}" for name in ("build", "stats", "augment", "check", "audit", "agreement", "publish")
     }
@@ -249,7 +249,7 @@ def test_every_command_explains_itself(words, command, flag, capsys):
         assert re.search(rf"^ +{re.escape(shown)}\b", out, re.MULTILINE), shown
     whole = words and not hasattr(command, "commands")
     assert not whole or re.search(r"^ +--debug\b", out, re.MULTILINE)
-    assert not whole or words in (["train"], ["ui"]) or re.search(r"^ +--json\b", out, re.MULTILINE)
+    assert not whole or words in (["train"], ["serve"], ["ui"]) or re.search(r"^ +--json\b", out, re.MULTILINE)
 
 
 def test_help_needs_no_heavy_import():
