@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from tests.adapters import write_adapter
 from tests.hub_cards.test_hub_faults import run
 from tests.hub_cards.test_model_card import FACTS
 from tests.hub_cards.test_push_checks import CARD
-from tests.hub_server import HubServer
+from tests.hub_metadata import problems
+from tests.hub_server import HubServer, front_matter
 from tests.tiny_checkpoint import tiny_checkpoint
 from tests.unimed5m.quality.toy_records import record, write_shards
 from unimedvl.checkpoint.folder import NANO_DIRECTORY
@@ -68,7 +70,12 @@ print(json.dumps([row["id"] for row in rows]))
         assert said["kind"] == "dataset" and said["commit"] == repository.refs["main"]
         assert set(said["files"]) == set(repository.commits[said["commit"]]) - {".gitattributes"}
         (tmp_path / "stranger").mkdir()
-        ids = json.loads(clean(load.replace("REVISION", repr(said["commit"])), hub, tmp_path / "stranger"))
+        card = repository.commits[said["commit"]]["README.md"].content.decode()
+        assert problems("dataset", front_matter(card)) == [] and front_matter(card)["license"]
+        # The card's own lines, and the pinned commit.
+        code = snippets(card).replace("REPO_OR_FOLDER", "tester/records") + "\nassert next(iter(records))\n"
+        code += load.replace("REVISION", repr(said["commit"]))
+        ids = json.loads(clean(code, hub, tmp_path / "stranger"))
     assert ids == [f"toy-{number:05d}" for number in range(6)]
 
 
@@ -181,6 +188,28 @@ def test_a_trainers_checkpoint_loads_where_the_package_is_missing(tmp_path):
 
 def snippets(text):
     return "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+
+
+def test_commands_on_the_cards_that_training_and_merging_write_run(tmp_path):
+    folder = tmp_path / "tiny"
+    tiny_checkpoint(folder)
+    (folder / "README.md").write_text(CARD)
+    adapter = write_adapter(folder, tmp_path / "lora")
+    Image.linear_gradient("L").resize((48, 48)).save(tmp_path / "scan.png")
+    names = {"ADAPTER": "lora", "BASE": "tiny", "CHECKPOINT": "merged"}
+
+    def commands(card):
+        lines = [line.strip() for line in card.read_text().splitlines() if line.startswith("    unimedvl ")]
+        return [[names.get(word, word) for word in shlex.split(line)[1:]] for line in lines]
+
+    steps = commands(adapter / "README.md")
+    assert [words[0] for words in steps] == ["ask", "merge"]
+    with HubServer() as hub:
+        done = run(hub, tmp_path / "home", *({"words": words} for words in steps), folder=tmp_path)
+        assert all(result["code"] == 0 and result["out"].strip() for result in done), done
+        [words] = commands(tmp_path / "merged" / "README.md")
+        [asked] = run(hub, tmp_path / "home", {"words": words}, folder=tmp_path)
+    assert (words[0], asked["code"]) == ("ask", 0) and asked["out"] == done[0]["out"]
 
 
 def test_snippets_of_cards_run_at_the_commit_that_they_pin(tmp_path):
