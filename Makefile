@@ -49,6 +49,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet -c constraints.txt torch
 	$(PYTHON) -m pip install --quiet -c constraints.txt -e ".[dev,demo]"
+	$(PYTHON) -m pip install --quiet --no-deps -c constraints.txt gradio gradio_client hf-gradio
 	touch $@
 
 clean:

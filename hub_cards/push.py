@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    RemoteEntryNotFoundError,
+)
 from huggingface_hub.utils import validate_repo_id
 
 from unimedvl.checkpoint.folder import is_adapter, open_checkpoint
@@ -190,7 +195,7 @@ def _card_there(api: HfApi, repo_id: str, kind: str) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             return Path(api.hf_hub_download(repo_id, CARD, repo_type=kind, local_dir=folder)).read_text("utf-8")
-        except EntryNotFoundError:
+        except RemoteEntryNotFoundError:
             return None
 
 
@@ -204,7 +209,9 @@ def _contents(api: HfApi, repo_id: str, kind: str, revision: str) -> dict[str, s
 def _one_line(repo_id: str) -> Iterator[None]:
     """Errors of the Hub and of the way to it, as what a user can do."""
     refusals = (HfHubHTTPError, LocalTokenNotFoundError)
-    expected: tuple[type[BaseException], ...] = (*refusals, RuntimeError, *connection_errors())
+    # A download that finds neither the Hub nor a copy here ends in the second.
+    broken: tuple[type[BaseException], ...] = (*connection_errors(), LocalEntryNotFoundError)
+    expected: tuple[type[BaseException], ...] = (*refusals, RuntimeError, *broken)
     try:
         yield
     except expected as error:
@@ -212,7 +219,7 @@ def _one_line(repo_id: str) -> Iterator[None]:
         cause = error.__cause__ if isinstance(error, RuntimeError) else error
         if isinstance(cause, refusals):
             raise ValueError(f"the Hub refused the push to {repo_id!r}: {explain(cause, repo_id)}") from error
-        if isinstance(cause, connection_errors()):
+        if isinstance(cause, broken):
             raise ValueError(
                 f"the connection to the Hub ended during the push to {repo_id!r} ({first_line(cause)}): run the same "
                 "command again, what has arrived is not sent twice."

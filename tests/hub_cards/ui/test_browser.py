@@ -17,6 +17,7 @@ from tests.hub_cards.ui import uploads
 from unimedvl.hub_cards.ui.application import running
 
 CHROMIUM = shutil.which("chromium")
+FADE_MILLISECONDS = 800
 PACKAGES = ("playwright", "axe_playwright_python")
 MISSING = [name for name in PACKAGES if importlib.util.find_spec(name) is None] + ([] if CHROMIUM else ["chromium"])
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} missing: pip install 'unimedvl[dev]' and "
@@ -82,6 +83,8 @@ class Person:
         self.page.mouse.wheel(0, -5000)
         if self.screenshots is not None:
             self.page.screenshot(path=self.screenshots / f"{self.name}-{what}.png", full_page=True)
+        # Messages fade in, and are hard to read for a moment.
+        self.page.wait_for_timeout(FADE_MILLISECONDS)
         found = [
             rule for rule in Axe().run(self.page).response["violations"] if rule["impact"] in ("serious", "critical")
         ]
