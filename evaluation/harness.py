@@ -20,7 +20,7 @@ import torch
 from unimedvl.checkpoint.identity import commit, versions
 from unimedvl.utils.claims import claim_folder
 from unimedvl.utils.json_files import write_json
-from unimedvl.utils.whole_files import replacing
+from unimedvl.utils.whole_files import write_text
 
 from .baselines import NAMES, Baseline, TrainingSplit
 from .benchmarks import BenchmarkData
@@ -125,8 +125,7 @@ def evaluate(
     results = {"model": run.model, "weights": run.weights, "scoring": run.scoring, "benchmarks": found}
     if state.is_main_process:
         write_json(run.out / "results.json", results)
-        with replacing(run.out / "results.md") as partial:
-            partial.write_text(markdown(results), encoding="utf-8")
+        write_text(run.out / "results.md", markdown(results))
         write_json(run.out / "manifest.json", _manifest(identity, run, timings))
     state.wait_for_everyone()
     return results
@@ -174,8 +173,7 @@ def score_benchmark(
             _add_baseline(name, training, data, settings, scores, tasks)
     for task, entry in tasks.items():
         entry["flags"] = flags_of(task, entry, scores[task])
-    with replacing(store.folder / "scores.jsonl") as partial:
-        partial.write_text("".join(_score_lines(scores)), encoding="utf-8")
+    write_text(store.folder / "scores.jsonl", "".join(_score_lines(scores)))
     return {
         "split": list(benchmark.splits),
         "note": benchmark.note,

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from accelerate.utils import gather_object
 from PIL import Image
 
-from unimedvl.utils.whole_files import remove_partials, replacing
+from unimedvl.utils.whole_files import remove_partials, replacing, write_text
 
 from .distributed import join
 from .model_wrappers.base import Model
@@ -115,8 +115,7 @@ class PredictionStore:
             self.images.mkdir(exist_ok=True)
             remove_partials(self.folder)
             rows = self._whole_batches()
-            with replacing(self.parts / "00000.jsonl") as partial:
-                partial.write_text("".join(_line(row) for row in rows), encoding="utf-8")
+            write_text(self.parts / "00000.jsonl", "".join(_line(row) for row in rows))
             for path in self.parts.glob("*.jsonl"):
                 if path.name != "00000.jsonl":
                     path.unlink()

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from unimedvl.checkpoint.adapter_folder import base_source, open_adapter
+from unimedvl.checkpoint.adapter_folder import Adapter, base_source, open_adapter
 from unimedvl.checkpoint.folder import ADAPTER_SETTINGS, Place
 from unimedvl.utils.json_files import write_json
 
@@ -49,12 +49,7 @@ def stage_adapter(folder: Path, staged: Path, base: str | None = None) -> None:
             this machine.
     """
     adapter = open_adapter(Place(folder, folder.resolve().name, None))
-    stated, revision = base_source(adapter, base)
-    if not is_hub_id(stated):
-        raise ValueError(
-            f"the base of the adapter is {stated!r}, which nobody else can load: push the base, and name it, "
-            "--base owner/name."
-        )
+    stated, revision = base_on_the_hub(adapter, base, "push the base, and name it")
     if not (folder / "README.md").is_file():
         raise ValueError(f"{str(folder)!r} has no README.md: write a model card with license and intended use.")
     shutil.copytree(folder, staged, dirs_exist_ok=True, ignore=shutil.ignore_patterns(RUN_MARK, "__pycache__"))
@@ -76,6 +71,25 @@ def _require_absent(path: str, folder: Path) -> None:
     for file in sorted(folder.rglob("*")):
         if file.suffix in _TEXTS and path.encode() in file.read_bytes():
             raise ValueError(f"{file.relative_to(folder)} names the folder {path!r} of this machine: take it out.")
+
+
+def base_on_the_hub(adapter: Adapter, base: str | None, advice: str) -> tuple[str, str | None]:
+    """Hub id and revision of an adapter's base.
+
+    Args:
+        adapter: see `open_adapter`.
+        base: the Hub id that the user chose; the one that the adapter names by default.
+        advice: what to do where there is none.
+
+    Raises:
+        ValueError: if the base is known by a folder only.
+    """
+    name, revision = base_source(adapter, base)
+    if not is_hub_id(name):
+        raise ValueError(
+            f"the base of the adapter is {name!r}, which nobody else can load: {advice}, --base owner/name."
+        )
+    return name, revision
 
 
 def is_hub_id(name: str) -> bool:

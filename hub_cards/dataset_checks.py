@@ -4,12 +4,12 @@ a record carries notes about people."""
 import io
 from pathlib import Path
 
+from unimedvl.processing.dicom_encodings_unimedvl import HEADER_BYTES, is_dicom
 from unimedvl.unimed5m.publish import PUBLISHED, check_published
 from unimedvl.unimed5m.shards import batches
 
 from .push_checks import check_card, check_image_notes, checked_files
 
-DICOM_MARK = slice(128, 132)
 IMAGES = ("input_img", "output_img")
 
 
@@ -44,6 +44,6 @@ def _check_images(path: Path, name: str) -> None:
                 if image["image"] is None:
                     continue
                 content, where = image["image"]["bytes"], f"{name}, record {row['id']}, an image"
-                if content[DICOM_MARK] == b"DICM":
+                if is_dicom(content[:HEADER_BYTES]):
                     raise ValueError(f"{where} is a DICOM file, whose tags may name a patient: build the record anew.")
                 check_image_notes(io.BytesIO(content), where)

@@ -15,7 +15,7 @@ import jinja2
 from huggingface_hub import ModelCardData
 from huggingface_hub.utils import validate_repo_id
 
-from unimedvl.checkpoint.adapter_folder import Adapter, base_source, open_adapter
+from unimedvl.checkpoint.adapter_folder import Adapter, open_adapter
 from unimedvl.checkpoint.compute import cache_bytes_per_token, token_flops, update_flops
 from unimedvl.checkpoint.folder import (
     DRAWING_PARTS,
@@ -30,10 +30,11 @@ from unimedvl.checkpoint.memory import estimate_memory, size
 from unimedvl.evaluation.cards import FOLDER, index_rows
 from unimedvl.evaluation.samples import TASKS
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
+from unimedvl.modeling_unimedvl.upstream_weights_unimedvl import StoredTensor
 from unimedvl.utils.json_files import read_json
-from unimedvl.utils.whole_files import replacing
+from unimedvl.utils.whole_files import write_text
 
-from .adapters import is_hub_id
+from .adapters import base_on_the_hub
 from .card_facts import CardFacts
 
 # Stands in a card's snippets for the commit of the weights, until a push knows it.
@@ -79,7 +80,7 @@ def build_card(
         )
     if (results is not None or facts.figures) and not facts.protocol:
         raise ValueError("the facts lack `protocol`: say on which split, with which prompts, figures were measured.")
-    stated = adapter and _base_on_the_hub(adapter, base)
+    stated = adapter and base_on_the_hub(adapter, base, "name it as others find it")
     data = ModelCardData(
         license=facts.license,
         language=facts.language,
@@ -98,7 +99,7 @@ def build_card(
             facts=facts,
             repository=repository,
             revision=revision,
-            adapter={"base": stated[0], "base_revision": stated[1]} if stated else None,
+            adapter={"base": stated[0], "base_revision": stated[1] or "main"} if stated else None,
             benchmarks=_benchmarks(results) if results else [],
             **(_adapter_numbers(adapter) if adapter else _numbers(_opened(folder))),
         )
@@ -109,8 +110,7 @@ def build_card(
 def write_card(folder: str | os.PathLike, text: str) -> Path:
     """Write README.md of a folder, whole or not at all."""
     path = Path(folder) / "README.md"
-    with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_text(path, text)
     return path
 
 
@@ -135,16 +135,6 @@ def _opened(folder: Path) -> Checkpoint:
     if checkpoint.layout != "transformers":
         raise ValueError(f"{str(folder)!r} is in the upstream layout: run `unimedvl convert` first.")
     return checkpoint
-
-
-def _base_on_the_hub(adapter: Adapter, base: str | None) -> tuple[str, str]:
-    name, revision = base_source(adapter, base)
-    if not is_hub_id(name):
-        raise ValueError(
-            f"the base of the adapter is {name!r}, which nobody else can load: name it as others find it, "
-            "--base owner/name."
-        )
-    return name, revision or "main"
 
 
 def _results(folder: Path) -> dict[str, Any] | None:
@@ -177,13 +167,11 @@ def _benchmarks(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _numbers(checkpoint: Checkpoint) -> dict[str, Any]:
     """Parameters by part and mode, memory by mode and type, work of a token and of an image."""
-    counts, answering = count_parts(checkpoint.tensors), understanding_tensors(checkpoint.tensors)
-    whole, less = estimate_memory(checkpoint.tensors), estimate_memory(answering)
-    draws = "generation expert" in counts
+    whole = estimate_memory(checkpoint.tensors)
+    less = estimate_memory(understanding_tensors(checkpoint.tensors))
+    draws = "generation expert" in count_parts(checkpoint.tensors)
     return {
-        "parts": [(name, count, name not in DRAWING_PARTS) for name, count in counts.items()],
-        "total": sum(counts.values()),
-        "understanding": sum(count_parts(answering).values()),
+        **_parts(checkpoint.tensors),
         "memory": [(kind, size(less[kind]), size(whole[kind])) for kind in whole],
         "work": _work(UniMedVLConfig.from_pretrained(checkpoint.directory), draws),
         "draws": draws,
@@ -192,14 +180,16 @@ def _numbers(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _adapter_numbers(adapter: Adapter) -> dict[str, Any]:
     """Parameters by part; memory and work are those of the base."""
-    counts = count_parts(adapter.tensors)
+    return {**_parts(adapter.tensors), "memory": [], "work": "", "draws": True}
+
+
+def _parts(tensors: dict[str, StoredTensor]) -> dict[str, Any]:
+    """Parameters of each part and whether answering needs it, of all, and of those that answering needs."""
+    counts = count_parts(tensors)
     return {
         "parts": [(name, count, name not in DRAWING_PARTS) for name, count in counts.items()],
         "total": sum(counts.values()),
-        "understanding": sum(count for name, count in counts.items() if name not in DRAWING_PARTS),
-        "memory": [],
-        "work": "",
-        "draws": True,
+        "understanding": sum(count_parts(understanding_tensors(tensors)).values()),
     }
 
 

@@ -20,9 +20,9 @@ from unimedvl.checkpoint.folder import is_adapter, open_checkpoint
 from unimedvl.utils.errors import connection_errors, first_line
 from unimedvl.utils.hub_errors import explain
 
-from .adapters import ADAPTER_PATTERNS, RUN_MARK, stage_adapter
+from .adapters import ADAPTER_PATTERNS, stage_adapter
 from .model_card import pin_revision, pinned_revision
-from .push_checks import check_card, checked_files
+from .push_checks import check_card, checked_files, refuse_links
 
 # What a checkpoint repository holds; everything else in the folder is a mistake or somebody's private file.
 CHECKPOINT_PATTERNS = (
@@ -80,23 +80,34 @@ def check_folder(directory: str | os.PathLike, base: str | None = None) -> Repos
             machine, unknown files or links to anything but this package's model and processor code; or if it has no
             card with a license and intended use.
     """
-    folder = Path(directory)
+    with _checked(Path(directory), base) as (_, repository):
+        return repository
+
+
+@contextmanager
+def _checked(folder: Path, base: str | None) -> Iterator[tuple[Path, Repository]]:
+    """The folder that is sent, and what of it: of an adapter a copy that names its base as others find it."""
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {str(directory)!r}: give the folder of a checkpoint.")
-    if is_adapter(folder):
-        with tempfile.TemporaryDirectory() as staged:
-            stage_adapter(folder, Path(staged), base)
-            check_card(Path(staged))
-            files = checked_files(Path(staged), "an adapter", ADAPTER_PATTERNS)
-        # The settings are checked as they are sent: in the folder they may name the base by its place here.
-        checked_files(folder, "an adapter", ADAPTER_PATTERNS, leave_out=(RUN_MARK, *files))
-        return Repository("adapter", "model", files)
-    if base is not None:
-        raise ValueError(f"{str(directory)!r} holds no adapter, and only an adapter has a base: leave --base out.")
+        raise ValueError(f"there is no folder {str(folder)!r}: give the folder of a checkpoint.")
+    if not is_adapter(folder):
+        if base is not None:
+            raise ValueError(f"{str(folder)!r} holds no adapter, and only an adapter has a base: leave --base out.")
+        yield folder, _check_as_it_is(folder)
+        return
+    refuse_links(folder)  # a copy would hold what they lead to
+    with tempfile.TemporaryDirectory() as temporary:
+        staged = Path(temporary)
+        stage_adapter(folder, staged, base)
+        check_card(staged)
+        yield staged, Repository("adapter", "model", checked_files(staged, "an adapter", ADAPTER_PATTERNS))
+
+
+def _check_as_it_is(folder: Path) -> Repository:
+    """Check a folder of a Space, a dataset or a checkpoint."""
     if _is_space(folder):
         check_card(folder, "Space")
         if not (folder / "app.py").is_file():
-            raise ValueError(f"{str(directory)!r} has no app.py: write the Space again, `unimedvl ui --space`.")
+            raise ValueError(f"{str(folder)!r} has no app.py: write the Space again, `unimedvl ui --space`.")
         return Repository("space", "space", checked_files(folder, "a Space", SPACE_PATTERNS))
     if (folder / "statistics.json").is_file():
         from .dataset_checks import check_dataset
@@ -104,7 +115,7 @@ def check_folder(directory: str | os.PathLike, base: str | None = None) -> Repos
         return Repository("dataset", "dataset", check_dataset(folder))
     checkpoint = open_checkpoint(folder)
     if checkpoint.layout != "transformers":
-        raise ValueError(f"{str(directory)!r} is in the upstream layout: run `unimedvl convert` first.")
+        raise ValueError(f"{str(folder)!r} is in the upstream layout: run `unimedvl convert` first.")
     files = checked_files(folder, "a checkpoint", CHECKPOINT_PATTERNS)
     check_card(folder)
     return Repository("checkpoint", "model", files)
@@ -150,14 +161,9 @@ def push_folder(
     validate_repo_id(repo_id)
     if repo_id.count("/") != 1:
         raise ValueError(f"{repo_id!r} is not a Hub id: write owner/name.")
-    repository = check_folder(directory, base)
-    message = message or f"Upload UniMedVL {repository.kind}"
-    folder = Path(directory)
-    if repository.kind != "adapter":
+    with _checked(Path(directory), base) as (folder, repository):
+        message = message or f"Upload UniMedVL {repository.kind}"
         return repository, _send(folder, repository, repo_id, private, message)
-    with tempfile.TemporaryDirectory() as staged:
-        stage_adapter(folder, Path(staged), base)
-        return repository, _send(Path(staged), repository, repo_id, private, message)
 
 
 def _send(folder: Path, repository: Repository, repo_id: str, private: bool, message: str) -> str:
@@ -184,7 +190,7 @@ def _send(folder: Path, repository: Repository, repo_id: str, private: bool, mes
         if not pinned or _contents(api, repo_id, kind, pinned) != _contents(api, repo_id, kind, head):
             pinned = head
         text = pin_revision(written, pinned)
-        if text != _card_there(api, repo_id, kind):
+        if text != (written if published is None else published):
             card = CommitOperationAdd(CARD, text.encode())
             head = api.create_commit(repo_id, [card], commit_message="Card", repo_type=kind).oid
     return head

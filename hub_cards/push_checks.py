@@ -39,6 +39,13 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 HEADER_LIMIT = 100_000_000  # as safetensors itself
 
 
+def refuse_links(folder: Path) -> None:
+    """Raise ValueError where a folder holds a link to anything but this package's model and processor code."""
+    for path, name in _inside(folder):
+        if path.is_symlink() and path.resolve().parent not in SOURCE_FOLDERS:
+            raise ValueError(f"{name} is a link: replace it by the file itself.")
+
+
 def checked_files(folder: Path, kind: str, patterns: Iterable[str], leave_out: Collection[str] = ()) -> list[str]:
     """Every file of a folder, after checking that each may travel.
 
@@ -54,23 +61,26 @@ def checked_files(folder: Path, kind: str, patterns: Iterable[str], leave_out: C
     Raises:
         ValueError: naming the first file that may not travel, and why.
     """
+    refuse_links(folder)
     files = []
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        name = relative.as_posix()
-        if {"__pycache__", ".cache", ".git"} & set(relative.parts) or name in leave_out:
-            continue
-        if path.is_symlink() and path.resolve().parent not in SOURCE_FOLDERS:
-            raise ValueError(f"{relative} is a link: replace it by the file itself.")
-        if path.is_dir():
+    for path, name in _inside(folder):
+        if name in leave_out or path.is_dir():
             continue
         if path.suffix in PICKLE_SUFFIXES:
-            raise ValueError(f"{relative} looks like a pickle, which can run code on loading: remove it.")
+            raise ValueError(f"{name} looks like a pickle, which can run code on loading: remove it.")
         if not any(fnmatch(name if "/" in pattern else path.name, pattern) for pattern in patterns):
-            raise ValueError(f"{relative} is no part of {kind}: remove it from the folder.")
+            raise ValueError(f"{name} is no part of {kind}: remove it from the folder.")
         _check_content(path, name)
         files.append(name)
     return files
+
+
+def _inside(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Everything below a folder but caches, in order, with its relative path."""
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if not {"__pycache__", ".cache", ".git"} & set(relative.parts):
+            yield path, relative.as_posix()
 
 
 def _check_content(path: Path, name: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData
 
-from unimedvl.utils.whole_files import replacing
+from unimedvl.utils.whole_files import replacing, write_text
 
 from .schema import SPLITS
 
@@ -21,12 +21,6 @@ GATING = (
 )
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 PLOTTED = ("modality", "sub_task_type")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
 
 
 def write_card(output: Path, name: str, statistics: Mapping[str, Any]) -> None:

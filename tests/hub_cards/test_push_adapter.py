@@ -106,6 +106,12 @@ def test_f14_what_must_not_travel_is_refused(copy, name, content, message):
         check_folder(copy, BASE)
 
 
+def test_f14_links_are_refused_in_adapters_too(copy):
+    (copy / "notes.md").symlink_to("/etc/hostname")
+    with pytest.raises(ValueError, match=r"notes\.md is a link"):
+        check_folder(copy, BASE)
+
+
 def test_f14_a_base_that_only_this_machine_has_is_refused(base, copy, adapter):
     with pytest.raises(ValueError, match="nobody else can load: push the base, and name it, --base owner/name"):
         check_folder(adapter)

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from unimedvl.utils.claims import keep_out_of_git
 from unimedvl.utils.json_files import write_json
-from unimedvl.utils.whole_files import replacing
+from unimedvl.utils.whole_files import replacing, write_text
 
 from ..pages import data_address, render_page
 from ..pipeline import batches, shard_paths
@@ -95,8 +95,7 @@ def write_sheet(
     for path in sorted(output.glob("scores-expert-*.csv")):
         if path.read_bytes() != sheet:
             raise ValueError(f"{path} is filled or of another audit; choose a new folder for the sheets.")
-    with replacing(output / "audit.html") as partial:
-        partial.write_text(_page(rows), encoding="utf-8")
+    write_text(output / "audit.html", _page(rows))
     for expert in range(1, experts + 1):
         with replacing(output / f"scores-expert-{expert}.csv") as partial:
             partial.write_bytes(sheet)

@@ -120,12 +120,11 @@ def _write(
     from ..checkpoint.provenance import save_generated_image
     from ..evaluation.contact_sheets import draw_rows
     from ..unimed5m.pages import render_page
-    from ..utils.whole_files import replacing
+    from ..utils.whole_files import write_text
 
     values = {"summary": summary, "answers": answers, "drawings": drawings, "edits": edits, "facts": facts}
     page = render_page("demo", notice=NOTICE, sheet=SHEET, **values)
-    with replacing(shown.folder / PAGE) as partial:
-        partial.write_text(page, encoding="utf-8")
+    write_text(shown.folder / PAGE, page)
     asked = [(_caption(figure.caption, *_lines(found)), figure.image) for figure, found in answers]
     rows: list[Any] = [([NOTICE, f"{facts['Model']}: {summary}"], asked)]
     for first, second in zip(drawings[::2], drawings[1::2], strict=True):

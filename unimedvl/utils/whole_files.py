@@ -42,6 +42,12 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all, in UTF-8."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def remove_partials(folder: Path) -> None:
     """Remove the half-written files of killed runs below `folder`."""
     for path in folder.rglob(f"*{PARTIAL_SUFFIX}"):
