@@ -11,6 +11,7 @@ from transformers.cli.serving.model_manager import ModelManager
 from transformers.cli.serving.response import ResponseHandler
 from transformers.cli.serving.utils import GenerationState, Modality
 
+from unimedvl.checkpoint.conversations import typed_inputs
 from unimedvl.checkpoint.loading import Loaded
 
 from .errors import ApiError
@@ -86,16 +87,9 @@ class _Handler:
         return await handler._non_streaming(*arguments, *echoed, inputs, config, gen_manager=manager)
 
     def _prepared(self, body: ChatBody | ResponseBody) -> Any:
-        network = self.model_manager.loaded.model
-        inputs: Any = self.model_manager.loaded.processor.apply_chat_template(
-            self.inputs.conversation(body.conversation()),
-            add_generation_prompt=True,
-            think=body.think,
-            # What a person types is text: control tokens in it stay plain characters.
-            split_special_tokens=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
+        network, messages = self.model_manager.loaded.model, self.inputs.conversation(body.conversation())
+        inputs = typed_inputs(
+            self.model_manager.loaded.processor, messages, add_generation_prompt=True, think=body.think
         )
         return inputs.to(network.device, dtype=network.dtype)
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from unimedvl.checkpoint.conversations import person_turn, typed_inputs
 from unimedvl.checkpoint.folder import Checkpoint
 from unimedvl.checkpoint.provenance import generated_png
 
@@ -40,17 +41,7 @@ class ImageRequest:
 
     def inputs(self, processor: Any) -> Any:
         """The model inputs, on the CPU."""
-        content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in self.images]
-        content.append({"type": "text", "text": self.prompt})
-        return processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            generation_mode="image",
-            # What a person types is text: control tokens in it stay plain characters.
-            split_special_tokens=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
+        return typed_inputs(processor, [person_turn(self.prompt, self.images)], generation_mode="image")
 
     def encoded(self, images: list[Image.Image], checkpoint: Checkpoint) -> list[str]:
         """Generated images as base64 of PNG files with their provenance."""

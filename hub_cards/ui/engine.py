@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
+from unimedvl.checkpoint.conversations import person_turn, typed_inputs
 from unimedvl.checkpoint.loading import Loaded
 from unimedvl.modeling_unimedvl.flow_unimedvl import TASK_PRESETS, flow_schedule
 
@@ -170,8 +171,7 @@ class Engine:
         Raises:
             ValueError: for an unknown preset, and for values out of range.
         """
-        content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": prompt}]
-        inputs = self._inputs([{"role": "user", "content": content}], "image")
+        inputs = self._inputs([person_turn(prompt, images)], "image")
         chosen = {name: value for name, value in changes.items() if value is not None}
         settings = {**chosen, "preset": preset}
 
@@ -236,17 +236,9 @@ class Engine:
         yield from self._run(work, stop)
 
     def _inputs(self, messages: list[dict[str, Any]], mode: str, add_generation_prompt: bool = False) -> BatchFeature:
-        inputs = self.processor.apply_chat_template(
-            messages,
-            generation_mode=mode,
-            add_generation_prompt=add_generation_prompt,
-            # What a person types is text: control tokens in it stay plain characters.
-            split_special_tokens=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
+        inputs = typed_inputs(
+            self.processor, messages, generation_mode=mode, add_generation_prompt=add_generation_prompt
         )
-        assert isinstance(inputs, BatchFeature)
         return inputs.to(self.model.device, dtype=self.model.dtype)
 
     def _watcher(

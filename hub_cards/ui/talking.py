@@ -6,6 +6,8 @@ from typing import Any
 
 import gradio as gr
 
+from unimedvl.checkpoint.conversations import person_turn
+
 from .engine import Drawn, Engine, Piece, Progress
 from .given import MAX_TOKENS, STOPPED, Given, all_sources, checked_text, limited, seed_or_new, step_line
 from .readable import readable
@@ -81,8 +83,7 @@ class Talking:
         session = self._sessions.of(request.session_hash)
         prompt = checked_text(prompt, "instruction")
         sources = all_sources(session)
-        content = [*({"type": "image", "image": session.image(source)} for source in sources)]
-        messages = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
+        messages = [person_turn(prompt, [session.image(source) for source in sources])]
         text = ""
         yield text, None
         for text in self._engine.answer(messages, session.begin(), max_new_tokens=limited(max_new_tokens, MAX_TOKENS)):
@@ -156,16 +157,16 @@ class Talking:
 def _begin_turn(session: Session, talk: Conversation, text: str) -> Conversation:
     """The conversation with a person's turn at its end; the session keeps the old one until there is an answer."""
     new = [source for source in session.sources if (source.key, source.view) not in talk.attached]
-    content: list[dict[str, Any]] = [{"type": "image", "image": session.image(source)} for source in new]
+    images = [session.image(source) for source in new]
     shown = [
         {
             "role": "user",
-            "content": {"path": str(session.write(item["image"], "attached.png")), "alt_text": source.name},
+            "content": {"path": str(session.write(image, "attached.png")), "alt_text": source.name},
         }
-        for item, source in zip(content, new, strict=True)
+        for image, source in zip(images, new, strict=True)
     ]
     return Conversation(
-        messages=[*talk.messages, {"role": "user", "content": [*content, {"type": "text", "text": text}]}],
+        messages=[*talk.messages, person_turn(text, images)],
         shown=[*talk.shown, *shown, {"role": "user", "content": text}],
         attached=talk.attached | {(source.key, source.view) for source in new},
     )

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ..utils.whole_files import replacing
-from .provenance import check_output_path, provenance_record
+from .provenance import check_output_path, provenance_record, writing
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset, FileDataset
@@ -56,11 +55,8 @@ def save_dicom_capture(
     target = check_output_path(path, overwrite=overwrite, suffixes=(DICOM_SUFFIX,))
     record = provenance_record(**record_fields)
     dataset = _capture(image, record)
-    try:
-        with replacing(target) as partial:
-            dataset.save_as(partial, enforce_file_format=True)
-    except OSError as error:
-        raise ValueError(f"cannot write {target}: {error.strerror or error}; choose another folder.") from error
+    with writing(target) as partial:
+        dataset.save_as(partial, enforce_file_format=True)
     return record
 
 

@@ -14,6 +14,8 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
@@ -106,12 +108,23 @@ def save_generated_image(
     """
     target = check_output_path(path, overwrite=overwrite)
     content, record = generated_png(image, **record_fields)
+    with writing(target) as partial:
+        partial.write_bytes(content)
+    return record
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[Path]:
+    """A place to write a generated image that appears under `target` whole or not at all.
+
+    Raises:
+        ValueError: if the disk refuses.
+    """
     try:
         with replacing(target) as partial:
-            partial.write_bytes(content)
+            yield partial
     except OSError as error:
         raise ValueError(f"cannot write {target}: {error.strerror or error}; choose another folder.") from error
-    return record
 
 
 def generated_png(image: Image.Image, **record_fields: Any) -> tuple[bytes, dict[str, Any]]:

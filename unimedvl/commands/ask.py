@@ -56,7 +56,8 @@ def ask(
     quantize: Quantize = None,
 ) -> Result:
     import torch
-    from transformers import BatchFeature
+
+    from ..checkpoint.conversations import person_turn, typed_inputs
 
     if not question.strip():
         raise ValueError("the question is empty: write what you want to know.")
@@ -73,19 +74,7 @@ def ask(
     network, processor, checkpoint = load_model(
         model, revision=revision, base=base, dtype=dtype, device=device, quantize=quantize, understanding_only=True
     )
-    content: list[dict[str, Any]] = [{"type": "image", "image": input_image} for input_image in images]
-    content.append({"type": "text", "text": question})
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        think=think,
-        # What a person types is text: control tokens in it stay plain characters.
-        split_special_tokens=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
-    assert isinstance(inputs, BatchFeature)
+    inputs = typed_inputs(processor, [person_turn(question, images)], add_generation_prompt=True, think=think)
     sampling: dict[str, Any] = {"do_sample": sample or temperature is not None}
     if temperature is not None:
         sampling["temperature"] = temperature

@@ -77,7 +77,8 @@ def generate(
     quantize: Quantize = None,
 ) -> Result:
     import torch
-    from transformers import BatchFeature
+
+    from ..checkpoint.conversations import person_turn, typed_inputs
 
     if not prompt.strip():
         raise ValueError("the prompt is empty: describe the image.")
@@ -102,19 +103,7 @@ def generate(
     network, processor, checkpoint = load_model(
         model, revision=revision, base=base, dtype=dtype, device=device, quantize=quantize
     )
-    content: list[dict[str, Any]] = [{"type": "image", "image": input_image} for input_image in images]
-    content.append({"type": "text", "text": prompt})
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        generation_mode="image",
-        think=think,
-        # What a person types is text: control tokens in it stay plain characters.
-        split_special_tokens=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
-    assert isinstance(inputs, BatchFeature)
+    inputs = typed_inputs(processor, [person_turn(prompt, images)], generation_mode="image", think=think)
     chosen: dict[str, Any] = {
         "num_inference_steps": steps,
         "guidance_scale": guidance,
