@@ -3,6 +3,8 @@
 import re
 from typing import Any
 
+import yaml
+
 LICENSES = {
     "afl-3.0", "apache-2.0", "artistic-2.0", "bsd", "bsd-2-clause", "bsd-3-clause", "bsl-1.0", "c-uda", "cc",
     "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0",
@@ -20,6 +22,11 @@ SIZES = re.compile(r"n<1K|1K<n<10K|10K<n<100K|100K<n<1M|1M<n<10M|10M<n<100M|100M
 REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 SDKS = {"gradio", "docker", "static"}
 COLORS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+
+
+def front_matter(card: str) -> dict:
+    """What a card says between its first two lines of dashes."""
+    return yaml.safe_load(card.split("---\n")[1]) if card.startswith("---\n") else {}
 
 
 def problems(kind: str, data: dict[str, Any]) -> list[str]:

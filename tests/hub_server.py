@@ -18,29 +18,14 @@ import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import PurePosixPath
-from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import yaml
-
-from tests.hub_metadata import problems
+from tests.hub_metadata import front_matter, problems
+from tests.hub_storage import HubError, Repository, StoredFile
 
 # As the Hub's default .gitattributes: these go through LFS, and so does everything of 10 MB and more.
 LFS_SUFFIXES = {".safetensors", ".parquet", ".png", ".bin", ".model", ".npz"}
 LFS_THRESHOLD = 10_000_000
-
-
-def front_matter(card: str) -> dict:
-    """What a card says between its first two lines of dashes."""
-    return yaml.safe_load(card.split("---\n")[1]) if card.startswith("---\n") else {}
-
-
-class HubError(Exception):
-    """An answer with an error status, in the form that huggingface_hub maps to its exceptions."""
-
-    def __init__(self, status: int, message: str, code: str | None = None, **details: Any):
-        super().__init__(message)
-        self.status, self.message, self.code, self.details = status, message, code, details
 
 
 @dataclass
@@ -65,92 +50,6 @@ class Fault:
     seconds: float = 0.0
     rate: int = 0
     cut: int | None = None
-
-
-@dataclass(frozen=True)
-class StoredFile:
-    """One version of a file: `oid` is git's blob hash; LFS files also answer to their sha256."""
-
-    content: bytes
-    is_lfs: bool
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.content).hexdigest()
-
-    @property
-    def oid(self) -> str:
-        return hashlib.sha1(b"blob %d\0" % len(self.content) + self.content).hexdigest()
-
-    @property
-    def etag(self) -> str:
-        return self.sha256 if self.is_lfs else self.oid
-
-    def listing(self, path: str) -> dict:
-        entry = {"type": "file", "path": path, "size": len(self.content), "oid": self.oid}
-        if self.is_lfs:
-            entry["lfs"] = {"oid": self.sha256, "size": len(self.content), "pointerSize": 134}
-        return entry
-
-
-@dataclass
-class Repository:
-    """A repository: `commits` maps a commit hash to its files, `refs` a branch or tag name to a commit hash."""
-
-    kind: str
-    repo_id: str
-    private: bool
-    commits: dict[str, dict[str, StoredFile]] = field(default_factory=dict)
-    refs: dict[str, str] = field(default_factory=dict)
-
-    def commit(self, branch: str, files: dict[str, StoredFile], message: str) -> str:
-        listing = [f"{path} {stored.sha256}" for path, stored in sorted(files.items())]
-        record = "\n".join([self.repo_id, self.refs.get(branch, ""), message, *listing])
-        commit_hash = hashlib.sha1(record.encode()).hexdigest()
-        self.commits[commit_hash] = dict(files)
-        self.refs[branch] = commit_hash
-        return commit_hash
-
-    def resolve(self, revision: str) -> str:
-        commit_hash = self.refs.get(revision, revision)
-        if commit_hash not in self.commits:
-            raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        return commit_hash
-
-    def describe(self, revision: str) -> dict:
-        commit_hash = self.resolve(revision)
-        siblings = [{"rfilename": path} for path in sorted(self.commits[commit_hash])]
-        return {
-            "_id": hashlib.md5(self.repo_id.encode()).hexdigest()[:24],
-            "id": self.repo_id,
-            "modelId": self.repo_id,
-            "sha": commit_hash,
-            "private": self.private,
-            "gated": False,
-            "disabled": False,
-            "downloads": 0,
-            "likes": 0,
-            "tags": [],
-            "siblings": siblings,
-        }
-
-    def tree(self, revision: str, folder: str, recursive: bool) -> list[dict]:
-        files = self.commits[self.resolve(revision)]
-        prefix = f"{folder}/" if folder else ""
-        inside = {path: stored for path, stored in files.items() if path.startswith(prefix)}
-        if folder and not inside:
-            raise HubError(404, f"{folder} does not exist on {revision}", "EntryNotFound")
-        entries = []
-        folders = set()
-        for path, stored in sorted(inside.items()):
-            parents = [str(parent) for parent in PurePosixPath(path[len(prefix) :]).parents][-2::-1]
-            folders.update(prefix + parent for parent in (parents if recursive else parents[:1]))
-            if recursive or not parents:
-                entries.append(stored.listing(path))
-        return entries + [
-            {"type": "directory", "path": path, "size": 0, "oid": hashlib.sha1(path.encode()).hexdigest()}
-            for path in sorted(folders)
-        ]
 
 
 class Server(ThreadingHTTPServer):

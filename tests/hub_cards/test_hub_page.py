@@ -11,11 +11,9 @@ import pytest
 
 from tests.adapters import write_adapter
 from tests.hub_cards.test_hub_faults import ROOT, run
-from tests.hub_cards.test_push_kinds import clean, dataset, snippets
+from tests.hub_cards.test_push_kinds import clean, snippets
 from tests.hub_server import HubServer
 from unimedvl.checkpoint.folder import NANO_DIRECTORY
-
-__all__ = ["dataset"]  # a fixture
 
 pytestmark = pytest.mark.medium
 

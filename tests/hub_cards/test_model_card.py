@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard
 
 from tests.adapters import write_adapter
-from tests.hub_metadata import problems
+from tests.hub_metadata import front_matter, problems
 from tests.tiny_checkpoint import tiny_checkpoint
 from unimedvl.checkpoint.folder import NANO_DIRECTORY
 from unimedvl.commands.main import main
@@ -51,10 +50,6 @@ def facts(tmp_path):
         return path
 
     return write
-
-
-def front_matter(text):
-    return ModelCard(text).data.to_dict()
 
 
 def test_a_card_counts_its_checkpoint(saved, facts):

@@ -20,27 +20,17 @@ from tests.adapters import write_adapter
 from tests.hub_cards.test_hub_faults import run
 from tests.hub_cards.test_model_card import FACTS
 from tests.hub_cards.test_push_checks import CARD
-from tests.hub_metadata import problems
-from tests.hub_server import HubServer, front_matter
+from tests.hub_metadata import front_matter, problems
+from tests.hub_server import HubServer
 from tests.tiny_checkpoint import tiny_checkpoint
-from tests.unimed5m.quality.toy_records import record, write_shards
 from unimedvl.checkpoint.folder import NANO_DIRECTORY
 from unimedvl.hub_cards.card_facts import read_facts
 from unimedvl.hub_cards.model_card import build_card, write_card
 from unimedvl.hub_cards.push import check_folder
-from unimedvl.unimed5m.publish import publish
 
 pytestmark = pytest.mark.medium
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dataset")
-    write_shards(folder / "records", [record(number) for number in range(6)], shards=2)
-    publish(folder / "records", folder / "published")
-    return folder / "published"
 
 
 def clean(code, hub, home):

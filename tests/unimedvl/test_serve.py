@@ -1,20 +1,15 @@
 """`transformers serve` and `transformers chat` with the shipped checkpoint (D4): the real server, the real client."""
 
-import base64
-import io
 import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from openai import OpenAI
-from PIL import Image
 
+from tests.hub_cards.server.running import QUESTION, data_uri, free_port, shades, wait_until_ready
 from unimedvl.checkpoint.folder import NANO_DIRECTORY
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
 from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
@@ -23,33 +18,19 @@ pytestmark = pytest.mark.medium
 
 NANO = str(NANO_DIRECTORY.resolve())
 TRANSFORMERS = str(Path(sys.executable).with_name("transformers"))
-QUESTION = "What kind of image is this?"
 NEW_TOKENS = 8
-
-
-def shades() -> Image.Image:
-    return Image.radial_gradient("L").resize((72, 60)).convert("RGB")
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server of the checkpoint's folder, as remote code."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     log = tmp_path_factory.mktemp("serve") / "log.txt"
     command = [TRANSFORMERS, "serve", NANO, "--trust-remote-code", "--device", "cpu", "--host", "127.0.0.1"]
     with open(log, "w") as stream:
         server = subprocess.Popen([*command, "--port", str(port)], stdout=stream, stderr=subprocess.STDOUT)
         try:
-            deadline = time.monotonic() + 240
-            while True:
-                assert server.poll() is None and time.monotonic() < deadline, log.read_text()
-                try:
-                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                        break
-                except OSError:
-                    time.sleep(0.5)
+            wait_until_ready(server, port, log, route="health")
             yield f"http://127.0.0.1:{port}/v1"
         finally:
             server.terminate()
@@ -81,12 +62,6 @@ def answers() -> dict[str, str]:
         found[name] = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     assert found["text"] != found["image"]
     return found
-
-
-def data_uri() -> str:
-    stream = io.BytesIO()
-    shades().save(stream, "PNG")
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
 def messages(kind: str) -> list[dict]:

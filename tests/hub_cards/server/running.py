@@ -126,13 +126,13 @@ def serving(
             process.wait()
 
 
-def wait_until_ready(process: subprocess.Popen, port: int, log: Path) -> None:
-    """Return once the server takes requests; fail with its log if it ends."""
+def wait_until_ready(process: subprocess.Popen, port: int, log: Path, route: str = "ready") -> None:
+    """Return once a server's route answers, which says that it takes requests; fail with its log if it ends."""
     deadline = time.monotonic() + START_SECONDS
     while True:
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/{route}", timeout=5):
                 return
         except OSError:
             time.sleep(0.3)

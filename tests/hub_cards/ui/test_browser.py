@@ -6,7 +6,6 @@
 import importlib.util
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from tests.hub_cards.ui import uploads
-from unimedvl.hub_cards.ui.application import running
 
 CHROMIUM = shutil.which("chromium")
 FADE_MILLISECONDS = 800
@@ -26,21 +24,6 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} mis
 # A busy machine takes its time; what waits longer has failed.
 PATIENCE = 40_000
 WIDE, NARROW = 1440, 390
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("temporary")
-
-
-@pytest.fixture(scope="module")
-def server(nano, place: Path) -> Iterator[str]:
-    before, tempfile.tempdir = tempfile.tempdir, str(place)
-    try:
-        with running(nano) as url:
-            yield url
-    finally:
-        tempfile.tempdir = before
 
 
 @pytest.fixture(scope="module")

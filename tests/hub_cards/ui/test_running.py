@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -21,21 +20,6 @@ from unimedvl.checkpoint.provenance import read_provenance
 from unimedvl.hub_cards.ui.application import running
 
 pytestmark = pytest.mark.medium
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("temporary")
-
-
-@pytest.fixture(scope="module")
-def server(nano, place: Path) -> Iterator[str]:
-    before, tempfile.tempdir = tempfile.tempdir, str(place)
-    try:
-        with running(nano) as url:
-            yield url
-    finally:
-        tempfile.tempdir = before
 
 
 @pytest.fixture
