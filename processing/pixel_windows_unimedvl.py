@@ -19,6 +19,22 @@ MAX_VOLUME_VALUES = 2**28
 NOTHING_FINITE = "The image holds no finite value (all NaN or infinite): check how it was exported."
 
 
+class TooManyPixels(ValueError):
+    """An image is larger than a limit.
+
+    Args:
+        width, height: its size in pixels.
+        max_pixels: the limit.
+    """
+
+    def __init__(self, width: int, height: int, max_pixels: int):
+        super().__init__(
+            f"The image has {width} x {height} pixels, more than the limit of {max_pixels}: downscale or crop it, or "
+            "raise the limit (max_pixels of load_medical_image, max_image_pixels of the image processor)."
+        )
+        self.width, self.height = width, height
+
+
 @contextmanager
 def no_patient_text(library: str = "pydicom") -> Iterator[None]:
     """Silence a library while it reads a file: its warnings and log lines quote what the file says."""
@@ -36,15 +52,13 @@ def check_image_size(width: int, height: int, max_pixels: int = MAX_IMAGE_PIXELS
     """Refuse sizes (in pixels) that are empty, larger than `max_pixels`, or absurdly elongated.
 
     Raises:
-        ValueError: for such a size.
+        TooManyPixels: for a size beyond the limit.
+        ValueError: for the other ones.
     """
     if width < 1 or height < 1:
         raise ValueError(f"The image is empty ({width} x {height} pixels): pass one with at least one pixel.")
     if width * height > max_pixels:
-        raise ValueError(
-            f"The image has {width} x {height} pixels, more than the limit of {max_pixels}: downscale or crop it, or "
-            "raise the limit (max_pixels of load_medical_image, max_image_pixels of the image processor)."
-        )
+        raise TooManyPixels(width, height, max_pixels)
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise ValueError(
             f"The image of {width} x {height} pixels is more than {MAX_ASPECT_RATIO} times longer than wide: crop it."

@@ -32,8 +32,12 @@ def serve(
     ] = None,
     allow_url: Annotated[bool, Option("--allow-url", help="Fetch images from public http(s) addresses.")] = False,
     max_body_mb: Annotated[int, Option(metavar="MIB", help="Size of a request.")] = 64,
+    max_total_mb: Annotated[
+        int, Option(metavar="MIB", help="Size of all requests inside; more get status 429.")
+    ] = 256,
     max_images: Annotated[int, Option(metavar="N", help="Input images of a request.")] = 8,
-    max_pixels: Annotated[int, Option(metavar="N", help="Pixels of an input image.")] = 100_000_000,
+    max_pixels: Annotated[int, Option(metavar="N", help="Pixels of an input image.")] = 20_000_000,
+    max_total_pixels: Annotated[int, Option(metavar="N", help="Pixels of a request's input images.")] = 80_000_000,
     max_n: Annotated[int, Option(metavar="N", help="Images that one request makes.")] = 4,
     max_prompt: Annotated[int, Option(metavar="N", help="Characters of a request's texts.")] = 32_768,
     max_tokens: Annotated[int, Option(metavar="N", help="Tokens of an answer.")] = 2_048,
@@ -57,8 +61,10 @@ def serve(
         raise ValueError("--max-replicas needs --ray.")
     limits = Limits(
         body_mb=max_body_mb,
+        total_mb=max_total_mb,
         images=max_images,
         pixels=max_pixels,
+        total_pixels=max_total_pixels,
         n=max_n,
         prompt_characters=max_prompt,
         new_tokens=max_tokens,
