@@ -6,6 +6,7 @@
 docs/serving.md has the routes, the limits and what is logged.
 """
 
+import os
 from typing import Annotated
 
 from typer import Option
@@ -90,6 +91,9 @@ def serve(
     silence_loading()
     if ray is not None:
         require("ray", "ray")
+        # Ray reads it when it is imported; older versions would let anyone of this machine connect.
+        if "RAY_ADDRESS" not in os.environ:
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
         from ..hub_cards.server.ray_serve import run_on_ray
 
         run_on_ray(settings, host, port, ray, max_replicas or ray)

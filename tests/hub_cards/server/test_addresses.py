@@ -157,7 +157,7 @@ def test_what_is_fetched_counts_among_the_bytes_that_the_server_holds(web):
     assert asyncio.run(run()) == (429, 0)
 
 
-def test_images_are_not_opened_for_nobody():
+def test_no_image_is_opened_after_its_client_left():
     async def run():
         reader, opened, cancelled = fetching(), [], threading.Event()
 
