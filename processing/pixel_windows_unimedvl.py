@@ -65,16 +65,21 @@ def check_image_size(width: int, height: int, max_pixels: int = MAX_IMAGE_PIXELS
         )
 
 
-def check_volume_size(values: int) -> None:
+def check_volume_size(values: int, max_values: int | None = None) -> None:
     """Refuse more values than are sorted together for their percentiles.
 
+    Args:
+        values: how many there are.
+        max_values: a limit below `MAX_VOLUME_VALUES`, which holds by default.
+
     Raises:
-        ValueError: for more than `MAX_VOLUME_VALUES`.
+        ValueError: for more.
     """
-    if values > MAX_VOLUME_VALUES:
+    limit = min(MAX_VOLUME_VALUES if max_values is None else max_values, MAX_VOLUME_VALUES)
+    if values > limit:
         raise ValueError(
-            f"The slices hold {values} values together, more than the {MAX_VOLUME_VALUES} whose percentiles are taken:"
-            " pass a window, or percentiles_of='slice'."
+            f"The slices hold {values} values together, more than the {limit} whose percentiles are taken: pass a "
+            "window, or percentiles_of='slice'."
         )
 
 
@@ -144,7 +149,9 @@ def value_range(chunks: Iterable[np.ndarray], percentiles: tuple[float, float]) 
     # numpy interpolates in the array's own type, in which the difference of two values may overflow.
     if values.dtype.kind == "i" or values.dtype == np.float16:
         values = values.astype(f"{values.dtype.kind}{min(2 * values.dtype.itemsize, 8)}")
-    low, high = (float(value) for value in np.percentile(values, percentiles))
+    # Sorted in place, where it is a copy.
+    is_copy = len(parts) > 1 or values.dtype.kind in "if"
+    low, high = (float(value) for value in np.percentile(values, percentiles, overwrite_input=is_copy))
     if low == high:
         low, high = float(values.min()), float(values.max())
     return low, high

@@ -158,7 +158,9 @@ class Reading:
             raise together
         fields = {} if view is None else view.model_dump(exclude_none=True)
         try:
-            image = open_image(content, View.from_dict(fields, max_pixels=min(self._pixels, self._left)))
+            # What has to be read for one slice counts like what is shown.
+            limits = {"max_pixels": min(self._pixels, self._left), "max_values": self._total}
+            image = open_image(content, View.from_dict(fields, **limits))
         except TooManyPixels as error:
             if error.width * error.height <= self._pixels:
                 raise together from None

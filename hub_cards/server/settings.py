@@ -14,7 +14,7 @@ class Limits:
         total_mb: MiB of all bodies, and of what they let fetch, together; more are refused with 429.
         images: input images of a request.
         pixels: of an input image, before it is decoded; the image processor's own limit holds as well.
-        total_pixels: of all input images of a request together.
+        total_pixels: of all input images of a request together; also the voxels of one volume.
         n: images that one request makes.
         prompt_characters: of all texts of a request together.
         new_tokens: of one answer.

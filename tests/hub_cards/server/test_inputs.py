@@ -1,10 +1,13 @@
 """Input images within limits of pixels, which are read in the files' headers."""
 
 import asyncio
+import gzip
+import io
 import struct
 import zlib
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -70,3 +73,23 @@ def test_the_images_of_a_request_have_a_limit_together():
             opened(reader, *files)
     # Each request has its own.
     assert len(opened(reader, small, small)) == 2
+
+
+def deep_tiff(pages: int) -> bytes:
+    stream, page = io.BytesIO(), Image.new("I;16", (40, 25), 700)
+    page.save(stream, "TIFF", save_all=True, append_images=[page] * (pages - 1))
+    return stream.getvalue()
+
+
+def packed_volume(depth: int) -> bytes:
+    nibabel = pytest.importorskip("nibabel")
+    volume = nibabel.Nifti1Image(np.zeros((40, 25, depth), np.int16), np.eye(4))
+    return gzip.compress(volume.to_bytes())
+
+
+@pytest.mark.parametrize("make", [deep_tiff, packed_volume])
+def test_what_is_read_for_one_slice_has_a_limit_too(make):
+    reader = inputs(pixels=1_000, total_pixels=5_000)
+    assert opened(reader, make(5))[0].size == (40, 25)
+    with pytest.raises(ValueError, match="6000 (values|voxels)"):
+        opened(reader, make(6))
