@@ -87,7 +87,7 @@ async def fetch(
     async with connections:
         for _ in range(MAX_REDIRECTS + 1):
             target, host = _target(url)
-            headers = {"Host": host, "Accept": "image/*, */*", "User-Agent": "unimedvl"}
+            headers = [("Host", host), ("Accept", "image/*, */*"), ("User-Agent", "unimedvl")]
             try:
                 async with connections.stream("GET", target, headers=headers) as response:
                     if response.status in REDIRECTS:

@@ -112,15 +112,16 @@ class Inputs:
         parts = (part for message in messages for part in message.parts())
         files: dict[str, bytes] = {}
         held = 0
+
+        def grown(size: int) -> None:
+            share.grow_to(held + size)
+
         try:
             async with asyncio.timeout(FETCH_SECONDS):
                 for address in (part.address for part in parts if isinstance(part, ImagePart)):
                     if not is_remote(address) or address in files:
                         continue
-                    size = self.limits.download_bytes
-                    files[address] = await fetch(
-                        address, size, self._allowed, lambda more, before=held: share.grow_to(before + more)
-                    )
+                    files[address] = await fetch(address, self.limits.download_bytes, self._allowed, grown)
                     held += len(files[address])
         except TimeoutError:
             raise ValueError(f"{REFUSED}: it takes too long.") from None
