@@ -90,7 +90,7 @@ class DicomSeries:
             ValueError: one sentence, for damaged files or too many values.
         """
         if view.percentiles not in self._ranges:
-            check_volume_size(len(self.paths) * self._values_per_slice)
+            check_volume_size(len(self.paths) * self._values_per_slice, view.max_values)
             files = (self._file(index) for index in range(len(self.paths)))
             frames = (frame for file in files for frame in file.counted_values(view))
             self._ranges[view.percentiles] = counted_range(frames, view)

@@ -181,7 +181,7 @@ class DicomFile:
             ValueError: one sentence, for damaged frames or too many values.
         """
         if view.percentiles not in self._ranges:
-            check_volume_size(self.frames * self.size[0] * self.size[1])
+            check_volume_size(self.frames * self.size[0] * self.size[1], view.max_values)
             self._ranges[view.percentiles] = counted_range(self.counted_values(view), view)
         return self._ranges[view.percentiles]
 

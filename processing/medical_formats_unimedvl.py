@@ -322,7 +322,7 @@ def _deep_pages(image: Image.Image, raw: str, view: View, what: str) -> Iterator
     if pages == 1:
         yield stored_values(image, raw)[0]
         return
-    check_volume_size(pages * size[0] * size[1])
+    check_volume_size(pages * size[0] * size[1], view.max_values)
     for page in range(pages):
         with _decoding(what):
             image.seek(page)

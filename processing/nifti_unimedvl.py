@@ -147,6 +147,13 @@ class NiftiVolume:
         plane = view.plane or self._default_plane()
         across, rows, columns = self._axes(plane)
         check_image_size(self.shape[columns], self.shape[rows], view.max_pixels)
+        voxels = math.prod(self.shape[:3])
+        # Also a slice of a packed file may take all voxels to read.
+        if view.max_values is not None and voxels > view.max_values:
+            raise ValueError(
+                f"The NIfTI volume holds {voxels} voxels, more than the limit of {view.max_values}: save the part you "
+                "need."
+            )
         index = checked_index(view.slice_index, self.shape[across], "slice_index", default=self.shape[across] // 2)
         if plane in PLANES and self._orientation[across, 1] < 0:
             index = self.shape[across] - 1 - index

@@ -19,6 +19,22 @@ MAX_VOLUME_VALUES = 2**28
 NOTHING_FINITE = "The image holds no finite value (all NaN or infinite): check how it was exported."
 
 
+class TooManyPixels(ValueError):
+    """An image is larger than a limit.
+
+    Args:
+        width, height: its size in pixels.
+        max_pixels: the limit.
+    """
+
+    def __init__(self, width: int, height: int, max_pixels: int):
+        super().__init__(
+            f"The image has {width} x {height} pixels, more than the limit of {max_pixels}: downscale or crop it, or "
+            "raise the limit (max_pixels of load_medical_image, max_image_pixels of the image processor)."
+        )
+        self.width, self.height = width, height
+
+
 @contextmanager
 def no_patient_text(library: str = "pydicom") -> Iterator[None]:
     """Silence a library while it reads a file: its warnings and log lines quote what the file says."""
@@ -36,31 +52,34 @@ def check_image_size(width: int, height: int, max_pixels: int = MAX_IMAGE_PIXELS
     """Refuse sizes (in pixels) that are empty, larger than `max_pixels`, or absurdly elongated.
 
     Raises:
-        ValueError: for such a size.
+        TooManyPixels: for a size beyond the limit.
+        ValueError: for the other ones.
     """
     if width < 1 or height < 1:
         raise ValueError(f"The image is empty ({width} x {height} pixels): pass one with at least one pixel.")
     if width * height > max_pixels:
-        raise ValueError(
-            f"The image has {width} x {height} pixels, more than the limit of {max_pixels}: downscale or crop it, or "
-            "raise the limit (max_pixels of load_medical_image, max_image_pixels of the image processor)."
-        )
+        raise TooManyPixels(width, height, max_pixels)
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise ValueError(
             f"The image of {width} x {height} pixels is more than {MAX_ASPECT_RATIO} times longer than wide: crop it."
         )
 
 
-def check_volume_size(values: int) -> None:
+def check_volume_size(values: int, max_values: int | None = None) -> None:
     """Refuse more values than are sorted together for their percentiles.
 
+    Args:
+        values: how many there are.
+        max_values: a limit below `MAX_VOLUME_VALUES`, which holds by default.
+
     Raises:
-        ValueError: for more than `MAX_VOLUME_VALUES`.
+        ValueError: for more.
     """
-    if values > MAX_VOLUME_VALUES:
+    limit = min(MAX_VOLUME_VALUES if max_values is None else max_values, MAX_VOLUME_VALUES)
+    if values > limit:
         raise ValueError(
-            f"The slices hold {values} values together, more than the {MAX_VOLUME_VALUES} whose percentiles are taken:"
-            " pass a window, or percentiles_of='slice'."
+            f"The slices hold {values} values together, more than the {limit} whose percentiles are taken: pass a "
+            "window, or percentiles_of='slice'."
         )
 
 
@@ -130,7 +149,9 @@ def value_range(chunks: Iterable[np.ndarray], percentiles: tuple[float, float]) 
     # numpy interpolates in the array's own type, in which the difference of two values may overflow.
     if values.dtype.kind == "i" or values.dtype == np.float16:
         values = values.astype(f"{values.dtype.kind}{min(2 * values.dtype.itemsize, 8)}")
-    low, high = (float(value) for value in np.percentile(values, percentiles))
+    # Sorted in place, where it is a copy.
+    is_copy = len(parts) > 1 or values.dtype.kind in "if"
+    low, high = (float(value) for value in np.percentile(values, percentiles, overwrite_input=is_copy))
     if low == high:
         low, high = float(values.min()), float(values.max())
     return low, high

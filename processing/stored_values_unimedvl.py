@@ -217,7 +217,7 @@ class DeepTiff:
             black_white = view.black_white([values])
         else:
             pages = [other for other in self._pages if (other.shape, other.dtype) == (page.shape, page.dtype)]
-            check_volume_size(len(pages) * values.size)
+            check_volume_size(len(pages) * values.size, view.max_values)
             black_white = view.black_white(self.values(other, view.max_pixels) for other in pages)
         levels = values_to_uint8(values, black_white)
         if page.photometric == self._kinds[0]:

@@ -13,7 +13,7 @@ PLANES = ("sagittal", "coronal", "axial")
 ARRAY_PLANES = ("axis-0", "axis-1", "axis-2")
 SCOPES = ("volume", "slice")
 # Who opens a file decides about limits and the network; a stored view never does.
-LIMITS = ("max_pixels", "allow_url")
+LIMITS = ("max_pixels", "allow_url", "max_values")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class View:
             compare with each other; "slice" counts the shown one only.
         max_pixels: larger images are refused.
         allow_url: whether http(s) URLs may be fetched.
+        max_values: larger volumes, and larger sums of frames or pages whose percentiles count, are refused; by default
+            each kind of file has a bound of its own.
 
     Raises:
         ValueError: one sentence, for a value that no image can have.
@@ -46,6 +48,7 @@ class View:
     percentiles_of: str = "volume"
     max_pixels: int = MAX_IMAGE_PIXELS
     allow_url: bool = False
+    max_values: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "window", checked_window(self.window))
@@ -54,6 +57,8 @@ class View:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _checked_whole(getattr(self, name), name, 0))
         object.__setattr__(self, "max_pixels", _checked_whole(self.max_pixels, "max_pixels", 1))
+        if self.max_values is not None:
+            object.__setattr__(self, "max_values", _checked_whole(self.max_values, "max_values", 1))
         if self.plane is not None and self.plane not in (*PLANES, *ARRAY_PLANES):
             raise ValueError(
                 f"plane={self.plane!r}: choose 'axial', 'coronal' or 'sagittal', or 'axis-0' to 'axis-2' for the "
@@ -91,7 +96,7 @@ class View:
         Defaults are written out, so that a record keeps its pixels where a default changes.
 
         Returns:
-            Every field but `max_pixels` and `allow_url`.
+            Every field but `max_pixels`, `allow_url` and `max_values`.
         """
         values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in LIMITS}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
@@ -102,7 +107,7 @@ class View:
 
         Args:
             values: fields by name, without limits: data must not raise them or turn on the network.
-            limits: `max_pixels` and `allow_url` of whoever opens the image.
+            limits: `max_pixels`, `allow_url` and `max_values` of whoever opens the image.
 
         Raises:
             ValueError: one sentence, for an unknown field or a value that no image can have.

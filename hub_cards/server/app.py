@@ -17,12 +17,13 @@ from starlette.responses import JSONResponse, Response
 from unimedvl.checkpoint.loading import Loaded, load
 from unimedvl.version import __version__
 
+from .budget import Budget
 from .chat import Chat, LoadedModel, Responses
 from .errors import ApiError, answer_errors
 from .guard import Guard
 from .images import LANE as IMAGE_LANE
 from .images import ImageRequest, ImageWorker, make_images
-from .inputs import Inputs
+from .inputs import Inputs, Reading
 from .lanes import LATE, Lane
 from .metrics import Metrics
 from .requests import MAX_SEED, ChatBody, ErrorBody, ImageBody, ImagesMade, ResponseBody, ViewFields
@@ -33,7 +34,7 @@ from .turns import Turns
 
 DISCONNECT_POLL_SECONDS = 0.1
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 421, 429, 500, 503, 504)
+    status: {"model": ErrorBody} for status in (400, 401, 403, 404, 408, 413, 421, 429, 500, 503, 504)
 }
 EITHER = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {"schema": {"type": "string"}}}
 EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": EITHER}}
@@ -49,7 +50,8 @@ class Server:
 
     def __init__(self, loaded: Loaded, settings: Settings):
         self.loaded, self.settings, self.metrics = loaded, settings, Metrics()
-        self.inputs = Inputs(settings)
+        self.budget = Budget(settings.limits.total_bytes)
+        self.inputs = Inputs(settings, loaded.processor.image_processor.max_image_pixels, self.budget)
         self.models = LoadedModel(loaded)
         limits, turns, network = settings.limits, Turns(), loaded.model
         texts = TextWorker(network, loaded.processor.tokenizer.pad_token_id, turns, self.metrics)
@@ -97,20 +99,15 @@ class Server:
             raise ApiError(400, f"preset: choose one of {', '.join(sorted(presets))}.")
         seed = secrets.randbelow(1 << 31) if body.seed is None else body.seed
 
-        def prepared() -> tuple[ImageRequest, Any]:
-            request = ImageRequest(
-                body.prompt,
-                n,
-                seed,
-                settings,
-                tuple(self.inputs.open(content, view) for content in files),
-                tuple(hashlib.sha256(content).hexdigest() for content in files),
-            )
-            return request, request.inputs(self.loaded.processor).to(network.device, dtype=network.dtype)
+        def prepared(reading: Reading) -> tuple[ImageRequest, Any]:
+            hashes = tuple(hashlib.sha256(content).hexdigest() for content in files)
+            request = ImageRequest(body.prompt, n, seed, settings, hashes)
+            images = [reading.open(content, view) for content in files]
+            return request, request.inputs(self.loaded.processor, images).to(network.device, dtype=network.dtype)
 
         request, inputs = await self.inputs.read(prepared)
         made = await make_images(self.images, request, inputs, limits.seconds)
-        encoded = await self.inputs.read(request.encoded, made, self.loaded.checkpoint)
+        encoded = await self.inputs.run(request.encoded, made, self.loaded.checkpoint)
         return {
             "created": int(time.time()),
             "data": [{"b64_json": content} for content in encoded],
@@ -161,7 +158,7 @@ def build_application(loaded: Loaded, settings: Settings) -> Guard:
     _add_images(app, server)
     _add_operation(app, server)
     paths = {str(getattr(route, "path", "")) for route in app.routes}
-    return Guard(app, settings, server.metrics, paths, server.is_ready)
+    return Guard(app, settings, server.metrics, paths, server.is_ready, server.budget)
 
 
 def load_application(settings: Settings) -> Guard:

@@ -15,9 +15,9 @@ from unimedvl.checkpoint.conversations import typed_inputs
 from unimedvl.checkpoint.loading import Loaded
 
 from .errors import ApiError
-from .inputs import Inputs
+from .inputs import Inputs, Reading
 from .lanes import Lane
-from .requests import ChatBody, ResponseBody
+from .requests import ChatBody, Message, ResponseBody
 from .texts import TextRequest
 
 DEFAULT_NEW_TOKENS = 1_024
@@ -73,8 +73,12 @@ class _Handler:
         self.model_manager.check_name(body.model)
         if len(body.stops) > 4:
             raise ApiError(400, "stop: give at most four texts.")
-        loaded = self.model_manager.loaded
-        inputs = await self.inputs.read(self._prepared, body)
+        loaded, messages = self.model_manager.loaded, body.conversation()
+        self.inputs.check(messages)
+        with self.inputs.budget.share() as share:
+            files = await self.inputs.fetched(messages, share)
+            inputs = await self.inputs.read(self._prepared, messages, files, body.think)
+            del files
         config = self._config(body, inputs["input_ids"].shape[1])
         seed = secrets.randbelow(1 << 31) if body.seed is None else body.seed
         manager = TextRequest(self.lane, seconds=self.inputs.limits.seconds, seed=seed, stops=body.stops)
@@ -86,12 +90,10 @@ class _Handler:
             return handler._streaming(*arguments, *echoed, inputs, config, gen_manager=manager)
         return await handler._non_streaming(*arguments, *echoed, inputs, config, gen_manager=manager)
 
-    def _prepared(self, body: ChatBody | ResponseBody) -> Any:
-        network, messages = self.model_manager.loaded.model, self.inputs.conversation(body.conversation())
-        inputs = typed_inputs(
-            self.model_manager.loaded.processor, messages, add_generation_prompt=True, think=body.think
-        )
-        return inputs.to(network.device, dtype=network.dtype)
+    def _prepared(self, reading: Reading, messages: list[Message], files: dict[str, bytes], think: bool) -> Any:
+        loaded, turns = self.model_manager.loaded, reading.conversation(messages, files)
+        inputs = typed_inputs(loaded.processor, turns, add_generation_prompt=True, think=think)
+        return inputs.to(loaded.model.device, dtype=loaded.model.dtype)
 
     def _config(self, body: ChatBody | ResponseBody, prompt_length: int) -> GenerationConfig:
         network, limit = self.model_manager.loaded.model, self.inputs.limits.new_tokens

@@ -15,6 +15,7 @@ log = logging.getLogger("unimedvl.server")
 CODES = {
     400: "invalid_request",
     401: "invalid_api_key",
+    403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
     408: "request_timeout",

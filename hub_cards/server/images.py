@@ -1,6 +1,7 @@
 """Images made: batched denoising, and what a request becomes on the way to a PNG with its provenance."""
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,20 +29,18 @@ class ImageRequest:
         n: images of it.
         seed: of the noise.
         settings: arguments of `generate`: the preset, and what replaces its values.
-        images: input images.
-        input_hashes: SHA-256 of each input image's file.
+        input_hashes: SHA-256 of each input image's file; the images themselves are not kept while it waits.
     """
 
     prompt: str
     n: int
     seed: int
     settings: dict[str, Any]
-    images: tuple[Image.Image, ...] = ()
     input_hashes: tuple[str, ...] = ()
 
-    def inputs(self, processor: Any) -> Any:
-        """The model inputs, on the CPU."""
-        return typed_inputs(processor, [person_turn(self.prompt, self.images)], generation_mode="image")
+    def inputs(self, processor: Any, images: Sequence[Image.Image]) -> Any:
+        """The model inputs of the prompt and its input images, on the CPU."""
+        return typed_inputs(processor, [person_turn(self.prompt, images)], generation_mode="image")
 
     def encoded(self, images: list[Image.Image], checkpoint: Checkpoint) -> list[str]:
         """Generated images as base64 of PNG files with their provenance."""

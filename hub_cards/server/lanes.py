@@ -119,7 +119,7 @@ class Lane:
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """Refuse what waits and what comes; what runs is asked to end."""
+        """Refuse what waits and what comes; what runs is left to end."""
         with self._changed:
             self._stopped = True
             waiting, self._queue = self._queue, []

@@ -41,7 +41,9 @@ def deployment(settings: Settings, min_replicas: int, max_replicas: int) -> serv
     limits = settings.limits
     made = serve.deployment(
         name=NAME,
-        max_ongoing_requests=limits.requests,
+        # A replica has to get a request beyond its limit to refuse it with 429; Ray's own queue ends as well.
+        max_ongoing_requests=2 * limits.requests,
+        max_queued_requests=limits.requests,
         autoscaling_config={
             "min_replicas": min_replicas,
             "max_replicas": max_replicas,

@@ -11,8 +11,10 @@ class Limits:
 
     Args:
         body_mb: MiB of a request's body.
+        total_mb: MiB of all bodies, and of what they let fetch, together; more are refused with 429.
         images: input images of a request.
-        pixels: of an input image, before it is decoded.
+        pixels: of an input image, before it is decoded; the image processor's own limit holds as well.
+        total_pixels: of all input images of a request together; also the voxels of one volume.
         n: images that one request makes.
         prompt_characters: of all texts of a request together.
         new_tokens: of one answer.
@@ -26,12 +28,14 @@ class Limits:
         gather_ms: how long a text batch waits for others, once requests come together.
 
     Raises:
-        ValueError: for a limit below its least value.
+        ValueError: for a limit below its least value, and for limits that contradict each other.
     """
 
     body_mb: int = 64
+    total_mb: int = 256
     images: int = 8
-    pixels: int = 100_000_000
+    pixels: int = 20_000_000
+    total_pixels: int = 80_000_000
     n: int = 4
     prompt_characters: int = 32_768
     new_tokens: int = 2_048
@@ -49,10 +53,16 @@ class Limits:
             value = getattr(self, name)
             if value < 0 or (value == 0 and name not in ("images", "gather_ms")):
                 raise ValueError(f"the limit {name.replace('_', '-')} must be positive, not {value}.")
+        if self.total_mb < self.body_mb:
+            raise ValueError(f"the limit total-mb of {self.total_mb} must be at least body-mb, {self.body_mb}.")
 
     @property
     def body_bytes(self) -> int:
         return self.body_mb * MEBIBYTE
+
+    @property
+    def total_bytes(self) -> int:
+        return self.total_mb * MEBIBYTE
 
     @property
     def download_bytes(self) -> int:

@@ -32,8 +32,9 @@ class Turns:
         """Have the turn while the block runs, but for what `offer` gives away."""
         with self._changed:
             present = self._waiting if self._holder is None else {*self._waiting, self._holder}
-            # Time that nobody asked for gives no credit.
-            floor = min((self._used[other] for other in present), default=0.0)
+            # Time that nobody asked for gives no credit, also to who finds the device idle.
+            most = max(self._used.values(), default=0.0)
+            floor = min((self._used[other] for other in present), default=most)
             self._used[who] = max(self._used.get(who, 0.0), floor)
             self._take(who)
         try:

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.medium
 VIEWS = (
     View(),
     View(window=(40, 400), slice_index=3, plane="coronal", max_pixels=5000),
-    View(frame=0, percentiles=(1, 99), percentiles_of="slice", allow_url=True),
+    View(frame=0, percentiles=(1, 99), percentiles_of="slice", allow_url=True, max_values=9),
     View(plane="axis-2", slice_index=np.int64(7)),
 )
 
@@ -38,8 +38,9 @@ VIEWS = (
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_view_survives_json(view):
     values = json.loads(json.dumps(view.to_dict()))
-    assert View.from_dict(values, max_pixels=view.max_pixels, allow_url=view.allow_url) == view
-    assert not {"max_pixels", "allow_url"} & values.keys()
+    limits = {name: getattr(view, name) for name in ("max_pixels", "allow_url", "max_values")}
+    assert View.from_dict(values, **limits) == view
+    assert not limits.keys() & values.keys()
 
 
 def test_a_stored_view_can_not_turn_on_the_network():
@@ -64,6 +65,7 @@ def test_a_stored_view_can_not_turn_on_the_network():
         {"percentiles": (0, 101)},
         {"percentiles_of": "series"},
         {"max_pixels": 0},
+        {"max_values": 0},
         {"max_pixels": None},
         {"allow_url": "yes"},
     ],

@@ -6,6 +6,7 @@
 docs/serving.md has the routes, the limits and what is logged.
 """
 
+import os
 from typing import Annotated
 
 from typer import Option
@@ -32,8 +33,12 @@ def serve(
     ] = None,
     allow_url: Annotated[bool, Option("--allow-url", help="Fetch images from public http(s) addresses.")] = False,
     max_body_mb: Annotated[int, Option(metavar="MIB", help="Size of a request.")] = 64,
+    max_total_mb: Annotated[
+        int, Option(metavar="MIB", help="Size of all requests inside; more get status 429.")
+    ] = 256,
     max_images: Annotated[int, Option(metavar="N", help="Input images of a request.")] = 8,
-    max_pixels: Annotated[int, Option(metavar="N", help="Pixels of an input image.")] = 100_000_000,
+    max_pixels: Annotated[int, Option(metavar="N", help="Pixels of an input image.")] = 20_000_000,
+    max_total_pixels: Annotated[int, Option(metavar="N", help="Pixels of a request's input images.")] = 80_000_000,
     max_n: Annotated[int, Option(metavar="N", help="Images that one request makes.")] = 4,
     max_prompt: Annotated[int, Option(metavar="N", help="Characters of a request's texts.")] = 32_768,
     max_tokens: Annotated[int, Option(metavar="N", help="Tokens of an answer.")] = 2_048,
@@ -57,8 +62,10 @@ def serve(
         raise ValueError("--max-replicas needs --ray.")
     limits = Limits(
         body_mb=max_body_mb,
+        total_mb=max_total_mb,
         images=max_images,
         pixels=max_pixels,
+        total_pixels=max_total_pixels,
         n=max_n,
         prompt_characters=max_prompt,
         new_tokens=max_tokens,
@@ -84,6 +91,9 @@ def serve(
     silence_loading()
     if ray is not None:
         require("ray", "ray")
+        # Ray reads it when it is imported; older versions would let anyone of this machine connect.
+        if "RAY_ADDRESS" not in os.environ:
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
         from ..hub_cards.server.ray_serve import run_on_ray
 
         run_on_ray(settings, host, port, ray, max_replicas or ray)

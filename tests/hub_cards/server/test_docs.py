@@ -4,6 +4,10 @@ import contextlib
 import io
 import json
 import re
+import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -91,18 +95,58 @@ def test_its_figures_are_the_measured_ones():
 
 
 def test_the_container_runs_without_root_and_checks_its_health():
-    words = ["FROM", "COPY", "RUN", "USER", "WORKDIR", "ENV", "EXPOSE", "STOPSIGNAL", "HEALTHCHECK", "ENTRYPOINT"]
     text = (FOLDER / "Containerfile").read_text(encoding="utf-8").replace("\\\n", " ")
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    assert [line.split()[0] for line in lines] == words
-    by_word = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
+    words = [line.split()[0] for line in lines]
+    begun = [number for number, word in enumerate(words) if word == "FROM"]
+    assert words[: begun[1]] == ["FROM", "COPY", "RUN"]
+    build, stage = lines[: begun[1]], lines[begun[1] :]
+    assert {"USER", "WORKDIR", "ENV", "EXPOSE", "STOPSIGNAL", "HEALTHCHECK", "ENTRYPOINT"} <= set(words[begun[1] :])
+    # What was copied from the checkout, and every layer with it, stays in the first stage.
+    copies = [line for line in stage if line.split()[0] in ("COPY", "ADD")]
+    place = copies[0].split()[-1]
+    assert copies == [f"COPY --from=build {place} {place}"] and f"venv {place}" in build[2]
+    by_word = {line.split()[0]: line.split(maxsplit=1)[1] for line in stage}
+    assert f"PATH={place}/bin:" in by_word["ENV"]
     assert by_word["USER"] == "10001:10001" and "/ready" in by_word["HEALTHCHECK"]
     entry = yaml.safe_load(by_word["ENTRYPOINT"])
     assert entry[:2] == ["unimedvl", "serve"] and all(word in options() for word in entry if word.startswith("--"))
-    extras = re.search(r"/source\[([\w,]+)\]", by_word["RUN"])
+    extras = re.search(r"/source\[([\w,]+)\]", build[2])
     assert extras is not None
     described = (ROOT / "setup.cfg").read_text(encoding="utf-8")
     assert all(f"\n{name} =\n" in described for name in extras[1].split(","))
+
+
+@pytest.mark.medium
+def test_the_container_is_built_of_the_package_alone(tmp_path):
+    lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    first, *patterns = [line for line in lines if line and not line.startswith("#")]
+    # Everything is left out but a few names; "**/" leaves names out at any depth.
+    kept = [pattern.removeprefix("!") for pattern in patterns if pattern.startswith("!")]
+    never = [pattern.removeprefix("**/") for pattern in patterns if pattern.startswith("**/")]
+    assert first == "*" and len(kept) + len(never) == len(patterns) and not any("/" in name for name in kept + never)
+    assert not {".git", ".venv", "tests", "examples", "demo", "outputs", "."} & set(kept)
+    context = tmp_path / "context"
+    context.mkdir()
+    for name in kept:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, context / name, symlinks=True, ignore=shutil.ignore_patterns(*never))
+        else:
+            shutil.copy2(ROOT / name, context / name)
+    words = ["--wheel", "--no-isolation", "--outdir", str(tmp_path), str(context)]
+    built = subprocess.run([sys.executable, "-m", "build", *words], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        found = set(archive.namelist())
+    # All of the package's code, and what it opens beside it.
+    sources = [path.relative_to(ROOT) for name in kept for path in (ROOT / name).rglob("*.py")]
+    inside = {Path("unimedvl", *path.parts[path.parts[0] == "unimedvl" :]).as_posix() for path in sources}
+    assert len(inside) > 100 and inside <= found
+    assert {
+        "unimedvl/hub_cards/unimedvl-nano/model.safetensors",
+        "unimedvl/hub_cards/templates/model.md.jinja",
+    } <= found
 
 
 def test_the_compose_example_is_closed():

@@ -15,9 +15,9 @@ import pytest
 from tests.hub_cards.server.load import mixed, run_load
 from tests.hub_cards.server.running import Running, free_port, serving, wait_until_ready
 from unimedvl.checkpoint.folder import NANO_DIRECTORY
+from unimedvl.commands.main import main
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.slow
 
 REPLICAS = 2
 HOLD_CLUSTER = """
@@ -46,6 +46,54 @@ def wait_for_replicas(process: subprocess.Popen, without: int = 0) -> None:
         time.sleep(1)
 
 
+@pytest.mark.medium
+@pytest.mark.parametrize(
+    ("given", "mode"),
+    [
+        ({}, "token"),
+        ({"RAY_AUTH_MODE": "disabled"}, "disabled"),
+        ({"RAY_ADDRESS": "127.0.0.1:6379"}, None),
+    ],
+)
+def test_a_cluster_of_this_machine_asks_for_its_token(monkeypatch, capsys, given, mode):
+    for name in ("RAY_AUTH_MODE", "RAY_ADDRESS"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    # Refused, for its numbers, right before it starts a cluster.
+    assert main(["serve", "--ray", "2", "--max-replicas", "1"]) == 2
+    assert "--max-replicas 1" in capsys.readouterr().err
+    assert os.environ.get("RAY_AUTH_MODE") == mode
+
+
+@pytest.mark.slow
+def test_what_replicas_cannot_take_is_refused_and_not_queued_without_end(tmp_path):
+    with serving(tmp_path, ["--ray", "1", "--max-requests", "2"]) as server:
+        answers, lock = [], threading.Lock()
+
+        def send() -> None:
+            with server.http() as client:
+                body = {"prompt": "a", "steps": 20, "n": 2}
+                response = client.post("/v1/images/generations", json=body)
+            with lock:
+                answers.append(response)
+
+        threads = [threading.Thread(target=send) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        statuses = [response.status_code for response in answers]
+        # 503 is Ray's own word for what it does not even keep back.
+        assert len(statuses) == 16 and set(statuses) <= {200, 429, 503}
+        assert statuses.count(200) >= 2 and statuses.count(429) >= 1
+        for response in answers:
+            if response.status_code == 429:
+                assert response.json()["error"]["code"] == "queue_full" and "retry-after" in response.headers
+
+
+@pytest.mark.slow
 def test_a_replica_that_dies_under_load_is_replaced(tmp_path):
     with serving(tmp_path, ["--ray", str(REPLICAS)]) as server:
         wait_for_replicas(server.process)
@@ -66,6 +114,7 @@ def test_a_replica_that_dies_under_load_is_replaced(tmp_path):
         assert all(outcome.status in (200, 400) for outcome in last)
 
 
+@pytest.mark.slow
 def test_an_update_replaces_replicas_while_others_answer(tmp_path):
     port, updated = free_port(), tmp_path / "updated-model"
     shutil.copytree(NANO_DIRECTORY, updated, ignore=shutil.ignore_patterns("*.py", "evaluation"))

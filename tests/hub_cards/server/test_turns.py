@@ -2,6 +2,8 @@
 
 import threading
 
+import pytest
+
 from unimedvl.hub_cards.server.turns import Turns
 
 
@@ -74,6 +76,36 @@ def test_who_comes_late_gets_half_and_not_more():
     # Ten seconds passed before the text came: it does not get them now.
     beside = [(who, time - 10.0) for who, time in done if time > 10.0]
     assert abs(share(beside, "text", steps, 10.0) - 0.5) < 0.04
+
+
+@pytest.mark.parametrize(("first", "second"), [("text", "image"), ("image", "text")])
+def test_who_finds_the_device_idle_gets_half_once_the_other_comes_back(first, second):
+    clock, done, late = Clock(), [], threading.Event()
+    turns = Turns(clock)
+    with turns.held(first):
+        clock.now += 1_000.0
+        turns.offer(first)
+
+    def loop():
+        with turns.held(second):
+            for number in range(500):
+                clock.now += 1.0
+                done.append((second, clock.now))
+                if number == 9:
+                    late.set()
+                    while not turns._waiting:
+                        pass
+                turns.offer(second)
+
+    alone = threading.Thread(target=loop)
+    alone.start()
+    back = run(turns, clock, first, 1.0, 100, done, late)
+    for thread in (alone, back):
+        thread.join(20)
+        assert not thread.is_alive()
+    # The thousand seconds before are nobody's debt: of the next hundred that both want, each has half.
+    beside = [who for who, _ in done[10:110]]
+    assert abs(beside.count(first) - 50) <= 1
 
 
 def test_an_error_gives_the_turn_back():
