@@ -250,7 +250,7 @@ def _end_with_parent() -> None:
 
 
 class RayExecutor:
-    """Maps shards with Ray Data on `workers` workers of the cluster that `ray.init` finds (or starts here)."""
+    """Maps shards with Ray Data on `workers` workers of the cluster that `RAY_ADDRESS` names, or of one made here."""
 
     def __init__(self, workers: int = 2) -> None:
         if workers < 1:
@@ -263,7 +263,9 @@ class RayExecutor:
         except ImportError as error:
             raise ValueError("the Ray executor needs the extra `ray`: pip install 'unimedvl[ray]'") from error
         if not ray.is_initialized():
-            ray.init(num_cpus=self.workers, include_dashboard=False, log_to_driver=False)
+            # A cluster that is there has its own number of processors, and refuses another.
+            local: dict[str, Any] = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": self.workers}
+            ray.init(include_dashboard=False, log_to_driver=False, **local)
         # One block per shard lets every worker take the next shard as soon as it is free.
         rows = ray.data.from_items([task.__dict__ for task in tasks], override_num_blocks=len(tasks))
         done = rows.map(_ShardCall(job), compute=ray.data.TaskPoolStrategy(size=self.workers)).take_all()

@@ -1,7 +1,6 @@
 """Ray Serve: two replicas on one machine, one of them killed under load, and an update that no client notices."""
 
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -14,17 +13,13 @@ import pytest
 
 from tests.hub_cards.server.load import mixed, run_load
 from tests.hub_cards.server.running import Running, free_port, serving, wait_until_ready
+from tests.ray_cluster import ray_cluster
 from unimedvl.checkpoint.folder import NANO_DIRECTORY
 from unimedvl.commands.main import main
 
 pytest.importorskip("ray")
 
 REPLICAS = 2
-HOLD_CLUSTER = """
-import ray
-print(ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False).address_info["address"], flush=True)
-input()
-"""
 
 
 def replicas(process: subprocess.Popen) -> list[psutil.Process]:
@@ -118,43 +113,34 @@ def test_a_replica_that_dies_under_load_is_replaced(tmp_path):
 def test_an_update_replaces_replicas_while_others_answer(tmp_path):
     port, updated = free_port(), tmp_path / "updated-model"
     shutil.copytree(NANO_DIRECTORY, updated, ignore=shutil.ignore_patterns("*.py", "evaluation"))
-    # Ray asks who connects for its token; this cluster has one of its own.
-    own = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": own}
-    with subprocess.Popen([sys.executable, "-c", HOLD_CLUSTER], **pipes) as cluster:
-        assert cluster.stdin is not None and cluster.stdout is not None
-        try:
-            environment = {**own, "RAY_ADDRESS": cluster.stdout.readline().strip()}
+    with ray_cluster() as (environment, cluster):
 
-            def deploy(*words: str) -> None:
-                command = [sys.executable, "-m", "unimedvl", "serve", "--port", str(port), "--device", "cpu"]
-                command += ["--ray", str(REPLICAS), *words]
-                done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
-                assert done.returncode == 0, done.stderr
+        def deploy(*words: str) -> None:
+            command = [sys.executable, "-m", "unimedvl", "serve", "--port", str(port), "--device", "cpu"]
+            command += ["--ray", str(REPLICAS), *words]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+            assert done.returncode == 0, done.stderr
 
-            deploy()
-            wait_until_ready(cluster, port, tmp_path / "none")
-            server = Running(cluster, port, tmp_path / "none", None)
-            statuses: list[int] = []
-            over = threading.Event()
+        deploy()
+        wait_until_ready(cluster, port, tmp_path / "none")
+        server = Running(cluster, port, tmp_path / "none", None)
+        statuses: list[int] = []
+        over = threading.Event()
 
-            def ask() -> None:
-                with server.http() as client:
-                    while not over.is_set():
-                        body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
-                        statuses.append(client.post("/v1/chat/completions", json=body).status_code)
-
-            thread = threading.Thread(target=ask)
-            thread.start()
-            deploy("--model", str(updated))
-            deadline = time.monotonic() + 240
+        def ask() -> None:
             with server.http() as client:
-                while client.get("/v1/models").json()["data"][0]["id"] != updated.name:
-                    assert time.monotonic() < deadline
-                    time.sleep(0.5)
-            over.set()
-            thread.join(120)
-            assert len(statuses) > 3 and set(statuses) == {200}
-        finally:
-            cluster.stdin.write("\n")
-            cluster.stdin.flush()
+                while not over.is_set():
+                    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+                    statuses.append(client.post("/v1/chat/completions", json=body).status_code)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        deploy("--model", str(updated))
+        deadline = time.monotonic() + 240
+        with server.http() as client:
+            while client.get("/v1/models").json()["data"][0]["id"] != updated.name:
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+        over.set()
+        thread.join(120)
+        assert len(statuses) > 3 and set(statuses) == {200}

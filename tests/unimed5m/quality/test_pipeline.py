@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.ray_cluster import ray_cluster
 from unimedvl.unimed5m.pipeline import (
     Job,
     LocalExecutor,
@@ -38,9 +40,9 @@ WORKER = Path(__file__).with_name("worker.py")
 KILLS = 10
 
 
-def start(output: Path, kind: str) -> subprocess.Popen:
+def start(output: Path, kind: str, variables: Mapping[str, str] = os.environ) -> subprocess.Popen:
     """A worker in a process group of its own that has said that it starts."""
-    environment = {**os.environ, "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**variables, "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", f"tests.unimed5m.quality.{WORKER.stem}", str(output), kind],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment,
@@ -73,6 +75,14 @@ def test_executors_write_the_same_bytes(kind, uninterrupted, tmp_path):
     if kind == "ray":
         pytest.importorskip("ray", reason="Ray is not installed (extra `ray`)")
     finish(start(tmp_path, kind))
+    assert all_bytes(tmp_path) == uninterrupted
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_there_writes_the_same_bytes(uninterrupted, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed (extra `ray`)")
+    with ray_cluster() as (environment, _):
+        finish(start(tmp_path, "ray", environment))
     assert all_bytes(tmp_path) == uninterrupted
 
 

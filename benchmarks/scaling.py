@@ -1,0 +1,171 @@
+"""Memory and time of the 14 B model on 1, 8 and 64 GPUs, predicted from counted parameters, bytes and operations.
+
+    python -m benchmarks.scaling [--to benchmarks/results/scaling.json] [--document docs/scaling.md]
+
+Nothing here was measured on a GPU. Parameters are those of the real configuration, built without memory; operations
+are those of `unimedvl/checkpoint/compute.py`; `DEVICE` is what the vendor states, `EFFICIENCY` what is assumed.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.performance import ROOT, filled, table
+from unimedvl.checkpoint.compute import cache_bytes_per_token, pass_flops, token_flops, update_flops
+from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
+from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
+from unimedvl.utils.command_line import run_module
+from unimedvl.utils.json_files import write_json
+
+# One H100 SXM as its data sheet has it (dense bfloat16), and a network card of 400 Gb/s for each.
+DEVICE = {
+    "name": "H100 SXM 80 GB",
+    "memory_bytes": 80e9,
+    "flops": 989e12,
+    "memory_bytes_per_second": 3.35e12,
+    "link_bytes_per_second": 450e9,
+    "network_bytes_per_second": 50e9,
+    "devices_of_a_node": 8,
+}
+# Assumed shares of those rates that are reached, lower and upper.
+EFFICIENCY = {"matrix products": (0.35, 0.55), "memory": (0.5, 0.8), "network": (0.6, 0.9)}
+DEVICES = (1, 8, 64)
+# Of a trained parameter under `fsdp2`: float32 weight, gradient, two moments, average.
+TRAINING_BYTES = 4 + 4 + 8 + 4
+FROZEN_BYTES = 4
+PACK_TOKENS, SAMPLE_TOKENS = 20_000, 2_000  # of the recipes, and a typical sample of a pack
+CONTEXT, IMAGE_SIDES = 2_048, (512, 1024)
+UPDATES, BRANCHES = 49, 2  # of the preset for text to image: text guidance alone
+
+
+def parameters(config: UniMedVLConfig) -> dict[str, int]:
+    """Counts by what a mode needs: trained in stages 2 and 3, frozen there, read for a token, in one decoder layer."""
+    with torch.device("meta"):
+        model = UniMedVLForConditionalGeneration(config)
+    counts = {"trained": 0, "frozen": 0, "reading": 0, "layer": 0, "total": 0}
+    for name, weight in model.named_parameters():
+        size = weight.numel()
+        frozen = ".vae." in name or ".vit_model." in name or not weight.requires_grad
+        counts["frozen" if frozen else "trained"] += size
+        counts["total"] += size
+        counts["layer"] += size * (".language_model.layers.0." in name)
+        reads = "_moe_gen" not in name and not any(part in name for part in (".vae.", "llm2vae", "vae2llm", "embed"))
+        counts["reading"] += size * (reads and ".vit_model." not in name)
+    return counts
+
+
+def between(work: float, rate: float, shares: tuple[float, float]) -> tuple[float, float]:
+    """Shortest and longest seconds of some work at a rate of which a share is reached."""
+    return work / (rate * shares[1]), work / (rate * shares[0])
+
+
+def training(config: UniMedVLConfig, counts: dict[str, int], devices: int) -> dict[str, Any]:
+    """A step of joint training (stages 2 and 3) with whole layers recomputed, one pack on every device.
+
+    The shortest time hides all communication behind the computation, the longest none of it.
+    """
+    text: Any = config.text_config
+    states = (TRAINING_BYTES * counts["trained"] + FROZEN_BYTES * counts["frozen"]) / devices
+    # Two layers in bfloat16, the one at work and the next; a layer's gradients in float32; inputs of all layers, and
+    # what one of them keeps for its backward pass.
+    gathered = (2 * 2 + 4) * counts["layer"] if devices > 1 else 0
+    kept = text.num_hidden_layers * text.hidden_size + 6 * text.hidden_size + 3 * text.intermediate_size
+    activations = 2 * PACK_TOKENS * kept
+    samples = PACK_TOKENS // SAMPLE_TOKENS
+    operations = 4 * samples * pass_flops(config, SAMPLE_TOKENS, 0)  # forwards, again, and twice backwards
+    low, high = between(operations, DEVICE["flops"], EFFICIENCY["matrix products"])
+    moved = (2 * 2 + 4) * counts["trained"] * (devices - 1) / devices  # gathered twice, gradients summed once
+    node = DEVICE["devices_of_a_node"]
+    rate = DEVICE["link_bytes_per_second"] if devices <= node else node * DEVICE["network_bytes_per_second"]
+    sent = between(moved, rate, EFFICIENCY["network"])
+    memory = states + gathered + activations
+    return {
+        "memory_bytes": memory,
+        "fits": memory < DEVICE["memory_bytes"],
+        "seconds": [max(low, sent[0]), high + sent[1]],
+        "tokens_per_step": devices * PACK_TOKENS,
+        "communication_seconds": list(sent),
+    }
+
+
+def inference(config: UniMedVLConfig, counts: dict[str, int]) -> dict[str, Any]:
+    """A decoded token and images from text on one device, in bfloat16."""
+    read = 2 * counts["reading"] + CONTEXT * cache_bytes_per_token(config)
+    token = between(read, DEVICE["memory_bytes_per_second"], EFFICIENCY["memory"])
+    computed = between(token_flops(config, CONTEXT), DEVICE["flops"], EFFICIENCY["matrix products"])
+    images = {}
+    for side in IMAGE_SIDES:
+        tokens = (side // config.pixels_per_latent_token) ** 2
+        operations = UPDATES * update_flops(config, tokens, [64] * BRANCHES)
+        images[str(side)] = list(between(operations, DEVICE["flops"], EFFICIENCY["matrix products"]))
+    return {
+        "weights_bytes": {"all": 2 * counts["total"], "understanding only": 2 * counts["understanding"]},
+        "token_seconds": [max(token[0], computed[0]), max(token[1], computed[1])],
+        "image_seconds": images,
+    }
+
+
+def predict() -> dict[str, Any]:
+    """All predictions and what they rest on."""
+    config = UniMedVLConfig()
+    counts = parameters(config)
+    with torch.device("meta"):
+        reading = UniMedVLForConditionalGeneration(UniMedVLConfig(visual_gen=False))
+    counts["understanding"] = sum(weight.numel() for weight in reading.parameters())
+    return {
+        "predicted": True,
+        "device": DEVICE,
+        "assumed_efficiency": {name: list(shares) for name, shares in EFFICIENCY.items()},
+        "parameters": counts,
+        "training": {str(devices): training(config, counts, devices) for devices in DEVICES},
+        "inference": inference(config, counts),
+    }
+
+
+def seconds(values: list[float]) -> str:
+    """A range of times."""
+    low, high = values
+    scale, unit = (1e3, "ms") if high < 0.1 else (1, "s")
+    return f"{low * scale:.2g} to {high * scale:.2g} {unit}"
+
+
+def trained(found: dict[str, Any]) -> str:
+    """The table of training steps."""
+    rows = []
+    for devices, entry in found["training"].items():
+        fits = f"{entry['memory_bytes'] / 1e9:,.0f} GB" + ("" if entry["fits"] else " (does not fit)")
+        step = seconds(entry["seconds"]) if entry["fits"] else "-"
+        rows.append([devices, fits, step, f"{entry['tokens_per_step']:,}"])
+    return table(["GPUs", "memory of each", "seconds of a step", "tokens of a step"], rows)
+
+
+def answered(found: dict[str, Any]) -> str:
+    """The table of inference on one device."""
+    entry = found["inference"]
+    rows = [[f"weights, {mode}", f"{size / 1e9:.1f} GB"] for mode, size in entry["weights_bytes"].items()]
+    rows.append([f"a token after {CONTEXT:,}", seconds(entry["token_seconds"])])
+    rows += [
+        [f"an image of {side} pixels, {UPDATES} updates", seconds(span)]
+        for side, span in entry["image_seconds"].items()
+    ]
+    return table(["on one GPU, bfloat16", "predicted"], rows)
+
+
+MAKERS = {
+    "training": lambda results: trained(results["scaling"]),
+    "inference": lambda results: answered(results["scaling"]),
+}
+
+
+def main(
+    to: Path = ROOT / "benchmarks" / "results" / "scaling.json", document: Path = ROOT / "docs" / "scaling.md"
+) -> None:
+    found = predict()
+    write_json(to, found)
+    document.write_text(filled(document.read_text(encoding="utf-8"), MAKERS, {"scaling": found}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(run_module(main))
