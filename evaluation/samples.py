@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import re
 from typing import Any
 
 from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Record, RecordImage

@@ -3,8 +3,8 @@
     python -m benchmarks.engines.harnesses lmms-eval PYTHON
     python -m benchmarks.engines.harnesses lighteval PYTHON
 
-PYTHON is the interpreter of the harness's own environment. The nano says yes or no to nearly all of these questions, so
-the same is asked of a copy with noise in its weights, whose long babble changes with every pixel and every token.
+PYTHON is the interpreter of the harness's own environment. The nano says yes or no to nearly all of these questions,
+so the same is asked of a copy with noise in its weights, whose long babble changes with every pixel and every token.
 """
 
 import argparse

@@ -30,7 +30,7 @@ CHOICES: tuple[tuple[str, tuple[str | None, ...], str], ...] = (
     ("What imaging technique was used?", ("PET scan", "CT scan", "Blood test", "Fundus imaging"), "Fundus imaging"),
     ("Which organ is this?", ("Heart", "Lung", None, None), "Lung"),
     ("Which modality is this image?", ("A. X-ray", "B. MRI", "C. CT", "D. Ultrasound"), "MRI"),
-    ("Is there a tumor in this picture?", ("Yes", "No", "", ""), "No"),
+    ("Is there a tumor in this image?", ("Yes", "No", "", ""), "No"),
     ("What disease is shown here?", ("Pneumonia", "", "Edema", "None of these"), "Edema"),
     ("What grade does the lesion have?", ("A", "B", "C", "D"), "C"),
     ("Which stain is this?", ("Hematoxylin", "Trichrome", "PAS", "Silver"), "a stain of no option"),
@@ -39,7 +39,7 @@ CHOICES: tuple[tuple[str, tuple[str | None, ...], str], ...] = (
 )
 
 
-def _picture(number: int, width: int, height: int) -> Image.Image:
+def _drawn(number: int, width: int, height: int) -> Image.Image:
     """A gray body with a brighter spot on a dark ground."""
     image = Image.new("L", (width, height), 8)
     draw = ImageDraw.Draw(image)
@@ -51,7 +51,7 @@ def _picture(number: int, width: int, height: int) -> Image.Image:
 
 def _jpeg(number: int) -> bytes:
     """A JPEG file: gray, color, of four inks, or lying on its side by its EXIF entry."""
-    gray = _picture(number, 90 - 3 * number, 60 + 2 * number)
+    gray = _drawn(number, 90 - 3 * number, 60 + 2 * number)
     mode = ("L", "RGB", "CMYK", "RGB")[number % 4]
     options: dict[str, Any] = {}
     if number % 4 == 3:
@@ -63,7 +63,7 @@ def _jpeg(number: int) -> bytes:
 
 def _png(number: int) -> bytes:
     """A PNG file: gray, transparent at the edge, of 16 bits, or with a palette."""
-    gray = _picture(number, 64 + 4 * number, 64)
+    gray = _drawn(number, 64 + 4 * number, 64)
     kind = number % 4
     if kind == 1:
         image = Image.merge("RGBA", (gray, gray, gray, gray.point(lambda level: 255 if level > 8 else 0)))

@@ -31,7 +31,7 @@ class Checkpoint:
         self.processor = AutoProcessor.from_pretrained(path, **options)
         self.processor.tokenizer.padding_side = "left"
         # Neither the generation expert nor the autoencoder takes part in an answer.
-        model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, visual_gen=False, **options)
+        model: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, visual_gen=False, **options)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = model.to(device).eval()

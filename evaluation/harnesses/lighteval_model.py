@@ -23,7 +23,7 @@ class UniMedVLForLighteval(LightevalModel):
 
     def __init__(self, config: CustomModelConfig):
         self.config = config
-        # lighteval tells it the tasks; answers are not kept there.
+        # lighteval hands its tasks to this; answers are not kept there.
         self._cache = SampleCache(config)
         self.batch_size = int(os.environ.get("UNIMEDVL_BATCH_SIZE", "8"))
         self.checkpoint = Checkpoint(config.model_name, trust_remote_code=True)

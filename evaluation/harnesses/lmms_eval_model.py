@@ -72,7 +72,9 @@ class UniMedVLForLmmsEval(lmms):
 
     def _answer(self, batch: list[tuple[Any, ...]], settings: dict[str, Any]) -> list[str]:
         if settings.get("do_sample") or (settings.get("temperature") or 0) > 0:
-            raise ValueError(f"the task {batch[0][4]} samples, and this model answers greedily: --gen_kwargs temperature=0.")
+            raise ValueError(
+                f"the task {batch[0][4]} samples, and this model answers greedily: --gen_kwargs temperature=0."
+            )
         conversations = []
         for _, doc_to_messages, _, doc_id, task, split in batch:
             messages = doc_to_messages(self.task_dict[task][split][doc_id])

@@ -1,1 +1,1 @@
-"""Files that trainers of other people load by their path; each imports its engine and transformers, nothing of ours."""
+"""Files that other people's trainers load by path: each imports its engine and transformers, nothing of ours."""

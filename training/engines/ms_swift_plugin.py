@@ -26,6 +26,8 @@ IGNORED = -100
 class UniMedVLLoader(ModelLoader):
     """Loads the understanding half with the checkpoint's own code."""
 
+    auto_model_cls: Any
+
     def get_config(self, model_dir: str) -> Any:
         config = super().get_config(model_dir)
         config.visual_gen = False
