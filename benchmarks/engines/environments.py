@@ -16,7 +16,18 @@ from unimedvl.utils.json_files import write_json
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = ROOT / "hub_cards" / "unimedvl-nano"
 CARDS = ROOT / "benchmarks" / "results" / "engines"
-LIBRARIES = ("torch", "transformers", "diffusers", "datasets", "peft", "trl", "pillow")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "diffusers",
+    "datasets",
+    "peft",
+    "trl",
+    "pillow",
+    "huggingface-hub",
+    "filelock",
+    "xxhash",
+)
 _VERSIONS = """
 import importlib.metadata, json, sys
 found = {}
