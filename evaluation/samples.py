@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import re
 from typing import Any
 
 from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Record, RecordImage
@@ -156,6 +155,11 @@ def sample_of(record: Record, prompt: str = "", choice_prompt: str = "") -> Samp
     )
 
 
+def final_answer(text: str) -> str:
+    """What counts as the answer in a text: everything after the chain of thought."""
+    return text.rpartition("</think>")[2].strip()
+
+
 def _answer(record: Record, text: str, extra: dict[str, Any], options: tuple[str, ...]) -> tuple[str, str, str]:
     """Reference, kind and rule of an answer. What a source states as a value counts where the answer names it."""
     if options:
@@ -166,7 +170,7 @@ def _answer(record: Record, text: str, extra: dict[str, Any], options: tuple[str
         value = extra["answer"]
         kind = kind_of(value)
         return value, kind if kind == "yes_no" else "closed", "contains"
-    final = re.sub(r"(?s)^.*</think>", "", text).strip()
+    final = final_answer(text)
     kind = kind_of(final)
     if kind == "open" and str(extra.get("answer_type", "")).upper() == "CLOSED":
         kind = "closed"

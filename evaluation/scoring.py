@@ -20,7 +20,7 @@ from .metrics.masks import mask_scores
 from .metrics.nearest import memorization_scores, nearest, thumbnails
 from .metrics.words import reads_as_english
 from .predictions import Prediction
-from .samples import TASKS, Sample
+from .samples import TASKS, Sample, final_answer
 from .set_metrics import counterfactual_set, distribution_set
 
 Value = float | None
@@ -87,7 +87,7 @@ class TaskScores:
         if family == "answer":
             rule = settings.rule or sample.rule or settings.own_rule
             self.rules[f"{rule} (stated values)" if sample.rule and not settings.rule else rule] += 1
-            text = prediction.text.rpartition("</think>")[2].strip()
+            text = final_answer(prediction.text)
             row |= score_answer(text, sample.reference, sample.kind, sample.options or None, rule)
             self.texts.append((text, sample.reference))
         elif family == "text" or (family == "counterfactual" and sample.reference):

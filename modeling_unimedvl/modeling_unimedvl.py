@@ -1066,7 +1066,8 @@ class UniMedVLForConditionalGeneration(UniMedVLLoadingMixin, UniMedVLPreTrainedM
             sample_ids: int64 (B, S), sample of each token in a pack, -1 for padding. With `labels`, `logits` then
                 holds the labeled rows only. When missing, samples are also found where `position_ids` start again,
                 and in `cu_seq_lens_q` and `seq_idx`.
-            labels: int64 (B, S), the ids to predict (shifted here), -100 to ignore.
+            labels: int64 (B, S), the ids to predict (shifted here), -100 to ignore; or those of the positions in
+                `logits_to_keep` alone, as some trainers pass them.
             token_weights: loss weights, float (B, S); the cross entropy becomes the mean weighted by them.
             flow_noise: float (N, L), noise of the noised tokens; drawn when missing.
             flow_timesteps: float (M,) in [0, 1] after sigmoid and shift, one for each latent image (entries of clean
@@ -1082,7 +1083,7 @@ class UniMedVLForConditionalGeneration(UniMedVLLoadingMixin, UniMedVLPreTrainedM
             **kwargs: handed on to the attention function.
 
         Raises:
-            ValueError: if images, placeholders, noise or timesteps do not fit each other.
+            ValueError: if images, placeholders, labels, noise or timesteps do not fit each other.
         """
         if "label_weights" in kwargs:
             warnings.warn("The argument label_weights is called token_weights now.", FutureWarning, stacklevel=2)
@@ -1115,10 +1116,14 @@ class UniMedVLForConditionalGeneration(UniMedVLLoadingMixin, UniMedVLPreTrainedM
         )
         hidden_BSD = outputs.last_hidden_state
         logits, losses_A, ce_loss = None, None, None
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         if labels is None:
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden_BSD[:, kept])
         else:
+            if labels.shape != hidden_BSD.shape[:2]:
+                hidden_BSD = hidden_BSD[:, kept]
+            if labels.shape != hidden_BSD.shape[:2]:
+                raise ValueError("labels need an entry for every token, or for every position of logits_to_keep.")
             labels = labels.to(hidden_BSD.device)
             rows_A = labeled_rows(labels) if plan is None else plan.labeled_A
             logits, losses_A = self._label_losses(hidden_BSD, labels, rows_A, sample_ids is not None, skip_logits)

@@ -140,3 +140,28 @@ def test_d2_sft_of_packed_texts_equals_unpacked(tmp_path, attention):
             batch = trainer.data_collator([trainer.train_dataset[0]])
     assert "position_ids" in batch and int((batch["position_ids"] == 0).sum()) == len(TEXTS)
     assert abs(losses[True] - losses[False]) < 1e-5
+
+
+@pytest.mark.parametrize("as_mask", [False, True])
+def test_labels_of_the_kept_logits_have_the_loss_of_all_labels(as_mask):
+    """ms-swift cuts the labels to the positions in `logits_to_keep`: the last ones, or those of a mask."""
+    model = tiny_model().eval()
+    row = conversation(model.config, [("vit", 2, 3), [3, 4, 5], [6, 7]])
+    labels = torch.full_like(row["input_ids"], -100)
+    labels[:, -3:] = row["input_ids"][:, -3:]
+    whole = model(**row, labels=labels)
+    kept = torch.zeros(labels.shape[1], dtype=torch.bool)
+    kept[-4:] = True
+    part = model(**row, labels=labels[:, -4:], logits_to_keep=kept if as_mask else 4)
+    torch.testing.assert_close(part.loss, whole.loss)
+    torch.testing.assert_close(part.logits, whole.logits[:, -4:])
+    # All labels may come with it as well, and then all logits do.
+    torch.testing.assert_close(model(**row, labels=labels, logits_to_keep=4).loss, whole.loss)
+
+
+def test_labels_that_fit_neither_all_tokens_nor_the_kept_ones_are_refused():
+    model = tiny_model().eval()
+    row = conversation(model.config, [[3, 4, 5], [6, 7]])
+    for kept in (0, 3):
+        with pytest.raises(ValueError, match="labels need an entry for every token"):
+            model(**row, labels=row["input_ids"][:, -4:], logits_to_keep=kept)

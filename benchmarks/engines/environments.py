@@ -1,0 +1,139 @@
+"""An engine's own Python: how it finds this checkout's files, what is installed in it, and the card of a check."""
+
+import dataclasses
+import datetime
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from unimedvl.utils.json_files import write_json
+
+ROOT = Path(__file__).resolve().parents[2]
+CHECKPOINT = ROOT / "hub_cards" / "unimedvl-nano"
+CARDS = ROOT / "benchmarks" / "results" / "engines"
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "diffusers",
+    "datasets",
+    "peft",
+    "trl",
+    "pillow",
+    "huggingface-hub",
+    "filelock",
+    "xxhash",
+)
+_VERSIONS = """
+import importlib.metadata, json, sys
+found = {}
+for name in sys.argv[1:]:
+    try:
+        found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        pass
+print(json.dumps(found))
+"""
+
+
+def python_of(engine: str) -> str | None:
+    """The Python of an engine's environment, which `UNIMEDVL_ENGINE_PYTHON` names; None where it names none."""
+    return os.environ.get(variable_of(engine)) or None
+
+
+def variable_of(engine: str) -> str:
+    """Name of the variable that holds an engine's Python: `UNIMEDVL_LMMS_EVAL_PYTHON` of lmms-eval."""
+    return f"UNIMEDVL_{engine.upper().replace('-', '_')}_PYTHON"
+
+
+def versions(python: str, engine: str) -> dict[str, str]:
+    """Versions of an engine and of what it runs on, and `python`."""
+    command = [python, "-c", _VERSIONS, engine, *LIBRARIES]
+    found: dict[str, str] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    told = subprocess.run([python, "-V"], capture_output=True, text=True, check=True).stdout
+    return found | {"python": told.split()[1]}
+
+
+def entry_points(folder: Path) -> Path:
+    """A folder that, on the path, declares what setup.cfg does: the package is not installed in an engine's Python."""
+    command = [sys.executable, "-c", "import setuptools; setuptools.setup()", "-q", "egg_info", "--egg-base"]
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run([*command, str(folder)], cwd=ROOT, check=True, capture_output=True)
+    return folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Ran:
+    """A command of an engine that has ended well.
+
+    Attributes:
+        shown: the command as a card shows it: the engine's python as "python", paths within the checkout.
+        output: stdout and stderr.
+    """
+
+    shown: str
+    output: str
+
+
+def run(
+    python: str,
+    arguments: Sequence[str],
+    folder: Path,
+    *,
+    path: Sequence[Path] = (ROOT,),
+    variables: Mapping[str, str] | None = None,
+) -> Ran:
+    """Run an engine's Python without network, in one thread, with caches of its own.
+
+    Args:
+        arguments: what follows `python`.
+        folder: working directory; caches lie beside it.
+        path: `PYTHONPATH`.
+
+    Raises:
+        RuntimeError: if the command fails, with the end of what it wrote.
+    """
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
+    # The console scripts of an environment lie beside its Python.
+    kept["PATH"] = f"{Path(python).parent}{os.pathsep}{kept.get('PATH', '')}"
+    environment = kept | {
+        "PYTHONPATH": os.pathsep.join(map(str, path)),
+        "HOME": str(folder.parent / "home"),
+        "HF_HOME": str(folder.parent / "home" / "cache"),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        [python, *arguments],
+        cwd=folder,
+        env=environment | dict(variables or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    shown = shlex.join(["python", *arguments]).replace(f"{ROOT}/", "").replace(f"{folder.parent}/", "")
+    if done.returncode:
+        raise RuntimeError(f"{shown} ended with {done.returncode}:\n{done.stdout[-4000:]}")
+    return Ran(shown, done.stdout)
+
+
+def write_card(engine: str, python: str, command: str, figure: Mapping[str, Any], verified: bool) -> Path:
+    """Write what a check found to `benchmarks/results/engines/ENGINE.json`."""
+    path = CARDS / f"{engine}.json"
+    card = {
+        "engine": engine,
+        "versions": versions(python, engine),
+        "command": command,
+        "figure": dict(figure),
+        "status": "verified" if verified else "unverified",
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+    write_json(path, card)
+    return path
