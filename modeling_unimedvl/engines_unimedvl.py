@@ -30,22 +30,19 @@ class UniMedVLEngineMixin(_Base):
         self,
         input_ids: torch.Tensor,
         image_grid_thw: torch.Tensor | None = None,
-        mm_token_type_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """RoPE ids of prompts, of which the tokens of an image share one.
 
         Args:
-            input_ids: int64 (B, S).
+            input_ids: int64 (B, S), with a placeholder for each token of an image.
             image_grid_thw: not looked at: an image takes one id whatever its size.
-            mm_token_type_ids: integer (B, S), as of `forward`; read off the placeholders when missing.
             attention_mask: (B, S), 0 for padding.
 
         Returns:
             Ids, int64 (3, B, S), three times the same, and what the number of tokens before a new one lacks to its id,
             int64 (B, 1).
         """
-        kinds = self.token_kinds(input_ids) if mm_token_type_ids is None else mm_token_type_ids.long()
-        positions = rope_position_ids(block_layout(kinds), attention_mask)
+        positions = rope_position_ids(block_layout(self.token_kinds(input_ids)), attention_mask)
         after = positions.max(dim=-1, keepdim=True).values + 1 - input_ids.shape[1]
         return positions.expand(3, *positions.shape), after
