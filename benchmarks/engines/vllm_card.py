@@ -1,13 +1,16 @@
 """vLLM beside our own forward pass: tokens, positions and log probabilities of the same prompts.
 
-    UNIMEDVL_VLLM_PYTHON=VENV/bin/python python -m benchmarks.engines.vllm_card [--checkpoint FOLDER] [--mask blocks]
+    UNIMEDVL_VLLM_PYTHON=VENV/bin/python python -m benchmarks.engines.vllm_card [--checkpoint FOLDER]
 
-writes the verification card `benchmarks/results/engines/vllm.json`.
+writes the verification card `benchmarks/results/engines/vllm.json`: of vLLM's Transformers backend with the checkpoint
+alone, of the same with this package's plugin, and of the OpenAI server. On a GPU the same command checks the mask that
+is used there.
 
 Shape legend: B batch (1), S sequence.
 """
 
 import argparse
+import configparser
 import json
 import os
 import subprocess
@@ -20,6 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.engines.vllm_serve import ask, serve_command, served
 from unimedvl import UniMedVLForConditionalGeneration, UniMedVLProcessor
 from unimedvl.modeling_unimedvl.blocks_unimedvl import block_layout, rope_position_ids
 
@@ -30,8 +34,20 @@ NANO = ROOT / "hub_cards/unimedvl-nano"
 PYTHON = "UNIMEDVL_VLLM_PYTHON"
 # What vLLM's kernels for processors take (`vllm/v1/attention/backends/cpu_attn.py`).
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-# Who attends to whom in an image: as vLLM does on a processor, as the Transformers backend asks, as UniMedVL does.
+# Who attends to whom in an image: as vLLM does on a processor, as its Transformers backend asks, as UniMedVL does.
 MASKS = ("causal", "patches", "blocks")
+NOT_VERIFIED = (
+    "bidirectional attention inside of images, which needs a GPU (Triton, FlexAttention or FlashAttention): run this "
+    "command there, which then expects the mask `patches`, and with the plugin `blocks`",
+    "bfloat16, quantized weights, tensor parallelism and LoRA in vLLM",
+)
+
+
+def expected_mask(device: str, plugin: bool) -> str:
+    """What vLLM is known, or on a GPU expected, to do inside of images: one of `MASKS`."""
+    if device == "cpu":
+        return "causal"
+    return "blocks" if plugin else "patches"
 
 
 def head_size(checkpoint: Path) -> int:
@@ -120,6 +136,15 @@ def our_answer(model: Any, inputs: dict, mask: str, max_tokens: int, forced: lis
     return {"prompt_ids": prompt, "ids": chosen, "log_probabilities": log_probabilities, "positions": positions}
 
 
+def image_spans(prompt_ids: list[int], config: Any, markers: bool) -> list[list[int]]:
+    """First and last token of each image of a prompt, with or without its markers."""
+    ids = torch.tensor(prompt_ids)
+    starts = (ids == config.vision_start_token_id).nonzero()[:, 0].tolist()
+    ends = (ids == config.vision_end_token_id).nonzero()[:, 0].tolist()
+    inward = 0 if markers else 1
+    return [[start + inward, end - inward] for start, end in zip(starts, ends, strict=True)]
+
+
 def run_process(python: str, job: dict, folder: Path, environment: dict[str, str] | None = None) -> dict:
     """Answers of vLLM to a job, see `vllm_process.py`.
 
@@ -141,14 +166,26 @@ def run_process(python: str, job: dict, folder: Path, environment: dict[str, str
     return json.loads((folder / "result.json").read_text())
 
 
+def plugin_folder(folder: Path) -> Path:
+    """A folder for PYTHONPATH in which vLLM finds this package's plugin as if the package were installed."""
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    found = folder / "plugin"
+    metadata = found / "unimedvl-0.dist-info"
+    metadata.mkdir(parents=True)
+    group = "vllm.general_plugins"
+    (metadata / "entry_points.txt").write_text(f"[{group}]\n{settings['options.entry_points'][group].strip()}\n")
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: unimedvl\nVersion: 0\n")
+    (found / "unimedvl").symlink_to(ROOT / "unimedvl")
+    return found
+
+
 def compare(
     python: str,
     checkpoint: Path,
     folder: Path,
-    mask: str = "causal",
+    plugin: bool = False,
     max_tokens: int = 8,
-    options: dict[str, Any] | None = None,
-    environment: dict[str, str] | None = None,
 ) -> dict:
     """Answers of vLLM and of our forward pass to the example conversations.
 
@@ -156,15 +193,15 @@ def compare(
         python: interpreter of an environment with vLLM.
         checkpoint: a folder that `save_pretrained` of model and processor wrote.
         folder: where files are put.
-        mask: what our forward pass does inside of images, one of `MASKS`.
+        plugin: let vLLM find this package's plugin; without, its Transformers backend has the checkpoint alone.
         max_tokens: tokens of an answer.
-        options: further arguments of `vllm.LLM`.
-        environment: further variables for vLLM.
 
     Returns:
-        `vllm`, the report of the process, `ours`, the answers, and `other masks`: by mask, how far the log
+        `vllm`, the report of the process, `mask`, what it is expected to do inside of images, `ours`, the answers of
+        our pass with that mask, `spans`, where images lie, and `distances`: by mask and prompt, how far the log
         probabilities of vLLM's tokens are from ours.
     """
+    folder.mkdir(exist_ok=True)
     processor = UniMedVLProcessor.from_pretrained(checkpoint)
     model = UniMedVLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
     prompts, inputs = [], []
@@ -182,9 +219,10 @@ def compare(
         "prompts": prompts,
         "max_tokens": max_tokens,
         "max_model_len": min(2048, model.config.text_config.max_position_embeddings),
-        "options": options or {},
+        "options": {} if plugin else {"model_impl": "transformers"},
     }
-    report = run_process(python, job, folder, environment)
+    report = run_process(python, job, folder, {"PYTHONPATH": str(plugin_folder(folder))} if plugin else None)
+    mask = expected_mask(report["device"], plugin)
     ours = [our_answer(model, entry, mask, max_tokens) for entry in inputs]
     distances = {
         name: [
@@ -193,7 +231,14 @@ def compare(
         ]
         for name in MASKS
     }
-    return {"vllm": report, "ours": ours, "distances": distances, "has images": [bool(p["images"]) for p in prompts]}
+    return {
+        "vllm": report,
+        "mask": mask,
+        "ours": ours,
+        "spans": [image_spans(answer["prompt_ids"], model.config, markers=plugin) for answer in ours],
+        "distances": distances,
+        "has images": [bool(prompt["images"]) for prompt in prompts],
+    }
 
 
 def distance(one: dict, other: dict) -> float:
@@ -202,8 +247,9 @@ def distance(one: dict, other: dict) -> float:
     return max(abs(first - second) for first, second in pairs)
 
 
-def verdicts(found: dict, mask: str) -> dict[str, bool]:
+def verdicts(found: dict) -> dict[str, bool]:
     """What holds of a comparison, by name."""
+    mask = found["mask"]
     theirs, ours = found["vllm"]["alone"], found["ours"]
     pairs = list(zip(ours, theirs, strict=True))
     images = [number for number, has in enumerate(found["has images"]) if has]
@@ -211,6 +257,8 @@ def verdicts(found: dict, mask: str) -> dict[str, bool]:
     return {
         "token counts and ids of prompts equal": all(a["prompt_ids"] == b["prompt_ids"] for a, b in pairs),
         "position ids equal": all(a["positions"] == b["positions"] for a, b in pairs),
+        "spans to attend in both directions equal": found["vllm"]["bidirectional spans asked for"]
+        and all(b["spans"] == spans for b, spans in zip(theirs, found["spans"], strict=True)),
         "greedy tokens equal": all(a["ids"] == b["ids"] for a, b in pairs),
         "greedy tokens of a batch equal those of single prompts": all(
             a["ids"] == b["ids"] for a, b in zip(theirs, found["vllm"]["together"], strict=True)
@@ -222,30 +270,46 @@ def verdicts(found: dict, mask: str) -> dict[str, bool]:
     }
 
 
-def card_of(found: dict, mask: str, checkpoint: Path | None) -> dict:
-    """The verification card of a comparison."""
+def card_of(found: dict) -> dict:
+    """Figures and verdicts of a comparison."""
     images = [number for number, has in enumerate(found["has images"]) if has]
-    report, device = found["vllm"], found["vllm"]["device"]
     return {
-        "engine": "vLLM, Transformers backend" if ":Transformers" in report["model class"] else "vLLM, plugin",
-        "versions": report["versions"],
-        "device": device,
-        "command": f"{PYTHON}=... python -m benchmarks.engines.vllm_card --mask {mask}"
-        + (f" --checkpoint {checkpoint}" if checkpoint else ""),
-        "checkpoint": str(checkpoint.name) if checkpoint else "random, head size 32, large attention scores",
-        "mask inside of images": mask,
-        "figures": {
-            "prompts": len(found["ours"]),
-            "tokens of an answer": len(found["ours"][0]["ids"]),
-            "largest difference of log probabilities, by mask of ours": {
-                name: {
-                    "text": max(value for number, value in enumerate(values) if number not in images),
-                    "images": max(values[number] for number in images),
-                }
-                for name, values in found["distances"].items()
-            },
+        "model class": found["vllm"]["model class"],
+        "device": found["vllm"]["device"],
+        "mask inside of images": found["mask"],
+        "prompts": len(found["ours"]),
+        "tokens of an answer": len(found["ours"][0]["ids"]),
+        "largest difference of log probabilities, by our mask": {
+            name: {
+                "text": max(value for number, value in enumerate(values) if number not in images),
+                "images": max(values[number] for number in images),
+            }
+            for name, values in found["distances"].items()
         },
-        "verified": verdicts(found, mask),
+        "verified": verdicts(found),
+    }
+
+
+def served_card(python: str, checkpoint: Path, folder: Path, found: dict, *more: str) -> dict:
+    """Whether the OpenAI server answers a comparison's conversations as our forward pass does.
+
+    Args:
+        python, checkpoint, folder: as of `compare`.
+        found: what `compare` returned for the backend alone.
+        *more: arguments of the server.
+    """
+    folder.mkdir(exist_ok=True)
+    end = json.loads((checkpoint / "config.json").read_text())["eos_token_id"]
+    equal_prompts, equal_answers = True, True
+    with served(python, checkpoint, folder, *more) as client:
+        for conversation, ours in zip(example_conversations(), found["ours"], strict=True):
+            prompt_ids, ids = ask(client, conversation, len(ours["ids"]))
+            length = ours["ids"].index(end) + 1 if end in ours["ids"] else len(ours["ids"])
+            equal_prompts &= prompt_ids == ours["prompt_ids"]
+            equal_answers &= ids == ours["ids"][:length]
+    return {
+        "command": " ".join(serve_command("python", Path("CHECKPOINT"), 8000, *more)),
+        "verified": {"prompts of the template equal": equal_prompts, "greedy tokens equal": equal_answers},
     }
 
 
@@ -253,25 +317,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--python", default=os.environ.get(PYTHON), help=f"interpreter with vLLM; default: ${PYTHON}")
     parser.add_argument("--checkpoint", type=Path, help="folder; default: a random model with large attention scores")
-    parser.add_argument("--mask", choices=MASKS, default="causal", help="what vLLM is expected to do inside of images")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     if not arguments.python:
         parser.error(f"set {PYTHON} or pass --python: the interpreter of an environment with vLLM")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        checkpoint = arguments.checkpoint
-        if checkpoint is None:
+        if arguments.checkpoint is None:
             from tests.tiny_checkpoint import sharp_checkpoint
 
             checkpoint = folder / "checkpoint"
             sharp_checkpoint(checkpoint)
-        found = compare(arguments.python, checkpoint.resolve(), folder, arguments.mask)
-    card = card_of(found, arguments.mask, checkpoint if arguments.checkpoint else None)
+        else:
+            checkpoint = arguments.checkpoint.resolve()
+        alone = compare(arguments.python, checkpoint, folder / "alone")
+        with_plugin = compare(arguments.python, checkpoint, folder / "with-plugin", plugin=True)
+        server = served_card(arguments.python, checkpoint, folder / "served", alone)
+        named = "" if arguments.checkpoint is None else f" --checkpoint {arguments.checkpoint}"
+        card = {
+            "engine": "vLLM",
+            "versions": alone["vllm"]["versions"],
+            "command": f"{PYTHON}=VENV/bin/python python -m benchmarks.engines.vllm_card{named}",
+            "checkpoint": checkpoint.name if named else "random, large attention scores",
+            "head size": head_size(checkpoint),
+            "Transformers backend": card_of(alone),
+            "plugin": card_of(with_plugin),
+            "OpenAI server": server,
+            "not verified": NOT_VERIFIED,
+        }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(card, indent=1) + "\n")
     print(json.dumps(card, indent=1))
-    sys.exit(0 if all(card["verified"].values()) else 1)
+    parts = (card["Transformers backend"], card["plugin"], server)
+    sys.exit(0 if all(holds for part in parts for holds in part["verified"].values()) else 1)
 
 
 if __name__ == "__main__":

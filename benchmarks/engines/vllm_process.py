@@ -59,19 +59,29 @@ def main() -> None:
         **job["options"],
     )
     positions: list[int] = []
+    spans: list[tuple[int, int]] = []
 
     def watch(model) -> str:
         # vLLM calls the language model past its hooks.
         rotation = model.model.language_model.rotary_emb
         rotation.register_forward_pre_hook(lambda module, arguments: positions.extend(arguments[1][0].tolist()))
+        place = model.get_mrope_input_positions
+
+        def place_and_note(tokens, features):
+            for feature in features:
+                spans.extend(feature.mm_position.extract_embeds_range())
+            return place(tokens, features)
+
+        model.get_mrope_input_positions = place_and_note
         return f"{type(model).__module__}:{type(model).__name__}"
 
     (model_class,) = llm.apply_model(watch)
     alone = []
     for prompt in job["prompts"]:
         positions.clear()
+        spans.clear()
         (answer,) = answers(llm, [prompt], job["max_tokens"])
-        alone.append({**answer, "positions": list(positions)})
+        alone.append({**answer, "positions": list(positions), "spans": list(spans)})
     config = llm.llm_engine.vllm_config.model_config
     report = {
         "versions": {
