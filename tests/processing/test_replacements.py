@@ -6,9 +6,8 @@ from tests.processing.test_processor import IMAGE, VAE, VIT
 def test_replacements_make_the_ids(processor):
     tokenizer = processor.tokenizer
     texts = [f"{VIT}<|im_start|>Und é?<|im_end|>{VIT}{VIT}<|im_start|>", "<|im_start|>Hi<|im_end|>"]
-    inputs = processor(
-        images=[[IMAGE, IMAGE.resize((90, 40)), IMAGE], []], text=texts, return_text_replacement_offsets=True
-    )
+    images = [IMAGE, IMAGE.resize((90, 40)), IMAGE]
+    inputs = processor(images=[images, []], text=texts, return_text_replacement_offsets=True)
     assert [len(found) for found in inputs["text_replacement_offsets"]] == [3, 0]
     for text, found, ids in zip(texts, inputs["text_replacement_offsets"], inputs["input_ids"], strict=True):
         replaced = text
