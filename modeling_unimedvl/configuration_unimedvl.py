@@ -6,8 +6,7 @@ special token ids are read from here.
 
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
+from transformers import PreTrainedConfig, configuration_utils
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.siglip.configuration_siglip import SiglipVisionConfig
@@ -56,6 +55,13 @@ class UniMedVLTextConfig(Qwen2Config):
     num_attention_heads: int = 28
     num_key_value_heads: int | None = 4
     freeze_und: bool = False
+
+    @property
+    def mrope_section(self) -> list[int]:
+        """The frequencies of each of three RoPE ids of a token, by which engines let the tokens of an image share one:
+        the three are equal here."""
+        half = (getattr(self, "head_dim", None) or self.hidden_size // self.num_attention_heads) // 2
+        return [half - 2 * (half // 3), half // 3, half // 3]
 
     def __post_init__(self, **kwargs):
         if self.rope_parameters is None and "rope_theta" not in kwargs:
@@ -146,6 +152,15 @@ class UniMedVLVAEConfig(PreTrainedConfig):
         return {name: getattr(self, name) for name in names}
 
 
+PARTS: dict[str, type[PreTrainedConfig]] = {
+    "text_config": UniMedVLTextConfig,
+    "vision_config": UniMedVLVisionConfig,
+    "vae_config": UniMedVLVAEConfig,
+}
+# Transformers before 5.20, which vLLM and ms-swift still want, knows `sub_configs` only and leaves making them to us.
+_PartOfConfig: Any = getattr(configuration_utils, "SubConfigSpec", None)
+
+
 class UniMedVLConfig(PreTrainedConfig):
     """Configuration of `UniMedVLForConditionalGeneration`; the defaults are those of the 14B (7B active) release.
 
@@ -166,12 +181,11 @@ class UniMedVLConfig(PreTrainedConfig):
     """
 
     model_type = "unimedvl"
-    sub_configs_defaults = {
-        "text_config": SubConfigSpec(UniMedVLTextConfig),
-        "vision_config": SubConfigSpec(UniMedVLVisionConfig),
-        "vae_config": SubConfigSpec(UniMedVLVAEConfig),
-    }
+    sub_configs = PARTS
+    sub_configs_defaults = {} if _PartOfConfig is None else {name: _PartOfConfig(part) for name, part in PARTS.items()}
     base_model_fsdp_plan = {}
+    # vLLM then attends in both directions inside of an image, where its kernels can.
+    is_mm_prefix_lm = True
     # A Trainer's `compute_metrics` then gets the logits alone.
     keys_to_ignore_at_inference = ["past_key_values", "ce_loss", "mse_loss", "label_losses", "velocity", "flow_target"]
 
@@ -211,6 +225,10 @@ class UniMedVLConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
+        for name, part in PARTS.items():
+            given = getattr(self, name)
+            if not isinstance(given, PreTrainedConfig):
+                setattr(self, name, part(**(given or {})))
         super().__post_init__(**kwargs)
         if getattr(self, "auto_map", None) is None:
             self.auto_map = dict(AUTO_MAP)

@@ -1,6 +1,7 @@
 """Loading and saving of every model class: our layout, upstream folders, understanding only, 4 and 8 bits."""
 
 import copy
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from transformers import BitsAndBytesConfig, PreTrainedModel
@@ -19,6 +20,22 @@ QUANTIZATION_SKIP_MODULES = [
 ]
 # Weights that a model without its generation half leaves in the file, with or without the head's prefix.
 GENERATION_WEIGHTS = [r"_moe_gen", r"^(model\.)?(vae|vae2llm|llm2vae|time_embedder|latent_pos_embed)\."]
+
+
+def diffusers_module(name: str) -> Any:
+    """Import a module of diffusers, which only images need, and which takes as long to import as all else.
+
+    Where `import` is written, transformers wants the package of whoever loads this code.
+
+    Raises:
+        ImportError: if diffusers is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            "Images as VAE latents need diffusers: run `pip install diffusers`, or load with visual_gen=False."
+        ) from error
 
 
 if TYPE_CHECKING:

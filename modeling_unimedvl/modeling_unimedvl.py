@@ -38,6 +38,7 @@ from .blocks_unimedvl import (
 )
 from .caches_unimedvl import first_position, growing_cache, layer_cache, note_images
 from .configuration_unimedvl import UniMedVLConfig, UniMedVLTextConfig
+from .engines_unimedvl import READING_ENGINES, UniMedVLEngineMixin
 from .flow_unimedvl import (
     TASK_PRESETS,
     TIME_FEATURES,
@@ -49,7 +50,7 @@ from .flow_unimedvl import (
 )
 from .generation_unimedvl import UniMedVLGenerationMixin
 from .layers_unimedvl import UniMedVLMLP, UniMedVLRMSNorm, UniMedVLRotaryEmbedding, add_residual, rotated
-from .loading_unimedvl import GENERATION_WEIGHTS, UniMedVLLoadingMixin
+from .loading_unimedvl import GENERATION_WEIGHTS, UniMedVLLoadingMixin, diffusers_module
 from .losses_unimedvl import flow_loss, label_losses, mean_over, weighted_mean
 from .noised_blocks_unimedvl import BlockAttention, NoisedBlocks
 from .noising_unimedvl import flow_tokens
@@ -190,7 +191,8 @@ class UniMedVLAttention(nn.Module):
                 scaling=self.scaling,
                 **kwargs,
             )
-            pieces = [mixed_BSHE]
+            # Engines with a cache of their own return rows of all heads.
+            pieces = [mixed_BSHE.reshape(query_BSHE.shape)]
         mixed = [piece.flatten(2) for piece in pieces]
         if routing is None:
             return self.o_proj(mixed[0]), None, weights
@@ -315,13 +317,14 @@ class UniMedVLTextModel(UniMedVLPreTrainedModel):
 
     def forward(
         self,
-        inputs_embeds: torch.Tensor,
+        inputs_embeds: torch.Tensor | None,
         position_ids: torch.Tensor,
         attention_mask: torch.Tensor | AttentionPieces | None,
         routing: ExpertRouting | None = None,
         past_key_values: Cache | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        input_ids: torch.Tensor | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, tuple | None, tuple | None]:
         """Run all layers.
@@ -329,6 +332,7 @@ class UniMedVLTextModel(UniMedVLPreTrainedModel):
         Args:
             inputs_embeds: (B, S, D).
             position_ids: RoPE ids, int64 (B, S).
+            input_ids: int64 (B, S), embedded where there are no `inputs_embeds`.
             attention_mask: ready mask in the form of the attention implementation, pieces of attention that need no
                 mask, or None for plain causal.
             routing: which tokens are generation tokens; None when there are none.
@@ -336,6 +340,8 @@ class UniMedVLTextModel(UniMedVLPreTrainedModel):
         Returns:
             final hidden states (B, S, D), all hidden states or None, all attention weights or None.
         """
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
         position_embeddings = self.rotary_emb.turns(inputs_embeds, position_ids)
         und, gen = (inputs_embeds, None) if routing is None else routing.split(inputs_embeds)
         if self.config.freeze_und and self.training:
@@ -392,15 +398,18 @@ class TimestepEmbedder(nn.Module):
         return self.mlp(timestep_features(timesteps).to(dtype))
 
 
-class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
+class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLEngineMixin, UniMedVLPreTrainedModel):
     """All parts but the language head: embeds text, images and latents, runs the Mixture-of-Transformers."""
 
     omitted_prefix = "model."
 
     def __init__(self, config: UniMedVLConfig):
+        by_engine = config.text_config._attn_implementation in READING_ENGINES
+        if by_engine:
+            config.visual_gen = False
         super().__init__(config)
         hidden_size = config.text_config.hidden_size
-        self.language_model = UniMedVLTextModel(config.text_config, config.visual_gen)
+        self.language_model = UniMedVLTextModel(config.text_config, visual_gen=config.visual_gen)
         num_positions = config.vision_config.num_positions or config.vit_max_num_patch_per_side**2
         self.vit_model = UniMedVLVisionModel(config.vision_config, num_positions)
         self.connector = Connector(config)
@@ -410,13 +419,12 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
             self.llm2vae = ZeroInitLinear(hidden_size, config.latent_dim)
             self.time_embedder = TimestepEmbedder(hidden_size)
             self.latent_pos_embed = PositionEmbedding(config.max_latent_size, hidden_size)
-            # Only images need it, and it takes as long to import as all else.
-            from diffusers import AutoencoderKL
-
-            self.vae = AutoencoderKL(**config.vae_config.autoencoder_arguments())
+            autoencoder = diffusers_module("diffusers").AutoencoderKL
+            self.vae = autoencoder(**config.vae_config.autoencoder_arguments())
             fix_linear_layers(self.vae)
         unused = [] if config.visual_gen else GENERATION_WEIGHTS
-        self._keys_to_ignore_on_load_unexpected = [r"^lm_head\.", *unused]
+        # An engine loads the head by itself, but by this list.
+        self._keys_to_ignore_on_load_unexpected = unused if by_engine else [r"^lm_head\.", *unused]
         self.freeze_fixed_parts()
         self.post_init()
 
@@ -525,8 +533,7 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
             ValueError: for another sample_mode or noise of a wrong count or shape.
         """
         self.require_generation()
-        from diffusers.utils.torch_utils import randn_tensor
-
+        randn_tensor = diffusers_module("diffusers.utils.torch_utils").randn_tensor
         if sample_mode not in ("sample", "mode"):
             raise ValueError(f"vae_sample_mode must be 'sample' or 'mode', not {sample_mode!r}.")
         if noise is not None and len(noise) != len(images):
@@ -700,6 +707,9 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLPreTrainedModel):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
+        if position_ids is not None and position_ids.dim() == 3:
+            # What `get_rope_index` made: the three are equal.
+            position_ids = position_ids[0]
         batch_size, length = inputs_embeds.shape[:2]
         has_latents = latent_pixel_values is not None or latent_values is not None
         has_layout = pixel_values is not None or has_latents or block_ids is not None or sample_ids is not None

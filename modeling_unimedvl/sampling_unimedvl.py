@@ -22,6 +22,7 @@ from .contexts_unimedvl import GuidanceContexts
 from .flow_solvers_unimedvl import FlowSolver, FlowStep, plan_updates
 from .flow_unimedvl import FlowSettings, flow_schedule, guided_velocity
 from .image_requests_unimedvl import check_latents
+from .loading_unimedvl import diffusers_module
 from .noised_blocks_unimedvl import NoisedBlocks, lay_out_contexts
 from .prompts_unimedvl import execution_device
 
@@ -200,8 +201,7 @@ class FlowSampler:
             grids: (rows, columns) of latent tokens of each image.
             generator: one for all draws, or one for each image.
         """
-        from diffusers.utils.torch_utils import randn_tensor
-
+        randn_tensor = diffusers_module("diffusers.utils.torch_utils").randn_tensor
         sources = generator if isinstance(generator, (list, tuple)) else [generator] * len(grids)
         device, dim = execution_device(self.model), self.model.config.latent_dim
         return [

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+# Not the names in it: vLLM sends this code to its processes by value, and `safe_open` says that it is built in.
+import safetensors
 import torch
-from safetensors import SafetensorError, safe_open
 
 # The main weights, best first: the reference takes the averaged weights, and their bfloat16 copy if there is one.
 WEIGHT_NAMES = ("ema_bf16", "ema", "model_bf16", "model")
@@ -127,10 +129,10 @@ def read_headers(files: Iterable[Path]) -> list[StoredTensor]:
         if not path.is_file():
             raise ValueError(f"{path} is missing: get the whole checkpoint, with safetensors weights.")
         try:
-            with safe_open(path, framework="np"), open(path, "rb") as handle:
+            with safetensors.safe_open(path, framework="np"), open(path, "rb") as handle:
                 start = 8 + int.from_bytes(handle.read(8), "little")
                 header = json.loads(handle.read(start - 8))
-        except (SafetensorError, OSError) as error:
+        except (safetensors.SafetensorError, OSError) as error:
             raise ValueError(
                 f"{path} is not a whole safetensors file ({error}): get it again; pickles are never read."
             ) from error

@@ -21,6 +21,7 @@ TEXT_SETTINGS = (
     "pad_to_multiple_of",
     "return_tensors",
     "return_offsets_mapping",
+    "return_text_replacement_offsets",
     "split_special_tokens",
 )
 # What a tokenizer may have been saved with. Its padding side is not among them: the processor has its own.
@@ -41,7 +42,6 @@ IGNORED_SETTINGS = (
     "return_attention_mask",
     "return_metadata",
     "return_mm_token_type_ids",
-    "return_text_replacement_offsets",
     "return_token_type_ids",
     "sampling_rate",
     "timeout",

@@ -14,6 +14,7 @@ THINK_SYSTEM_PROMPT_IMAGE = (
 
 # Variables: generation_mode ("text", "image", "interleaved"), think, add_generation_prompt. Every text item is a turn
 # of its own; roles decide nothing but the `generation` marks, which hold what an answering model has to produce.
+# vLLM looks for a loop over `content`, to see that messages are lists of items.
 CHAT_TEMPLATE = """\
 {%- set mode = generation_mode | default('text', true) -%}
 {%- if think -%}
@@ -29,8 +30,11 @@ CHAT_TEMPLATE = """\
     {%- if message.role not in ['system', 'user', 'assistant'] -%}
         {{- raise_exception('Unknown role ' ~ message.role ~ ': use system, user or assistant.') -}}
     {%- endif -%}
-    {%- set text_only = [{'type': 'text', 'text': message.content}] -%}
-    {%- for item in (text_only if message.content is string else message.content) -%}
+    {%- set content = message.content -%}
+    {%- if content is string -%}
+        {%- set content = [{'type': 'text', 'text': content}] -%}
+    {%- endif -%}
+    {%- for item in content -%}
         {%- if item.type == 'text' -%}
             {{- '<|im_start|>' -}}
             {%- if message.role == 'assistant' -%}

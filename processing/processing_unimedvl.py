@@ -17,6 +17,7 @@ from .chat_template_unimedvl import CHAT_TEMPLATE
 from .conversations_unimedvl import conversations_with_images, is_text, plain_conversations
 from .image_processing_unimedvl import GENERATION_MODES, UniMedVLImageProcessor, flatten_images, images_of_texts
 from .outputs_unimedvl import are_images, class_maps_from_images, decoded, generated, images_from_pixels
+from .replacements_unimedvl import replacements_of_texts
 from .token_rows_unimedvl import check_placeholders, control_token_id, encoded_text, padded, span_masks, truncated
 
 # Unicode non-characters, which enclose the texts of a conversation in safe mode. They never reach the tokenizer.
@@ -117,7 +118,8 @@ class UniMedVLProcessor(ProcessorMixin):
             verbatim_marks: set by `apply_chat_template`, whose safe mode marks the parts of `text` not to parse.
             **kwargs: as for tokenizers `padding` (True by default where tensors are returned), `padding_side`,
                 `truncation`, `max_length`, `pad_to_multiple_of` and `return_tensors` ("pt", "np" or None for unpadded
-                lists); `split_special_tokens` tokenizes control tokens in `text` as plain characters. Settings of the
+                lists); `split_special_tokens` tokenizes control tokens in `text` as plain characters.
+                `return_text_replacement_offsets` adds what `replacements_of_texts` returns. Settings of the
                 image processor hold for this call. `text_kwargs`, `images_kwargs` and `common_kwargs` may group them.
 
         Returns:
@@ -163,6 +165,8 @@ class UniMedVLProcessor(ProcessorMixin):
             data = {key: value if key == "offset_mapping" else to_tensor(value) for key, value in data.items()}
         if not options.get("return_offsets_mapping"):
             del data["offset_mapping"]
+        if options.get("return_text_replacement_offsets"):
+            data["text_replacement_offsets"] = replacements_of_texts(texts, rows)
         return BatchFeature({**data, **pixel_inputs})
 
     def apply_chat_template(

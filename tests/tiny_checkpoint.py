@@ -39,3 +39,14 @@ def tiny_checkpoint(directory: str | Path, seed: int = 0, **text_changes):
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
     return model, processor
+
+
+def sharp_checkpoint(directory: str | Path, seed: int = 0):
+    """Save a random model whose heads have a size that engines take, and whose scores are so large that another mask
+    or other positions show; returns model and processor."""
+    sizes = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 96}
+    model, processor = tiny_checkpoint(directory, seed, **sizes)
+    for layer in model.model.language_model.layers:
+        layer.self_attn.q_norm.weight.data.mul_(4)
+    model.save_pretrained(directory)
+    return model, processor

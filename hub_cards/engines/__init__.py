@@ -1,0 +1,1 @@
+"""Entry points of engines that load plugins. Each module imports its engine and nothing else."""

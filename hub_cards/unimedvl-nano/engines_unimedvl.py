@@ -1,0 +1,1 @@
+../../modeling_unimedvl/engines_unimedvl.py

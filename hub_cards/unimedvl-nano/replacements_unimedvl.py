@@ -1,0 +1,1 @@
+../../processing/replacements_unimedvl.py
