@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo fast test slow bench lint format scan audit clean
+.PHONY: demo fast test slow bench engines lint format scan audit clean
 
 demo: $(INSTALLED)
 	$(PYTHON) -m unimedvl.commands.demo
@@ -29,6 +29,25 @@ bench: $(INSTALLED)
 	$(PYTHON) -m benchmarks.growth
 	$(PYTHON) -m benchmarks.performance
 
+# Engines in environments of their own (.engines/NAME, about 10 GB), compared with the package; writes their cards.
+ENGINES := vllm lmms-eval lighteval ms-swift torchao
+engine = $(CURDIR)/.engines/$(1)/bin/python
+
+engines: $(INSTALLED) $(ENGINES:%=.engines/%/.installed)
+	UNIMEDVL_VLLM_PYTHON=$(call engine,vllm) $(PYTHON) -m benchmarks.engines.vllm_card
+	$(PYTHON) -m benchmarks.engines.harnesses lmms-eval $(call engine,lmms-eval)
+	$(PYTHON) -m benchmarks.engines.harnesses lighteval $(call engine,lighteval)
+	$(PYTHON) -m benchmarks.engines.ms_swift $(call engine,ms-swift)
+	$(PYTHON) -m benchmarks.engines.torchao_weights $(call engine,torchao)
+
+# What was tested, to the version; nothing else is resolved. torchao comes on top of this package's own environment.
+.engines/%/.installed: benchmarks/engines/requirements/%.txt $(INSTALLED)
+	python3 -m venv .engines/$*
+	.engines/$*/bin/python -m pip install --quiet --no-deps -r $<
+	if [ $* = torchao ]; then $(PYTHON) -c "import site; print(*site.getsitepackages(), sep='\n')" \
+		> $$(echo .engines/$*/lib/python3*/site-packages)/base.pth; fi
+	touch $@
+
 scan: $(INSTALLED)
 	PYTHON=$(PYTHON) .ci/secrets
 
@@ -53,4 +72,4 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .engines build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

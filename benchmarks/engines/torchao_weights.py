@@ -1,0 +1,53 @@
+"""torchao's 8-bit weights on the shipped checkpoint, loaded by plain transformers with the code that travels.
+
+    python -m benchmarks.engines.torchao_weights PYTHON
+
+PYTHON is the interpreter of an environment that has torchao besides what this package needs.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from .environments import CHECKPOINT, ROOT, run, write_card
+
+PROGRAM = ROOT / "benchmarks" / "engines" / "torchao_process.py"
+KINDS = ("int8", "float8")
+# Rounding in float32 on top of what 8 bits allow.
+TOLERANCE = 1.01
+
+
+def checked(python: str, folder: Path) -> tuple[dict[str, Any], bool, str]:
+    """What became of the checkpoint by kind, whether all of it is right, and the command."""
+    figure: dict[str, Any] = {}
+    shown = ""
+    for kind in KINDS:
+        done = run(python, [str(PROGRAM), str(CHECKPOINT), kind, str(folder / kind)], folder / "work", path=())
+        figure[kind] = json.loads(done.output.splitlines()[-1])
+        shown = done.shown
+    right = all(
+        found["packed layers are those of the experts"]
+        and found["saved folder draws the same pixels"]
+        and 0 < found["mean error as a share of what 8 bits allow"]
+        and found["largest error as a share of what 8 bits allow"] <= TOLERANCE
+        for found in figure.values()
+    )
+    return figure, right, shown
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("python")
+    python = parser.parse_args().python
+    with tempfile.TemporaryDirectory() as folder:
+        figure, right, shown = checked(python, Path(folder).resolve())
+    print(write_card("torchao", python, shown, figure, right))
+    if not right:
+        sys.exit(f"torchao: not as it should be: {json.dumps(figure)}")
+
+
+if __name__ == "__main__":
+    main()
