@@ -137,7 +137,7 @@ def copy_weights(work: Path, out: Path) -> None:
     for part in WEIGHTS:
         if not (work / part / TRAINED).is_file():
             raise ValueError(f"{work / part} holds no finished training: `train --only {part}` does it.")
-        (out / part).mkdir()
+        (out / part).mkdir(parents=True, exist_ok=True)
         for pattern in PUBLISHED:
             for path in sorted((work / part).glob(pattern)):
                 shutil.copy2(path, out / part / path.name)
@@ -183,11 +183,17 @@ def unpack(packed: Path, work: Path, processes: int | None = None) -> None:
     for split in SPLITS:
         records = _records((json.loads(row["row"]) for row in rows if row["split"] == split), decoded)
         write_table(shard_of(work / "records", split), to_table(records))
-    for part in WEIGHTS:
-        if (packed / part).is_dir():
-            shutil.copytree(packed / part, work / part, dirs_exist_ok=True)
+    take_weights(packed, work)
     # The last thing that is written: `train` takes it for the sign that all is there.
     shutil.copytree(packed / TOKENIZER, work / TOKENIZER, dirs_exist_ok=True)
+
+
+def take_weights(folder: Path, work: Path) -> list[str]:
+    """Copy the parts that `copy_weights` wrote, where a run has none of its own yet; returns their names."""
+    parts = [part for part in WEIGHTS if (folder / part).is_dir() and not (work / part / TRAINED).is_file()]
+    for part in parts:
+        shutil.copytree(folder / part, work / part, dirs_exist_ok=True)
+    return parts
 
 
 def _records(rows: Iterable[dict[str, Any]], decoded: dict[str, bytes]) -> Iterator[Record]:

@@ -1,6 +1,7 @@
 """The whole chain of the nano in one command: what a budget allows, resumed where it was stopped, at any kill.
 
     python -m examples.nano.train --budget cpu|gpu --records BUILT --out OUT [--minutes N] [--dry-run] [--only PART]
+                                  [--weights FOLDER] [--results FOLDER]
 
 BUILT holds the records of `unimedvl data build --source unimed-mini`; `--packed FOLDER` takes in its place what
 `examples.nano.carried` has written, with the autoencoder and the ViT where that was given them. The parts are
@@ -8,8 +9,9 @@ BUILT holds the records of `unimedvl data build --source unimed-mini`; `--packed
 `recipes/unimedvl-nano/curriculum.yaml`; each ends in frozen weights from which the next one starts (the ViT's and the
 stages' in bfloat16), and in a row of OUT/parts.json: seconds, seconds of processors, device, steps, memory.
 `--minutes` stops between two checkpoints when the time is up; the same command resumes. `--dry-run` does a few steps
-of everything, to see that it runs. `--only` does the autoencoder or the ViT alone. OUT/nano is the published folder;
-`--results FOLDER` keeps the newest weights of the stages in a few small files besides.
+of everything, to see that it runs. `--only` does the autoencoder or the ViT alone; `--weights` takes both from a
+folder in which an earlier run left them. OUT/nano is the published folder; `--results FOLDER` keeps the newest weights
+of the stages in a few small files besides.
 """
 
 import dataclasses
@@ -36,7 +38,7 @@ from unimedvl.utils.command_line import run_module
 from unimedvl.utils.digests import hash_file
 from unimedvl.utils.json_files import read_json, write_json
 
-from .carried import TRAINED, hand_over, unpack
+from .carried import TRAINED, hand_over, take_weights, unpack
 from .model import RECIPES, VISION_FILE
 from .processes import stop, use_of
 from .release import release, save_rounded
@@ -280,6 +282,7 @@ def run_chain(
     packed: Path | None = None,
     only: str | None = None,
     results: Path | None = None,
+    weights: Path | None = None,
 ) -> Path:
     """Everything that is not done yet; returns the published folder.
 
@@ -288,6 +291,7 @@ def run_chain(
         packed: the chain's own ones, carried here.
         only: "autoencoder" or "vision", where nothing else is to be done but records; returns its weights then.
         results: gets the weights of every stage in the place of those before, see `hand_over`.
+        weights: folder of a trained autoencoder and ViT, with `parts.json` of their run, see `copy_weights`.
     """
     path = Path(chain.budget.curriculum)
     curriculum = load_recipe(path)
@@ -299,6 +303,10 @@ def run_chain(
     if packed is not None and not made.is_file():
         unpack(packed, work)
     chain.run([Part("records", [*python, "--records", source, "--out", str(work)], made, made)])
+    if weights is not None:
+        accounts = read_json(weights / "parts.json")
+        for name in take_weights(weights, work):
+            chain.note(name, **accounts[name])
     parts = [part for part in weights_parts(chain) if only in (None, part.name)]
     for together in [parts] if chain.budget.side_by_side else [[part] for part in parts]:
         chain.run(together)
@@ -340,6 +348,7 @@ def main(
     dry_run: Annotated[bool, Option("--dry-run", help="A few steps of everything.")] = False,
     only: Annotated[Literal["autoencoder", "vision"] | None, Option(help="Do this part alone.")] = None,
     results: Annotated[Path | None, Option(help="Folder for the newest weights in small files.")] = None,
+    weights: Annotated[Path | None, Option(help="Folder of a trained autoencoder and ViT.")] = None,
 ) -> None:
     """Train the nano from records to the published folder."""
     chosen = read_budget(budget)
@@ -353,7 +362,7 @@ def main(
     claim_folder(out, {"budget": budget, "dry_run": dry_run}, mark="run.json", kind="run")
     deadline = float("inf") if minutes is None else time.monotonic() + 60 * minutes
     try:
-        print(run_chain(Chain(chosen, out, dry_run, deadline), records, packed, only, results))
+        print(run_chain(Chain(chosen, out, dry_run, deadline), records, packed, only, results, weights))
     except TimeUp:
         print(f"stopped after {minutes:g} minutes: the same command resumes from the last checkpoints.")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -83,6 +84,24 @@ def test_a_stopped_chain_resumes_and_ends_in_a_folder_that_loads(budget, work, t
     logs = {path: path.read_bytes() for path in (out / "logs").iterdir()}
     assert train.run_chain(train.Chain(budget, out), None) == nano
     assert logs == {path: path.read_bytes() for path in (out / "logs").iterdir()}
+
+
+@pytest.mark.slow
+def test_parts_of_an_earlier_run_are_not_trained_again(budget, work, tmp_path):
+    packed, first, second, kept = (tmp_path / name for name in ("packed", "first", "second", "kept"))
+    carried.pack(work, packed, 30 << 20, processes=1)
+    first.mkdir()
+    for part in carried.WEIGHTS:
+        train.run_chain(train.Chain(budget, first), None, packed, only=part)
+    carried.copy_weights(first / "work", kept)
+    shutil.copy(first / "parts.json", kept)
+    second.mkdir()
+    train.run_chain(train.Chain(budget, second), None, packed, weights=kept)
+    notes = [json.loads((folder / "parts.json").read_text()) for folder in (first, second)]
+    assert all(notes[1][part] == notes[0][part] and notes[0][part]["steps"] == 2 for part in carried.WEIGHTS)
+    assert not {path.stem for path in (second / "logs").iterdir()} & set(carried.WEIGHTS)
+    stored = load_file(first / "work" / "vision" / "vision.safetensors")
+    assert load_file(second / "work" / "vision" / "vision.safetensors").keys() == stored.keys()
 
 
 def test_a_command_that_fails_is_named_with_its_log_and_stops_its_neighbor(budget, tmp_path):
