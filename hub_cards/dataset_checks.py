@@ -1,14 +1,19 @@
-"""What must hold of a dataset folder before it leaves for the Hub: besides the checks of every folder, no image inside
-a record carries notes about people."""
+"""What must hold of a dataset folder before it leaves for the Hub.
+
+Besides the checks of every folder: the texts of a record are checked like files, and none of its images carries notes
+about people.
+"""
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from unimedvl.processing.dicom_encodings_unimedvl import HEADER_BYTES, is_dicom
 from unimedvl.unimed5m.publish import PUBLISHED, check_published
 from unimedvl.unimed5m.shards import batches
 
-from .push_checks import check_card, check_image_notes, checked_files
+from .push_checks import check_card, check_image_notes, check_text, checked_files
 
 IMAGES = ("input_img", "output_img")
 
@@ -27,7 +32,7 @@ def check_dataset(folder: Path) -> list[str]:
     check_card(folder, "dataset")
     for name in files:
         if name.endswith(".parquet"):
-            _check_images(folder / name, name)
+            _check_records(folder / name, name)
     return files
 
 
@@ -36,14 +41,32 @@ def _own_notes(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in (folder / "receipts").rglob("*")]
 
 
-def _check_images(path: Path, name: str) -> None:
+def _check_records(path: Path, name: str) -> None:
     for batch in batches(path):
-        columns = [column for column in IMAGES if column in batch.column_names]
-        for row in batch.select(["id", *columns]).to_pylist():
-            for image in (image for column in columns for image in row[column] or []):
-                if image["image"] is None:
-                    continue
-                content, where = image["image"]["bytes"], f"{name}, record {row['id']}, an image"
-                if is_dicom(content[:HEADER_BYTES]):
-                    raise ValueError(f"{where} is a DICOM file, whose tags may name a patient: build the record anew.")
-                check_image_notes(io.BytesIO(content), where)
+        for row in batch.to_pylist():
+            where = f"{name}, record {row['id']}"
+            for text in texts_of({column: value for column, value in row.items() if column not in IMAGES}):
+                check_text(text, where)
+            for image in (image for column in IMAGES for image in row.get(column) or []):
+                for text in texts_of({key: value for key, value in image.items() if key != "image"}):
+                    check_text(text, where)
+                if image["image"] is not None:
+                    _check_image(image["image"]["bytes"], f"{where}, an image")
+
+
+def _check_image(content: bytes, where: str) -> None:
+    if is_dicom(content[:HEADER_BYTES]):
+        raise ValueError(f"{where} is a DICOM file, whose tags may name a patient: build the record anew.")
+    check_image_notes(io.BytesIO(content), where)
+
+
+def texts_of(value: Any) -> Iterator[str]:
+    """Every text inside lists and dictionaries, without their keys."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from texts_of(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from texts_of(part)

@@ -114,18 +114,23 @@ def write_card(folder: str | os.PathLike, text: str) -> Path:
     return path
 
 
-_PINNED = re.compile(rf'(^revision = "|--revision )({UNPINNED}|[0-9a-f]{{40}})\b', re.MULTILINE)
+def pin_revision(text: str, commit: str, repository: str) -> str:
+    """A card whose snippets pin `commit`, where they left it open or pinned another one of this repository.
+
+    Commits of other repositories, such as an adapter's base, stay.
+    """
+    return _pinned(repository).sub(rf"\g<1>{commit}", text)
 
 
-def pin_revision(text: str, commit: str) -> str:
-    """A card whose snippets pin `commit`, where they left it open or pinned another one."""
-    return _PINNED.sub(rf"\g<1>{commit}", text)
+def pinned_revision(text: str, repository: str) -> str | None:
+    """The commit that a card's snippets pin of its own repository; None for none."""
+    return next((found[2] for found in _pinned(repository).finditer(text) if found[2] != UNPINNED), None)
 
 
-def pinned_revision(text: str) -> str | None:
-    """The commit that a card's snippets pin; None for none."""
-    found = _PINNED.search(text)
-    return found[2] if found and found[2] != UNPINNED else None
+def _pinned(repository: str) -> re.Pattern[str]:
+    own = rf'^repository = "{re.escape(repository)}"\nrevision = "|--model {re.escape(repository)} --revision '
+    opened = rf'(?:^revision = "|--revision )(?={UNPINNED}\b)'
+    return re.compile(rf"({own}|{opened})({UNPINNED}|[0-9a-f]{{40}})\b", re.MULTILINE)
 
 
 def _opened(folder: Path) -> Checkpoint:

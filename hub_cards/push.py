@@ -50,6 +50,8 @@ SPACE_PATTERNS = (
     ".gitattributes",
 )
 CARD = "README.md"
+# Of an earlier push in other shards: libraries would load one file in place of the index beside it.
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,13 @@ class Repository:
         kind: "checkpoint", "adapter", "dataset" or "space".
         repo_type: the Hub's word for it.
         files: relative paths that are sent.
+        sdk: what a Space runs on, as its card says.
     """
 
     kind: str
     repo_type: str
     files: list[str]
+    sdk: str | None = None
 
 
 def check_folder(directory: str | os.PathLike, base: str | None = None) -> Repository:
@@ -104,11 +108,11 @@ def _checked(folder: Path, base: str | None) -> Iterator[tuple[Path, Repository]
 
 def _check_as_it_is(folder: Path) -> Repository:
     """Check a folder of a Space, a dataset or a checkpoint."""
-    if _is_space(folder):
+    if sdk := _space_sdk(folder):
         check_card(folder, "Space")
         if not (folder / "app.py").is_file():
             raise ValueError(f"{str(folder)!r} has no app.py: write the Space again, `unimedvl ui --space`.")
-        return Repository("space", "space", checked_files(folder, "a Space", SPACE_PATTERNS))
+        return Repository("space", "space", checked_files(folder, "a Space", SPACE_PATTERNS), sdk)
     if (folder / "statistics.json").is_file():
         from .dataset_checks import check_dataset
 
@@ -121,14 +125,14 @@ def _check_as_it_is(folder: Path) -> Repository:
     return Repository("checkpoint", "model", files)
 
 
-def _is_space(folder: Path) -> bool:
-    """Whether the card of a folder says which kind of Space it is."""
+def _space_sdk(folder: Path) -> str | None:
+    """What the card of a Space says that it runs on; None for every other folder."""
     if not (folder / CARD).is_file():
-        return False
+        return None
     try:
-        return "sdk" in ModelCard.load(folder / CARD).data.to_dict()
+        return ModelCard.load(folder / CARD).data.to_dict().get("sdk")
     except ValueError:  # front matter that is no YAML, which the check of the card names
-        return False
+        return None
 
 
 def push_folder(
@@ -147,7 +151,7 @@ def push_folder(
     Args:
         directory: a folder that passes `check_folder`.
         repo_id: `owner/name`.
-        private: create the repository as private; an existing one keeps its visibility.
+        private: create the repository as private; one that is there must be.
         message: commit message.
         base: Hub id of an adapter's base, which is written into the adapter's settings and card on the Hub; the
             folder stays as it is.
@@ -156,7 +160,8 @@ def push_folder(
         What was sent, and the hash of the last commit: what users should pin as `revision`.
 
     Raises:
-        ValueError: if the folder or the id is not fit, there is no token, the Hub refuses, or cannot be reached.
+        ValueError: if the folder or the id is not fit, the repository is public and should be private, there is no
+            token, the Hub refuses, or cannot be reached.
     """
     validate_repo_id(repo_id)
     if repo_id.count("/") != 1:
@@ -169,12 +174,23 @@ def push_folder(
 def _send(folder: Path, repository: Repository, repo_id: str, private: bool, message: str) -> str:
     api, kind = HfApi(library_name="unimedvl"), repository.repo_type
     with _one_line(repo_id):
+        there = api.repo_exists(repo_id, repo_type=kind)
+        if private and there and not api.repo_info(repo_id, repo_type=kind).private:
+            raise ValueError(f"{repo_id!r} is there and public: make it private on the Hub, or leave --private out.")
         if repository.kind == "dataset":
             from unimedvl.unimed5m.publish import push_to_hub
 
-            push_to_hub(folder, repo_id, private)
+            push_to_hub(folder, repo_id, private, files=repository.files, message=message)
             return str(api.repo_info(repo_id, repo_type=kind).sha)
-        api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True)
+        api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True, space_sdk=repository.sdk)
+        if repository.kind == "space":
+            return api.upload_folder(
+                folder_path=folder,
+                repo_id=repo_id,
+                repo_type=kind,
+                allow_patterns=repository.files,
+                commit_message=message,
+            ).oid
         published = _card_there(api, repo_id, kind)
         # An empty repository gets the card with all else: at no time it holds weights without a license.
         first = [name for name in repository.files if name != CARD or published is None]
@@ -183,13 +199,14 @@ def _send(folder: Path, repository: Repository, repo_id: str, private: bool, mes
             repo_id=repo_id,
             repo_type=kind,
             allow_patterns=first,
+            delete_patterns=WEIGHTS,
             commit_message=message,
         ).oid
         written = (folder / CARD).read_text(encoding="utf-8")
-        pinned = published and pinned_revision(published)
+        pinned = published and pinned_revision(published, repo_id)
         if not pinned or _contents(api, repo_id, kind, pinned) != _contents(api, repo_id, kind, head):
             pinned = head
-        text = pin_revision(written, pinned)
+        text = pin_revision(written, pinned, repo_id)
         if text != (written if published is None else published):
             card = CommitOperationAdd(CARD, text.encode())
             head = api.create_commit(repo_id, [card], commit_message="Card", repo_type=kind).oid

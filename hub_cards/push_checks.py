@@ -21,17 +21,23 @@ from unimedvl.checkpoint.provenance import PROVENANCE_KEYS
 SOURCE_FOLDERS = tuple(Path(package.__path__[0]).resolve() for package in (modeling_unimedvl, processing))
 SECRETS = {
     "an access token": re.compile(
-        rb"\b(?:hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{40,})\b"
+        r"\b(?:hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{40,})\b"
     ),
-    "a cloud key": re.compile(rb"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
-    "a private key": re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
+    "a cloud key": re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|(?i:aws_secret_access_key)[\"']?\s*[:=]\s*[\"']?\S"),
+    "an API key": re.compile(
+        r"\b(?:sk-(?:proj-|ant-)?[A-Za-z0-9_-]{20,}|glpat-[A-Za-z0-9_-]{20,}|xox[abpr]-[A-Za-z0-9-]{10,})"
+    ),
+    "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
 }
+# Labels with a value behind them, DICOM tags of group 0010 as tools print them, and as DICOM JSON names them.
 PATIENT = re.compile(
-    r"""\b(patient'?s?[ _]?(?:name|id|birth[ _]?date|address)|(?:accession|medical[ _]?record)[ _]?number)["']?"""
-    r"""[ \t]*[:=][ \t]*["']?[^\s"',}{\]\[]""",
+    r"""\b(patient'?s?[ _]?(?:name|id|birth[ _]?date|address)|(?:accession|medical[ _]?record)[ _]?number|MRN|DOB)"""
+    r"""["']?[ \t]*[:=][ \t]*["']?[^\s"',}{\]\[]"""
+    r"""|(\(0010,[01]\d[0-9a-f]{2}\)[ \t]*\w)"""
+    r"""|["'](0010[01]\d[0-9a-f]{2})["'][ \t]*:""",
     re.IGNORECASE,
 )
-HOME = re.compile(r"(?<![\w./:-])(?:/(?:home|Users)/|[A-Za-z]:\\+Users\\+)[\w.-]+")
+HOME = re.compile(r"(?<![\w./:-])(?:/(?:home|Users)/|/root/|[A-Za-z]:[\\/]+Users[\\/]+)[\w.-]+")
 PATH = re.compile(r"(?<![\w./:<-])/(?:[\w.+-]+/)+[\w.+-]+")
 # Every machine has these: a path below them says nothing about this one.
 SYSTEM = ("/bin/", "/dev/", "/etc/", "/lib/", "/opt/", "/proc/", "/sbin/", "/sys/", "/usr/")
@@ -84,20 +90,34 @@ def _inside(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _check_content(path: Path, name: str) -> None:
-    if path.suffix == ".parquet":  # its images are checked where they are read
+    if path.suffix == ".parquet":  # checked record by record, where it is read
         return
     if path.suffix in IMAGES:
         check_image_notes(path, name)
         return
     content = _header(path) if path.suffix == ".safetensors" else path.read_bytes()
+    check_text(content.decode("utf-8", errors="replace"), name, is_code=path.suffix == ".py")
+
+
+def check_text(text: str, name: str, is_code: bool = False) -> None:
+    """Refuse a text that holds a key, names a folder of this machine or states who a patient is.
+
+    Args:
+        text: what is read.
+        name: where it stands, for messages, which repeat nothing of a person.
+        is_code: whether names of a patient's fields are code.
+
+    Raises:
+        ValueError: naming what was found.
+    """
     for kind, pattern in SECRETS.items():
-        if pattern.search(content):
+        if pattern.search(text):
             raise ValueError(f"{name} holds {kind}: remove it, and revoke it.")
-    text = content.decode("utf-8", errors="replace")
     if found := next(_local_paths(text), None):
         raise ValueError(f"{name} names the folder {found!r} of this machine: take it out.")
-    if path.suffix != ".py" and (noted := PATIENT.search(text)):
-        raise ValueError(f"{name} states a {noted[1]!r}, which may be a person's: take it out.")
+    if not is_code and (noted := PATIENT.search(text)):
+        label = next(group for group in noted.groups() if group)
+        raise ValueError(f"{name} states a {label!r}, which may be a person's: take it out.")
 
 
 def _header(path: Path) -> bytes:

@@ -331,6 +331,8 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         kind = parts.pop(0) if parts[0] in ("datasets", "spaces") else "models"
         owner, name, _, revision, *path_parts = parts
         repository = self.hub.repository(kind, f"{owner}/{name}", self.authorized)
+        if repository.gated and not self.authorized:
+            raise HubError(403, "Access to this repository is restricted.", "GatedRepo")
         commit_hash = repository.resolve(revision)
         stored = repository.commits[commit_hash].get("/".join(path_parts))
         if stored is None:

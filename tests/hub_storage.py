@@ -42,13 +42,18 @@ class StoredFile:
 
 @dataclass
 class Repository:
-    """A repository: `commits` maps a commit hash to its files, `refs` a branch or tag name to a commit hash."""
+    """A repository: `commits` maps a commit hash to its files, `refs` a branch or tag name to a commit hash.
+
+    `messages` are those of the commits; of a `gated` one, who has no token sees the listing and no file.
+    """
 
     kind: str
     repo_id: str
     private: bool
     commits: dict[str, dict[str, StoredFile]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
+    messages: list[str] = field(default_factory=list)
+    gated: bool = False
 
     def commit(self, branch: str, files: dict[str, StoredFile], message: str) -> str:
         listing = [f"{path} {stored.sha256}" for path, stored in sorted(files.items())]
@@ -56,6 +61,7 @@ class Repository:
         commit_hash = hashlib.sha1(record.encode()).hexdigest()
         self.commits[commit_hash] = dict(files)
         self.refs[branch] = commit_hash
+        self.messages.append(message)
         return commit_hash
 
     def resolve(self, revision: str) -> str:
@@ -73,7 +79,7 @@ class Repository:
             "modelId": self.repo_id,
             "sha": commit_hash,
             "private": self.private,
-            "gated": False,
+            "gated": "manual" if self.gated else False,
             "disabled": False,
             "downloads": 0,
             "likes": 0,

@@ -346,7 +346,14 @@ def _configs(rows: Mapping[str, int]) -> dict[str, dict[str, dict[str, int]]]:
     return configs
 
 
-def push_to_hub(folder: str | Path, repo_id: str, private: bool = True, revision: str | None = None) -> str:
+def push_to_hub(
+    folder: str | Path,
+    repo_id: str,
+    private: bool = True,
+    revision: str | None = None,
+    files: Sequence[str] = PUBLISHED,
+    message: str = "Publish records",
+) -> str:
     """Upload a published folder as a data set repository and return its address. Uses the token of `hf auth login`.
 
     Files of an earlier upload that are published no longer are deleted from the repository.
@@ -356,6 +363,8 @@ def push_to_hub(folder: str | Path, repo_id: str, private: bool = True, revision
         repo_id: "name/repository"; made if missing.
         private: whether a new repository is private.
         revision: branch; the default one if None.
+        files: what is sent, as paths or patterns.
+        message: of the commit.
 
     Raises:
         ValueError: where the folder was not published, or not completely.
@@ -371,9 +380,9 @@ def push_to_hub(folder: str | Path, repo_id: str, private: bool = True, revision
         repo_type="dataset",
         folder_path=str(folder),
         revision=revision,
-        allow_patterns=PUBLISHED,
+        allow_patterns=list(files),
         delete_patterns=PUBLISHED,
-        commit_message="Publish records",
+        commit_message=message,
     )
     return str(address)
 

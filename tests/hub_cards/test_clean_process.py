@@ -18,12 +18,12 @@ PROGRAM = Path(__file__).with_name("clean_process.py")
 AUTO_CLASSES = ("AutoModelForMultimodalLM", "AutoModelForImageTextToText", "AutoModelForCausalLM")
 
 
-def run_clean(home: Path, *arguments: str, **environment: str) -> dict:
-    """The report of `clean_process.py`, run with caches of its own and away from the checkout."""
+def run_clean(home: Path, *arguments: str, program: Path = PROGRAM, **environment: str) -> dict:
+    """The report of a program, run with caches of its own and away from the checkout."""
     variables = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
     variables |= {"HF_HOME": str(home), "HF_MODULES_CACHE": f"{home}/modules", "HOME": str(home)}
     variables |= {"TMPDIR": str(home), **environment}
-    command = [sys.executable, "-I", str(PROGRAM), *arguments]
+    command = [sys.executable, "-I", str(program), *arguments]
     home.mkdir(exist_ok=True)
     result = subprocess.run(command, env=variables, cwd=home, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]

@@ -19,7 +19,14 @@ pytestmark = pytest.mark.medium
 
 ROOT = Path(__file__).resolve().parents[2]
 REPOSITORY = "tester/tiny"
-SNIPPETS = '\n```python\nrevision = "COMMIT"\n```\n\n    unimedvl ask --model tester/tiny --revision COMMIT\n'
+SNIPPETS = """
+```python
+repository = "tester/tiny"
+revision = "COMMIT"
+```
+
+    unimedvl ask --model tester/tiny --revision COMMIT
+"""
 ALWAYS = 1_000_000
 
 
@@ -148,11 +155,16 @@ def test_pulling_survives_faults_and_says_what_is_wrong(folder, changed, tmp_pat
         old = json.loads(pushed["out"])["commit"]
         pinned = {"words": [*ask, "--revision", old]}
         [offline] = run(hub, home, pinned, environment={"HF_HUB_OFFLINE": "1"})
-        [stranger] = run(hub, tmp_path / "wrong", {"words": ask}, environment={"HF_TOKEN": "hf_wrong"})
+        wrong = {"words": ask}, {"words": ["push", str(folder), REPOSITORY]}
+        stranger, writer = run(hub, tmp_path / "wrong", *wrong, environment={"HF_TOKEN": "hf_wrong"})
+        repository = hub.repositories["models", REPOSITORY]
+        repository.private, repository.gated = False, True
+        [gated] = run(hub, tmp_path / "gated", {"words": ask}, environment={"HF_TOKEN": "hf_wrong"})
     answer = json.loads(cut["out"])
     assert answer["revision"] == old
     assert json.loads(moved["out"])["revision"] == json.loads(later["out"])["commit"] != old
     assert {**json.loads(offline["out"]), "seed": answer["seed"]} == answer
     assert refused(missing, "no repository 'tester/none'", "hf auth login")
     assert refused(revision, "has no revision", "0" * 40) and refused(failing, "busy or down (502)", "again later")
-    assert refused(stranger, REPOSITORY, "hf auth login")
+    assert refused(stranger, REPOSITORY, "hf auth login") and refused(writer, REPOSITORY, "hf auth login")
+    assert refused(gated, f"'{REPOSITORY}' is gated: ask for access on its page")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from PIL import Image, PngImagePlugin
 
@@ -27,6 +28,7 @@ from unimedvl.checkpoint.folder import NANO_DIRECTORY
 from unimedvl.hub_cards.card_facts import read_facts
 from unimedvl.hub_cards.model_card import build_card, write_card
 from unimedvl.hub_cards.push import check_folder
+from unimedvl.hub_cards.space import write_space
 
 pytestmark = pytest.mark.medium
 
@@ -87,8 +89,29 @@ def with_notes(row):
     row["input_img"][0]["image"]["bytes"] = stream.getvalue()
 
 
-@pytest.mark.parametrize("change, message", [(as_dicom, "is a DICOM file"), (with_notes, "carries notes")])
-def test_images_with_notes_about_people_stay(dataset, tmp_path, change, message):
+def with_patient(row):
+    row["message"][0]["value"] = "Patient name: Jane Doe. What is shown?"
+
+
+def with_key(row):
+    row["extra"] = json.dumps({**json.loads(row["extra"]), "by": "hf_" + "a" * 34})
+
+
+def with_folder(row):
+    row["input_img"][0]["path"] = "/home/jane/scans/1.png"
+
+
+SPOILED = {
+    as_dicom: "is a DICOM file",
+    with_notes: "carries notes",
+    with_patient: "states a 'Patient name'",
+    with_key: "holds an access token",
+    with_folder: "names the folder '/home/jane'",
+}
+
+
+@pytest.mark.parametrize("change, message", SPOILED.items())
+def test_records_with_notes_about_people_stay(dataset, tmp_path, change, message):
     copy = shutil.copytree(dataset, tmp_path / "copy")
     name = next(name for name in check_folder(copy).files if name.startswith("data/"))
     rows = pq.read_table(copy / name).to_pylist()
@@ -97,6 +120,66 @@ def test_images_with_notes_about_people_stay(dataset, tmp_path, change, message)
     with pytest.raises(ValueError, match=message) as caught:
         check_folder(copy)
     assert name in str(caught.value) and "Jane" not in str(caught.value)
+
+
+def test_a_space_travels_and_says_which_model_at_which_commit(tmp_path):
+    model_commit = "ab" * 20
+    write_space(tmp_path / "space", "owner/model", model_commit)
+    with HubServer() as hub:
+        for _ in range(2):
+            [pushed] = run(hub, tmp_path / "home", {"words": ["push", str(tmp_path / "space"), "tester/s", "--json"]})
+            assert pushed["code"] == 0, pushed
+        said = json.loads(pushed["out"])
+        assert said["kind"] == "space"
+        sent = hub.repositories["spaces", "tester/s"].commits[said["commit"]]
+        assert set(sent) - {".gitattributes"} == {"README.md", "app.py", "requirements.txt"}
+        card = sent["README.md"].content.decode()
+    # The commit on the card is the model's, which nothing replaces.
+    assert card.count(model_commit) == (tmp_path / "space" / "README.md").read_text().count(model_commit) > 0
+    assert problems("space", front_matter(card)) == []
+
+
+@pytest.mark.parametrize("sizes", [("10GB", "4KB"), ("4KB", "10GB")])
+def test_a_push_in_other_shards_leaves_no_old_weights(tmp_path, sizes):
+    folder = tmp_path / "tiny"
+    model, _ = tiny_checkpoint(folder)
+    (folder / "README.md").write_text(CARD)
+    with HubServer() as hub:
+        for number, size in enumerate(sizes):
+            for path in folder.glob("model*.safetensors*"):
+                path.unlink()
+            with torch.no_grad():
+                model.lm_head.weight.fill_(number)
+            model.save_pretrained(folder, max_shard_size=size)
+            [pushed] = run(hub, tmp_path / "home", {"words": ["push", str(folder), "tester/tiny", "--json"]})
+            assert pushed["code"] == 0, pushed
+        commit = json.loads(pushed["out"])["commit"]
+        names = set(hub.repositories["models", "tester/tiny"].commits[commit])
+        assert {name for name in names if "safetensors" in name} == {
+            path.name for path in folder.glob("*.safetensors*")
+        }
+        (tmp_path / "stranger").mkdir()
+        code = LOAD.replace("tester/trained", "tester/tiny").replace("REVISION", repr(commit))
+        loaded = json.loads(clean(code, hub, tmp_path / "stranger").splitlines()[-1])
+    with torch.no_grad():
+        assert loaded == pytest.approx(model(input_ids=torch.tensor([[3, 4, 5]])).logits[0, -1].tolist(), abs=1e-5)
+
+
+def test_what_is_public_is_not_taken_for_private(dataset, tmp_path):
+    push = ["push", str(dataset), "tester/records", "--json"]
+    with HubServer() as hub:
+        first, second = run(hub, tmp_path / "home", {"words": push}, {"words": [*push, "--private"]})
+        assert first["code"] == 0, first
+        assert second["code"] == 2 and "is there and public" in second["err"] and second["err"].count("\n") == 1
+        assert len(hub.repositories["datasets", "tester/records"].commits) == 2
+
+
+def test_a_message_names_the_commit_of_a_dataset(dataset, tmp_path):
+    with HubServer() as hub:
+        words = ["push", str(dataset), "tester/records", "--json", "--message", "First records"]
+        [pushed] = run(hub, tmp_path / "home", {"words": words})
+        assert pushed["code"] == 0, pushed
+        assert "First records" in hub.repositories["datasets", "tester/records"].messages
 
 
 @pytest.mark.parametrize(
@@ -125,7 +208,13 @@ def test_folders_of_this_machine_and_keys_stay(tmp_path):
     for content, message in {
         f"made in {tmp_path}": "names the folder",
         "key AKIAABCDEFGHIJKLMNOP": "holds a cloud key",  # pragma: allowlist secret
+        "key sk-proj-" + "a1" * 20: "holds an API key",
         "Patient ID: 12345": "states a 'Patient ID'",
+        "MRN: 12345": "states a 'MRN'",
+        "(0010,0010) PN [Doe^Jane]": "states a",
+        '{"00100010": {"vr": "PN", "Value": [{"Alphabetic": "Doe^Jane"}]}}': "states a '00100010'",
+        "from C:/Users/jane/scans": "names the folder",
+        "from /root/scans": "names the folder",
     }.items():
         (folder / "notes.md").write_text(content)
         with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Cards of what training and merging write: front matter for the Hub, where it comes from, and what it is not for.
+"""Cards of what training, merging and exporting write: front matter for the Hub, origin, and what it is not for.
 
 A card never names a folder of this machine, whose path may name a person.
 """
@@ -46,6 +46,22 @@ def merged_card(name: str, adapter: Adapter, base: Checkpoint) -> str:
         f"`{adapter.revision}`, merged into its weights. `merge.json` says so for programs.",
         _NOTICE,
         '    unimedvl ask --model CHECKPOINT --image scan.png "What is shown?"',
+    )
+
+
+def pipeline_card(name: str, base: Checkpoint) -> str:
+    """The card of a checkpoint that was exported as a diffusers pipeline."""
+    data = _front_matter(base, library_name="diffusers", tags=_TAGS, pipeline_tag="text-to-image")
+    return _card(
+        data,
+        f"# {name}",
+        f"The checkpoint {base.name}, revision `{base.revision}`, as a diffusers pipeline with its own code. It makes "
+        "images; for answers use the checkpoint itself.",
+        _NOTICE,
+        "    import torch\n"
+        "    from diffusers import DiffusionPipeline\n\n"
+        "    pipe = DiffusionPipeline.from_pretrained(PIPELINE, trust_remote_code=True)\n"
+        '    image = pipe("a chest X-ray", generator=torch.Generator().manual_seed(0)).images[0]',
     )
 
 

@@ -1,7 +1,6 @@
 """An adapter merged into its base: a checkpoint folder that works without PEFT and without the base."""
 
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,7 +11,7 @@ from .adapter_folder import Adapter, open_adapter, open_base
 from .cards import merged_card
 from .folder import Checkpoint, is_adapter, locate
 from .loading import Loaded, load, read_config
-from .writer import new_folder
+from .writer import copy_notices, new_folder, require_new
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -60,8 +59,7 @@ def merge_adapter(
             8 bits, PEFT cannot merge the method, or the disk refuses.
     """
     target = Path(output)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target} exists and is not empty: choose another folder.")
+    require_new(target)
     place = locate(adapter, revision)
     if not is_adapter(place.directory):
         raise ValueError(f"{str(place.directory)!r} holds no adapter_config.json: give the folder of a saved adapter.")
@@ -98,14 +96,11 @@ def _write(target: Path, merged: Loaded, adapter: Adapter, base: Checkpoint) -> 
         "trained_on_quantized": adapter.record.get("quantize") or None,
         "software": f"unimedvl {__version__}",
     }
-    tensors = merged.model.state_dict().values()
-    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    num_bytes = sum(tensor.nbytes for tensor in merged.model.state_dict().values())
     with new_folder(target, num_bytes) as partial:
         merged.model.save_pretrained(partial)
         merged.processor.save_pretrained(partial)
         write_json(partial / MERGE_RECORD, record)
         (partial / "README.md").write_text(merged_card(target.resolve().name, adapter, base), encoding="utf-8")
-        for name in ("LICENSE", "NOTICE"):
-            if (base.directory / name).is_file():
-                shutil.copyfile(base.directory / name, partial / name)
+        copy_notices(base.directory, partial)
     return MergeReport(target, num_bytes, record)

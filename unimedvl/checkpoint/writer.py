@@ -4,6 +4,7 @@ Tensors pass through one piece at a time, from mapped files into a folder that g
 """
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,23 @@ class OutgoingTensor:
 def total_bytes(tensors: Mapping[str, OutgoingTensor]) -> int:
     """Size of the tensors without headers."""
     return sum(tensor.num_bytes for tensor in tensors.values())
+
+
+def require_new(target: Path) -> None:
+    """Refuse a folder in use, before anything is loaded.
+
+    Raises:
+        ValueError: if `target` exists and is not an empty folder.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} exists and is not empty: choose another folder.")
+
+
+def copy_notices(source: Path, target: Path) -> None:
+    """Take a checkpoint's license along to what is made of it."""
+    for name in ("LICENSE", "NOTICE"):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import typer
 
 from ..utils.command_line import add_command, new_app, run_app
 from ..version import __version__
-from . import ask, card, convert, data, eval, generate, info, merge, push, serve, train, ui
+from . import ask, card, convert, data, eval, export_diffusers, generate, info, merge, push, serve, train, ui
 from .shared import silence_libraries
 
 MEMORY = "choose a smaller size, --quantize nf4, or a machine with more memory"
@@ -39,6 +39,7 @@ add_command(app, convert.convert, convert.__doc__)
 app.add_typer(data.app, name="data")
 app.add_typer(eval.app, name="eval")
 add_command(app, merge.merge, merge.__doc__)
+add_command(app, export_diffusers.export_diffusers, export_diffusers.__doc__)
 add_command(app, info.info, info.__doc__)
 add_command(app, card.card, card.__doc__)
 add_command(app, push.push, push.__doc__)

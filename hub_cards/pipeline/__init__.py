@@ -1,0 +1,1 @@
+"""The files that an exported diffusers pipeline carries: they run from its folder, without this package."""
