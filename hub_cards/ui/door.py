@@ -1,5 +1,6 @@
 """What stands before Gradio: who may ask, what is never fetched, and how much is taken in."""
 
+import logging
 import time
 from typing import Any
 from urllib.parse import urlsplit
@@ -8,9 +9,11 @@ import gradio as gr
 
 from .room import Room
 
+LOGGER = logging.getLogger("unimedvl.ui")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Of a request that uploads no file; the longest prompt takes a part of it.
 MAX_BODY = 1 << 20
+UNREADABLE = "The program could not make anything of the request."
 _ARRIVED = "unimedvl.arrived"
 
 
@@ -55,9 +58,21 @@ class Door:
             await _refuse(receive, send, *refusal)
             return
         size = int(length) if length.isdecimal() else 0
+        begun = False
+
+        async def answer(message: Any) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
         self._arriving += size
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, answer)
+        # A server would log the trace, whose words may quote what was sent.
+        except Exception as error:
+            LOGGER.error("%s before a handler", type(error).__name__)
+            if not begun:
+                await _answer(send, 500, UNREADABLE)
         finally:
             self._arriving -= size
 
@@ -99,6 +114,10 @@ async def _refuse(receive: Any, send: Any, status: int, sentence: str) -> None:
     while more:
         message = await receive()
         more = message["type"] == "http.request" and message.get("more_body", False)
+    await _answer(send, status, sentence)
+
+
+async def _answer(send: Any, status: int, sentence: str) -> None:
     headers = [(b"content-type", b"text/plain; charset=utf-8")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": sentence.encode()})

@@ -67,11 +67,11 @@ class Person:
         """Nothing is cut off, nothing hinders people who use other means than eyes and a mouse."""
         from axe_playwright_python.sync_playwright import Axe
 
-        self.page.mouse.wheel(0, -5000)
-        if self.screenshots is not None:
-            self.page.screenshot(path=self.screenshots / f"{self.name}-{what}.png", full_page=True)
+        self.page.evaluate("window.scrollTo(0, 0)")
         # Messages fade in, and are hard to read for a moment.
         self.page.wait_for_timeout(FADE_MILLISECONDS)
+        if self.screenshots is not None:
+            self.page.screenshot(path=self.screenshots / f"{self.name}-{what}.png", full_page=True)
         found = [
             rule for rule in Axe().run(self.page).response["violations"] if rule["impact"] in ("serious", "critical")
         ]
@@ -191,7 +191,7 @@ def words(person: Person) -> None:
     person.settings("Settings")
     for name, value in (("Longest answer, in tokens", "1024"), ("Temperature", "2")):
         person.page.get_by_role("spinbutton", name=re.compile(f"number input for {name}")).fill(value)
-    person.write("Question", "Tell me everything.")
+    person.write("Question", "Describe everything at length.")
     person.click("Ask")
     answers.nth(2).wait_for()
     person.click("Stop")
