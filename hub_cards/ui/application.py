@@ -18,28 +18,8 @@ if TYPE_CHECKING:
 
 # Of one uploaded file; what a file expands to has limits of its own, see `processing`.
 MAX_UPLOAD = "256mb"
-# How often sessions without requests are looked for.
+# How often sessions without requests, and uploads that no session took, are looked for.
 SWEEP_SECONDS = 60
-
-
-class RefusedAddresses:
-    """ASGI middleware: paths with which Gradio would fetch an address for whoever asks are not there.
-
-    Args:
-        app: what answers everything else.
-    """
-
-    def __init__(self, app: Any):
-        self._app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        path = scope.get("path", "") if scope["type"] == "http" else ""
-        after = path.partition("/file=")[2] or path.partition("/proxy=")[2]
-        if "://" in after or "/proxy=" in path:
-            await send({"type": "http.response.start", "status": 404, "headers": []})
-            await send({"type": "http.response.body", "body": b""})
-            return
-        await self._app(scope, receive, send)
 
 
 def theme() -> Any:
@@ -99,6 +79,7 @@ def running(loaded: "Loaded", *, host: str = "127.0.0.1", port: int | None = Non
     try:
         from starlette.middleware import Middleware
 
+        from .door import Door, hosts_of
         from .engine import Engine
         from .page import build
         from .readable import traces_without_words
@@ -124,7 +105,7 @@ def running(loaded: "Loaded", *, host: str = "127.0.0.1", port: int | None = Non
             theme=theme(),
             css=style,
             js=names,
-            app_kwargs={"middleware": [Middleware(RefusedAddresses)]},
+            app_kwargs={"middleware": [Middleware(Door, hosts=hosts_of(host), room=sessions.room)]},
         )
         ended = threading.Event()
         threading.Thread(target=_close_idle, args=(sessions, ended), daemon=True).start()

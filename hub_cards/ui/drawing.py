@@ -1,6 +1,7 @@
 """Handlers of what is answered in images: images from words, edits, and masks."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 from unimedvl.utils.errors import expected_errors
 
+from .door import arrival
 from .engine import Drawn, Engine, Progress
 from .given import (
     MAX_IMAGES,
@@ -64,7 +66,7 @@ class Drawing:
         drawing = self._engine.draw(
             prompt,
             [],
-            session.begin(),
+            session.begin(arrival(request)),
             preset=preset,
             seed=chosen_seed,
             count=limited(count, MAX_IMAGES),
@@ -77,10 +79,10 @@ class Drawing:
                 if not event.previews:
                     yield gr.skip(), None, line
                     continue
-                paths = self._previews(session, event, prompt, chosen_seed, preset)
+                paths = self._previews(session, event, prompt, chosen_seed, preset, [])
                 yield [(str(path), f"Preview {number}") for number, path in enumerate(paths, 1)], None, line
                 continue
-            kept = keep(session, self._engine, event, task="image", prompt=prompt, seed=chosen_seed, sources=[])
+            kept = keep(session, self._engine, event, task="image", prompt=prompt, seed=chosen_seed, digests=[])
             captions = [f"Synthetic {number}" for number in range(1, len(kept) + 1)]
             files = [str(path) for each in kept for path in (each.png, each.dicom)]
             gallery = [(str(each.png), caption) for each, caption in zip(kept, captions, strict=True)]
@@ -113,7 +115,7 @@ class Drawing:
         drawing = self._engine.draw(
             prompt,
             [image],
-            session.begin(),
+            session.begin(arrival(request)),
             preset=preset,
             seed=chosen_seed,
             previews=previews,
@@ -122,11 +124,11 @@ class Drawing:
         for event in drawing:
             if isinstance(event, Progress):
                 line = step_line(progress, event)
-                paths = self._previews(session, event, prompt, chosen_seed, preset)
+                paths = self._previews(session, event, prompt, chosen_seed, preset, [source.digest])
                 yield (before_after(session, image, paths[0]) if paths else gr.skip()), None, line
                 continue
             (kept,) = keep(
-                session, self._engine, event, task="edit", prompt=prompt, seed=chosen_seed, sources=[source]
+                session, self._engine, event, task="edit", prompt=prompt, seed=chosen_seed, digests=[source.digest]
             )
             files = [str(kept.png), str(kept.dicom)]
             yield before_after(session, image, kept.png), files, _made(chosen_seed, event)
@@ -161,7 +163,7 @@ class Drawing:
         for event in self._engine.draw(
             prompt,
             [image],
-            session.begin(),
+            session.begin(arrival(request)),
             preset=preset,
             seed=chosen_seed,
             previews=False,
@@ -171,9 +173,11 @@ class Drawing:
                 yield gr.skip(), gr.skip(), None, gr.skip(), step_line(progress, event)
                 continue
             (kept,) = keep(
-                session, self._engine, event, task="mask", prompt=prompt, seed=chosen_seed, sources=[source]
+                session, self._engine, event, task="mask", prompt=prompt, seed=chosen_seed, digests=[source.digest]
             )
-            session.segmentation = Segmentation(image, event.images[0], given)
+            session.segmentation = Segmentation(
+                image, event.images[0], given, source, prompt, chosen_seed, event.settings
+            )
             yield (
                 self._overlaid(session, float(opacity)),
                 verdict(session.segmentation),
@@ -194,25 +198,33 @@ class Drawing:
     def compare(self, truth: str | None, opacity: float, request: gr.Request) -> tuple[Any, ...]:
         """The last mask beside a true one that was uploaded after it; before there is one, the upload waits."""
         session = self._sessions.of(request.session_hash)
-        if session.segmentation is None or truth is None or not session.sources:
+        if session.segmentation is None or truth is None:
             return gr.skip(), gr.skip(), gr.skip()
         made = session.segmentation
-        session.segmentation = Segmentation(made.image, made.mask, _truth(session, truth, selected_source(session)))
+        session.segmentation = replace(made, truth=_truth(session, truth, made.source))
         return self._overlaid(session, float(opacity)), verdict(session.segmentation), None
 
-    def _previews(self, session: Session, event: Progress, prompt: str, seed: int, preset: str) -> list[Path]:
-        fields = record_fields(self._engine, prompt=prompt, seed=seed, sources=[])
+    def _previews(
+        self, session: Session, event: Progress, prompt: str, seed: int, preset: str, digests: list[str]
+    ) -> list[Path]:
+        fields = record_fields(self._engine, prompt=prompt, seed=seed, digests=digests)
         settings = {"preset": preset, "preview_after_steps": event.done}
         return [
-            session.write_generated(image, "synthetic-preview.png", settings=settings, **fields)
-            for image in event.previews
+            session.passing(
+                f"preview {number}",
+                session.write_generated(image, "synthetic-preview.png", settings=settings, **fields),
+            )
+            for number, image in enumerate(event.previews)
         ]
 
     def _overlaid(self, session: Session, opacity: float) -> str:
-        assert session.segmentation is not None
-        fields = record_fields(self._engine, prompt="", seed=0, sources=[]) | {"composite": True}
-        image: Image.Image = overlay(session.segmentation, opacity)
-        return str(session.write_generated(image, "synthetic-overlay.png", settings={"opacity": opacity}, **fields))
+        made = session.segmentation
+        assert made is not None
+        fields = record_fields(self._engine, prompt=made.prompt, seed=made.seed, digests=[made.source.digest])
+        settings = {**made.settings, "opacity": opacity}
+        image: Image.Image = overlay(made, opacity)
+        written = session.write_generated(image, "synthetic-overlay.png", settings=settings, **fields, composite=True)
+        return str(session.passing("overlay", written))
 
 
 def _truth(session: Session, file: str, source: Source) -> Image.Image:

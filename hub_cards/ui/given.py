@@ -92,7 +92,7 @@ def all_sources(session: Session) -> list[Source]:
     """
     if not session.sources:
         raise ValueError("There is no image: upload one, or take an example.")
-    return session.sources
+    return list(session.sources)
 
 
 def selected_source(session: Session) -> Source:

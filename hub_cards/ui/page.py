@@ -20,8 +20,6 @@ from .uploads import examples
 TITLE = "UniMedVL"
 # One of the phrasings that records of UniMed-5M ask for reports with.
 REPORT_REQUEST = "Generate a radiology report for the image."
-# Uploads left by pages that were never closed: how often Gradio looks for them, and from what age it deletes them.
-CACHE_SECONDS = (60, 3600)
 # Requests of one kind that wait for the model; a later one is refused.
 QUEUE_SIZE = 32
 # People whose images are read at the same time.
@@ -47,7 +45,7 @@ def build(engine: Engine, sessions: Sessions) -> gr.Blocks:
         sessions: where a page's files and conversations are.
     """
     tray, talking, drawing = Tray(sessions), Talking(engine, sessions), Drawing(engine, sessions)
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=CACHE_SECONDS, fill_width=True) as page:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
         gr.HTML(_title(engine), elem_id="title", padding=False)
         gr.HTML(f'<p role="note">{html.escape(NOTICE)}</p>', elem_id="notice", padding=False)
         with gr.Row(elem_id="workspace"):

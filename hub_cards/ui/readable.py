@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import PurePath
 from typing import Any
 
 import gradio as gr
@@ -76,7 +77,11 @@ def _shown() -> Iterator[None]:
     except (gr.Error, GeneratorExit):
         raise
     except expected_errors() as error:
-        raise problem(_sentence(describe_error(error, MEMORY))) from None
+        text = describe_error(error, MEMORY)
+        if isinstance(error, OSError) and error.filename:
+            # Folders of the machine are nobody's business.
+            text = text.replace(str(error.filename), PurePath(error.filename).name)
+        raise problem(_sentence(text)) from None
     # Whatever else happens is a fault of this package: its place is logged, its words may quote a patient.
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]

@@ -1,6 +1,7 @@
 """What is handed out: generated images as PNG and DICOM with their provenance, reports as text, masks over images."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class Kept:
 
 
 def keep(
-    session: Session, engine: Engine, drawn: Drawn, *, task: str, prompt: str, seed: int, sources: list[Source]
+    session: Session, engine: Engine, drawn: Drawn, *, task: str, prompt: str, seed: int, digests: Sequence[str]
 ) -> list[Kept]:
     """Write every image as PNG and as DICOM secondary capture, both with the same record.
 
@@ -43,9 +44,9 @@ def keep(
         task: a word for the files' names.
         prompt: of which the record holds a hash.
         seed: of the noise.
-        sources: what they were made from.
+        digests: SHA-256 of what they were made from.
     """
-    fields = record_fields(engine, prompt=prompt, seed=seed, sources=sources)
+    fields = record_fields(engine, prompt=prompt, seed=seed, digests=digests)
     kept = []
     for index, image in enumerate(drawn.images):
         number = f"-{index + 1}" if len(drawn.images) > 1 else ""
@@ -60,20 +61,20 @@ def keep(
     return kept
 
 
-def record_fields(engine: Engine, *, prompt: str, seed: int, sources: list[Source]) -> dict[str, Any]:
+def record_fields(engine: Engine, *, prompt: str, seed: int, digests: Sequence[str]) -> dict[str, Any]:
     """What records of provenance say besides the settings."""
     return {
         "model": engine.checkpoint.name,
         "revision": engine.checkpoint.revision,
         "seed": seed,
         "prompt": prompt,
-        "input_hashes": [source.digest for source in sources],
+        "input_hashes": list(digests),
     }
 
 
-def keep_text(session: Session, engine: Engine, text: str, *, prompt: str, sources: list[Source]) -> Path:
+def keep_text(session: Session, engine: Engine, text: str, *, prompt: str, digests: Sequence[str]) -> Path:
     """Write a report as a text file that says what made it, above and below."""
-    record = provenance_record(settings={}, **record_fields(engine, prompt=prompt, seed=0, sources=sources))
+    record = provenance_record(settings={}, **record_fields(engine, prompt=prompt, seed=0, digests=digests))
     path = session.place("synthetic-report.txt")
     path.write_text(
         f"AI-generated. {NOTICE}\n\n{text}\n\n{json.dumps(record, ensure_ascii=False, sort_keys=True)}\n",
@@ -86,7 +87,8 @@ def before_after(session: Session, before: Image.Image, after: Path) -> tuple[st
     """Two files of the same size for the slider: the image as the result's size has it, and the result."""
     with Image.open(after) as result:
         size = result.size
-    return str(session.write(before.convert("RGB").resize(size, Image.Resampling.BICUBIC), "before.png")), str(after)
+    resized = before.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    return str(session.passing("before", session.write(resized, "before.png"))), str(after)
 
 
 def overlay(segmentation: Segmentation, opacity: float) -> Image.Image:

@@ -4,6 +4,7 @@ Gradio keeps uploads in a cache that all visits share. A handler that receives o
 which is removed when the page is closed or reloaded, when nothing happened for an hour, or when the program ends.
 """
 
+import math
 import secrets
 import shutil
 import threading
@@ -17,13 +18,21 @@ from PIL import Image
 
 from unimedvl.checkpoint.provenance import save_generated_image
 from unimedvl.processing.medical_formats_unimedvl import Opened, opened
+from unimedvl.processing.pixel_windows_unimedvl import convert_to_rgb
 from unimedvl.processing.view_unimedvl import View
+from unimedvl.utils.errors import expected_errors
 
-from .sources import Source
+from .room import Room, page_room, remove_old, total_room
+from .sources import Source, named
 
 IDLE_SECONDS = 3600
-# Views that are kept for a browser which may still be loading one, and their longer side in pixels.
-KEPT_VIEWS, VIEW_SIDE = 4, 1024
+MAX_SESSIONS = 256
+# Sessions that hold a volume in memory; the others open theirs again.
+OPEN_SESSIONS = 2
+# Files of each kind that are kept for a browser which may still be loading one, and their longer side in pixels.
+KEPT_FILES, VIEW_SIDE = 4, 1024
+SESSIONS = "sessions"
+CLOSED = "The page was closed or reloaded meanwhile, and its files are gone."
 
 
 @dataclass
@@ -31,23 +40,43 @@ class Conversation:
     """Turns of a conversation.
 
     Attributes:
-        messages: for the processor: `{"role", "content"}`, content a list of text and image items.
+        began: when it did, in the seconds of `time.monotonic`; what was asked earlier is no part of it.
+        messages: for the processor: `{"role", "content"}`, content a list of text and image items. Images are paths,
+            so that they take room on disk only.
         shown: the same for the page, images as paths of PNG files.
-        attached: which sources, in which view, the model has seen.
+        attached: SHA-256 of the sources that the model has seen, by key and view.
     """
 
+    began: float = -math.inf
     messages: list[dict[str, Any]] = field(default_factory=list)
     shown: list[dict[str, Any]] = field(default_factory=list)
-    attached: set[tuple[str, View]] = field(default_factory=set)
+    attached: dict[tuple[str, View], str] = field(default_factory=dict)
+
+    @property
+    def digests(self) -> list[str]:
+        """Of everything that the model has seen, each once."""
+        return list(dict.fromkeys(self.attached.values()))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Segmentation:
-    """The last mask that was made: the image, its mask, and the true mask where one was given."""
+    """The last mask that was made.
+
+    Attributes:
+        image: what was segmented.
+        mask: what was made of it.
+        truth: the true mask, where one was given.
+        source: where the image is from, in the view that it was segmented in.
+        prompt, seed, settings: what the mask was made with.
+    """
 
     image: Image.Image
     mask: Image.Image
     truth: Image.Image | None
+    source: Source
+    prompt: str
+    seed: int
+    settings: dict[str, Any]
 
 
 class Session:
@@ -55,6 +84,7 @@ class Session:
 
     Args:
         folder: made here; it must not exist.
+        room: what all sessions share.
 
     Attributes:
         sources: the images, in the order in which they were added.
@@ -65,7 +95,7 @@ class Session:
         stop: ends what is being made, when it is set.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, room: Room):
         folder.mkdir(parents=True)
         self.folder, self.used = folder, time.monotonic()
         self.sources: list[Source] = []
@@ -73,20 +103,44 @@ class Session:
         self.asked, self.interleaved = Conversation(), Conversation()
         self.made: dict[str, Path] = {}
         self.segmentation: Segmentation | None = None
-        self.truth: Path | None = None
         self.stop = threading.Event()
-        self._views: list[Path] = []
+        self._stopped, self._closed = -math.inf, False
+        self._rooms = (page_room(folder), room)
+        self._passing: dict[str, list[Path]] = {}
         self._held: tuple[Path, Opened, ExitStack] | None = None
         # Sliders send their events faster than a large volume is read.
         self._reading = threading.RLock()
 
-    def begin(self) -> threading.Event:
-        """A request begins: the event that stops it, and no other one."""
+    def begin(self, arrived: float = math.inf) -> threading.Event:
+        """A request begins: the event that stops it, and no other one.
+
+        Args:
+            arrived: when the request did. The event is set where the person has stopped everything since.
+        """
         self.stop = threading.Event()
+        if arrived <= self._stopped:
+            self.stop.set()
         return self.stop
 
-    def place(self, name: str) -> Path:
-        """A path inside a new folder of the session, with a name that people will see."""
+    def end(self, arrived: float) -> None:
+        """Stop what was asked for before this moment, running or waiting."""
+        self._stopped = max(self._stopped, arrived)
+        self.stop.set()
+
+    def place(self, name: str, size: int = 0) -> Path:
+        """A path inside a new folder of the session, with a name that people will see.
+
+        Args:
+            name: of the file.
+            size: in bytes, where it is known.
+
+        Raises:
+            ValueError: if the session has been closed, or keeps as much as it may.
+        """
+        if self._closed:
+            raise ValueError(CLOSED)
+        for room in self._rooms:
+            room.take(size)
         folder = self.folder / secrets.token_hex(8)
         folder.mkdir()
         return folder / name
@@ -97,19 +151,34 @@ class Session:
         Raises:
             ValueError: one sentence, for what can not be shown.
         """
+        if self._closed:
+            raise ValueError(CLOSED)
         with self._reading:
-            if self._held is None or self._held[0] != source.path:
-                self._release()
-                stack = ExitStack()
-                self._held = (source.path, stack.enter_context(opened(source.path)), stack)
-            return self._held[1].image(source.view)
+            try:
+                if self._held is None or self._held[0] != source.path:
+                    self._release()
+                    stack = ExitStack()
+                    self._held = (source.path, stack.enter_context(opened(source.path)), stack)
+                return self._held[1].image(source.view)
+            except expected_errors() as error:
+                raise ValueError(named(error, source.path, source.name)) from None
 
     def view(self, source: Source) -> Path:
         """A PNG file of `image`, of at most `VIEW_SIDE` pixels, for the page."""
-        path = self.write(self.image(source), "view.png")
-        self._views.append(path)
-        while len(self._views) > KEPT_VIEWS:
-            shutil.rmtree(self._views.pop(0).parent, ignore_errors=True)
+        return self.passing("view", self.write(self.image(source), "view.png"))
+
+    def passing(self, kind: str, path: Path) -> Path:
+        """The same file, which is deleted after `KEPT_FILES` newer ones of its kind."""
+        kept = self._passing.setdefault(kind, [])
+        kept.append(path)
+        while len(kept) > KEPT_FILES:
+            shutil.rmtree(kept.pop(0).parent, ignore_errors=True)
+        return path
+
+    def attach(self, image: Image.Image) -> Path:
+        """A PNG file of an image as the model sees it, in full size."""
+        path = self.place("attached.png")
+        convert_to_rgb(image).save(path, compress_level=1)
         return path
 
     def write(self, image: Image.Image, name: str) -> Path:
@@ -135,9 +204,18 @@ class Session:
             shutil.rmtree(source.path.parent, ignore_errors=True)
         self.selected = max(0, min(self.selected, len(self.sources) - 1))
 
+    def rest(self) -> None:
+        """Let go of the volume in memory, unless it is being read."""
+        if self._reading.acquire(blocking=False):
+            try:
+                self._release()
+            finally:
+                self._reading.release()
+
     def close(self) -> None:
         """Stop what runs, and delete everything."""
-        self.stop.set()
+        self._closed = True
+        self.end(time.monotonic())
         with self._reading:
             self._release()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -152,31 +230,45 @@ class Sessions:
     """All visits, by Gradio's hash of the page.
 
     Args:
-        root: existing folder under which every session has its own.
-        idle_seconds: after which `close_idle` closes a session.
+        root: folder under which every session has its own, beside what Gradio keeps.
+        idle_seconds: after which `close_idle` closes a session, and deletes an upload that no session took.
+
+    Attributes:
+        room: what all sessions and Gradio may keep together.
     """
 
     def __init__(self, root: Path, idle_seconds: float = IDLE_SECONDS):
         self._root, self._idle = root, idle_seconds
+        self.room = total_room(root)
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
 
     def of(self, key: str | None) -> Session:
-        """The session of a page, which is made on its first request."""
+        """The session of a page, which is made on its first request.
+
+        Raises:
+            ValueError: for one more than `MAX_SESSIONS`.
+        """
         key = key or ""
         with self._lock:
             if key not in self._sessions:
-                self._sessions[key] = Session(self._root / "sessions" / secrets.token_hex(16))
+                if len(self._sessions) >= MAX_SESSIONS:
+                    raise ValueError("The application has as many visitors as it takes: try again later.")
+                self._sessions[key] = Session(self._root / SESSIONS / secrets.token_hex(16), self.room)
             session = self._sessions[key]
             session.used = time.monotonic()
-            return session
+            others = sorted(self._sessions.values(), key=lambda each: each.used)[:-OPEN_SESSIONS]
+        for other in others:
+            other.rest()
+        return session
 
     def close_idle(self) -> None:
-        """End the sessions that had no request for a while."""
+        """End the sessions that had no request for a while, and delete uploads of that age that no session took."""
         now = time.monotonic()
         for key, session in list(self._sessions.items()):
             if now - session.used > self._idle:
                 self.close(key)
+        remove_old(self._root, SESSIONS, self._idle)
 
     def close(self, key: str | None) -> None:
         """End the session of a page; without one there is nothing to do."""

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from unimedvl.hub_cards.demo_images import BRAIN, CT, FUNDUS, MRI, SECTION, ULTRASOUND, PackageImage
@@ -37,13 +38,26 @@ def examples() -> list[str]:
 
 
 def take_file(session: Session, file: str) -> Path:
-    """Move an uploaded file into the session, with the name that the person gave it."""
-    target = session.place(Path(file).name)
-    shutil.move(file, target)
-    # Gradio made a folder for it, named after its contents.
-    if not any(Path(file).parent.iterdir()):
-        Path(file).parent.rmdir()
+    """Move an uploaded file into the session, with the name that the person gave it.
+
+    Raises:
+        ValueError: if it is not there. Gradio has one place for all uploads of the same contents and name, so that
+            another page may have taken it.
+    """
+    path = Path(file)
+    try:
+        target = session.place(path.name, path.stat().st_size)
+        shutil.move(path, target)
+    except FileNotFoundError:
+        raise ValueError(f"{path.name!r} is not there any more: upload it again.") from None
+    _remove_folder(path.parent)
     return target
+
+
+def _remove_folder(folder: Path) -> None:
+    """Delete what Gradio made for an upload, a folder named after its contents, unless another upload is in it."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def take_files(session: Session, files: Sequence[str]) -> list[Source]:
@@ -56,18 +70,22 @@ def take_files(session: Session, files: Sequence[str]) -> list[Source]:
     Raises:
         ValueError: one sentence, for the first file that can not be shown, or where there are too many.
     """
-    moved = []
-    for file in files:
-        moved.append(take_file(session, file))
+    # The same file twice in one upload is one file.
+    given, moved = list(dict.fromkeys(files)), []
     try:
-        if len(moved) > MAX_FILES:
-            raise ValueError(f"{len(moved)} files at once: upload at most {MAX_FILES}.")
+        if len(given) > MAX_FILES:
+            raise ValueError(f"{len(given)} files at once: upload at most {MAX_FILES}.")
+        for file in given:
+            moved.append(take_file(session, file))
         sources = _opened_together(session, moved)
         if len(session.sources) + len(sources) > MAX_SOURCES:
             raise ValueError(f"There is room for {MAX_SOURCES} images: remove some first.")
-    except ValueError:
+    except BaseException:
         for path in moved:
             shutil.rmtree(path.parent, ignore_errors=True)
+        for path in map(Path, given):
+            path.unlink(missing_ok=True)
+            _remove_folder(path.parent)
         raise
     session.sources += sources
     session.selected = len(session.sources) - 1

@@ -9,8 +9,8 @@ from transformers import BatchFeature
 from ..processing.processing_unimedvl import UniMedVLProcessor
 
 
-def person_turn(text: str, images: Sequence[Image.Image] = ()) -> dict[str, Any]:
-    """A turn of a person for a chat template: images, then words."""
+def person_turn(text: str, images: Sequence[Image.Image | str] = ()) -> dict[str, Any]:
+    """A turn of a person for a chat template: images or their paths, then words."""
     content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
     return {"role": "user", "content": [*content, {"type": "text", "text": text}]}
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.hub_cards.ui.mutations import seeds_in
 from unimedvl.checkpoint.loading import Loaded, load
 from unimedvl.hub_cards.ui.application import running
 
@@ -13,6 +14,11 @@ from unimedvl.hub_cards.ui.application import running
 @pytest.fixture(scope="session")
 def nano() -> Loaded:
     return load(device="cpu")
+
+
+@pytest.fixture(scope="session")
+def seeds(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    return seeds_in(tmp_path_factory.mktemp("seeds"))
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy
 import pytest
+from PIL import Image
 
 from tests.hub_cards.ui import uploads
+from unimedvl.evaluation.metrics.masks import read_mask
+from unimedvl.hub_cards.ui.sources import WINDOWS
 
 CHROMIUM = shutil.which("chromium")
 FADE_MILLISECONDS = 800
@@ -63,11 +67,11 @@ class Person:
         """Nothing is cut off, nothing hinders people who use other means than eyes and a mouse."""
         from axe_playwright_python.sync_playwright import Axe
 
-        self.page.mouse.wheel(0, -5000)
-        if self.screenshots is not None:
-            self.page.screenshot(path=self.screenshots / f"{self.name}-{what}.png", full_page=True)
+        self.page.evaluate("window.scrollTo(0, 0)")
         # Messages fade in, and are hard to read for a moment.
         self.page.wait_for_timeout(FADE_MILLISECONDS)
+        if self.screenshots is not None:
+            self.page.screenshot(path=self.screenshots / f"{self.name}-{what}.png", full_page=True)
         found = [
             rule for rule in Axe().run(self.page).response["violations"] if rule["impact"] in ("serious", "critical")
         ]
@@ -97,8 +101,23 @@ class Person:
     def sees(self, words: str | re.Pattern) -> None:
         self.page.get_by_text(words).locator("visible=true").first.wait_for()
 
-    def upload(self, *files: Path) -> None:
-        self.page.locator("#upload input[type=file]").set_input_files(list(files))
+    def upload(self, *files: Path, field: str = "upload") -> None:
+        self.page.locator(f"#{field} input[type=file]").set_input_files(list(files))
+
+    def done(self) -> None:
+        """The answer is finished: its message has a button to copy it, and the question's field takes words again."""
+        self.page.locator(".generating, .pending, [data-testid=status-tracker] .progress-text").first.wait_for(
+            state="detached"
+        )
+        self.page.wait_for_timeout(300)
+
+    def choose(self, menu: str, entry: str) -> None:
+        self.page.get_by_label(menu, exact=True).locator("visible=true").click()
+        self.page.get_by_role("option", name=entry, exact=True).click()
+
+    def settings(self, name: str) -> None:
+        # The name of a section ends in its arrow.
+        self.page.get_by_role("button", name=f"{name} ▼").locator("visible=true").click()
 
 
 @pytest.fixture
@@ -117,6 +136,14 @@ def images(person: Person, tmp_path: Path) -> None:
     person.looks("start")
     person.upload(uploads.dicom(tmp_path / "scan.dcm"))
     person.sees("1. scan.dcm")
+    viewer, seen = person.page.locator("#viewer img"), set()
+    for name, (center, width) in WINDOWS.items():
+        person.choose("Window", name)
+        person.sees(f"DICOM · 128 x 128 pixels · window {center:g} / {width:g}")
+        person.page.wait_for_function("document.querySelector('#viewer img').complete")
+        seen.add(viewer.get_attribute("src"))
+    assert len(seen) == len(WINDOWS)
+    person.looks("window")
     person.upload(uploads.nifti(tmp_path / "brain.nii.gz"))
     person.sees("NIfTI · axial slice 8 of 14")
     slices = person.page.get_by_role("slider", name=re.compile("Slice"))
@@ -137,40 +164,63 @@ def images(person: Person, tmp_path: Path) -> None:
 
 
 def words(person: Person) -> None:
-    """A question, answered in a stream."""
+    """Two turns, answered in a stream, and a third that is stopped."""
     pieces = person.page.evaluate_handle(
         """() => {
             const seen = new Set();
             new MutationObserver(() => {
                 const bot = [...document.querySelectorAll('[data-testid=bot]')].pop();
-                if (bot) seen.add(bot.innerText);
+                if (bot) seen.add(bot.innerText.trim());
             }).observe(document.body, {childList: true, subtree: true, characterData: true});
             return seen;
         }"""
     )
+    answers = person.page.locator("[data-testid=bot]")
     person.write("Question", "Describe this image in detail.")
     person.page.keyboard.press("Enter")
-    person.page.locator("[data-testid=bot]").first.wait_for()
-    person.page.get_by_role("textbox", name="Question").locator("visible=true").wait_for()
-    person.page.wait_for_timeout(1000)
-    assert pieces.evaluate("seen => seen.size") >= 1
+    answers.first.wait_for()
+    person.done()
+    assert pieces.evaluate("seen => [...seen].filter(text => text).length") >= 2, "the answer came in one piece"
+    person.write("Question", "What else is there?")
+    person.click("Ask")
+    answers.nth(1).wait_for()
+    person.done()
+    assert answers.count() == 2 and person.page.locator("[data-testid=user]").get_by_text("in detail").count() == 1
     person.looks("ask")
+    # Hot enough that the model hardly ends by itself.
+    person.settings("Settings")
+    for name, value in (("Longest answer, in tokens", "1024"), ("Temperature", "2")):
+        person.page.get_by_role("spinbutton", name=re.compile(f"number input for {name}")).fill(value)
+    person.write("Question", "Describe everything at length.")
+    person.click("Ask")
+    answers.nth(2).wait_for()
+    person.click("Stop")
+    person.done()
+    assert len(answers.nth(2).inner_text().split()) < 400
+    person.click("New conversation")
+    answers.first.wait_for(state="detached")
 
 
-def drawings(person: Person) -> None:
-    """An image from words with its previews, an edit, and a mask."""
+def drawings(person: Person, tmp_path: Path) -> None:
+    """Variants from words with their previews, an image that is stopped, an edit, and a mask beside a true one."""
     person.open("Generate")
     person.write("Prompt", "a chest X-ray")
-    # The name of a section ends in its arrow.
-    person.page.get_by_role("button", name="Seed and sampler").locator("visible=true").click()
+    person.page.get_by_role("spinbutton", name=re.compile("Variants")).fill("3")
+    person.settings("Seed and sampler")
     person.write("Seed", "3")
     person.write("Steps", "24")
     person.click("Generate")
-    person.page.get_by_role("img", name="Preview 1").wait_for()
-    person.sees("Synthetic image with seed 3")
-    person.page.get_by_role("img", name="Synthetic 1").wait_for()
+    person.page.get_by_role("img", name="Preview 3").wait_for()
+    person.sees("3 synthetic images with seed 3")
+    for number in (1, 2, 3):
+        person.page.get_by_role("img", name=f"Synthetic {number}").wait_for()
     person.sees(re.compile(r"synth.*\.dcm"))
     person.looks("generate")
+    person.write("Steps", "200")
+    person.click("Generate")
+    person.sees(re.compile(r"Step \d+ of 200"))
+    person.click("Stop")
+    person.sees("Stopped.")
     person.open("Edit and translate")
     person.write("Instruction", "Sharpen the image.")
     person.click("Edit")
@@ -183,13 +233,29 @@ def drawings(person: Person) -> None:
     person.write("Instruction", "Mark the optic disc in the image.")
     person.click("Segment")
     person.sees("The mask covers")
+    assert "Dice" not in person.page.locator("#verdict").inner_text()
+    with person.page.expect_download() as saved:
+        person.page.locator("a[download$='.png'][download*='mask']").locator("visible=true").click()
+    saved.value.save_as(tmp_path / "made.png")
+    made = read_mask(Image.open(tmp_path / "made.png"))
+    Image.fromarray(made.astype(numpy.uint8) * 255).save(tmp_path / "truth.png")
+    person.upload(tmp_path / "truth.png", field="truth")
+    person.sees(re.compile("Dice 1.000"))
     person.looks("segment")
+    # Half of the image as the true mask, which the mask is not.
+    half = numpy.zeros(made.shape, dtype=numpy.uint8)
+    half[: made.shape[0] // 2] = 255
+    Image.fromarray(half).save(tmp_path / "half.png")
+    person.page.locator("#truth").get_by_text("Click to Upload").wait_for()
+    person.upload(tmp_path / "half.png", field="truth")
+    overlap = 2 * (made & (half > 0)).sum() / (made.sum() + (half > 0).sum())
+    person.sees(re.compile(f"Dice {overlap:.3f}"))
 
 
 def used(person: Person, tmp_path: Path) -> None:
     images(person, tmp_path)
     words(person)
-    drawings(person)
+    drawings(person, tmp_path)
     person.open("Interleaved")
     person.write("Your message", "Describe the image.")
     person.click("Send")

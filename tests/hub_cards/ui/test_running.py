@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -15,6 +13,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from tests.hub_cards.ui import uploads
+from tests.hub_cards.ui.running import program
 from unimedvl.checkpoint.dicom_capture import read_dicom_capture
 from unimedvl.checkpoint.provenance import read_provenance
 from unimedvl.hub_cards.ui.application import running
@@ -43,6 +42,69 @@ def test_a_client_does_what_a_page_does(client, tmp_path):
     assert Image.open(pair[0]).size == Image.open(pair[1]).size
     overlay, words, *_ = client.predict("Mark it.", "segmentation", None, 0.5, "", "", "", "", api_name="/segment")
     assert read_provenance(overlay)["ai_generated"] and "mask covers" in words
+
+
+def test_nothing_that_a_page_shows_lies_where_old_uploads_are_deleted(client, place, tmp_path):
+    client.predict([handle_file(uploads.png(tmp_path / "a.png"))], api_name="/add_images")
+    client.predict("What is it?", 8, 0, api_name="/ask")
+    client.predict("a scan", "t2i", 1, "7", "2", "", "", True, api_name="/generate")
+    client.predict("Mark it.", "segmentation", None, 0.5, "", "2", "", "", api_name="/segment")
+    client.predict("Draw.", "Text, then image", "1", 8, api_name="/converse")
+    (root,) = place.glob("unimedvl-ui-*")
+    # Chat, gallery and slider show files of the session itself. Gradio names an upload by an empty file.
+    outside = [path for path in root.rglob("*") if path.is_file() and root / "sessions" not in path.parents]
+    assert sum(path.stat().st_size for path in outside) == 0
+
+
+def test_stop_reaches_a_request_that_waits(server, client):
+    other = Client(server, verbose=False, download_files=False)
+    running = other.submit("a scan", "t2i", 4, "1", "200", "", "", False, api_name="/generate")
+    deadline = time.monotonic() + 30
+    while not running.outputs() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert running.outputs() and not running.done()
+    waiting = client.submit("a scan", "t2i", 1, "1", "200", "", "", False, api_name="/generate")
+    time.sleep(1)
+    assert not running.done() and not waiting.outputs()
+    client.predict(api_name="/stop")
+    other.predict(api_name="/stop")
+    assert waiting.result(timeout=60)[-1] == "Stopped." and len(waiting.outputs()) == 1
+    again = client.predict("a scan", "t2i", 1, "1", "2", "", "", False, api_name="/generate")
+    assert "seed 1" in again[-1]
+
+
+def test_only_pages_of_the_application_ask_it(server):
+    config = f"{server}gradio_api/info"
+    assert httpx.get(config).status_code == 200
+    for host in ("evil.example:80", "127.0.0.1.evil.example", "", "[::1", "evil.example@evil.example"):
+        answer = httpx.get(config, headers={"Host": host})
+        assert answer.status_code in (400, 421), host
+    port = server.rstrip("/").rpartition(":")[2]
+    assert httpx.get(config, headers={"Host": f"localhost:{port}"}).status_code == 200
+    file = {"files": ("a.png", b"x")}
+    for origin in ("http://evil.example", "null", "http://127.0.0.1.evil.example", "http://["):
+        assert httpx.post(f"{server}gradio_api/upload", files=file, headers={"Origin": origin}).status_code == 403
+    own = httpx.post(f"{server}gradio_api/upload", files=file, headers={"Origin": server.rstrip("/")})
+    assert own.status_code == 200
+
+
+def test_requests_without_measure_are_refused(server):
+    join = f"{server}gradio_api/queue/join"
+    assert httpx.post(join, content=b"x" * (2 << 20)).status_code == 413
+    assert httpx.post(join, content=iter([b"{}"])).status_code == 411
+
+
+def test_uploads_beyond_the_room_of_all_are_a_sentence(nano, place, monkeypatch):
+    monkeypatch.setattr("unimedvl.hub_cards.ui.room.TOTAL_BYTES", 10_000)
+    monkeypatch.setattr("unimedvl.hub_cards.ui.room.MEASURE_SECONDS", 0.0)
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    with running(nano) as url:
+        answers = [
+            httpx.post(f"{url}gradio_api/upload", files={"files": (f"{number}.png", bytes(3000))})
+            for number in range(5)
+        ]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 507, 507]
+    assert "when others have left" in answers[-1].text
 
 
 def test_two_clients_do_not_share_images(server, client, tmp_path):
@@ -88,35 +150,10 @@ def test_a_file_above_the_limit_is_refused(nano, place, monkeypatch, tmp_path):
     assert answer.status_code == 413
 
 
-# Answers, is used, and ends as the shell asks it to. Everything it prints comes back.
-PROGRAM = """
-import sys
-from unimedvl.commands.main import main
-sys.exit(main(["ui", "--device", "cpu"]))
-"""
-
-
 def test_the_command_logs_no_patient_no_name_and_no_words_and_leaves_nothing(tmp_path):
     secret, prompt = "Jane-Doe-portrait", "the secret words of a prompt"
-    (tmp_path / "tmp").mkdir()
-    environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp"), "PYTHONUNBUFFERED": "1"}
-    program = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
-    printed = ""
-    try:
-        assert program.stdout is not None
-        while "http" not in printed:
-            line = program.stdout.readline()
-            assert line, printed
-            printed += line
-        url = printed[printed.index("http") :].split()[0]
-        client = Client(url, verbose=False, download_files=str(tmp_path / "downloads"))
+    with program(tmp_path) as served:
+        client = Client(served.url, verbose=False, download_files=str(tmp_path / "downloads"))
         client.predict([handle_file(uploads.dicom(tmp_path / f"{secret}.dcm"))], api_name="/add_images")
         (tmp_path / f"{secret}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + uploads.PATIENT.encode())
         with pytest.raises(AppError):
@@ -124,17 +161,15 @@ def test_the_command_logs_no_patient_no_name_and_no_words_and_leaves_nothing(tmp
         client.predict(prompt, 8, 0, api_name="/ask")
         with pytest.raises(AppError):
             client.predict(prompt, "no such preset", 1, "", "", "", "", False, api_name="/generate")
-        assert list((tmp_path / "tmp").rglob("*.dcm"))
-        program.send_signal(signal.SIGTERM)
-        rest, _ = program.communicate(timeout=60)
-    finally:
-        program.kill()
-    printed += rest
-    assert program.returncode == 0, printed
+        assert list(served.temporary.rglob("*.dcm"))
+        served.process.send_signal(signal.SIGTERM)
+        code = served.process.wait(timeout=60)
+        printed = served.log.read_text()
+    assert code == 0, printed
     for words in (secret, uploads.PATIENT, uploads.NUMBER, prompt, "Traceback"):
         assert words not in printed, printed
     assert "research use only" in printed.lower()
-    assert not [path for path in (tmp_path / "tmp").rglob("*") if path.is_file()]
+    assert not [path for path in served.temporary.rglob("*") if path.is_file()]
 
 
 def test_a_closed_page_leaves_nothing(server, place, tmp_path):

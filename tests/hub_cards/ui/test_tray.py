@@ -1,18 +1,21 @@
 """The images of a session without a browser: what is taken, what is shown of it, what is refused, and what is kept."""
 
+import os
 import time
 from pathlib import Path
 
 import gradio as gr
 import numpy
+import psutil
 import pytest
 from PIL import Image
 
 from tests.hub_cards.ui import uploads
-from unimedvl.hub_cards.ui.sessions import Sessions
+from unimedvl.hub_cards.ui import room
+from unimedvl.hub_cards.ui.sessions import MAX_SESSIONS, OPEN_SESSIONS, Sessions
 from unimedvl.hub_cards.ui.sources import CUSTOM, STORED, WINDOWS
 from unimedvl.hub_cards.ui.tray import TRAY, Tray
-from unimedvl.hub_cards.ui.uploads import MAX_SOURCES, examples
+from unimedvl.hub_cards.ui.uploads import MAX_FILES, MAX_SOURCES, examples
 from unimedvl.processing.medical_formats_unimedvl import load_medical_image
 
 ME, OTHER = gr.Request(session_hash="me"), gr.Request(session_hash="other")
@@ -116,6 +119,84 @@ def test_what_can_not_be_shown_is_one_sentence_and_leaves_nothing(content, tray,
     assert files_below(tmp_path / "root") == before and len(sessions.of("me").sources) == 1
 
 
+def test_a_file_that_another_page_took_is_asked_for_again(tray, sessions, tmp_path):
+    file = uploads.cached(tmp_path, uploads.png(tmp_path / "same.png"))
+    tray.add([file], ME)
+    with pytest.raises(gr.Error) as caught:
+        tray.add([file], OTHER)
+    assert "same.png" in caught.value.message and "upload it again" in caught.value.message
+    assert str(tmp_path) not in caught.value.message
+    assert not list(sessions.of("other").folder.iterdir()) and len(sessions.of("me").sources) == 1
+
+
+def test_the_same_file_twice_in_one_upload_is_one_image(tray, sessions, tmp_path):
+    file = uploads.cached(tmp_path, uploads.png(tmp_path / "same.png"))
+    state = shown(tray.add([file, file], ME))
+    assert state["picker"]["choices"] == [("1. same.png", 0)]
+    assert len([path for path in files_below(tmp_path / "root") if path.name == "same.png"]) == 1
+
+
+def test_a_missing_file_among_others_leaves_none_of_them(tray, sessions, tmp_path):
+    good = uploads.cached(tmp_path, uploads.png(tmp_path / "good.png"))
+    later = uploads.cached(tmp_path, uploads.png(tmp_path / "later.png"))
+    with pytest.raises(gr.Error, match="gone.png"):
+        tray.add([good, str(tmp_path / "gone.png"), later], ME)
+    assert not files_below(tmp_path / "root") and not Path(good).exists() and not Path(later).exists()
+    many = [uploads.cached(tmp_path / str(number), tmp_path / "good.png") for number in range(MAX_FILES + 1)]
+    with pytest.raises(gr.Error, match=f"at most {MAX_FILES}"):
+        tray.add(many, ME)
+    assert not files_below(tmp_path / "root") and not any(Path(file).exists() for file in many)
+
+
+def test_a_page_that_closes_at_work_shows_no_folder(tray, sessions, tmp_path):
+    tray.add([uploads.cached(tmp_path, uploads.nifti(tmp_path / "a.nii"))], ME)
+    session = sessions.of("me")
+    source = session.sources[0]
+    sessions.close("me")
+    for work in (lambda: session.view(source), lambda: session.write(Image.new("L", (8, 8)), "a.png")):
+        with pytest.raises(ValueError, match="closed or reloaded") as caught:
+            work()
+        assert str(tmp_path) not in str(caught.value)
+    assert not files_below(tmp_path / "root")
+
+
+def test_visitors_and_their_files_are_limited(tray, sessions, tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "MEASURE_SECONDS", 0.0)
+    for number in range(MAX_SESSIONS):
+        sessions.of(str(number))
+    with pytest.raises(gr.Error, match="as many visitors"):
+        tray.add_example(examples()[0], ME)
+    sessions.close("0")
+    monkeypatch.setattr(room, "PAGE_BYTES", 1000)
+    with pytest.raises(gr.Error, match="reload it"):
+        tray.add([uploads.cached(tmp_path, uploads.png(tmp_path / "a.png"))], ME)
+    sessions.close_all()
+    monkeypatch.undo()
+    monkeypatch.setattr(room, "TOTAL_BYTES", 20_000)
+    sessions = Sessions(tmp_path / "other")
+    uploads.nifti(tmp_path / "a.nii", (10, 10, 10))
+    file = uploads.cached(tmp_path / "one", tmp_path / "a.nii")
+    Tray(sessions).add([file], ME)
+    with pytest.raises(gr.Error, match="when others have left"):
+        for number in range(12):
+            page = gr.Request(session_hash=f"page-{number}")
+            Tray(sessions).add([uploads.cached(tmp_path / str(number), tmp_path / "a.nii")], page)
+    assert 0 < room.bytes_below(tmp_path / "other") < 30_000
+
+
+def test_few_volumes_are_open_at_a_time(tray, sessions, tmp_path):
+    keys = [f"page-{number}" for number in range(OPEN_SESSIONS + 3)]
+    for key in keys:
+        file = uploads.nifti(tmp_path / f"{key}.nii")
+        tray.add([uploads.cached(tmp_path, file)], gr.Request(session_hash=key))
+    opened = [file for file in psutil.Process().open_files() if str(tmp_path / "root") in file.path]
+    assert 0 < len(opened) <= OPEN_SESSIONS + 1
+    # A volume that was put away is shown again.
+    state = tray.look("axial", 2, None, STORED, None, None, gr.Request(session_hash=keys[0]))
+    expected = load_medical_image(tmp_path / f"{keys[0]}.nii", plane="axial", slice_index=2)
+    assert (pixels(state) == numpy.asarray(expected)).all()
+
+
 def test_examples_and_the_limit_of_images(tray, sessions):
     for name in examples():
         assert shown(tray.add_example(name, ME))["viewer"]["visible"], name
@@ -159,6 +240,21 @@ def test_a_session_that_nobody_uses_is_closed(tmp_path):
     used = sessions.of("other").folder
     sessions.close_idle()
     assert not folder.exists() and used.exists()
+
+
+def test_old_uploads_are_deleted_and_files_of_a_live_page_are_not(tray, sessions, tmp_path):
+    tray.add([uploads.cached(tmp_path, uploads.png(tmp_path / "mine.png"))], ME)
+    for path in files_below(tmp_path / "root"):
+        os.utime(path, (1, 1))
+    kept = files_below(tmp_path / "root")
+    left = Path(uploads.cached(tmp_path / "root", uploads.png(tmp_path / "left.png")))
+    fresh = Path(uploads.cached(tmp_path / "root", uploads.png(tmp_path / "fresh.png")))
+    os.utime(left, (1, 1))
+    os.utime(left.parent, (1, 1))
+    sessions.close_idle()
+    assert not left.exists() and fresh.exists() and files_below(tmp_path / "root" / "sessions") == kept
+    sessions.close_idle()
+    assert tray.look(None, None, None, STORED, None, None, ME)[0]["visible"]
 
 
 def test_many_views_keep_few_files(tray, sessions, tmp_path):

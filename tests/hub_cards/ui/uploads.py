@@ -41,5 +41,5 @@ def png(path: Path) -> Path:
 def cached(folder: Path, file: Path) -> str:
     """A copy of a file where Gradio would keep it: in a folder named after its contents."""
     place = folder / f"cache-{file.name}"
-    place.mkdir()
+    place.mkdir(parents=True)
     return str(shutil.copy2(file, place))

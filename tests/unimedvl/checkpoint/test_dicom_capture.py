@@ -83,7 +83,7 @@ def test_what_cannot_be_written_or_read_is_refused(tmp_path):
 @pytest.mark.parametrize("make", [gray, colored])
 def test_dcmdump_reads_it(make, tmp_path):
     if shutil.which("dcmdump") is None:
-        pytest.skip("dcmdump is missing: apt-get install dcmtk")
+        pytest.skip("dcmdump is missing, so no program but pydicom has read the files: apt-get install dcmtk")
     record = save_dicom_capture(make(), tmp_path / "out.dcm", **FIELDS)
     command = ["dcmdump", "+L", str(tmp_path / "out.dcm")]
     dump = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -94,7 +94,7 @@ def test_dcmdump_reads_it(make, tmp_path):
 @pytest.mark.parametrize("make", [gray, colored])
 def test_dciodvfy_finds_no_error(make, tmp_path):
     if shutil.which("dciodvfy") is None:
-        pytest.skip("dciodvfy is missing: apt-get install dicom3tools")
+        pytest.skip("dciodvfy is missing, so the files were not held to the standard: apt-get install dicom3tools")
     save_dicom_capture(make(), tmp_path / "out.dcm", **FIELDS)
     checked = subprocess.run(["dciodvfy", str(tmp_path / "out.dcm")], capture_output=True, text=True)
     lines = (checked.stdout + checked.stderr).splitlines()
