@@ -20,7 +20,7 @@ from unimedvl.utils.command_line import run_module
 from unimedvl.utils.json_files import write_json
 
 # One H100 SXM as its data sheet has it (dense bfloat16), and a network card of 400 Gb/s for each.
-DEVICE = {
+DEVICE: dict[str, Any] = {
     "name": "H100 SXM 80 GB",
     "memory_bytes": 80e9,
     "flops": 989e12,

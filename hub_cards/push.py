@@ -51,7 +51,7 @@ SPACE_PATTERNS = (
 )
 CARD = "README.md"
 # Of an earlier push in other shards: libraries would load one file in place of the index beside it.
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 
 
 @dataclass(frozen=True)

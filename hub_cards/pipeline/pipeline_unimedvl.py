@@ -15,7 +15,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.hooks import CpuOffload
@@ -32,7 +32,14 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 StepCallback = Callable[[DiffusionPipeline, int, float, dict[str, Any]], dict[str, Any] | None]
 
 
-class UniMedVLPipeline(DiffusionPipeline):
+# diffusers imports its classes when they are asked for, which hides their methods from type checkers.
+if TYPE_CHECKING:
+    _Pipeline = Any
+else:
+    _Pipeline = DiffusionPipeline
+
+
+class UniMedVLPipeline(_Pipeline):
     """Text to image and image to image through diffusers' standard call, with the pixels of the model's `generate`.
 
     Research use only: not a medical device. The images are synthetic; who stores them says so (`unimedvl generate`
@@ -144,7 +151,7 @@ class UniMedVLPipeline(DiffusionPipeline):
             return stacked(output.latents)
         if output_type == "pil":
             return self.processor.post_process_multimodal_output(output.images, generation_mode="image")
-        images = stacked([(pixels.float() * 0.5 + 0.5).clamp(0, 1) for pixels in output.images])
+        images: Any = stacked([(pixels.float() * 0.5 + 0.5).clamp(0, 1) for pixels in output.images])
         if output_type == "pt":
             return images
         if isinstance(images, torch.Tensor):
@@ -221,19 +228,19 @@ class PipelineModel(PreTrainedModel):
     """Stands in `model_index.json` for the model; loading it gives a `UniMedVLForConditionalGeneration`."""
 
     @classmethod
-    def from_pretrained(cls, folder: str, **options: Any) -> PreTrainedModel:
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **options):
         """Load the weights of a pipeline's folder `model`, with the code and the presets beside it.
 
         Args:
-            folder: the component's own.
+            pretrained_model_name_or_path: the component's folder.
             **options: arguments of `PreTrainedModel.from_pretrained`. Pickles are never opened.
         """
-        code = Path(folder).parent / "processor"
+        code = Path(pretrained_model_name_or_path).parent / "processor"
         # diffusers' way to build a model without weights first, which transformers does by itself.
         options.pop("low_cpu_mem_usage", None)
         options["use_safetensors"] = True
-        model_class = get_class_from_dynamic_module(MODEL_CLASS, str(code))
-        model = model_class.from_pretrained(folder, **options)
+        model_class: Any = get_class_from_dynamic_module(MODEL_CLASS, str(code))
+        model = model_class.from_pretrained(pretrained_model_name_or_path, *model_args, **options)
         model.generation_config = GenerationConfig.from_pretrained(code)
         return model
 
@@ -242,6 +249,6 @@ class PipelineProcessor(ProcessorMixin):
     """Stands in `model_index.json` for the processor; loading it gives a `UniMedVLProcessor`."""
 
     @classmethod
-    def from_pretrained(cls, folder: str) -> ProcessorMixin:
+    def from_pretrained(cls, pretrained_model_name_or_path, **options):
         """Load the processor of a pipeline's folder. Who opens the pipeline has agreed to run its code."""
-        return AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+        return AutoProcessor.from_pretrained(pretrained_model_name_or_path, trust_remote_code=True, **options)
