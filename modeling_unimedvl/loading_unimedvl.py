@@ -28,13 +28,14 @@ def diffusers_module(name: str) -> Any:
     Where `import` is written, transformers wants the package of whoever loads this code.
 
     Raises:
-        ImportError: if diffusers is not installed.
+        ModuleNotFoundError: if diffusers is not installed.
     """
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            "Images as VAE latents need diffusers: run `pip install diffusers`, or load with visual_gen=False."
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "Images as VAE latents need diffusers: run `pip install diffusers`, or load with visual_gen=False.",
+            name=error.name,
         ) from error
 
 

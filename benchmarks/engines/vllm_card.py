@@ -206,7 +206,7 @@ def compare(
     model = UniMedVLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
     prompts, inputs = [], []
     for number, conversation in enumerate(example_conversations()):
-        text = processor.apply_chat_template(conversation, add_generation_prompt=True)
+        text: Any = processor.apply_chat_template(conversation, add_generation_prompt=True)
         items = [item for message in conversation for item in message["content"] if isinstance(item, dict)]
         images = [item["image"] for item in items if item["type"] == "image"]
         paths = [folder / f"{number}-{index}.png" for index in range(len(images))]
