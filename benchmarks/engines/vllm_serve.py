@@ -60,7 +60,7 @@ def served(python: str, checkpoint: Path, folder: Path, *more: str) -> Iterator[
         )
     try:
         _wait(process, port, log)
-        yield OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
+        yield OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")  # pragma: allowlist secret
     finally:
         process.terminate()
         process.wait(120)
