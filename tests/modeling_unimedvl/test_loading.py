@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.functional import dequantize_4bit, has_avx512bf16
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import BitsAndBytesConfig
 
@@ -119,7 +119,6 @@ def test_quantized(checkpoint, model, question, edit, quantization, step, logits
     assert type(small.model.connector.fc1) is torch.nn.Linear
     assert type(small.model.vit_model.encoder.layers[0].mlp.fc1) is torch.nn.Linear
     assert quantization.llm_int8_skip_modules is None, "the caller's configuration is not changed"
-    small.generate(**question, **GREEDY)
     dequantized = UniMedVLForConditionalGeneration.from_pretrained(checkpoint)
     exact, layers = dict(dequantized.named_modules()), 0
     for name, module in small.named_modules():
@@ -130,14 +129,17 @@ def test_quantized(checkpoint, model, question, edit, quantization, step, logits
             largest = original.reshape(block).abs().amax(dim=1, keepdim=True)
             assert ((values - original).reshape(block).abs() <= step * largest * 1.001).all(), name
             original.copy_(values)
+    # From here on bitsandbytes may hold 4-bit weights in the order of its processor kernels.
+    small.generate(**question, **GREEDY)
     assert layers == 14 * small.config.text_config.num_hidden_layers, "seven projections of both experts"
     image = small.generate(**edit, **IMAGE)
     with torch.no_grad():
         found = small(**question).logits
         assert relative_error(found, model(**question).logits) < logits_error
         if quantization.load_in_4bit:
-            # Nothing else differs: the model computes what one with these weights computes. 8 bits round inputs too.
-            assert relative_error(found, dequantized(**question).logits) < 1e-9
+            # Nothing else differs: the model computes what one with these weights computes, but that processors with
+            # the instructions for it multiply in bfloat16. 8 bits round inputs too.
+            assert relative_error(found, dequantized(**question).logits) < (0.02 if has_avx512bf16() else 1e-9)
     assert relative_error(image, model.generate(**edit, **IMAGE)) < image_error
 
 
