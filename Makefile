@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo fast test slow bench engines lint format scan audit clean
+.PHONY: demo fast test slow bench engines site lint format scan audit clean
 
 demo: $(INSTALLED)
 	$(PYTHON) -m unimedvl.commands.demo
@@ -47,6 +47,9 @@ engines: $(INSTALLED) $(ENGINES:%=.engines/%/.installed)
 	if [ $* = torchao ]; then $(PYTHON) -c "import site; print(*site.getsitepackages(), sep='\n')" \
 		> $$(echo .engines/$*/lib/python3*/site-packages)/base.pth; fi
 	touch $@
+
+site: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
 
 scan: $(INSTALLED)
 	PYTHON=$(PYTHON) .ci/secrets
