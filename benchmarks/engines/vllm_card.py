@@ -23,15 +23,16 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.engines.environments import CARDS, CHECKPOINT, ROOT, python_of, variable_of, write_card
 from benchmarks.engines.vllm_serve import ask, serve_command, served
 from unimedvl import UniMedVLForConditionalGeneration, UniMedVLProcessor
 from unimedvl.modeling_unimedvl.blocks_unimedvl import block_layout, rope_position_ids
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULT = ROOT / "benchmarks/results/engines/vllm.json"
+ENGINE = "vllm"
+RESULT = CARDS / f"{ENGINE}.json"
 PROCESS = Path(__file__).with_name("vllm_process.py")
-NANO = ROOT / "hub_cards/unimedvl-nano"
-PYTHON = "UNIMEDVL_VLLM_PYTHON"
+NANO = CHECKPOINT
+PYTHON = variable_of(ENGINE)
 # What vLLM's kernels for processors take (`vllm/v1/attention/backends/cpu_attn.py`).
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 # Who attends to whom in an image: as vLLM does on a processor, as its Transformers backend asks, as UniMedVL does.
@@ -315,9 +316,8 @@ def served_card(python: str, checkpoint: Path, folder: Path, found: dict, *more:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--python", default=os.environ.get(PYTHON), help=f"interpreter with vLLM; default: ${PYTHON}")
+    parser.add_argument("--python", default=python_of(ENGINE), help=f"interpreter with vLLM; default: ${PYTHON}")
     parser.add_argument("--checkpoint", type=Path, help="folder; default: a random model with large attention scores")
-    parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     if not arguments.python:
         parser.error(f"set {PYTHON} or pass --python: the interpreter of an environment with vLLM")
@@ -334,10 +334,7 @@ def main() -> None:
         with_plugin = compare(arguments.python, checkpoint, folder / "with-plugin", plugin=True)
         server = served_card(arguments.python, checkpoint, folder / "served", alone)
         named = "" if arguments.checkpoint is None else f" --checkpoint {arguments.checkpoint}"
-        card = {
-            "engine": "vLLM",
-            "versions": alone["vllm"]["versions"],
-            "command": f"{PYTHON}=VENV/bin/python python -m benchmarks.engines.vllm_card{named}",
+        figure = {
             "checkpoint": checkpoint.name if named else "random, large attention scores",
             "head size": head_size(checkpoint),
             "Transformers backend": card_of(alone),
@@ -345,11 +342,12 @@ def main() -> None:
             "OpenAI server": server,
             "not verified": NOT_VERIFIED,
         }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(card, indent=1) + "\n")
-    print(json.dumps(card, indent=1))
-    parts = (card["Transformers backend"], card["plugin"], server)
-    sys.exit(0 if all(holds for part in parts for holds in part["verified"].values()) else 1)
+    parts = (figure["Transformers backend"], figure["plugin"], server)
+    right = all(holds for part in parts for holds in part["verified"].values())
+    command = f"{PYTHON}=VENV/bin/python python -m benchmarks.engines.vllm_card{named}"
+    print(write_card(ENGINE, arguments.python, command, figure, right))
+    if not right:
+        sys.exit(json.dumps(figure, indent=1))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ python vllm_process.py JOB.json RESULT.json
 
 import json
 import os
-import platform
 import sys
 
 # One process, whose model can be watched.
@@ -41,9 +40,6 @@ def answers(llm, prompts: list[dict], max_tokens: int) -> list[dict]:
 def main() -> None:
     with open(sys.argv[1], encoding="utf-8") as handle:
         job = json.load(handle)
-    import torch
-    import transformers
-    import vllm
     from vllm import LLM
 
     llm = LLM(
@@ -84,12 +80,6 @@ def main() -> None:
         alone.append({**answer, "positions": list(positions), "spans": list(spans)})
     config = llm.llm_engine.vllm_config.model_config
     report = {
-        "versions": {
-            "vllm": vllm.__version__,
-            "transformers": transformers.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
         "device": llm.llm_engine.vllm_config.device_config.device_type,
         "model class": model_class,
         "bidirectional spans asked for": config.is_mm_prefix_lm,
