@@ -10,7 +10,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from unimedvl.checkpoint import merging
-from unimedvl.checkpoint.adapter_folder import open_adapter, record_base
+from unimedvl.checkpoint.adapter_folder import keep_order_of_weights, open_adapter, record_base
 from unimedvl.checkpoint.cards import adapter_card
 from unimedvl.checkpoint.folder import Checkpoint, Place, open_checkpoint
 from unimedvl.modeling_unimedvl.adapters_unimedvl import ADAPTER_TARGETS
@@ -62,6 +62,7 @@ def load_with_adapter(
     model: PreTrainedModel = UniMedVLForConditionalGeneration.from_pretrained(
         checkpoint.directory, dtype=dtype, **options
     )
+    keep_order_of_weights(model)
     reentrant = {"use_reentrant": False}
     if recipe.quantize:
         model = prepare_model_for_kbit_training(model, gradient_checkpointing, reentrant)

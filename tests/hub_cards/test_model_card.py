@@ -113,11 +113,14 @@ def test_results_reach_table_and_index(facts, tmp_path):
 
 def test_snippets_pin_what_a_push_finds(saved, facts):
     text = build_card(saved[0], read_facts(facts()), "tester/tiny")
-    assert pinned_revision(text) is None
+    assert pinned_revision(text, "tester/tiny") is None
     first, second = "a1" * 20, "b2" * 20
-    pinned = pin_revision(text, first)
-    assert pinned_revision(pinned) == first and "COMMIT" not in pinned
-    assert pin_revision(pinned, second) == pin_revision(text, second)
+    pinned = pin_revision(text, first, "tester/tiny")
+    assert pinned_revision(pinned, "tester/tiny") == first and "COMMIT" not in pinned
+    assert pin_revision(pinned, second, "tester/tiny") == pin_revision(text, second, "tester/tiny")
+    # A commit of another repository, such as an adapter's base, stays.
+    foreign = pinned + f"\n    unimedvl ask --model owner/base --revision {first}\n"
+    assert pin_revision(foreign, second, "tester/tiny").count(first) == 1
 
 
 def test_an_adapter_names_its_base_as_others_find_it(saved, facts, tmp_path):

@@ -189,6 +189,17 @@ def record_base(folder: Path, base: Checkpoint, quantize: str = "") -> None:
     write_json(folder / BASE_RECORD, {"weights": values_digest(base.tensors), "quantize": quantize})
 
 
+def keep_order_of_weights(model: nn.Module) -> None:
+    """Let bitsandbytes leave the 4-bit weights of a base as they were stored.
+
+    On processors with instructions for bfloat16 it puts them into another order at the first answer, and PEFT, which
+    reads them for DoRA and for merging, would take that order for the stored one.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def put_on(model: nn.Module, adapter: Adapter) -> "PeftModel":
     """A model with the adapter's layers in place, unmerged and not trainable.
 
@@ -204,6 +215,7 @@ def put_on(model: nn.Module, adapter: Adapter) -> "PeftModel":
     from peft import PeftModel
 
     _require_layers(model, adapter)
+    keep_order_of_weights(model)
     try:
         with warnings.catch_warnings():
             # Half of an adapter is no adapter: what PEFT only warns of ends here.

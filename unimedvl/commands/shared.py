@@ -1,6 +1,5 @@
 """What several sub-commands share: options that choose a model or read an image, loading, and the notice."""
 
-import logging
 import os
 import secrets
 import sys
@@ -51,8 +50,6 @@ def silence_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # Announces optional kernels.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def load_images(sources: list[str] | None, *, allow_url: bool, **view: Any) -> list["Image.Image"]:
