@@ -195,9 +195,10 @@ def keep_order_of_weights(model: nn.Module) -> None:
     On processors with instructions for bfloat16 it puts them into another order at the first answer, and PEFT, which
     reads them for DoRA and for merging, would take that order for the stored one.
     """
+    switch = "support_avx512bf16_for_cpu"
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+        if hasattr(module, switch):
+            setattr(module, switch, False)
 
 
 def put_on(model: nn.Module, adapter: Adapter) -> "PeftModel":
