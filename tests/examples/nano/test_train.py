@@ -71,7 +71,8 @@ def test_a_stopped_chain_resumes_and_ends_in_a_folder_that_loads(budget, work, t
     assert set(notes) == {"autoencoder", "vision", "start", "first", "second"}
     assert [notes[name]["steps"] for name in ("autoencoder", "vision", "first", "second")] == [2, 2, 2, 1]
     assert all(row["seconds"] > 0 and row["peak_memory_mib"] > 50 for row in notes.values())
-    assert all(0.1 < row["processor_seconds"] < row["seconds"] * os.cpu_count() + 1 for row in notes.values())
+    # Seconds are those of the steps; processors have started and read the records besides.
+    assert all(0.1 < row["processor_seconds"] < (row["seconds"] + 60) * os.cpu_count() for row in notes.values())
     for name in ("first", "second"):
         stored = load_file(out / "artifacts" / name / "model.safetensors")
         assert {value.dtype for value in stored.values()} == {torch.bfloat16}
