@@ -7,10 +7,11 @@ from urllib.parse import urlsplit
 
 import gradio as gr
 
+from unimedvl.utils.loopback import LOOPBACK
+
 from .room import Room
 
 LOGGER = logging.getLogger("unimedvl.ui")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Of a request that uploads no file; the longest prompt takes a part of it.
 MAX_BODY = 1 << 20
 UNREADABLE = "The program could not make anything of the request."

@@ -12,9 +12,9 @@ from typing import Annotated
 from typer import Option
 
 from ..utils.command_line import require
+from ..utils.loopback import LOOPBACK
 from .shared import NOTICE, Base, Device, Dtype, Model, Quantize, Revision, silence_loading
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 KEY_VARIABLE = "UNIMEDVL_API_KEY"
 
 
