@@ -17,12 +17,14 @@ from examples.nano import (
     left_out_patient,
     prepare,
     release,
+    sampling,
     vision,
 )
 from examples.nano.model import SIDE, nano_presets
 from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 from unimedvl.training.recipe import CurriculumRecipe, TrainingRecipe, load_recipe
 from unimedvl.utils.command_line import run_module
+from unimedvl.utils.json_files import read_json
 
 pytestmark = pytest.mark.medium
 
@@ -47,6 +49,24 @@ def test_every_step_runs_and_the_checkpoint_is_measured(finished, work, built, m
     for name, value in results.items():
         if value.get("low") is not None:
             assert value["low"] <= value["value"] <= value["high"], name
+
+
+@pytest.mark.slow
+def test_sampling_settings_are_scored_once(finished, work, tmp_path, monkeypatch):
+    monkeypatch.setattr(generated_images, "JUDGE_STEPS", 20)
+    few = {
+        task: [{**settings, "num_inference_steps": 1} for settings in found[:1]]
+        for task, found in sampling.CANDIDATES.items()
+    }
+    held_out = ["segmentation", "super_resolution"]
+    monkeypatch.setattr(sampling, "CANDIDATES", few)
+    sampling.main(str(finished), work, tmp_path / "scores.json", only=held_out)
+    found = read_json(tmp_path / "scores.json")
+    assert list(found) == held_out and found["segmentation"]["records"] == "held-out"
+    assert 0 <= found["segmentation"]["candidates"][0]["score"] <= 1
+    before = (tmp_path / "scores.json").stat().st_mtime_ns
+    sampling.main(str(finished), work, tmp_path / "scores.json", only=held_out)
+    assert (tmp_path / "scores.json").stat().st_mtime_ns == before, "what was scored is not scored again"
 
 
 NOT_THERE = ["--work", "not-there", "--out", "never-made"]
