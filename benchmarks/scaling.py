@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.origin import origin
 from benchmarks.performance import ROOT, filled, table
 from unimedvl.checkpoint.compute import cache_bytes_per_token, pass_flops, token_flops, update_flops
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
@@ -163,7 +164,7 @@ def main(
     to: Path = ROOT / "benchmarks" / "results" / "scaling.json", document: Path = ROOT / "docs" / "scaling.md"
 ) -> None:
     found = predict()
-    write_json(to, found)
+    write_json(to, {"origin": origin("predicted, not measured"), **found})
     document.write_text(filled(document.read_text(encoding="utf-8"), MAKERS, {"scaling": found}), encoding="utf-8")
 
 
