@@ -1,11 +1,14 @@
 """Memory and time of the 14 B model on 1, 8 and 64 GPUs, predicted from counted parameters, bytes and operations.
 
-    python -m benchmarks.scaling [--to benchmarks/results/scaling.json] [--document docs/scaling.md]
+    python -m benchmarks.scaling [--to benchmarks/results/scaling.json] [--documents docs]
+
+Writes the tables of docs/scaling.md and docs/upstream-weights.md.
 
 Nothing here was measured on a GPU. Parameters are those of the real configuration, built without memory; operations
 are those of `unimedvl/checkpoint/compute.py`; `DEVICE` is what the vendor states, `EFFICIENCY` what is assumed.
 """
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,12 @@ from typing import Any
 import torch
 
 from benchmarks.origin import origin
-from benchmarks.performance import ROOT, filled, table
-from unimedvl.checkpoint.compute import cache_bytes_per_token, pass_flops, token_flops, update_flops
+from benchmarks.performance import ROOT, Maker, filled, table
+from unimedvl.checkpoint.compute import cache_bytes_per_token, pass_flops, prefill_flops, token_flops, update_flops
+from unimedvl.checkpoint.memory import estimate_memory
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
+from unimedvl.modeling_unimedvl.upstream_weights_unimedvl import StoredTensor
 from unimedvl.utils.command_line import run_module
 from unimedvl.utils.json_files import write_json
 
@@ -32,12 +37,13 @@ DEVICE: dict[str, Any] = {
 }
 # Assumed shares of those rates that are reached, lower and upper.
 EFFICIENCY = {"matrix products": (0.35, 0.55), "memory": (0.5, 0.8), "network": (0.6, 0.9)}
+MATRIX = EFFICIENCY["matrix products"]
 DEVICES = (1, 8, 64)
 # Of a trained parameter under `fsdp2`: float32 weight, gradient, two moments, average.
 TRAINING_BYTES = 4 + 4 + 8 + 4
 FROZEN_BYTES = 4
 PACK_TOKENS, SAMPLE_TOKENS = 20_000, 2_000  # of the recipes, and a typical sample of a pack
-CONTEXT, IMAGE_SIDES = 2_048, (512, 1024)
+CONTEXT, IMAGE_SIDES, ANSWER = 2_048, (512, 1024), 128
 UPDATES, BRANCHES = 49, 2  # of the preset for text to image: text guidance alone
 
 
@@ -108,13 +114,68 @@ def inference(config: UniMedVLConfig, counts: dict[str, int]) -> dict[str, Any]:
     }
 
 
+def modes(config: UniMedVLConfig, shapes: dict[str, dict[str, StoredTensor]]) -> dict[str, Any]:
+    """Memory of the weights by type, keys and values, and seconds on one device in bfloat16, of what a user asks for.
+
+    Images have a longer side of 1,024 pixels where they are made or changed, of 980 where they are read.
+    """
+    patches = UniMedVLConfig().vision_config.image_size // UniMedVLConfig().vision_config.patch_size
+    latents = (IMAGE_SIDES[-1] // config.pixels_per_latent_token) ** 2
+    question, seen = 64, patches**2 + 2
+    whole = latents + 2 + seen + question
+    read = between(prefill_flops(config, (patches, patches), seen + question), DEVICE["flops"], MATRIX)
+    token = inference_token(config, shapes["understanding only"], seen + question)
+    drawn = {
+        "an image from text": [latents + 2 + question, latents + 2],
+        "an edit": [latents + 2 + whole, latents + 2 + latents + 2 + seen, latents + 2 + question],
+    }
+    found = {
+        f"an answer of {ANSWER} tokens": {
+            "weights": estimate_memory(shapes["understanding only"]),
+            "cache_bytes": (seen + question + ANSWER) * cache_bytes_per_token(config),
+            "seconds": [first + ANSWER * each for first, each in zip(read, token, strict=True)],
+        }
+    }
+    for name, contexts in drawn.items():
+        operations = UPDATES * update_flops(config, latents, [context - latents - 2 for context in contexts])
+        found[name] = {
+            "weights": estimate_memory(shapes["all"]),
+            "cache_bytes": sum(contexts) * cache_bytes_per_token(config),
+            "seconds": list(between(operations, DEVICE["flops"], MATRIX)),
+        }
+    return found
+
+
+def inference_token(config: UniMedVLConfig, shapes: dict[str, StoredTensor], context: int) -> tuple[float, float]:
+    """Seconds of a decoded token: its weights and keys are read once."""
+    weights = sum(
+        2 * math.prod(stored.shape)
+        for name, stored in shapes.items()
+        if ".language_model." in name and "embed" not in name or "lm_head" in name
+    )
+    read = weights + context * cache_bytes_per_token(config)
+    return between(read, DEVICE["memory_bytes_per_second"], EFFICIENCY["memory"])
+
+
+def stored_tensors(config: UniMedVLConfig) -> dict[str, StoredTensor]:
+    """The tensors of a model as a checkpoint in bfloat16 would hold them, without their values."""
+    with torch.device("meta"):
+        model = UniMedVLForConditionalGeneration(config)
+    nowhere = Path()
+    return {
+        name: StoredTensor(nowhere, name, "BF16", tuple(weight.shape), 0) for name, weight in model.named_parameters()
+    }
+
+
 def predict() -> dict[str, Any]:
     """All predictions and what they rest on."""
     config = UniMedVLConfig()
     counts = parameters(config)
-    with torch.device("meta"):
-        reading = UniMedVLForConditionalGeneration(UniMedVLConfig(visual_gen=False))
-    counts["understanding"] = sum(weight.numel() for weight in reading.parameters())
+    shapes = {
+        "all": stored_tensors(config),
+        "understanding only": stored_tensors(UniMedVLConfig(visual_gen=False)),
+    }
+    counts["understanding"] = sum(math.prod(stored.shape) for stored in shapes["understanding only"].values())
     return {
         "predicted": True,
         "device": DEVICE,
@@ -122,6 +183,7 @@ def predict() -> dict[str, Any]:
         "parameters": counts,
         "training": {str(devices): training(config, counts, devices) for devices in DEVICES},
         "inference": inference(config, counts),
+        "modes": modes(config, shapes),
     }
 
 
@@ -154,18 +216,31 @@ def answered(found: dict[str, Any]) -> str:
     return table(["on one GPU, bfloat16", "predicted"], rows)
 
 
-MAKERS = {
-    "training": lambda results: trained(results["scaling"]),
-    "inference": lambda results: answered(results["scaling"]),
+def asked(found: dict[str, Any]) -> str:
+    """The table of what a user asks for."""
+    rows = []
+    for name, entry in found["modes"].items():
+        weights = [f"{entry['weights'][kind] / 1e9:.1f} GB" for kind in ("bfloat16", "int8", "nf4")]
+        rows.append([name, *weights, f"{entry['cache_bytes'] / 1e9:.2f} GB", seconds(entry["seconds"])])
+    return table(["one GPU, predicted", "weights, bfloat16", "int8", "nf4", "keys and values", "time, bfloat16"], rows)
+
+
+DOCUMENTS: dict[str, dict[str, Maker]] = {
+    "scaling.md": {
+        "training": lambda results: trained(results["scaling"]),
+        "inference": lambda results: answered(results["scaling"]),
+    },
+    "upstream-weights.md": {"modes": lambda results: asked(results["scaling"])},
 }
 
 
-def main(
-    to: Path = ROOT / "benchmarks" / "results" / "scaling.json", document: Path = ROOT / "docs" / "scaling.md"
-) -> None:
+def main(to: Path = ROOT / "benchmarks" / "results" / "scaling.json", documents: Path = ROOT / "docs") -> None:
     found = predict()
     write_json(to, {"origin": origin("predicted, not measured"), **found})
-    document.write_text(filled(document.read_text(encoding="utf-8"), MAKERS, {"scaling": found}), encoding="utf-8")
+    for name, makers in DOCUMENTS.items():
+        document = documents / name
+        text = filled(document.read_text(encoding="utf-8"), makers, {"scaling": found})
+        document.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

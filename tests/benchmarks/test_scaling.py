@@ -21,9 +21,24 @@ def test_stored_predictions_are_those_of_the_code(found):
     assert stored == json.loads(json.dumps(found)) and stored["predicted"] is True
 
 
-def test_the_document_is_made_from_them(found):
-    text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
-    assert filled(text, scaling.MAKERS, {"scaling": found}) == text
+@pytest.mark.parametrize("name", ["scaling.md", "upstream-weights.md"])
+def test_the_documents_are_made_from_them(found, name):
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert filled(text, scaling.DOCUMENTS[name], {"scaling": found}) == text
+
+
+def test_what_is_asked_for_agrees_with_the_rest(found):
+    answer, image, edit = found["modes"].values()
+    everything, understanding = found["inference"]["weights_bytes"].values()
+    assert image["weights"]["bfloat16"] == edit["weights"]["bfloat16"] == everything
+    assert answer["weights"]["bfloat16"] == understanding
+    # The same image as in the other table, and an edit reads three longer contexts in the place of two.
+    assert image["seconds"] == pytest.approx(found["inference"]["image_seconds"]["1024"], rel=0.01)
+    assert edit["seconds"][0] > 1.5 * image["seconds"][0]
+    # 128 tokens of 7 B weights, a little more with the longer context and the reading of the image.
+    assert answer["seconds"][0] > 128 * found["inference"]["token_seconds"][0]
+    for entry in found["modes"].values():
+        assert entry["weights"]["nf4"] < entry["weights"]["int8"] < entry["weights"]["bfloat16"]
 
 
 def test_parameters_are_those_of_the_paper(found):
