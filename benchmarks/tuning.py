@@ -148,7 +148,6 @@ def learn_text(method: str, seed: int, checkpoint: Path) -> dict[int, np.ndarray
     with tempfile.TemporaryDirectory() as folder:
         fixed = {
             "bf16": False,
-            "use_cpu": not torch.cuda.is_available(),
             "gradient_checkpointing": False,
             "save_strategy": "no",
             "logging_steps": 10,
