@@ -1,4 +1,4 @@
-"""README.md runs as written, on the checkpoint that comes with the package; what all documents name exists."""
+"""README.md and the quick start run as written, on the nano; what all documents name exists."""
 
 import re
 import shlex
@@ -17,16 +17,20 @@ pytestmark = pytest.mark.medium
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/quickstart.md")}
 # A value in the files that the GPU benchmark writes, no module.
 SCHEMA = "unimedvl.benchmarks.gpu"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+BLOCKS = {name: re.findall(r"```python\n(.*?)```", text, re.DOTALL) for name, text in PAGES.items()}
 # Those with a capital M, ADAPTER, owner/name or the name of a release hold a place for what the reader puts in.
-COMMANDS = [
-    line.partition("  #")[0].strip()
-    for line in README.splitlines()
-    if line.startswith("    unimedvl ") and not re.search(r"--model M\b|ADAPTER|owner/name|BAGEL-7B-MoT", line)
-]
+COMMANDS = {
+    name: [
+        line.partition("  #")[0].strip()
+        for line in text.splitlines()
+        if line.startswith("    unimedvl ") and not re.search(r"--model M\b|ADAPTER|owner/name|BAGEL-7B-MoT", line)
+    ]
+    for name, text in PAGES.items()
+}
 
 
 @pytest.fixture
@@ -47,21 +51,32 @@ def workplace(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_code_blocks(workplace):
-    assert README.count("```") == 2 * len(BLOCKS) > 0, "a fenced block is not run"
+@pytest.mark.parametrize("page", PAGES)
+def test_code_blocks(workplace, page):
+    assert PAGES[page].count("```") == 2 * len(BLOCKS[page]) > 0, "a fenced block is not run"
     names: dict = {}
-    for block in BLOCKS:
+    for block in BLOCKS[page]:
         block = block.replace('"hub_cards/unimedvl-nano"', repr(str(NANO_DIRECTORY)))
-        exec(compile(block, "README.md", "exec"), names)
+        exec(compile(block, page, "exec"), names)
     assert (workplace / "xray.png").is_file()
-    assert names["ids"].shape[0] == 2
+    assert page == "README.md" or names["ids"].shape[0] == 2
 
 
-def test_commands(workplace, capsys):
-    assert {command.split()[1] for command in COMMANDS} >= {"ask", "generate"}
-    for command in COMMANDS:
+@pytest.mark.parametrize("page", PAGES)
+def test_commands(workplace, capsys, page):
+    assert {command.split()[1] for command in COMMANDS[page]} >= {"ask", "generate"}
+    for command in COMMANDS[page]:
         assert main(shlex.split(command)[1:]) == 0, (command, capsys.readouterr().err)
-    assert read_provenance(workplace / "stained.png")["settings"]["preset"] == "virtual_staining"
+    if page != "README.md":
+        assert read_provenance(workplace / "stained.png")["settings"]["preset"] == "virtual_staining"
+
+
+def test_the_readme_is_short_and_says_what_it_is_first():
+    """What a reader sees without scrolling: what it is, that it is for research only, how to install it."""
+    lines = README.splitlines()
+    assert len(lines) <= 130
+    assert README.index("Research use only") < README.index("## Install") < README.index("## Use")
+    assert not any("make " in line for line in lines[: lines.index("## Install")])
 
 
 def tracked_folders() -> set[str]:
@@ -150,8 +165,13 @@ def test_what_does_not_exist_is_found():
 
 
 def test_the_verification_table_names_a_status_and_a_command_that_shows_it():
-    rows = re.findall(r"^\| (.+?) \| (verified|unverified|unsupported) \| (.*?) \|", README, re.MULTILINE)
-    assert len(rows) > 30
-    without = [feature for feature, status, command in rows if status == "verified" and "`" not in command]
+    text = (ROOT / "docs" / "verification.md").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if re.match(r"\| .*verified", line)]
+    rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
+    statuses = {status: [row for row in rows if row[1].startswith(status)] for status in ("verified", "unverified")}
+    assert len(rows) == sum(map(len, statuses.values())) > 40 and min(map(len, statuses.values())) > 5
+    without = [row[0] for row in statuses["verified"] if "`" not in row[2]]
     assert without == ['`pipeline("any-to-any")`']
-    assert any(feature.startswith("GPU") and "`python -m benchmarks.gpu`" in command for feature, _, command in rows)
+    dated = re.compile(r"CI|2026-\d\d-\d\d")
+    assert all(dated.fullmatch(row[4]) for row in statuses["verified"])
+    assert any(row[0].startswith("GPU") and "`python -m benchmarks.gpu`" in row[2] for row in statuses["unverified"])
