@@ -10,12 +10,15 @@ import sys
 from pathlib import Path
 
 import numpy
+import torch
 
+import unimedvl
 from tests.docs.running import Place
 from tests.hub_cards.server.running import free_port, wait_until_ready
 from tests.unimed5m.fixtures_scans import busi
 from tests.unimed5m.mini_folder import write_folder
 from tests.unimed5m.quality.local_models import save_e5
+from unimedvl import UniMedVLForConditionalGeneration, UniMedVLProcessor
 from unimedvl.checkpoint.folder import NANO_DIRECTORY
 from unimedvl.commands.main import main
 
@@ -36,10 +39,6 @@ def records(place: Place, name: str = "RECORDS", count: int = 6) -> None:
 
 
 def approximations(place: Place) -> None:
-    import torch
-
-    from unimedvl import UniMedVLForConditionalGeneration, UniMedVLProcessor
-
     processor = UniMedVLProcessor.from_pretrained(NANO_DIRECTORY)
     turns = [{"role": "user", "content": [{"type": "text", "text": "a chest X-ray"}]}]
     inputs = processor.apply_chat_template(
@@ -117,8 +116,15 @@ def more_records(place: Place) -> None:
 
 
 def upstream_weights(place: Place) -> None:
-    """The nano in upstream's layout, in the place of the published weights."""
-    command("convert", "--to-upstream", str(NANO_DIRECTORY), "UniMedVL")
+    """The nano in upstream's layout, in the place of the published weights, with an autoencoder that fits there."""
+    nano, processor, _ = unimedvl.load(str(NANO_DIRECTORY), dtype="float32")
+    nano.config.vae_config.mid_block_add_attention = True
+    torch.manual_seed(0)
+    model = UniMedVLForConditionalGeneration(nano.config)
+    model.load_state_dict(nano.state_dict(), strict=False)
+    model.save_pretrained(place.folder / ".transformers")
+    processor.save_pretrained(place.folder / ".transformers")
+    command("convert", "--to-upstream", str(place.folder / ".transformers"), "UniMedVL")
 
 
 BEFORE = {

@@ -22,12 +22,13 @@ from tests.docs.snippets import PAGES, ROOT, Snippet, snippets, spans
 OWN_TESTS = {
     "diffusers.md": "tests/hub_cards/test_diffusers_export.py",
     "hub.md": "tests/hub_cards/test_hub_page.py",
+    "quickstart.md": "tests/test_readme.py",
     "serving.md": "tests/hub_cards/server/test_docs.py",
     "ui.md": "tests/hub_cards/ui/test_manual.py",
     "walkthrough.md": "tests/test_walkthrough.py",
 }
 # Pages whose statements take minutes.
-SLOW = ("evaluation.md", "finetuning.md", "training.md", "unimed5m.md")
+SLOW = ("evaluation.md", "finetuning.md", "from-scratch.md", "training.md", "unimed5m.md")
 
 HOURS = "hours of training, on data sets that are not here"
 MEASURES = "minutes of measurement; its parts are tested in tests/benchmarks"
