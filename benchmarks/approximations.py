@@ -17,7 +17,6 @@ each:
 """
 
 import json
-import platform
 import statistics
 import sys
 import time
@@ -37,6 +36,8 @@ from unimedvl.evaluation.metrics.intervals import percentiles
 from unimedvl.modeling_unimedvl.flow_solvers_unimedvl import count_evaluations
 from unimedvl.modeling_unimedvl.flow_unimedvl import TASK_PRESETS, FlowSettings, flow_schedule
 from unimedvl.utils.command_line import run_module
+
+from .origin import origin
 
 CHECKPOINT = Path(__file__).parents[1] / "hub_cards" / "unimedvl-nano"
 RESULTS = Path(__file__).with_name("results")
@@ -262,7 +263,8 @@ def main(
     to.mkdir(parents=True, exist_ok=True)
     path = to / "approximations.json"
     kept = json.loads(path.read_text()) if path.is_file() else {"settings": {}, "images": {}}
-    kept |= {"torch": torch.__version__, "machine": platform.machine()}
+    made = origin("one thread, float32", kept=kept.get("origin") if only else None)
+    kept = {"origin": made, **{part: kept[part] for part in ("settings", "images")}}
     for name, (_, side, edited) in SETTINGS.items():
         if only in name:
             kept["settings"][name] = measure(name, Sampler(side, edited), range(count))

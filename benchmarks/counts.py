@@ -14,14 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
 from unimedvl.checkpoint.compute import token_flops, update_flops
 from unimedvl.utils.command_line import run_module
 
 from .cases import COMPARED, GROWN, SMALL, flow_fields, gradients, the_model
 from .operations import Counts, OperationCounter
+from .origin import origin
 from .reference_size import TEXT_TOKENS, VIT_GRID, image_prompt, training_pack
 from .sampling import count as count_passes
 from .steps import Case, run_steps
@@ -125,7 +123,7 @@ def main(small: bool = False, update: bool = False, to: Path = RESULTS) -> None:
     if not update and not before:
         raise ValueError(f"there is no {path} to compare with: write it with --update.")
     model = the_model()
-    report: dict[str, Any] = {"torch": torch.__version__, "transformers": transformers.__version__, "cases": {}}
+    report: dict[str, Any] = {"origin": origin("float32"), "cases": {}}
     lines: list[str] = []
     improved: list[str] = []
     for name, found in measure(list(SMALL if small else CASES)):

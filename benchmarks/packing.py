@@ -10,7 +10,6 @@ that fits neither pack nor buffer is lost.
 """
 
 import json
-import platform
 import random
 import sys
 import time
@@ -26,6 +25,8 @@ from unimedvl.training.data_recipe import GroupRecipe
 from unimedvl.training.recipe import TrainingRecipe, load_recipe
 from unimedvl.unimed5m.schema import Turn
 from unimedvl.utils.command_line import run_module
+
+from .origin import origin
 
 RESULTS = Path(__file__).with_name("results")
 STAGES = ("stage-1", "stage-2", "stage-3")
@@ -199,7 +200,7 @@ def measure_upstream(recipe: TrainingRecipe, samples: int) -> dict[str, Any]:
 
 
 def main(samples: int = 100_000, to: Path = RESULTS) -> None:
-    report: dict[str, Any] = {"machine": f"{platform.machine()}, one core", "python": platform.python_version()}
+    report: dict[str, Any] = {"origin": origin("one core")}
     for stage in STAGES:
         recipe = load_recipe(f"unimedvl-14b/{stage}.yaml")
         assert isinstance(recipe, TrainingRecipe)

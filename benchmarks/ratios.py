@@ -11,7 +11,6 @@ fewer pairs.
 
 import hashlib
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from typer import Option
 from unimedvl.utils.command_line import run_module
 
 from .cases import BESIDE_QWEN2, COMPARED, GROWN
+from .origin import origin
 from .steps import Case, run_steps
 
 RESULTS = Path(__file__).with_name("results")
@@ -82,10 +82,8 @@ def main(
     path = to / "ratios.json"
     stored = json.loads(path.read_text()) if path.is_file() else {}
     report: dict[str, Any] = {
-        "machine": f"{platform.machine()}, one thread, float32",
-        "torch": torch.__version__,
-        "code": code(),
-        "cases": stored.get("cases", {}) if stored.get("code") == code() else {},
+        "origin": origin("one thread, float32") | {"code": code()},
+        "cases": stored["cases"] if stored.get("origin", {}).get("code") == code() else {},
     }
     to.mkdir(parents=True, exist_ok=True)
     for name in names:

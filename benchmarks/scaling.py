@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.origin import origin
 from benchmarks.performance import ROOT, Maker, filled, table
 from unimedvl.checkpoint.compute import cache_bytes_per_token, pass_flops, prefill_flops, token_flops, update_flops
 from unimedvl.checkpoint.memory import estimate_memory
@@ -235,7 +236,7 @@ DOCUMENTS: dict[str, dict[str, Maker]] = {
 
 def main(to: Path = ROOT / "benchmarks" / "results" / "scaling.json", documents: Path = ROOT / "docs") -> None:
     found = predict()
-    write_json(to, found)
+    write_json(to, {"origin": origin("predicted, not measured"), **found})
     for name, makers in DOCUMENTS.items():
         document = documents / name
         text = filled(document.read_text(encoding="utf-8"), makers, {"scaling": found})

@@ -27,6 +27,7 @@ from tests.hub_cards.server.load import Outcome, mixed, run_load
 from tests.hub_cards.server.running import Running, serving
 from unimedvl.checkpoint.folder import NANO_DIRECTORY
 
+from .origin import origin
 from .start import RESULTS, environment, spread, write_wide_checkpoint
 
 ROUNDS = 5
@@ -175,6 +176,7 @@ MEASURES = {"throughput": measure_throughput, "waiting": measure_waiting, "start
 def main(names: list[str]) -> None:
     path = RESULTS / "serving.json"
     report = json.loads(path.read_text()) if path.exists() else {}
+    report["origin"] = origin(kept=report.get("origin") if names else None)
     for name in names or MEASURES:
         with tempfile.TemporaryDirectory() as folder:
             report[name] = MEASURES[name](Path(folder))

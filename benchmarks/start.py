@@ -34,6 +34,7 @@ from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
 from unimedvl.modeling_unimedvl.upstream_weights_unimedvl import model_shapes
 
 from .gpu.architecture import full_config
+from .origin import origin
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -259,7 +260,7 @@ def measure_memory(**changes: Any) -> dict[str, Any]:
 
 def main() -> None:
     path = RESULTS / "start.json"
-    report: dict[str, Any] = {"load": measure_memory()}
+    report: dict[str, Any] = {"origin": origin("one thread"), "load": measure_memory()}
     # A run that is cut short keeps what it has.
     for report["start"] in measure_start():
         path.write_text(json.dumps(report, indent=1) + "\n")

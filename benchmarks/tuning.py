@@ -30,6 +30,7 @@ from unimedvl.training.flow_grpo.trainer import FlowGRPOArguments, FlowGRPOTrain
 from unimedvl.training.tuning_recipe import AdapterRecipe
 from unimedvl.utils.command_line import comma_separated, run_module
 
+from .origin import origin
 from .tuning_tasks import HELD_OUT_PROMPTS, QUESTIONS, TRAINING_PROMPTS, Slide, brightness, slide_record, slides
 
 CHECKPOINT = Path(__file__).parents[1] / "hub_cards" / "unimedvl-nano"
@@ -147,7 +148,6 @@ def learn_text(method: str, seed: int, checkpoint: Path) -> dict[int, np.ndarray
     with tempfile.TemporaryDirectory() as folder:
         fixed = {
             "bf16": False,
-            "use_cpu": not torch.cuda.is_available(),
             "gradient_checkpointing": False,
             "save_strategy": "no",
             "logging_steps": 10,
@@ -266,6 +266,7 @@ def main(
         raise ValueError(f"--methods: expected some of {', '.join(OBJECTIVES)}, found {unknown[0]!r}.")
     transformers_logging.set_verbosity_error()
     kept = json.loads(output.read_text()) if output.is_file() else {"runs": []}
+    kept["origin"] = origin(kept=kept.get("origin"))
     if action == "memory":
         from .tuning_memory import measure_presets
 

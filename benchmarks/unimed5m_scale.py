@@ -12,7 +12,6 @@ resident set that any one of them had, which no sampling can miss.
 import io
 import json
 import multiprocessing
-import platform
 import resource
 import shutil
 import sys
@@ -35,6 +34,8 @@ from unimedvl.unimed5m.quality.coarse import CoarseFilter
 from unimedvl.unimed5m.quality.control import QualitySettings, quality_control
 from unimedvl.unimed5m.schema import Record, RecordImage, Turn, record_id
 from unimedvl.utils.command_line import comma_separated, run_module
+
+from .origin import origin
 
 RESULTS = Path(__file__).with_name("results")
 MEMORY_LIMIT = 2 * 2**30
@@ -215,7 +216,7 @@ def main(
         shutil.rmtree(folder)
         print(json.dumps(results[-1]), flush=True)
     report = {
-        "machine": f"{platform.machine()}, {psutil.cpu_count()} CPUs, Python {platform.python_version()}",
+        "origin": origin(),
         "image": f"{SIDE}x{SIDE} JPEG",
         "memory_within_limit": all(result["peak_bytes"] < MEMORY_LIMIT for result in results),
         "line": line(results),

@@ -6,9 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from skimage import data
 
-from tests.unimedvl.commands import bad_files
+from tests.docs.running import write_files
 from unimedvl.checkpoint.folder import NANO_DIRECTORY
 from unimedvl.checkpoint.provenance import read_provenance
 from unimedvl.commands.main import main
@@ -36,18 +35,8 @@ COMMANDS = {
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     """A folder with the files that the README names: images from scikit-image, and synthetic scans."""
-    from PIL import Image
-
     monkeypatch.chdir(tmp_path)
-    for name, image in {"retina": data.retina, "section": data.immunohistochemistry}.items():
-        Image.fromarray(image()).save(f"{name}.png")
-    for name in ("a", "b"):
-        bad_files.image(64).save(f"{name}.png")
-    bad_files.dicom(tmp_path)
-    (tmp_path / "series").mkdir()
-    for index in range(13):
-        bad_files.dicom(tmp_path / "series", f"{index:02}.dcm")
-    bad_files.nifti(tmp_path, "brain.nii.gz", (20, 22, 100))
+    write_files(tmp_path)
     return tmp_path
 
 

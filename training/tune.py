@@ -62,12 +62,7 @@ def _tune_text(
     train: list[Record],
     held_out: list[Record] | None,
 ) -> None:
-    settings = {
-        "bf16": recipe.bf16,
-        "use_cpu": not torch.cuda.is_available(),
-        "seed": recipe.seed,
-        **recipe.arguments,
-    }
+    settings = {"bf16": recipe.bf16, "seed": recipe.seed, **recipe.arguments}
     if recipe.method == "grpo":
         settings["reward_weights"] = list(recipe.rewards.values())
     arguments = language_arguments(recipe.method, recipe.output_dir, settings)

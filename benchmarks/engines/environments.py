@@ -1,7 +1,6 @@
 """An engine's own Python: how it finds this checkout's files, what is installed in it, and the card of a check."""
 
 import dataclasses
-import datetime
 import json
 import os
 import shlex
@@ -11,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.origin import origin
 from unimedvl.utils.json_files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,16 +125,21 @@ def run(
     return Ran(shown, done.stdout)
 
 
-def write_card(engine: str, python: str, command: str, figure: Mapping[str, Any], verified: bool) -> Path:
-    """Write what a check found to `benchmarks/results/engines/ENGINE.json`."""
+def write_card(
+    engine: str, python: str, command: str, figure: Mapping[str, Any], verified: bool, used: str = "one thread"
+) -> Path:
+    """Write what a check found to `benchmarks/results/engines/ENGINE.json`.
+
+    Args:
+        used: of the machine, as of `benchmarks.origin.origin`; by default what `run` gives a command.
+    """
     path = CARDS / f"{engine}.json"
     card = {
         "engine": engine,
-        "versions": versions(python, engine),
         "command": command,
         "figure": dict(figure),
         "status": "verified" if verified else "unverified",
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "origin": origin(used, versions=versions(python, engine)),
     }
     write_json(path, card)
     return path

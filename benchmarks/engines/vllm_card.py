@@ -345,7 +345,7 @@ def main() -> None:
     parts = (figure["Transformers backend"], figure["plugin"], server)
     right = all(holds for part in parts for holds in part["verified"].values())
     command = f"{PYTHON}=VENV/bin/python python -m benchmarks.engines.vllm_card{named}"
-    print(write_card(ENGINE, arguments.python, command, figure, right))
+    print(write_card(ENGINE, arguments.python, command, figure, right, used=""))
     if not right:
         sys.exit(json.dumps(figure, indent=1))
 

@@ -29,6 +29,7 @@ import torch
 import yaml
 from typer import Option
 
+from benchmarks.origin import origin
 from unimedvl.checkpoint.loading import load, load_processor, read_config
 from unimedvl.evaluation.metrics.intervals import student_interval
 from unimedvl.evaluation.metrics.masks import dice
@@ -291,14 +292,14 @@ def main(
     if len(numbers) < 2:
         raise ValueError("an interval needs two seeds or more: give --seeds A,B.")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    work, out = work.resolve(), out.resolve()
+    work, out, made = work.resolve(), out.resolve(), origin()
     keep_start(work, out)
     results = []
     for seed in numbers:
         start = make_start(work, out, seed)
         results += [run_arm(arm, seed, share, start, work, out) for arm in ARMS]
     rows = compare(results)
-    write_json(out / "results.json", {"side": SIDE, "runs": results, "comparisons": rows})
+    write_json(out / "results.json", {"origin": made, "side": SIDE, "runs": results, "comparisons": rows})
     plot(rows, out / "ablation.png")
     print("\n".join(table(results, rows)))
 

@@ -25,6 +25,7 @@ from diffusers import DiTTransformer2DModel
 from PIL import Image
 from typer import Option
 
+from benchmarks.origin import origin
 from unimedvl.evaluation.metrics.distributions import frechet_distance, kernel_distance
 from unimedvl.evaluation.metrics.image_features import FeatureExtractor
 from unimedvl.utils.command_line import run_module
@@ -303,11 +304,13 @@ def main(
     unknown = sorted(set(names) - set(CANDIDATES))
     if unknown:
         raise ValueError(f"no candidate {unknown[0]!r}: choose of {'; '.join(CANDIDATES)}.")
+    made = origin()
     data = read_images(work, "train"), read_images(work, "validation")
     examples = examples_of(data[0], seed)
     comparison = Comparison(work, data, examples, lite0_features(), steps, flow_steps, seed)
     results = [comparison.run(name, out / folder_of(name)) for name in names]
     report = {
+        "origin": made,
         "features": comparison.extractor.name,
         "side": SIDE,
         "drawn side": FLOW_SIDE,

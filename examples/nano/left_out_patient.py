@@ -20,6 +20,7 @@ import numpy
 from PIL import Image
 from typer import Option
 
+from benchmarks.origin import origin
 from unimedvl.evaluation.metrics.images import image_quality
 from unimedvl.training.run import run
 from unimedvl.unimed5m.schema import Record, to_table
@@ -37,10 +38,10 @@ from .prepare import keep_start, shard_of, work_records
 TRANSLATIONS = (("T2", "FLAIR"), ("T1", "T2"))
 
 
-def of_kind(records: Iterable[Record], origin: str, target: str) -> list[Record]:
+def of_kind(records: Iterable[Record], source: str, target: str) -> list[Record]:
     """The records that translate one sequence, with or without contrast, into another."""
     stated = ((record, json.loads(record.extra)) for record in records)
-    return [record for record, extra in stated if extra["origin"].startswith(origin) and extra["target"] == target]
+    return [record for record, extra in stated if extra["origin"].startswith(source) and extra["target"] == target]
 
 
 def gray(image: Image.Image) -> numpy.ndarray:
@@ -70,8 +71,8 @@ def score(model: Path, training: Sequence[Record], left_out: Sequence[Record]) -
     Without intervals: the slices are of one patient, and one patient does not say how others differ.
     """
     nano, results = Nano(str(model), EDITING), {}
-    for origin, target in TRANSLATIONS:
-        chosen, table = of_kind(left_out, origin, target), gray_level_map(of_kind(training, origin, target))
+    for source, target in TRANSLATIONS:
+        chosen, table = of_kind(left_out, source, target), gray_level_map(of_kind(training, source, target))
         truths = [seen(record.output_img[0]) for record in chosen]
         made = nano.draw(
             [question_of(r) for r in chosen], "cross_modal", [shown_image(r.input_img[0]) for r in chosen]
@@ -81,7 +82,7 @@ def score(model: Path, training: Sequence[Record], left_out: Sequence[Record]) -
             for record in chosen
         ]
         own, other = (image_quality(images, truths)["psnr"] for images in (made, mapped))
-        results[f"{origin} -> {target}"] = {
+        results[f"{source} -> {target}"] = {
             "slices": len(truths),
             "nano": own,
             "gray-level map": other,
@@ -104,7 +105,7 @@ def main(
         RECIPES / "left-out-patient" / "common.yaml",
         [f"model={work / 'start'}", f"output_dir={out / 'common'}", f"data.path={work / 'records'}"],
     )
-    results = {}
+    results, made = {}, origin()
     for patient in sorted({record.group_id for record in found}):
         training = [record for record in found if record.group_id != patient]
         name = patient.rpartition(":")[2]
@@ -115,7 +116,7 @@ def main(
         model = run(RECIPES / "left-out-patient" / "patient.yaml", overrides)
         results[name] = score(model, training, [record for record in found if record.group_id == patient])
         print(name, json.dumps(results[name]), flush=True)
-    write_json(out / "results.json", {"side": SIDE, "left out": results})
+    write_json(out / "results.json", {"origin": made, "side": SIDE, "left out": results})
 
 
 if __name__ == "__main__":

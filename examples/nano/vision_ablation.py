@@ -13,6 +13,7 @@ from typing import Annotated
 
 from typer import Option
 
+from benchmarks.origin import origin
 from unimedvl.utils.command_line import run_module
 from unimedvl.utils.json_files import read_json, write_json
 
@@ -78,10 +79,11 @@ def main(
     result: Annotated[Path | None, Option(help="JSON file of all lines.")] = None,
 ) -> None:
     names = lines.split(";") if lines else None
+    made = origin()
     found = ablate(work, out, teacher, steps, batch, seed, names)
     if result is not None:
         settings = {"side": BASE.side, "layers": BASE.layers, "steps": steps, "batch": batch, "seed": seed}
-        write_json(result, {**settings, "lines": found})
+        write_json(result, {"origin": made, **settings, "lines": found})
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
@@ -18,7 +19,7 @@ _CONFIGS = {"sft": SFTConfig, "dpo": DPOConfig, "grpo": GRPOConfig}
 
 def language_arguments(method: str, output_dir: str | Path, settings: Mapping[str, Any]) -> Any:
     """TRL's arguments of a method, with what this model needs: no truncation, which would cut image blocks, all
-    columns kept, and for SFT a loss on the answers alone.
+    columns kept, for SFT a loss on the answers alone; and the processor where there is no GPU.
 
     Args:
         method: "sft", "dpo" or "grpo".
@@ -35,6 +36,7 @@ def language_arguments(method: str, output_dir: str | Path, settings: Mapping[st
     if unknown:
         raise ValueError(f"{_CONFIGS[method].__name__} has no setting {', '.join(unknown)}.")
     values: dict[str, Any] = {"output_dir": str(output_dir), "remove_unused_columns": False, "report_to": "none"}
+    values["use_cpu"] = not torch.cuda.is_available()
     if method != "grpo":
         values["max_length"] = None
     if method == "sft":

@@ -191,6 +191,13 @@ def export_checkpoint(
         item = OutgoingTensor(stored, upstream_shape(name, stored.shape), target_type or FLOAT_TYPES[stored.dtype])
         key = _upstream_name(names, name)
         groups["ae.safetensors" if key.startswith(AUTOENCODER_HALVES) else f"{weights}.safetensors"][key] = item
+    vae = config.vae_config
+    assert isinstance(vae, UniMedVLVAEConfig)
+    if groups["ae.safetensors"] and not vae.mid_block_add_attention:
+        raise ValueError(
+            f"the upstream layout holds FLUX autoencoders, and that of {source} has no attention in its middle: keep "
+            "it in the layout of transformers."
+        )
     groups = {file: group for file, group in groups.items() if group}
     num_bytes = sum(map(total_bytes, groups.values()))
     tokenizer_files = tuple(name for name in TOKENIZER_FILES if (source / name).is_file())

@@ -21,7 +21,7 @@ from unimedvl.unimed5m.shards import write_table
 
 pytestmark = pytest.mark.medium
 
-SETTINGS = {"use_cpu": True, "bf16": False, "logging_steps": 1, "disable_tqdm": True, "save_strategy": "no"}
+SETTINGS = {"bf16": False, "logging_steps": 1, "disable_tqdm": True, "save_strategy": "no"}
 
 
 def png_bytes(image: Image.Image) -> bytes:

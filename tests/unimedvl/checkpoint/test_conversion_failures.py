@@ -23,6 +23,7 @@ from tests.upstream_checkpoint import (
     write_configs,
     write_upstream,
 )
+from unimedvl.checkpoint.folder import NANO_DIRECTORY
 from unimedvl.checkpoint.layout_conversion import convert_checkpoint, export_checkpoint
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
 
@@ -175,6 +176,9 @@ def test_autoencoder_without_place_in_the_layout_is_refused(tmp_path):
     tiny_model(vae_config=config).save_pretrained(tmp_path / "ours")
     with pytest.raises(ValueError, match="no place for model.vae.quant_conv"):
         export_checkpoint(tmp_path / "ours", tmp_path / "back", progress=False)
+    # Its settings have no place there either: whoever reads the folder takes those of FLUX.
+    with pytest.raises(ValueError, match="has no attention in its middle"):
+        export_checkpoint(NANO_DIRECTORY, tmp_path / "back", progress=False)
     assert_nothing_written(tmp_path / "back")
 
 
