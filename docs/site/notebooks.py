@@ -35,10 +35,7 @@ def page(path: Path) -> tuple[str, dict[str, bytes]]:
             if html is not None:
                 # Markdown takes indented lines for code.
                 output["data"]["text/html"] = "\n".join(line.strip() for line in html.splitlines())
-    exporter = MarkdownExporter()
-    exporter.register_preprocessor("nbconvert.preprocessors.HighlightMagicsPreprocessor", enabled=True)
-    exporter.register_preprocessor("nbconvert.preprocessors.ExtractOutputPreprocessor", enabled=True)
-    text, resources = exporter.from_notebook_node(notebook, {"unique_key": path.stem, "output_files_dir": "."})
+    text, resources = MarkdownExporter().from_notebook_node(notebook, {"unique_key": path.stem, "output_files_dir": "."})
     images = {name.removeprefix("./"): content for name, content in resources.get("outputs", {}).items()}
     head, _, rest = text.lstrip().partition("\n")
     return f"{head}\n\n[Download this notebook]({path.name})\n{rest}", images
