@@ -1,9 +1,9 @@
-"""Run the notebooks of this folder and keep their outputs in them, or clear them: `make notebooks`.
+"""Run the notebooks of this folder and keep their outputs: `make notebooks`.
 
 python docs/notebooks/execute.py [--clear] [NAME ...]
 
-Each runs in an empty folder, by this interpreter and without a network, and afterwards holds outputs and counts of
-execution, nothing of the machine or of the time.
+Each runs in an empty folder, by this interpreter and without a network, and afterwards
+holds outputs and counts of execution, nothing of the machine.
 """
 
 import argparse
@@ -58,17 +58,22 @@ def executed(path: Path, folder: Path) -> nbformat.NotebookNode:
         )
         manager = client.create_kernel_manager()
         # No port that others on the machine could reach.
-        manager.transport, manager.connection_file = "ipc", str(Path(state, "kernel.json"))
+        manager.transport, manager.connection_file = (
+            "ipc",
+            str(Path(state, "kernel.json")),
+        )
         client.execute(env=environment(Path(state)))
     notebook.metadata = nbformat.from_dict(METADATA)
     return notebook
 
 
 def environment(state: Path) -> dict[str, str]:
-    """Of the kernel: the commands of this interpreter, this checkout, no network, nothing kept in the home folder."""
+    """Of the kernel: this interpreter's commands, this checkout, no network."""
     return {
         **os.environ,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "PATH": os.pathsep.join(
+            [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+        ),
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "PYTHONDONTWRITEBYTECODE": "1",
         "HF_HOME": str(state / "huggingface"),
@@ -89,9 +94,18 @@ def cleared(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="file names without .ipynb (default: all)")
-    parser.add_argument("--clear", action="store_true", help="remove the outputs instead")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="file names without .ipynb (default: all)",
+    )
+    parser.add_argument(
+        "--clear", action="store_true", help="remove the outputs instead"
+    )
     chosen = parser.parse_args()
     known = {path.stem: path for path in notebooks()}
     if unknown := sorted(set(chosen.names) - set(known)):

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from bs4 import BeautifulSoup
 from mkdocs.structure.files import File, Files
 from nbconvert import MarkdownExporter
 
@@ -33,9 +34,13 @@ def page(path: Path) -> tuple[str, dict[str, bytes]]:
         for output in cell.get("outputs", []):
             html = output.get("data", {}).get("text/html")
             if html is not None:
-                # Markdown takes indented lines for code.
-                output["data"]["text/html"] = "\n".join(line.strip() for line in html.splitlines())
-    text, resources = MarkdownExporter().from_notebook_node(notebook, {"unique_key": path.stem, "output_files_dir": "."})
+                # Markdown takes indented lines for code, and an element without an end for the rest of the page.
+                closed = str(BeautifulSoup(html, "html.parser"))
+                lines = (line.strip() for line in closed.splitlines())
+                output["data"]["text/html"] = "\n".join(line for line in lines if line)
+    text, resources = MarkdownExporter().from_notebook_node(
+        notebook, {"unique_key": path.stem, "output_files_dir": "."}
+    )
     images = {name.removeprefix("./"): content for name, content in resources.get("outputs", {}).items()}
     head, _, rest = text.lstrip().partition("\n")
     return f"{head}\n\n[Download this notebook]({path.name})\n{rest}", images

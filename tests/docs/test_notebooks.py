@@ -13,8 +13,10 @@ import numpy
 import pytest
 from PIL import Image
 
+from tests.test_words import BANNED, says
+
 nbformat = pytest.importorskip("nbformat", reason="the notebooks need the extra dev")
-for package in ("nbclient", "ipykernel", "matplotlib"):
+for package in ("nbclient", "nbconvert", "ipykernel", "matplotlib"):
     pytest.importorskip(package, reason="the notebooks need the extra dev")
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,13 +25,17 @@ NAMES = ("ask-and-draw", "build-and-check-data", "lora-in-five-minutes")
 IMAGES = {"ask-and-draw": 4, "build-and-check-data": 4, "lora-in-five-minutes": 1}
 
 
-@pytest.fixture(scope="module")
-def execute() -> types.ModuleType:
-    spec = importlib.util.spec_from_file_location("execute", FOLDER / "execute.py")
+def module_at(path: Path) -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def execute() -> types.ModuleType:
+    return module_at(FOLDER / "execute.py")
 
 
 def code(notebook) -> list:
@@ -94,7 +100,7 @@ def test_lora_in_five_minutes(execute, tmp_path):
     before, after = map(int, re.findall(r"held-out fields: (\d+)% before, (\d+)% after", text)[0])
     assert after - before >= 25, "the cell that fails where nothing was learned let this pass"
     assert "reloaded: the same 100 answers" in text
-    merged = re.findall(r"merged: accuracy (\d+)%", text)[0]
+    (merged,) = re.findall(r"merged: accuracy (\d+)%", text)
     assert abs(int(merged) - after) <= 1
 
 
@@ -124,6 +130,31 @@ def test_what_is_committed_is_clear_or_a_whole_run(path, execute):
     first = notebook.cells[0].source
     assert first.startswith("# ") and "Research use only" in first
     assert path.read_text(encoding="utf-8") == nbformat.writes(notebook) + "\n"
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_the_words_are_those_of_the_project(path):
+    lines = [line for cell in nbformat.read(path, as_version=4).cells for line in cell.source.splitlines()]
+    assert not [(pattern, line) for line in lines for pattern in BANNED if says(pattern, line)]
+
+
+def test_a_page_of_the_site_holds_outputs_and_no_element_without_an_end(tmp_path):
+    """The table of the Trainer ends in an open paragraph, which would take the rest of the page for HTML."""
+    cell = nbformat.v4.new_code_cell("trainer.train()")
+    pixels = io.BytesIO()
+    Image.new("L", (4, 4)).save(pixels, "PNG")
+    image = base64.b64encode(pixels.getvalue()).decode()
+    table = "    <table><tr><td>1</td></tr></table><p>"
+    cell.outputs = [nbformat.v4.new_output("display_data", {"text/html": table, "text/plain": "a table"})]
+    cell.outputs.append(nbformat.v4.new_output("display_data", {"image/png": image, "text/plain": "an image"}))
+    title, link = nbformat.v4.new_markdown_cell("# Title"), nbformat.v4.new_markdown_cell("[other](other.ipynb)")
+    path = tmp_path / "some.ipynb"
+    path.write_text(nbformat.writes(nbformat.v4.new_notebook(cells=[title, cell, link])), encoding="utf-8")
+    text, images = module_at(ROOT / "docs" / "site" / "notebooks.py").page(path)
+    assert text.startswith("# Title\n\n[Download this notebook](some.ipynb)\n")
+    assert "\n<table><tr><td>1</td></tr></table><p></p>" in text and "[other](other.md)" in text
+    ((name, content),) = images.items()
+    assert content == pixels.getvalue() and name in text
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
