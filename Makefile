@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo fast test slow bench engines site lint format scan audit clean
+.PHONY: demo fast test slow bench engines site notebooks lint format scan audit clean
 
 demo: $(INSTALLED)
 	$(PYTHON) -m unimedvl.commands.demo
@@ -50,6 +50,10 @@ engines: $(INSTALLED) $(ENGINES:%=.engines/%/.installed)
 
 site: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
+
+# Runs the notebooks of docs/notebooks and keeps their outputs in them.
+notebooks: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(PYTHON) docs/notebooks/execute.py
 
 scan: $(INSTALLED)
 	PYTHON=$(PYTHON) .ci/secrets

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -185,7 +186,8 @@ class BuildShard:
             writers: dict[str, _SplitWriter] = {}
 
             def problem(name: str, line: str) -> None:
-                reasons.append({"id": name, "reason": line})
+                # A path of this machine may name a person.
+                reasons.append({"id": name, "reason": line.replace(f"{self.root}{os.sep}", "")})
 
             records = self.source.records(Path(self.root), None, (plan["index"], plan["count"]), problem)
             for record in records:

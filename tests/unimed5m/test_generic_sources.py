@@ -170,6 +170,7 @@ def test_a_mistake_in_one_sample_is_set_aside_with_its_reason(name, case, tmp_pa
     code, errors, summary, reasons = built(name, tmp_path / "in", tmp_path / "out", capsys)
     assert (code, errors) == (0, [])
     assert len(reasons) == 1 and words in reasons[0] and "\n" not in reasons[0], reasons
+    assert str(tmp_path) not in reasons[0]
     assert summary["read"] == summary["kept"] + summary["rejected"] and summary["rejected"] == 1 <= summary["kept"]
 
 
