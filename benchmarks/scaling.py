@@ -119,7 +119,8 @@ def modes(config: UniMedVLConfig, shapes: dict[str, dict[str, StoredTensor]]) ->
 
     Images have a longer side of 1,024 pixels where they are made or changed, of 980 where they are read.
     """
-    patches = UniMedVLConfig().vision_config.image_size // UniMedVLConfig().vision_config.patch_size
+    vision: Any = config.vision_config
+    patches = vision.image_size // vision.patch_size
     latents = (IMAGE_SIDES[-1] // config.pixels_per_latent_token) ** 2
     question, seen = 64, patches**2 + 2
     whole = latents + 2 + seen + question
@@ -129,7 +130,7 @@ def modes(config: UniMedVLConfig, shapes: dict[str, dict[str, StoredTensor]]) ->
         "an image from text": [latents + 2 + question, latents + 2],
         "an edit": [latents + 2 + whole, latents + 2 + latents + 2 + seen, latents + 2 + question],
     }
-    found = {
+    found: dict[str, Any] = {
         f"an answer of {ANSWER} tokens": {
             "weights": estimate_memory(shapes["understanding only"]),
             "cache_bytes": (seen + question + ANSWER) * cache_bytes_per_token(config),

@@ -84,10 +84,11 @@ def finer(nano: Nano, records: Sequence[Record]) -> dict[str, float]:
     ]
     coarse = [Image.fromarray(lower_resolution(numpy.asarray(truth), SUPER_RESOLUTION, "bicubic")) for truth in truths]
     made = nano.draw(["Perform super-resolution, factor 4."] * len(coarse), "super_resolution", coarse)
-    gains = {
-        name: float(numpy.mean([measure(a, b) - measure(c, b) for a, b, c in zip(made, truths, coarse, strict=True)]))
-        for name, measure in (("ssim", ssim), ("psnr", psnr))
-    }
+    gains = {}
+    for name, measure in (("ssim", ssim), ("psnr", psnr)):
+        pairs = [(measure(a, b), measure(c, b)) for a, b, c in zip(made, truths, coarse, strict=True)]
+        # Equal images have no PSNR.
+        gains[name] = float(numpy.mean([own - other for own, other in pairs if own is not None and other is not None]))
     return {**gains, "score": gains["ssim"] / 0.03 + gains["psnr"]}
 
 
