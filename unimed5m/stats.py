@@ -211,7 +211,7 @@ def _bars(names: Sequence[str], parts: Mapping[str, Sequence[int]], colors: Mapp
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(axis="x", color="#ddd", linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.legend(frameon=False, loc="lower right")
+    figure.legend(frameon=False, loc="outside lower right", ncols=min(len(parts), 5))
     return figure
 
 
