@@ -25,7 +25,7 @@ import pyarrow
 import pyarrow.parquet as parquet
 from huggingface_hub import save_torch_state_dict
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer import Option
 
 from unimedvl.unimed5m import tasks
@@ -46,7 +46,7 @@ WEIGHTS = ("autoencoder", "vision")
 TRAINED = "training.json"  # what ends such a part
 PUBLISHED = ("config.json", "diffusion_pytorch_model.safetensors", VISION_FILE, TRAINED)
 SHARD = "14MB"
-REST = "rest.tar.gz"
+REST, ACCOUNTS = "rest.tar.gz", "parts.json"
 MIB = 1 << 20
 
 
@@ -164,6 +164,24 @@ def hand_over(checkpoint: Path, accounts: Sequence[Path], results: Path) -> None
             old.unlink()
         for path in sorted(partial.iterdir()):
             path.replace(results / path.name)
+
+
+def take_over(handed: Path, checkpoint: Path) -> None:
+    """Write the checkpoint that `hand_over` wrote into the folder `handed`, without its accounts.
+
+    Raises:
+        ValueError: where the folder holds none.
+    """
+    shards = sorted(handed.glob("*.safetensors"))
+    if not shards or not (handed / REST).is_file():
+        raise ValueError(f"{handed} holds no weights that a run has handed over.")
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    with replacing_folder(checkpoint) as partial:
+        with tarfile.open(handed / REST) as archive:
+            settings = [item for item in archive if item.isfile() and "/" not in item.name and item.name != ACCOUNTS]
+            archive.extractall(partial, settings, filter="data")
+        weights = {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
+        save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
 
 
 def unpack(packed: Path, work: Path, processes: int | None = None) -> None:

@@ -9,10 +9,11 @@ BUILT holds the records of `unimedvl data build --source unimed-mini`; `--packed
 `recipes/unimedvl-nano/curriculum.yaml`; each ends in frozen weights from which the next one starts (the ViT's and the
 stages' in bfloat16), and in a row of OUT/parts.json: seconds, seconds of processors, device, steps, memory.
 `--minutes` stops between two checkpoints when the time is up; the same command resumes. `--dry-run` does a few steps
-of everything, to see that it runs. `--only` does the autoencoder or the ViT alone; `--weights` takes both from a
-folder in which an earlier run left them. OUT/nano is the published folder; `--results FOLDER` keeps the newest weights
-of the stages in a few small files besides. `--bf16` multiplies matrices of the stages in bfloat16 (master weights stay
-in float32), which helps on a processor that has instructions for it and is 20 times slower on one that has not.
+of everything, to see that it runs. `--only` does the autoencoder or the ViT alone; `--weights` takes both, and the
+last stage that was handed over, from a folder in which an earlier run left them. OUT/nano is the published folder;
+`--results FOLDER` keeps the newest weights of the stages in a few small files besides. `--bf16` multiplies matrices of
+the stages in bfloat16 (master weights stay in float32), which helps on a processor that has instructions for it and is
+20 times slower on one that has not.
 """
 
 import dataclasses
@@ -39,7 +40,7 @@ from unimedvl.utils.command_line import run_module
 from unimedvl.utils.digests import hash_file
 from unimedvl.utils.json_files import read_json, write_json
 
-from .carried import TRAINED, hand_over, take_weights, unpack
+from .carried import TRAINED, hand_over, take_over, take_weights, unpack
 from .model import RECIPES, VISION_FILE
 from .processes import stop, use_of
 from .release import release, save_rounded
@@ -292,7 +293,8 @@ def run_chain(
         packed: the chain's own ones, carried here.
         only: "autoencoder" or "vision", where nothing else is to be done but records; returns its weights then.
         results: gets the weights of every stage in the place of those before, see `hand_over`.
-        weights: folder of a trained autoencoder and ViT, with `parts.json` of their run, see `copy_weights`.
+        weights: folder of a trained autoencoder and ViT (`copy_weights`), perhaps of a stage by its name
+            (`hand_over`), and of `parts.json` of their run.
     """
     path = Path(chain.budget.curriculum)
     curriculum = load_recipe(path)
@@ -306,8 +308,10 @@ def run_chain(
     chain.run([Part("records", [*python, "--records", source, "--out", str(work)], made, made)])
     if weights is not None:
         accounts = read_json(weights / "parts.json")
-        for name in take_weights(weights, work):
-            chain.note(name, **accounts[name])
+        take_weights(weights, work)
+        for name, row in accounts.items():
+            if "sha256" in row and name not in chain.notes:
+                chain.note(name, **row)
     parts = [part for part in weights_parts(chain) if only in (None, part.name)]
     for together in [parts] if chain.budget.side_by_side else [[part] for part in parts]:
         chain.run(together)
@@ -319,8 +323,13 @@ def run_chain(
     start = [*python, "--records", source, "--out", str(work), *folders]
     made = work / "start" / "processor_config.json"  # the last file that is written
     chain.run([Part("start", start, made, made)])
-    before = work / "start"
-    for stage in curriculum.stages:
+    before, stages = work / "start", curriculum.stages
+    for number, stage in enumerate(curriculum.stages, 1):
+        if weights is not None and (weights / stage.name).is_dir():
+            before, stages = out / "artifacts" / stage.name, curriculum.stages[number:]
+            if not before.is_dir():
+                take_over(weights / stage.name, before)
+    for stage in stages:
         part = stage_part(chain, stage.name, path.parent / stage.recipe, before)
         before = out / "artifacts" / stage.name
         if not (before / "model.safetensors").is_file():

@@ -111,9 +111,16 @@ def test_results_are_small_files_that_hold_the_newest_weights(tmp_path):
         carried.hand_over(folder, [tmp_path / "parts.json"], results)
         files = list(results.iterdir())
         assert len(files) <= 8 and all(path.stat().st_size < 15 << 20 for path in files)
-        held = [load_file(path) for path in files if path.suffix == ".safetensors"]
-        assert len(held) == (2 if count == 5 else 1)
-        merged = {name: tensor for part in held for name, tensor in part.items()}
+        assert sum(path.suffix == ".safetensors" for path in files) == (2 if count == 5 else 1)
+        back = tmp_path / f"back{count}"
+        carried.take_over(results, back)
+        merged = load_file(back / "model.safetensors")
         assert merged.keys() == weights.keys() and all(torch.equal(merged[name], weights[name]) for name in weights)
+        assert sorted(path.name for path in back.iterdir()) == ["config.json", "model.safetensors"]
         with tarfile.open(results / "rest.tar.gz") as archive:
             assert sorted(archive.getnames()) == ["config.json", "parts.json"]
+
+
+def test_nothing_is_taken_over_where_nothing_was_handed(tmp_path):
+    with pytest.raises(ValueError, match="holds no weights that a run has handed over"):
+        carried.take_over(tmp_path, tmp_path / "checkpoint")

@@ -103,6 +103,14 @@ def test_parts_of_an_earlier_run_are_not_trained_again(budget, work, tmp_path):
     assert not {path.stem for path in (second / "logs").iterdir()} & set(carried.WEIGHTS)
     stored = load_file(first / "work" / "vision" / "vision.safetensors")
     assert load_file(second / "work" / "vision" / "vision.safetensors").keys() == stored.keys()
+    # A stage that was handed over is where the next one starts.
+    carried.hand_over(second / "artifacts" / "first", [second / "parts.json"], kept / "first")
+    shutil.copy(second / "parts.json", kept)
+    third = tmp_path / "third"
+    third.mkdir()
+    assert train.run_chain(train.Chain(budget, third), None, packed, weights=kept) == third / "nano"
+    assert {path.stem for path in (third / "logs").iterdir()} == {"start", "second"}
+    assert json.loads((third / "parts.json").read_text())["first"] == notes[1]["first"]
 
 
 def test_a_command_that_fails_is_named_with_its_log_and_stops_its_neighbor(budget, tmp_path):
