@@ -56,7 +56,7 @@ def test_commits_of_figures_are_of_this_repository():
             assert any(name.startswith(run["commit"][:12]) for name in known), path.name
 
 
-def test_origin_is_of_the_commit_and_tells_changes(checkout):
+def test_origin_is_of_the_commit_and_names_changes(checkout):
     head = git(checkout, "rev-parse", "HEAD")[:12]
     made = origin("one thread", root=checkout)
     assert made["commit"] == head and made["machine"].endswith("; one thread")

