@@ -18,7 +18,7 @@ import torch
 from benchmarks.origin import origin
 from benchmarks.performance import ROOT, Maker, filled, table
 from unimedvl.checkpoint.compute import cache_bytes_per_token, pass_flops, prefill_flops, token_flops, update_flops
-from unimedvl.checkpoint.memory import estimate_memory
+from unimedvl.checkpoint.memory import estimate_memory, size
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
 from unimedvl.modeling_unimedvl.upstream_weights_unimedvl import StoredTensor
@@ -82,7 +82,7 @@ def training(config: UniMedVLConfig, counts: dict[str, int], devices: int) -> di
     activations = 2 * PACK_TOKENS * kept
     samples = PACK_TOKENS // SAMPLE_TOKENS
     operations = 4 * samples * pass_flops(config, SAMPLE_TOKENS, 0)  # forwards, again, and twice backwards
-    low, high = between(operations, DEVICE["flops"], EFFICIENCY["matrix products"])
+    low, high = between(operations, DEVICE["flops"], MATRIX)
     moved = (2 * 2 + 4) * counts["trained"] * (devices - 1) / devices  # gathered twice, gradients summed once
     node = DEVICE["devices_of_a_node"]
     rate = DEVICE["link_bytes_per_second"] if devices <= node else node * DEVICE["network_bytes_per_second"]
@@ -97,24 +97,31 @@ def training(config: UniMedVLConfig, counts: dict[str, int], devices: int) -> di
     }
 
 
+def token_seconds(config: UniMedVLConfig, counts: dict[str, int], context: int) -> list[float]:
+    """Seconds of a decoded token: weights and keys are read once, or its operations take longer."""
+    read = 2 * counts["reading"] + context * cache_bytes_per_token(config)
+    moved = between(read, DEVICE["memory_bytes_per_second"], EFFICIENCY["memory"])
+    computed = between(token_flops(config, context), DEVICE["flops"], MATRIX)
+    return [max(pair) for pair in zip(moved, computed, strict=True)]
+
+
 def inference(config: UniMedVLConfig, counts: dict[str, int]) -> dict[str, Any]:
     """A decoded token and images from text on one device, in bfloat16."""
-    read = 2 * counts["reading"] + CONTEXT * cache_bytes_per_token(config)
-    token = between(read, DEVICE["memory_bytes_per_second"], EFFICIENCY["memory"])
-    computed = between(token_flops(config, CONTEXT), DEVICE["flops"], EFFICIENCY["matrix products"])
     images = {}
     for side in IMAGE_SIDES:
         tokens = (side // config.pixels_per_latent_token) ** 2
         operations = UPDATES * update_flops(config, tokens, [64] * BRANCHES)
-        images[str(side)] = list(between(operations, DEVICE["flops"], EFFICIENCY["matrix products"]))
+        images[str(side)] = list(between(operations, DEVICE["flops"], MATRIX))
     return {
         "weights_bytes": {"all": 2 * counts["total"], "understanding only": 2 * counts["understanding"]},
-        "token_seconds": [max(token[0], computed[0]), max(token[1], computed[1])],
+        "token_seconds": token_seconds(config, counts, CONTEXT),
         "image_seconds": images,
     }
 
 
-def modes(config: UniMedVLConfig, shapes: dict[str, dict[str, StoredTensor]]) -> dict[str, Any]:
+def modes(
+    config: UniMedVLConfig, counts: dict[str, int], shapes: dict[str, dict[str, StoredTensor]]
+) -> dict[str, Any]:
     """Memory of the weights by type, keys and values, and seconds on one device in bfloat16, of what a user asks for.
 
     Images have a longer side of 1,024 pixels where they are made or changed, of 980 where they are read.
@@ -123,13 +130,9 @@ def modes(config: UniMedVLConfig, shapes: dict[str, dict[str, StoredTensor]]) ->
     patches = vision.image_size // vision.patch_size
     latents = (IMAGE_SIDES[-1] // config.pixels_per_latent_token) ** 2
     question, seen = 64, patches**2 + 2
-    whole = latents + 2 + seen + question
+    shown = latents + 2 + seen
     read = between(prefill_flops(config, (patches, patches), seen + question), DEVICE["flops"], MATRIX)
-    token = inference_token(config, shapes["understanding only"], seen + question)
-    drawn = {
-        "an image from text": [latents + 2 + question, latents + 2],
-        "an edit": [latents + 2 + whole, latents + 2 + latents + 2 + seen, latents + 2 + question],
-    }
+    token = token_seconds(config, counts, seen + question)
     found: dict[str, Any] = {
         f"an answer of {ANSWER} tokens": {
             "weights": estimate_memory(shapes["understanding only"]),
@@ -137,25 +140,16 @@ def modes(config: UniMedVLConfig, shapes: dict[str, dict[str, StoredTensor]]) ->
             "seconds": [first + ANSWER * each for first, each in zip(read, token, strict=True)],
         }
     }
+    # The keys of the contexts that guidance compares: all, without the text, without the image.
+    drawn = {"an image from text": [question, 0], "an edit": [shown + question, shown, question]}
     for name, contexts in drawn.items():
-        operations = UPDATES * update_flops(config, latents, [context - latents - 2 for context in contexts])
+        operations = UPDATES * update_flops(config, latents, contexts)
         found[name] = {
             "weights": estimate_memory(shapes["all"]),
             "cache_bytes": sum(contexts) * cache_bytes_per_token(config),
             "seconds": list(between(operations, DEVICE["flops"], MATRIX)),
         }
     return found
-
-
-def inference_token(config: UniMedVLConfig, shapes: dict[str, StoredTensor], context: int) -> tuple[float, float]:
-    """Seconds of a decoded token: its weights and keys are read once."""
-    weights = sum(
-        2 * math.prod(stored.shape)
-        for name, stored in shapes.items()
-        if ".language_model." in name and "embed" not in name or "lm_head" in name
-    )
-    read = weights + context * cache_bytes_per_token(config)
-    return between(read, DEVICE["memory_bytes_per_second"], EFFICIENCY["memory"])
 
 
 def stored_tensors(config: UniMedVLConfig) -> dict[str, StoredTensor]:
@@ -184,7 +178,7 @@ def predict() -> dict[str, Any]:
         "parameters": counts,
         "training": {str(devices): training(config, counts, devices) for devices in DEVICES},
         "inference": inference(config, counts),
-        "modes": modes(config, shapes),
+        "modes": modes(config, counts, shapes),
     }
 
 
@@ -222,7 +216,7 @@ def asked(found: dict[str, Any]) -> str:
     rows = []
     for name, entry in found["modes"].items():
         weights = [f"{entry['weights'][kind] / 1e9:.1f} GB" for kind in ("bfloat16", "int8", "nf4")]
-        rows.append([name, *weights, f"{entry['cache_bytes'] / 1e9:.2f} GB", seconds(entry["seconds"])])
+        rows.append([name, *weights, size(entry["cache_bytes"]), seconds(entry["seconds"])])
     return table(["one GPU, predicted", "weights, bfloat16", "int8", "nf4", "keys and values", "time, bfloat16"], rows)
 
 

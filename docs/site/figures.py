@@ -35,20 +35,21 @@ def text(
     return f"<text {place} fill='{color}'{bold}>{escape(words)}</text>"
 
 
+def rectangle(x: float, y: float, width: float, height: float, color: str, radius: int) -> str:
+    """A filled rectangle with an edge and round corners."""
+    place = f"x='{x:g}' y='{y:g}' width='{width:g}' height='{height:g}'"
+    return f"<rect {place} rx='{radius}' fill='{color}' stroke='{INK}'/>"
+
+
 def box(x: float, y: float, width: float, height: float, color: str, lines: list[str]) -> str:
     """A box with lines of words in its middle, the first one bold."""
-    parts = [f"<rect x='{x:g}' y='{y:g}' width='{width:g}' height='{height:g}' rx='6' fill='{color}' stroke='{INK}'/>"]
+    parts = [rectangle(x, y, width, height, color, 6)]
     top = y + height / 2 - 8.5 * (len(lines) - 1) + 4.5
     for number, line in enumerate(lines):
         parts.append(
             text(x + width / 2, top + 17 * number, line, 13 if number == 0 else 12, weight="600" if not number else "")
         )
     return "".join(parts)
-
-
-def label(x: float, y: float, width: float, height: float, color: str) -> str:
-    """The ground of a block's name."""
-    return f"<rect x='{x:g}' y='{y:g}' width='{width:g}' height='{height:g}' rx='4' fill='{color}' stroke='{INK}'/>"
 
 
 def arrow(x: float, y: float, to_x: float, to_y: float) -> str:
@@ -85,7 +86,7 @@ def model() -> str:
     parts += [arrow(x, 410, x, 395) for x in (105, 300, 495, 692)]
     parts += [arrow(x, 330, x, 296) for x in (105, 300, 495, 692)]
     parts += [
-        f"<rect x='20' y='150' width='760' height='144' rx='8' fill='#f5f8f7' stroke='{INK}'/>",
+        rectangle(20, 150, 760, 144, "#f5f8f7", 8),
         text(400, 172, "Qwen2 layers, repeated: each with two experts (Mixture of Transformers)", 13, weight="600"),
         box(40, 184, 345, 44, COLORS["text"], ["understanding expert: text, patches, markers"]),
         box(415, 184, 345, 44, COLORS["noised"], ["generation expert: latents"]),
@@ -123,9 +124,9 @@ def blocks() -> str:
     for name, short, kind, count in SAMPLE:
         middle = start + count / 2
         color = COLORS[FILL[kind]]
-        parts.append(label(left + cell * start, 32, cell * count - 3, 24, color))
+        parts.append(rectangle(left + cell * start, 32, cell * count - 3, 24, color, 4))
         parts.append(text(left + cell * middle - 1, 48, short, 12))
-        parts.append(label(10, top + cell * start, 172, cell * count - 3, color))
+        parts.append(rectangle(10, top + cell * start, 172, cell * count - 3, color, 4))
         parts.append(text(96, top + cell * middle + 3, name, 13))
         start += count
     for query in range(size):
@@ -146,9 +147,12 @@ def blocks() -> str:
     )
 
 
+DRAWN = {"model": model, "blocks": blocks}
+
+
 def main() -> None:
     FIGURES.mkdir(exist_ok=True)
-    for name, make in (("model", model), ("blocks", blocks)):
+    for name, make in DRAWN.items():
         (FIGURES / f"{name}.svg").write_text(make(), encoding="utf-8")
 
 

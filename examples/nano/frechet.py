@@ -10,7 +10,7 @@ images are biased upwards: the distance between two halves of the real images is
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +22,7 @@ from typer import Option
 
 from unimedvl.evaluation.metrics.distributions import frechet_distance
 from unimedvl.evaluation.metrics.image_features import FeatureExtractor, ModuleFeatures
+from unimedvl.unimed5m.schema import Record
 from unimedvl.unimed5m.task_images import shown_image
 from unimedvl.utils.command_line import run_module
 from unimedvl.utils.json_files import write_json
@@ -54,6 +55,14 @@ def lite0_features() -> FeatureExtractor:
 def square(image: Image.Image) -> Image.Image:
     """The whole image at 64 x 64 pixels."""
     return image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+
+
+def real_images(records: Iterable[Record]) -> dict[str, list[Image.Image]]:
+    """The images that records ask for, by modality, of which there are at least two."""
+    found: dict[str, list[Image.Image]] = {}
+    for record in filter(is_image_request, records):
+        found.setdefault(record.modality, []).append(square(shown_image(record.output_img[0])))
+    return {modality: found[modality] for modality in ARTICLES if len(found.get(modality, [])) > 1}
 
 
 def distances(
@@ -98,10 +107,8 @@ def main(
 ) -> None:
     """Draw, compare with real images, and write the distances."""
     extractor = lite0_features()
-    real: dict[str, list[Image.Image]] = {}
-    for record in filter(is_image_request, read_records(records, "train")):
-        real.setdefault(record.modality, []).append(square(shown_image(record.output_img[0])))
-    modalities = [modality for modality in ARTICLES if len(real.get(modality, [])) > 1]
+    real = real_images(read_records(records, "train"))
+    modalities = list(real)
     report: dict[str, Any] = {"features": extractor.name, "side": SIDE, "seed": seed}
     for name, folder in (("after", model), ("before", before)):
         if folder is not None:

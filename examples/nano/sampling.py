@@ -17,23 +17,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy
-from PIL import Image
 from typer import Option
 
-from unimedvl.evaluation.metrics.distributions import frechet_distance
 from unimedvl.evaluation.metrics.images import change_score, psnr, ssim
-from unimedvl.evaluation.metrics.masks import dice
 from unimedvl.unimed5m.schema import Record
-from unimedvl.unimed5m.task_images import lower_resolution, shown_image
+from unimedvl.unimed5m.task_images import shown_image
 from unimedvl.utils.command_line import run_module
 from unimedvl.utils.json_files import read_json, write_json
 
 from .asking import Nano
-from .captions import ARTICLES
-from .evaluate import SEGMENTATIONS, masked, question_of, seen
-from .frechet import lite0_features, square
+from .evaluate import SEGMENTATIONS, masked, question_of, score_segmentation, score_super_resolution, seen
+from .frechet import distances, draw_modalities, lite0_features, real_images
 from .generated_images import as_views, judged, load_judge
-from .prepare import SUPER_RESOLUTION, is_image_request, work_records
+from .prepare import work_records
 
 Settings = dict[str, Any]
 MOST, PER_MODALITY = 64, 24
@@ -56,39 +52,20 @@ def chosen(records: Sequence[Record], most: int = MOST) -> list[Record]:
     return list(records[:: max(1, -(-len(records) // most))])
 
 
-def edited(nano: Nano, records: Sequence[Record], preset: str) -> list[tuple[Image.Image, Image.Image, Image.Image]]:
-    """Input, result and truth of every record, in the nano's size."""
-    inputs = [shown_image(record.input_img[0]) for record in records]
-    made = nano.draw([question_of(record) for record in records], preset, inputs)
-    return [
-        (seen(record.input_img[0]), image, seen(record.output_img[0]))
-        for record, image in zip(records, made, strict=True)
-    ]
-
-
 def masks(nano: Nano, records: Sequence[Record]) -> dict[str, float]:
     """Mean Dice of every kind of mask, and their mean."""
     found = {}
     for name, (source, target) in SEGMENTATIONS.items():
         of_kind = chosen(masked(records, source, target))
         if of_kind:
-            images = edited(nano, of_kind, "segmentation")
-            found[name] = float(numpy.mean([dice(made, truth) for _, made, truth in images]))
+            found[name] = score_segmentation(nano, of_kind, source, target)["value"]
     return {**found, "score": float(numpy.mean(list(found.values())))}
 
 
 def finer(nano: Nano, records: Sequence[Record]) -> dict[str, float]:
     """Mean gains over bicubic interpolation, in SSIM and dB; the score weighs them as their aims do."""
-    truths = [
-        seen(record.output_img[0]) for record in chosen([record for record in records if is_image_request(record)])
-    ]
-    coarse = [Image.fromarray(lower_resolution(numpy.asarray(truth), SUPER_RESOLUTION, "bicubic")) for truth in truths]
-    made = nano.draw(["Perform super-resolution, factor 4."] * len(coarse), "super_resolution", coarse)
-    gains = {}
-    for name, measure in (("ssim", ssim), ("psnr", psnr)):
-        pairs = [(measure(a, b), measure(c, b)) for a, b, c in zip(made, truths, coarse, strict=True)]
-        # Equal images have no PSNR.
-        gains[name] = float(numpy.mean([own - other for own, other in pairs if own is not None and other is not None]))
+    scores = score_super_resolution(nano, records, MOST)
+    gains = {name: scores[name]["gain over bicubic"]["value"] for name in ("ssim", "psnr")}
     return {**gains, "score": gains["ssim"] / 0.03 + gains["psnr"]}
 
 
@@ -96,8 +73,13 @@ def of_task(task: str, measure: Callable[..., float | None]) -> Callable[[Nano, 
     """Mean of a measure of (input, result, truth) over a task's records."""
 
     def scored(nano: Nano, records: Sequence[Record]) -> dict[str, float]:
-        images = edited(nano, chosen([record for record in records if record.sub_task_type == task]), task)
-        values = [value for value in itertools.starmap(measure, images) if value is not None]
+        asked = chosen([record for record in records if record.sub_task_type == task])
+        made = nano.draw([question_of(r) for r in asked], task, [shown_image(r.input_img[0]) for r in asked])
+        before, truths = (
+            [seen(images[0]) for images in side]
+            for side in zip(*((r.input_img, r.output_img) for r in asked), strict=True)
+        )
+        values = [value for value in map(measure, before, made, truths) if value is not None]
         return {"score": float(numpy.mean(values))}
 
     return scored
@@ -110,22 +92,18 @@ class Drawing:
         self.extractor = lite0_features()
         self.judge, train, _ = load_judge(work)
         self.kinds = {number: train.modalities[place] for place, number in enumerate(train.captions.tolist())}
-        self.real: dict[str, list[Image.Image]] = {}
-        for record in filter(is_image_request, work_records(work, "train")):
-            self.real.setdefault(record.modality, []).append(square(shown_image(record.output_img[0])))
-        self.features = {kind: self.extractor(images) for kind, images in self.real.items() if kind in ARTICLES}
+        self.real = real_images(work_records(work, "train"))
 
     def __call__(self, nano: Nano, records: Sequence[Record]) -> dict[str, float]:
-        distances, hits = {}, []
-        for place, kind in enumerate(ARTICLES):
-            if len(self.real.get(kind, ())) < 2:
-                continue
-            prompt = ARTICLES[kind][0].upper() + ARTICLES[kind][1:]
-            made = nano.draw([prompt] * PER_MODALITY, "t2i", seed=place * PER_MODALITY)
-            distances[kind] = frechet_distance(self.extractor([square(image) for image in made]), self.features[kind])
-            hits += [self.kinds[verdict] == kind for verdict in judged(self.judge, as_views(made)).tolist()]
-        mean = float(numpy.mean(list(distances.values())))
-        return {**distances, "recognized": float(numpy.mean(hits)), "score": -mean}
+        made = draw_modalities(nano, list(self.real), PER_MODALITY, 0)
+        found = {kind: row["distance"] for kind, row in distances(self.extractor, made, self.real).items()}
+        hits = [
+            self.kinds[verdict] == kind
+            for kind, images in made.items()
+            for verdict in judged(self.judge, as_views(images)).tolist()
+        ]
+        mean = float(numpy.mean(list(found.values())))
+        return {**found, "recognized": float(numpy.mean(hits)), "score": -mean}
 
 
 def measures(work: Path, tasks: Sequence[str]) -> dict[str, Callable[[Nano, Sequence[Record]], dict[str, float]]]:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -87,3 +88,10 @@ def test_every_page_is_linked_from_the_menu():
     for path in (ROOT / "docs").rglob("*.md"):
         name = path.relative_to(ROOT / "docs").as_posix()
         assert re.search(rf"[: ]{re.escape(name)}$", text, re.MULTILINE), name
+
+
+def test_stored_figures_are_those_that_are_drawn():
+    """A change of the block rules shows in the figure of who attends to whom."""
+    figures = runpy.run_path(str(ROOT / "docs" / "site" / "figures.py"))
+    for name, draw in figures["DRAWN"].items():
+        assert (figures["FIGURES"] / f"{name}.svg").read_text(encoding="utf-8") == draw(), name
