@@ -65,7 +65,7 @@ def masks(nano: Nano, records: Sequence[Record]) -> dict[str, float]:
 def finer(nano: Nano, records: Sequence[Record]) -> dict[str, float]:
     """Mean gains over bicubic interpolation, in SSIM and dB; the score weighs them as their aims do."""
     scores = score_super_resolution(nano, records, MOST)
-    gains = {name: scores[name]["gain over bicubic"]["value"] for name in ("ssim", "psnr")}
+    gains = {name: scores[name]["gain over bicubic"]["difference"] for name in ("ssim", "psnr")}
     return {**gains, "score": gains["ssim"] / 0.03 + gains["psnr"]}
 
 
