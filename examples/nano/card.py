@@ -63,13 +63,13 @@ class Aim:
             return f"{100 * value:.1f} %"
         return f"{value:.{self.digits}f} {self.unit}".strip()
 
-    def met(self, found: Found) -> bool | None:
-        """Whether the figure reaches its aim; None where there is none."""
+    def met(self, value: float, low: float | None) -> bool | None:
+        """Whether a figure with this lower bound reaches its aim; None where there is none."""
         if self.above:
-            return found["interval"][0] > 0
+            return low is not None and low > 0
         if self.least is not None:
-            return found["value"] >= self.least
-        return None if self.most is None else found["value"] <= self.most
+            return value >= self.least
+        return None if self.most is None else value <= self.most
 
 
 def dice_of(name: str, least: float) -> Aim:
@@ -116,12 +116,14 @@ def figure_of(aim: Aim, figures: Found) -> Figure:
     found: Any = figures
     for key in aim.path:
         found = found.get(key) if isinstance(found, Mapping) else None
-    if not isinstance(found, Mapping) or found.get("value") is None:
+    # A gain is a `paired_difference`, everything else a `mean_interval` or a rate with the same keys.
+    value = found.get("value", found.get("difference")) if isinstance(found, Mapping) else None
+    if value is None:
         return Figure(aim.measured, 0, "not measured", aim.text(), None)
-    low, high = found["interval"]
     number: Callable[[float], str] = aim.number
-    value = f"{number(found['value'])} ({number(low)} to {number(high)})"
-    return Figure(aim.measured, int(found.get("total", 0)), value, aim.text(), aim.met(found))
+    low, high = found.get("low"), found.get("high")
+    shown = number(value) if low is None or high is None else f"{number(value)} ({number(low)} to {number(high)})"
+    return Figure(aim.measured, int(found.get("count", 0)), shown, aim.text(), aim.met(value, low))
 
 
 def distance_rows(figures: Found) -> list[Figure]:

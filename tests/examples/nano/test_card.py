@@ -6,28 +6,49 @@ import pytest
 
 from examples.nano.card import AIMS, Aim, facts_of, figure_of
 from unimedvl.checkpoint.folder import NANO_DIRECTORY
+from unimedvl.evaluation.metrics.intervals import mean_interval, proportion_interval
+from unimedvl.evaluation.statistics import paired_difference
 from unimedvl.hub_cards.model_card import build_card
 
 
+MANY = [f"patient-{number}" for number in range(40)]
+
+
 @pytest.mark.parametrize(
-    "value, interval, aim, met",
+    "hits, aim, met",
     [
-        (0.985, [0.97, 0.99], {"least": 0.99}, False),
-        (0.995, [0.98, 1.0], {"least": 0.99}, True),
-        (0.06, [0.02, 0.09], {"most": 0.05}, False),
-        (0.04, [-0.01, 0.09], {"above": True}, False),
-        (0.04, [0.01, 0.09], {"above": True}, True),
-        (0.5, [0.4, 0.6], {}, None),
+        (39, {"least": 0.99}, False),
+        (40, {"least": 0.99}, True),
+        (3, {"most": 0.05}, False),
+        (2, {"most": 0.05}, True),
+        (20, {}, None),
     ],
 )
-def test_an_aim_is_met_or_missed(value, interval, aim, met):
-    row = figure_of(Aim("x", ("a", "b"), "%", **aim), {"a": {"b": {"value": value, "interval": interval, "total": 7}}})
-    assert (row.met, row.number) == (met, 7)
-    assert row.value == f"{100 * value:.1f} % ({100 * interval[0]:.1f} % to {100 * interval[1]:.1f} %)"
+@pytest.mark.parametrize("rate", [proportion_interval, lambda hits: mean_interval([float(hit) for hit in hits], MANY)])
+def test_a_rate_meets_or_misses_its_aim(rate, hits, aim, met):
+    found = rate([place < hits for place in range(40)])
+    row = figure_of(Aim("x", ("a", "b"), "%", **aim), {"a": {"b": found}})
+    assert (row.met, row.number) == (met, 40)
+    shown, low, high = (float(number) for number in re.findall(r"([\d.]+) %", row.value))
+    assert shown == pytest.approx(100 * hits / 40, abs=0.06)
+    assert low <= shown <= high
+
+
+@pytest.mark.parametrize(("better", "met"), [(40, True), (1, False)])
+def test_a_gain_is_the_interval_above_zero(better, met):
+    before, after = [0.0] * 40, [1.0 if place < better else -0.02 for place in range(40)]
+    row = figure_of(Aim("x", ("gain",), above=True), {"gain": paired_difference(before, after, MANY)})
+    assert (row.met, row.number, row.aim) == (met, 40, "interval above 0")
+
+
+def test_a_figure_of_one_patient_has_no_interval():
+    row = figure_of(Aim("x", ("a",), "dB", 20.0), {"a": mean_interval([21.0, 23.0], ["one", "one"])})
+    assert (row.value, row.met) == ("22.00 dB", True)
+    assert not figure_of(Aim("x", ("a",), above=True), {"a": mean_interval([1.0, 1.0], ["one", "one"])}).met
 
 
 def test_what_was_not_measured_is_said_and_what_was_missed_is_listed():
-    found = {"value": 0.5, "interval": [0.4, 0.6], "total": 20}
+    found = proportion_interval([True, False] * 10)
     parts = {
         "vision": {"steps": 7000, "seconds": 1800.0, "processor_seconds": 1700.0, "device": "2 processor cores"},
         "start": {"seconds": 1800.0, "device": "2 processor cores"},
@@ -38,6 +59,7 @@ def test_what_was_not_measured_is_said_and_what_was_missed_is_listed():
     assert facts.limitations[0] == "Missed: modality, eight."
     assert (facts.training.steps, facts.training.duration) == ("vision 7,000", "1.0 hours (0.5 hours of a core)")
     text = build_card(NANO_DIRECTORY, facts)
-    assert "| modality, eight | 20 | 50.0 % (40.0 % to 60.0 %) | >= 99.0 % | **missed** |" in text
+    # Wilson's interval of 10 in 20, by hand: (p + z²/2n ± z sqrt(p(1 - p)/n + z²/4n²)) / (1 + z²/n).
+    assert "| modality, eight | 20 | 50.0 % (29.9 % to 70.1 %) | >= 99.0 % | **missed** |" in text
     assert "| Frechet distance of drawn images, CT | 9 | 50.0; the release before 100.0: -50 % | -40 % | met |" in text
     assert len(re.findall("not measured", text)) >= len(AIMS) - 1

@@ -20,6 +20,7 @@ from examples.nano import (
     sampling,
     vision,
 )
+from examples.nano.card import AIMS, facts_of
 from examples.nano.model import SIDE, nano_presets
 from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 from unimedvl.training.recipe import CurriculumRecipe, TrainingRecipe, load_recipe
@@ -49,6 +50,12 @@ def test_every_step_runs_and_the_checkpoint_is_measured(finished, work, built, m
     for name, value in results.items():
         if value.get("low") is not None:
             assert value["low"] <= value["value"] <= value["high"], name
+    # The card finds every figure where the evaluation leaves it.
+    rows = {row.measured: row.value for row in facts_of({"validation": results}).figures}
+    for aim in AIMS:
+        if aim.path[0] == "validation" and aim.path[1] in results:
+            assert rows[aim.measured] != "not measured", aim
+    assert sum(value != "not measured" for value in rows.values()) >= 12
 
 
 @pytest.mark.slow
