@@ -22,8 +22,9 @@ from unimedvl.hub_cards.model_card import UNNAMED, build_card, write_card
 from unimedvl.utils.command_line import run_module
 from unimedvl.utils.json_files import read_json
 
+from .generated_images import BY_CLASS, BY_MODALITY, CLOSER
+
 FACTS = Path(__file__).with_name("card.yaml")
-GENERATED = "text to image: "
 Found = Mapping[str, Any]
 
 
@@ -95,15 +96,15 @@ AIMS = (
     Aim("autoencoder, PSNR", ("validation", "autoencoder, PSNR"), "dB", digits=1),
     Aim("4x super-resolution, SSIM over bicubic", (*SUPER, "ssim", "gain over bicubic"), least=0.03, digits=3),
     Aim("4x super-resolution, PSNR over bicubic", (*SUPER, "psnr", "gain over bicubic"), "dB", 1.0),
-    Aim("drawn images: modality recognized", ("validation", f"{GENERATED}modality recognized"), "%", 0.97),
+    Aim("drawn images: modality recognized", ("validation", BY_MODALITY), "%", 0.97),
     Aim(
         "drawn images: class recognized, of the rate on real images",
-        ("validation", f"{GENERATED}class recognized", "ratio to real"),
+        ("validation", BY_CLASS, "ratio to real"),
         least=0.95,
     ),
     Aim(
         "drawn images: closer to training images than 5 % of real ones",
-        ("validation", f"{GENERATED}closer to training images than 5 % of real ones"),
+        ("validation", CLOSER),
         "%",
         most=0.05,
     ),

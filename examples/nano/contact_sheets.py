@@ -17,6 +17,8 @@ from typing import Annotated, Literal
 from PIL import Image, ImageDraw
 from typer import Option
 
+from unimedvl.checkpoint.folder import open_checkpoint
+from unimedvl.checkpoint.provenance import save_generated_image
 from unimedvl.unimed5m.schema import Record
 from unimedvl.utils.command_line import run_module
 
@@ -25,6 +27,8 @@ from .evaluate import question_of, seen
 from .prepare import work_records
 
 PROMPTS = (
+    "A fundus photograph",
+    "An OCT image",
     "A chest X-ray",
     "A frontal chest radiograph, labeled pneumonia",
     "A CT image of chest",
@@ -56,6 +60,8 @@ EDITS: tuple[tuple[str, str, str, dict[str, str]], ...] = (
     ("Between MRI sequences, to FLAIR (trained on)", "cross_modal", "train", {"target": "FLAIR"}),
     ("Segmentation of polyps (held out)", "segmentation", "validation", {"target": "polyp"}),
     ("Segmentation of fetal heads (held out)", "segmentation", "validation", {"target": "fetal head"}),
+    ("Segmentation of optic discs (held out)", "segmentation", "validation", {"target": "optic disc"}),
+    ("Segmentation of nuclei (held out)", "segmentation", "validation", {"target": "nuclei region"}),
 )
 COLUMNS, SCALE, CAPTION, MARGIN = 8, 2, 18, 4
 
@@ -127,14 +133,23 @@ def main(
         raise ValueError("give the folder of the records with --work.")
     if out.suffix != ".png":
         raise ValueError(f"{out} is no name of a PNG: choose one that ends in .png.")
-    nano = Nano(model)
+    nano, checkpoint = Nano(model), open_checkpoint(model)
     out.parent.mkdir(parents=True, exist_ok=True)
     if kind == "edits":
         assert work is not None
         sheet = edit_sheet(nano, work, with_inputs, seed)
     else:
         sheet = contact_sheet(nano, seed)
-    sheet.save(out)
+    save_generated_image(
+        sheet,
+        out,
+        overwrite=True,
+        composite=with_inputs,
+        model=checkpoint.name,
+        revision=checkpoint.revision,
+        seed=seed,
+        settings=nano.model.generation_config.task_presets,
+    )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
     python -m examples.nano.evaluate --model CHECKPOINT --records BUILT --work WORK [--out FILE.json]
         [--split held-out]
 
+FILE is written after every figure, and what it holds is not measured again.
+
 BUILT holds the records of `unimedvl data build --source unimed-mini`, WORK what `prepare` has written. With
 `--split held-out` the held-out part of WORK's records takes the place of the validation split: that is the one to
 choose settings on. Everything goes through the public interface: the model wrapper and the metrics of the benchmarks
@@ -13,7 +15,8 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +24,7 @@ import numpy
 from PIL import Image
 from typer import Option
 
+from unimedvl.checkpoint.folder import open_checkpoint
 from unimedvl.evaluation.metrics.answers import is_right, kind_of, score_answer
 from unimedvl.evaluation.metrics.images import psnr, ssim
 from unimedvl.evaluation.metrics.intervals import mean_interval
@@ -32,11 +36,12 @@ from unimedvl.unimed5m.schema import IMAGE_PLACEHOLDER, Record, RecordImage
 from unimedvl.unimed5m.task_images import lower_resolution, shown_image
 from unimedvl.unimed5m.templates.words import MODALITY_NAMES
 from unimedvl.utils.command_line import run_module
+from unimedvl.utils.json_files import read_json, write_json
 
 from .asking import Nano
 from .captions import GRADED, REFERABLE_QUESTION, number_of, referable
 from .contrasts import contrast_records
-from .generated_images import made_images
+from .generated_images import MADE, made_images
 from .model import UNIT, image_transform
 from .prepare import SUPER_RESOLUTION, facts_of, is_image_request, read_records, work_records
 
@@ -210,29 +215,50 @@ def score_super_resolution(nano: Nano, records: Sequence[Record], most: int) -> 
     return scores
 
 
-def evaluate(nano: Nano, records: Sequence[Record], work: Path, most: int = 160) -> dict[str, Any]:
-    """All figures; groups of records that the split does not hold are left out."""
-    results: dict[str, Any] = {}
+def evaluate(
+    nano: Nano, records: Sequence[Record], work: Path, most: int = 160, out: Path | None = None, **asked: Any
+) -> dict[str, Any]:
+    """All figures; groups of records that the split does not hold are left out.
 
-    def note(name: str, value: dict[str, Any]) -> None:
-        results[name] = value
-        print(name, json.dumps(value), flush=True)
+    Args:
+        nano: the checkpoint.
+        records: what it is asked.
+        work: folder that `prepare` has filled.
+        most: images of super-resolution.
+        out: JSON file that gets every figure when it is there, and whose figures are not measured again.
+        asked: what the figures belong to, kept in the file.
 
-    note("modality", score_modality(nano, records))
-    note("contrasts", score_contrasts(nano, records))
+    Raises:
+        ValueError: if `out` holds figures of something else.
+    """
+    results: dict[str, Any] = read_json(out) if out is not None and out.is_file() else dict(asked)
+    if {name: results.get(name) for name in asked} != asked:
+        raise ValueError(f"{out} holds figures of another checkpoint or split: choose another file, or remove it.")
+
+    def note(score: Callable[[], dict[str, Any]], *names: str) -> None:
+        if all(name in results for name in names):
+            return
+        found = score()
+        for name, value in ({names[0]: found} if len(names) == 1 else found).items():
+            results[name] = value
+            print(name, json.dumps(value), flush=True)
+        if out is not None:
+            write_json(out, results)
+
+    note(lambda: score_modality(nano, records), "modality")
+    note(lambda: score_contrasts(nano, records), "contrasts")
     for name, source in DIAGNOSES.items():
         if _of(records, "diagnosis", source):
-            note(name, score_diagnosis(nano, records, source))
+            note(partial(score_diagnosis, nano, records, source), name)
     if _of(records, "diagnosis", GRADED):
-        note("referable diabetic retinopathy", score_referable(nano, records))
-    note("VQA-RAD closed", score_closed(nano, records))
-    note("autoencoder, PSNR", score_autoencoder(nano, records))
+        note(lambda: score_referable(nano, records), "referable diabetic retinopathy")
+    note(lambda: score_closed(nano, records), "VQA-RAD closed")
+    note(lambda: score_autoencoder(nano, records), "autoencoder, PSNR")
     for name, (source, target) in SEGMENTATIONS.items():
         if masked(records, source, target):
-            note(f"segmentation, Dice: {name}", score_segmentation(nano, records, source, target))
-    note("4x super-resolution", score_super_resolution(nano, records, most))
-    for name, value in made_images(nano, records, work).items():
-        note(name, value)
+            note(partial(score_segmentation, nano, records, source, target), f"segmentation, Dice: {name}")
+    note(lambda: score_super_resolution(nano, records, most), "4x super-resolution")
+    note(lambda: made_images(nano, records, work), *MADE)
     return results
 
 
@@ -257,10 +283,8 @@ def main(
     else:
         assert records is not None
         asked = list(read_records(records, "validation"))
-    results = evaluate(Nano(model), asked, work)
-    results["seconds"] = round(time.perf_counter() - started)
-    if out is not None:
-        out.write_text(json.dumps({"split": split, **results}, indent=2) + "\n")
+    evaluate(Nano(model), asked, work, out=out, split=split, model=open_checkpoint(model).revision)
+    print(f"{time.perf_counter() - started:.0f} s")
 
 
 if __name__ == "__main__":

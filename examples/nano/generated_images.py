@@ -34,6 +34,11 @@ CLASS_PROMPTS = {
     "lc25000-lung": "an H&E histopathology image, lung, labeled {label}",
     "brain-tumor-classification": "a brain MRI, labeled {label}",
 }
+BY_MODALITY, BY_CLASS, CLOSER = MADE = (
+    "text to image: modality recognized",
+    "text to image: class recognized",
+    "text to image: closer to training images than 5 % of real ones",
+)
 PER_MODALITY, PER_CLASS = 24, 16
 JUDGE_STEPS = 1500
 CLOSE = 5.0  # percentile of real validation images' distances to training images
@@ -129,7 +134,7 @@ def made_images(nano: Nano, records: Sequence[Record], work: Path, seed: int = 0
         for kind in ARTICLES
     }
     patients = [record.group_id for record in chosen]
-    results["text to image: modality recognized"] = proportion_interval(hits) | {
+    results[BY_MODALITY] = proportion_interval(hits) | {
         "real images": mean_interval([float(hit) for hit in real_hits], patients),
         "by modality": by_modality,
     }
@@ -142,7 +147,7 @@ def made_images(nano: Nano, records: Sequence[Record], work: Path, seed: int = 0
     class_patients = [patients[place] for place in of_class]
     # Each generated image comes from noise of its own.
     generated = [float(hit) for hit in class_hits], range(len(class_hits))
-    results["text to image: class recognized"] = proportion_interval(class_hits) | {
+    results[BY_CLASS] = proportion_interval(class_hits) | {
         "real images": mean_interval(real_class, class_patients),
         "ratio to real": ratio_interval(generated, (real_class, class_patients)),
         "by class": {
@@ -150,7 +155,7 @@ def made_images(nano: Nano, records: Sequence[Record], work: Path, seed: int = 0
             for label in labels
         },
     }
-    results["text to image: closer to training images than 5 % of real ones"] = _closeness(
+    results[CLOSER] = _closeness(
         torch.cat([made, images]),
         [*wanted, *("HIS" if source == "lc25000-lung" else _modality_of(source) for source, _ in asked)],
         (shown, reals.modalities),

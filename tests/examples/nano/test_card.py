@@ -10,7 +10,6 @@ from unimedvl.evaluation.metrics.intervals import mean_interval, proportion_inte
 from unimedvl.evaluation.statistics import paired_difference
 from unimedvl.hub_cards.model_card import build_card
 
-
 MANY = [f"patient-{number}" for number in range(40)]
 
 

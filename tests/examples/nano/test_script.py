@@ -22,6 +22,7 @@ from examples.nano import (
 )
 from examples.nano.card import AIMS, facts_of
 from examples.nano.model import SIDE, nano_presets
+from unimedvl.checkpoint.provenance import read_provenance
 from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 from unimedvl.training.recipe import CurriculumRecipe, TrainingRecipe, load_recipe
 from unimedvl.utils.command_line import run_module
@@ -34,14 +35,21 @@ NANO = prepare.Path(prepare.__file__).parents[2] / "hub_cards" / "unimedvl-nano"
 
 
 @pytest.mark.slow
-def test_every_step_runs_and_the_checkpoint_is_measured(finished, work, built, monkeypatch):
+def test_every_step_runs_and_the_checkpoint_is_measured(finished, work, built, tmp_path, monkeypatch):
     monkeypatch.setattr(generated_images, "JUDGE_STEPS", 20)
     monkeypatch.setattr(generated_images, "PER_MODALITY", 1)
     monkeypatch.setattr(generated_images, "PER_CLASS", 1)
     monkeypatch.setattr(asking, "BATCH", 16)
     nano = asking.Nano(str(finished), {"num_inference_steps": 3})
     records = list(prepare.read_records(built, "validation"))
-    results = evaluate.evaluate(nano, records, work, most=2)
+    out = tmp_path / "figures.json"
+    evaluate.evaluate(nano, records, work, most=2, out=out, model="this")
+    results = read_json(out)
+    assert results.pop("model") == "this"
+    monkeypatch.setattr(asking.Nano, "ask", None)  # what the file holds is not asked again
+    assert evaluate.evaluate(nano, records, work, most=2, out=out, model="this") == {"model": "this", **results}
+    with pytest.raises(ValueError, match="another checkpoint or split"):
+        evaluate.evaluate(nano, records, work, most=2, out=out, model="that")
     assert results["modality"]["count"] == 11
     assert results["segmentation, Dice: fetal head"]["count"] == 3
     assert results["VQA-RAD closed"]["count"] == 2
@@ -153,6 +161,8 @@ def test_a_sheet_of_edits_holds_generated_images_only_unless_asked(finished, wor
     assert run_module(contact_sheets.main, arguments) == 2
     assert run_module(contact_sheets.main, [*arguments, "--work", str(work)]) == 0
     nano, side = asking.Nano(str(finished)), SIDE * contact_sheets.SCALE
+    record = read_provenance(tmp_path / "made.png")
+    assert record["synthetic"] and record["digital_source_type"].endswith("/trainedAlgorithmicMedia")
     with Image.open(tmp_path / "made.png") as made:
         rows = made.height / (contact_sheets.CAPTION + side + contact_sheets.MARGIN)
     # The drawn records hold one of the edits, fetal heads.

@@ -1,0 +1,93 @@
+"""The picture of the README: `python docs/site/picture.py [--model M]` draws docs/figures/nano.png.
+
+What the shipped nano answers about two images that Python packages hold, draws from words and makes of images: the
+first results of seed 0, as `make demo` shows them, whatever they are.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import matplotlib
+from typer import Option
+
+from unimedvl.checkpoint.loading import load
+from unimedvl.checkpoint.provenance import NOTICE, save_generated_image
+from unimedvl.commands.demonstration import PROMPTS, Demonstration
+from unimedvl.hub_cards.demo_images import FUNDUS, ULTRASOUND
+from unimedvl.utils.command_line import run_module
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402
+from PIL import Image  # noqa: E402
+
+PICTURE = Path(__file__).resolve().parents[1] / "figures" / "nano.png"
+DRAWN = ("CXR", "CT", "CFP", "HIS")
+COLUMNS, INK, FAINT = 6, "#1d2b2a", "#5b6b69"
+# Of a cell in inches: image, and the words below it.
+SIDE, WORDS, DOTS = 2.0, 0.62, 110
+Cell = tuple[Image.Image, str, str]
+
+
+def cells_of(shown: Demonstration) -> list[Cell]:
+    """Image, what was asked, and what came back, for every cell, row by row."""
+    cells: list[Cell] = []
+    for image in (FUNDUS, ULTRASOUND):
+        answer = shown.answers(image.questions[:1], image.open())[0]
+        verdict = "" if answer.right else f" (wrong: {answer.truth})"
+        cells.append((image.open(), answer.question, f"→ {answer.answer}{verdict}"))
+    cells += [(shown.drawings(modality)[0].image, f"“{PROMPTS[modality]}”", "drawn") for modality in DRAWN]
+    titles = {"Segmentation of the optic disc": "mask", "Translation of T2 to FLAIR": "translation"}
+    for edit in shown.edits():
+        before, after = edit.figures[:2]
+        prompt = edit.prompt.replace("Perform super-resolution, factor 4.", "Perform super-resolution.")
+        cells += [(before.image, prompt, "given"), (after.image, "", titles.get(edit.title, "4x super-resolution"))]
+    return cells
+
+
+def draw(cells: list[Cell], foot: str) -> Image.Image:
+    """Rows of `COLUMNS` cells with their words below them, and a line at the foot."""
+    rows = -(-len(cells) // COLUMNS)
+    size = COLUMNS * SIDE, rows * (SIDE + WORDS) + 0.3
+    figure = pyplot.figure(figsize=size, dpi=DOTS)
+    for number, (image, asked, result) in enumerate(cells):
+        row, column = divmod(number, COLUMNS)
+        bottom = size[1] - (row + 1) * SIDE - row * WORDS
+        box = (
+            (column * SIDE + 0.06) / size[0],
+            (bottom + 0.03) / size[1],
+            (SIDE - 0.12) / size[0],
+            (SIDE - 0.06) / size[1],
+        )
+        axes = figure.add_axes(box)
+        axes.imshow(image.convert("RGB"), interpolation="lanczos" if max(image.size) < 200 else "antialiased")
+        axes.axis("off")
+        left = (column * SIDE + 0.08) / size[0]
+        figure.text(left, (bottom - 0.18) / size[1], asked, fontsize=8, color=FAINT)
+        figure.text(left, (bottom - 0.38) / size[1], result, fontsize=8.5, color=INK, fontweight="bold")
+    figure.text(0.08 / size[0], 0.1 / size[1], foot, fontsize=8, color=FAINT)
+    figure.canvas.draw()
+    image = Image.frombytes("RGBA", figure.canvas.get_width_height(), figure.canvas.buffer_rgba()).convert("RGB")
+    pyplot.close(figure)
+    return image
+
+
+def main(
+    model: Annotated[str | None, Option(help="Checkpoint; the nano by default.")] = None,
+    out: Annotated[Path, Option(help="The picture (PNG).")] = PICTURE,
+    seed: Annotated[int, Option(help="Of all draws.")] = 0,
+) -> None:
+    """Ask, draw and edit, and write the picture with its synthetic-image record."""
+    loaded = load(model)
+    with tempfile.TemporaryDirectory() as folder:
+        shown = Demonstration(loaded, Path(folder), seed)
+        cells = cells_of(shown)
+    millions = sum(parameter.numel() for parameter in loaded.model.parameters()) / 1e6
+    foot = f"Answered, drawn and edited by the nano of this package ({millions:.0f} million parameters). {NOTICE}"
+    record = {"model": loaded.checkpoint.name, "revision": loaded.checkpoint.revision, "seed": seed}
+    save_generated_image(draw(cells, foot), out, overwrite=True, composite=True, settings=shown.settings, **record)
+
+
+if __name__ == "__main__":
+    sys.exit(run_module(main))
