@@ -1,4 +1,4 @@
-"""The picture of the README: `python docs/site/picture.py [--model M]` draws docs/figures/nano.png.
+"""The image of the README: `python docs/site/readme_image.py [--model M]` draws docs/figures/nano.png.
 
 What the shipped nano answers about two images that Python packages hold, draws from words and makes of images: the
 first results of seed 0, as `make demo` shows them, whatever they are.
@@ -22,7 +22,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 from PIL import Image  # noqa: E402
 
-PICTURE = Path(__file__).resolve().parents[1] / "figures" / "nano.png"
+README_IMAGE = Path(__file__).resolve().parents[1] / "figures" / "nano.png"
 DRAWN = ("CXR", "CT", "CFP", "HIS")
 COLUMNS, INK, FAINT = 6, "#1d2b2a", "#5b6b69"
 # Of a cell in inches: image, and the words below it.
@@ -75,10 +75,10 @@ def draw(cells: list[Cell], foot: str) -> Image.Image:
 
 def main(
     model: Annotated[str | None, Option(help="Checkpoint; the nano by default.")] = None,
-    out: Annotated[Path, Option(help="The picture (PNG).")] = PICTURE,
+    out: Annotated[Path, Option(help="The file (PNG).")] = README_IMAGE,
     seed: Annotated[int, Option(help="Of all draws.")] = 0,
 ) -> None:
-    """Ask, draw and edit, and write the picture with its synthetic-image record."""
+    """Ask, draw and edit, and write the image with its synthetic-image record."""
     loaded = load(model)
     with tempfile.TemporaryDirectory() as folder:
         shown = Demonstration(loaded, Path(folder), seed)
