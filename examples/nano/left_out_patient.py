@@ -22,6 +22,7 @@ from typer import Option
 
 from benchmarks.origin import origin
 from unimedvl.evaluation.metrics.images import image_quality
+from unimedvl.modeling_unimedvl.flow_unimedvl import TASK_PRESETS
 from unimedvl.training.run import run
 from unimedvl.unimed5m.schema import Record, to_table
 from unimedvl.unimed5m.shards import write_table
@@ -31,7 +32,7 @@ from unimedvl.utils.json_files import write_json
 
 from .asking import Nano
 from .evaluate import question_of, seen
-from .model import EDITING, RECIPES, SIDE
+from .model import RECIPES, SIDE, nano_presets
 from .prepare import keep_start, shard_of, work_records
 
 # Neither patient has both kinds of T1 beside T2: any of them counts.
@@ -70,7 +71,7 @@ def score(model: Path, training: Sequence[Record], left_out: Sequence[Record]) -
 
     Without intervals: the slices are of one patient, and one patient does not say how others differ.
     """
-    nano, results = Nano(str(model), EDITING), {}
+    nano, results = Nano(str(model), nano_presets(TASK_PRESETS)["cross_modal"]), {}
     for source, target in TRANSLATIONS:
         chosen, table = of_kind(left_out, source, target), gray_level_map(of_kind(training, source, target))
         truths = [seen(record.output_img[0]) for record in chosen]
