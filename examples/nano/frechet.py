@@ -65,24 +65,25 @@ def real_images(records: Iterable[Record]) -> dict[str, list[Image.Image]]:
     return {modality: found[modality] for modality in ARTICLES if len(found.get(modality, [])) > 1}
 
 
+def features_of(extractor: FeatureExtractor, images: Mapping[str, Sequence[Image.Image]]) -> dict[str, numpy.ndarray]:
+    """Features (N, 1280) of the images of each modality, all at 64 x 64 pixels."""
+    return {modality: extractor([square(image) for image in found]) for modality, found in images.items()}
+
+
 def distances(
-    extractor: FeatureExtractor,
-    drawn: Mapping[str, Sequence[Image.Image]],
-    real: Mapping[str, Sequence[Image.Image]],
-    seed: int = 0,
+    drawn: Mapping[str, numpy.ndarray], real: Mapping[str, numpy.ndarray], seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """Frechet distance by modality of drawn to real images, and between two halves of the real ones."""
+    """Frechet distance by modality of drawn to real images, and between two halves of the real ones, from features."""
     found: dict[str, dict[str, Any]] = {}
     generator = numpy.random.default_rng(seed)
-    for modality, images in sorted(drawn.items()):
-        features = extractor([square(image) for image in real[modality]])
-        order = generator.permutation(len(features))
-        halves = features[order[::2]], features[order[1::2]]
+    for modality, features in sorted(drawn.items()):
+        order = generator.permutation(len(real[modality]))
+        halves = real[modality][order[::2]], real[modality][order[1::2]]
         found[modality] = {
-            "distance": frechet_distance(extractor([square(image) for image in images]), features),
-            "halves of real images": frechet_distance(*halves) if len(features) > 3 else None,
-            "drawn": len(images),
-            "real": len(features),
+            "distance": frechet_distance(features, real[modality]),
+            "halves of real images": frechet_distance(*halves) if len(order) > 3 else None,
+            "drawn": len(features),
+            "real": len(order),
         }
     return found
 
@@ -107,13 +108,13 @@ def main(
 ) -> None:
     """Draw, compare with real images, and write the distances."""
     extractor = lite0_features()
-    real = real_images(read_records(records, "train"))
+    real = features_of(extractor, real_images(read_records(records, "train")))
     modalities = list(real)
     report: dict[str, Any] = {"features": extractor.name, "side": SIDE, "seed": seed}
     for name, folder in (("after", model), ("before", before)):
         if folder is not None:
             drawn = draw_modalities(Nano(folder), modalities, count, seed)
-            report[name] = distances(extractor, drawn, real)
+            report[name] = distances(features_of(extractor, drawn), real)
             print(name, json.dumps(report[name]), flush=True)
     if before is not None:
         report["ratio"] = {
