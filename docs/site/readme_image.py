@@ -9,7 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
 from typer import Option
 
 from unimedvl.checkpoint.loading import load
@@ -17,10 +19,6 @@ from unimedvl.checkpoint.provenance import NOTICE, save_generated_image
 from unimedvl.commands.demonstration import PROMPTS, Demonstration
 from unimedvl.hub_cards.demo_images import FUNDUS, ULTRASOUND
 from unimedvl.utils.command_line import run_module
-
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
-from PIL import Image  # noqa: E402
 
 README_IMAGE = Path(__file__).resolve().parents[1] / "figures" / "nano.png"
 DRAWN = ("CXR", "CT", "CFP", "HIS")
@@ -50,7 +48,8 @@ def draw(cells: list[Cell], foot: str) -> Image.Image:
     """Rows of `COLUMNS` cells with their words below them, and a line at the foot."""
     rows = -(-len(cells) // COLUMNS)
     size = COLUMNS * SIDE, rows * (SIDE + WORDS) + 0.3
-    figure = pyplot.figure(figsize=size, dpi=DOTS)
+    figure = Figure(figsize=size, dpi=DOTS)
+    canvas = FigureCanvasAgg(figure)
     for number, (image, asked, result) in enumerate(cells):
         row, column = divmod(number, COLUMNS)
         bottom = size[1] - (row + 1) * SIDE - row * WORDS
@@ -67,10 +66,8 @@ def draw(cells: list[Cell], foot: str) -> Image.Image:
         figure.text(left, (bottom - 0.18) / size[1], asked, fontsize=8, color=FAINT)
         figure.text(left, (bottom - 0.38) / size[1], result, fontsize=8.5, color=INK, fontweight="bold")
     figure.text(0.08 / size[0], 0.1 / size[1], foot, fontsize=8, color=FAINT)
-    figure.canvas.draw()
-    image = Image.frombytes("RGBA", figure.canvas.get_width_height(), figure.canvas.buffer_rgba()).convert("RGB")
-    pyplot.close(figure)
-    return image
+    canvas.draw()
+    return Image.frombytes("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB")
 
 
 def main(

@@ -1,10 +1,12 @@
 """What specialists reach on the tasks of the nano's ViT: small networks of one task, trained on the same rows.
 
     python -m examples.nano.vision_specialists --work WORK --teacher CACHE --result FILE [--steps 400]
+                                               [--model CHECKPOINT]
 
 For each source whose images are hard to name: a small convolutional network (evaluation/specialists) and a linear
 probe of EfficientNet-lite2, on the held-out part of the training split; by grouped folds over all rows where that part
-is small. For masks, one U-Net of all kinds.
+is small. For masks, one U-Net of all kinds. With `--model` also a linear probe of that checkpoint's frozen ViT, on
+held-out rows alone, however few: it has learned from the labels of all others.
 """
 
 import json
@@ -20,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from typer import Option
 
+from unimedvl.checkpoint.loading import load
 from unimedvl.evaluation.metrics.masks import dice
 from unimedvl.evaluation.specialists.networks import AnswerNetwork, UNet
 from unimedvl.evaluation.specialists.train import fit
@@ -30,6 +33,8 @@ from .probes import FEWEST_HELD_OUT, classified, cross_validated, grouped_folds,
 from .record_images import Masks, RecordImages
 from .teacher_features import teach
 from .vision_data import read_corpus
+from .vision_measures import pooled_features
+from .vision_network import VisionPretraining
 
 SIDE = 64  # of the specialists' images, as in their own training
 
@@ -115,12 +120,21 @@ def unet_overlaps(
     return {kind: round(sum(values) / len(values), 4) for kind, values in sorted(found.items())}
 
 
-def compare(work: Path, teacher: Path, steps: int, mask_steps: int, seed: int = 0) -> dict[str, dict]:
-    """Every specialist by task."""
+def frozen_features(model: str, *parts: RecordImages) -> numpy.ndarray:
+    """Means over the patches of the features (N, D) of a checkpoint's ViT, of all images in their order."""
+    network = VisionPretraining(load(model, dtype="float32", device="cpu").model.model.vit_model, 1, 1)
+    return torch.cat([pooled_features(network, images) for images in parts]).numpy()
+
+
+def compare(
+    work: Path, teacher: Path, steps: int, mask_steps: int, seed: int = 0, model: str | None = None
+) -> dict[str, dict]:
+    """Every specialist by task, and a probe of a checkpoint's ViT where it is named."""
     corpus = read_corpus(work, teacher)
     assert corpus.teacher is not None
     (train, _), (held_out, _) = corpus.train, corpus.held_out
     pooled = torch.cat([corpus.teacher.pooled, teach(held_out, teacher).pooled]).numpy()
+    frozen = None if model is None else frozen_features(model, train, held_out)
     pixels = torch.cat([squares(train), squares(held_out)])
     count = len(train.captions)
     found: dict[str, dict] = {}
@@ -140,6 +154,9 @@ def compare(work: Path, teacher: Path, steps: int, mask_steps: int, seed: int = 
             "linear probe by folds": cross_validated(features, classes, groups),
             "small network": judged(small, fitted, left, classes, groups),
         }
+        if frozen is not None and len(left):
+            hits = linear_probe(frozen[rows], classes)(fitted, left) == classes[left]
+            found[source]["linear probe of the model's ViT"] = {"accuracy": float(hits.mean()), "number": len(left)}
         print(json.dumps({source: found[source]}), f"{time.perf_counter() - started:.0f} s", flush=True)
     if mask_steps:
         found["masks"] = unet_overlaps(corpus.train, corpus.held_out, corpus.kinds, mask_steps, seed)
@@ -153,9 +170,10 @@ def main(
     result: Annotated[Path, Option(help="JSON file of the figures.")],
     steps: Annotated[int, Option(help="Of each convolutional network.")] = 400,
     mask_steps: Annotated[int, Option(help="Of the U-Net; 0 for none.")] = 400,
+    model: Annotated[str | None, Option(help="Checkpoint whose ViT is probed.")] = None,
     seed: int = 0,
 ) -> None:
-    found = compare(work, teacher, steps, mask_steps, seed)
+    found = compare(work, teacher, steps, mask_steps, seed, model)
     settings = {"steps": steps, "mask_steps": mask_steps, "side": SIDE, "seed": seed}
     write_json(result, {**settings, "tasks": found})
 
