@@ -53,12 +53,20 @@ def test_what_was_not_measured_is_said_and_what_was_missed_is_listed():
         "start": {"seconds": 1800.0, "device": "2 processor cores"},
     }
     distances = {when: {"CT": {"distance": far, "drawn": 9}} for when, far in (("before", 100.0), ("after", 50.0))}
-    figures = {"validation": {"modality": found}, "parts": parts, "frechet": {**distances, "ratio": {"CT": 0.5}}}
+    translated = {"slices": 22, "nano": 18.0, "gray-level map": 18.5, "gain": -0.5}
+    figures = {
+        "validation": {"modality": found},
+        "parts": parts,
+        "frechet": {**distances, "ratio": {"CT": 0.5}},
+        "left out": {"A": {"T1 -> T2": translated}},
+    }
     facts = facts_of(figures)
-    assert facts.limitations[0] == "Missed: modality, eight."
+    assert facts.limitations[0] == "Missed: modality, eight; T1 -> T2, run without patient A."
     assert (facts.training.steps, facts.training.duration) == ("vision 7,000", "1.0 hours (0.5 hours of a core)")
     text = build_card(NANO_DIRECTORY, facts)
     # Wilson's interval of 10 in 20, by hand: (p + z²/2n ± z sqrt(p(1 - p)/n + z²/4n²)) / (1 + z²/n).
     assert "| modality, eight | 20 | 50.0 % (29.9 % to 70.1 %) | >= 99.0 % | **missed** |" in text
     assert "| Frechet distance of drawn images, CT | 9 | 50.0; the release before 100.0: -50 % | -40 % | met |" in text
+    row = "T1 -> T2, run without patient A | 22 | 18.0 dB; gray-level map 18.5 dB | above the map | **missed** |"
+    assert row in text
     assert len(re.findall("not measured", text)) >= len(AIMS) - 1
