@@ -4,8 +4,8 @@
 
 FIGURES is one JSON file: "validation" (what `examples.nano.evaluate` writes), and, where they were measured, "frechet"
 (`examples.nano.frechet`), "counterfactual" (the `change` of `unimedvl eval`), "left out" (of
-`examples.nano.left_out_patient`) and "parts" (`parts.json` of `examples.nano.train`). What was aimed at is stated here and nowhere else; a figure that is missing is a row that says
-so.
+`examples.nano.left_out_patient`) and "parts" (`parts.json` of `examples.nano.train`). What was aimed at is stated here
+and nowhere else; a figure that is missing is a row that says so.
 """
 
 import dataclasses
@@ -140,7 +140,7 @@ def distance_rows(figures: Found) -> list[Figure]:
 
 
 def translation_rows(figures: Found) -> list[Figure]:
-    """Translations for patients that were left out of short runs, beside the best map from gray level to gray level."""
+    """Translations for patients that were left out of short runs, beside the best map from gray level to level."""
     rows = []
     for patient, found in sorted(figures.get("left out", {}).items()):
         for translation, row in found.items():

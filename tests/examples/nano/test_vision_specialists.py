@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from examples.nano import vision_specialists as specialists
 from examples.nano.record_images import CANVAS, Masks, RecordImages
+from unimedvl.checkpoint.folder import NANO_DIRECTORY
+from unimedvl.checkpoint.loading import load
 
 pytestmark = pytest.mark.medium
 
@@ -56,3 +59,16 @@ def test_a_unet_draws_masks_where_they_are():
     images, _, masks = colored(24)
     found = specialists.unet_overlaps((images, masks), (images, masks), ["x: box"], 25, 0)
     assert found["x: box"] > 0.8
+
+
+def test_features_of_a_checkpoint_are_those_that_it_reads_images_with():
+    images, _, _ = colored(3)
+    found = specialists.frozen_features(str(NANO_DIRECTORY), images, images)
+    assert found.shape[0] == 6 and np.array_equal(found[:3], found[3:])
+    model, processor, _ = load(NANO_DIRECTORY, dtype="float32", device="cpu")
+    shown = Image.fromarray(images.pixels[0, :, :88].permute(1, 2, 0).numpy())
+    inputs = processor.image_processor([shown], generation_mode="text", return_tensors="pt")
+    with torch.no_grad():
+        own = model.get_image_features(**inputs).last_hidden_state
+    # Before the connector that widens them, the mean over patches, up to the rounding of the resized pixels.
+    np.testing.assert_allclose(found[0], own.reshape(-1, found.shape[1]).mean(0).numpy(), atol=0.05)
