@@ -45,9 +45,10 @@ def test_code_blocks(workplace, page):
     assert PAGES[page].count("```") == 2 * len(BLOCKS[page]) > 0, "a fenced block is not run"
     names: dict = {}
     for block in BLOCKS[page]:
-        block = block.replace('"hub_cards/unimedvl-nano"', repr(str(NANO_DIRECTORY)))
+        block = block.replace('"./hub_cards/unimedvl-nano"', repr(str(NANO_DIRECTORY)))
         exec(compile(block, page, "exec"), names)
-    assert (workplace / "xray.png").is_file()
+    written = "xray.png" if page == "README.md" else "stained-in-python.png"
+    assert read_provenance(workplace / written)["synthetic"]
     assert page == "README.md" or names["ids"].shape[0] == 2
 
 

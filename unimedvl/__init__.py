@@ -25,6 +25,7 @@ if logging.getLogger("bitsandbytes").level == logging.NOTSET:
 if TYPE_CHECKING:
     from .checkpoint.conversion import convert_checkpoint, export_checkpoint
     from .checkpoint.loading import load
+    from .checkpoint.provenance import save_generated_image
     from .modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
     from .modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration, UniMedVLModel
     from .processing.image_processing_unimedvl import UniMedVLImageProcessor
@@ -41,6 +42,7 @@ _MODULE_OF_NAME = {
     "convert_checkpoint": "checkpoint.conversion",
     "export_checkpoint": "checkpoint.conversion",
     "load": "checkpoint.loading",
+    "save_generated_image": "checkpoint.provenance",
 }
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "load",
     "load_medical_image",
     "register",
+    "save_generated_image",
 ]
 
 

@@ -239,5 +239,5 @@ def test_the_page_runs_as_written(tmp_path):
     for words in ([*command.replace("unimedvl", "-m unimedvl", 1).split()], ["-c", code]):
         done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
-    with Image.open(tmp_path / "larger.png") as made:
+    with Image.open(tmp_path / "sharper.png") as made:
         assert made.size[0] == made.size[1] > 0

@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,7 +80,7 @@ class Checkpoint:
     name: str
     revision: str
     layout: str
-    tensors: dict[str, StoredTensor]
+    tensors: dict[str, StoredTensor] = field(repr=False)
 
     @property
     def source(self) -> tuple[str, str | None]:
