@@ -6,7 +6,7 @@
 For each source whose images are hard to name: a small convolutional network (evaluation/specialists) and a linear
 probe of EfficientNet-lite2, on the held-out part of the training split; by grouped folds over all rows where that part
 is small. For masks, one U-Net of all kinds. With `--model` also a linear probe of that checkpoint's frozen ViT, on
-held-out rows alone, however few: it has learned from the labels of all others.
+held-out rows alone, however few: it was trained on the labels of all others.
 """
 
 import json
