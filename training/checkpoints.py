@@ -28,6 +28,9 @@ from unimedvl.utils.json_files import write_json
 from unimedvl.utils.whole_files import partial_folder, replacing_folder
 
 COMPLETE = "complete.json"
+FINISHED_ALREADY = (
+    "%s is finished and left as it is; for other settings or records, or more steps, choose another output_dir."
+)
 SHARDS = "shards"
 # Torch notes the beginning and end of every tensor's saving here, for no one.
 logging.getLogger("c10d-NullHandler-dcp_logger").setLevel(logging.WARNING)

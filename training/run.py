@@ -25,7 +25,7 @@ from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
 from unimedvl.utils.command_line import run_module
 
 from .adapters import bare_model, load_with_adapter
-from .checkpoints import checkpoints, is_whole, several_processes
+from .checkpoints import FINISHED_ALREADY, checkpoints, is_whole, several_processes
 from .curriculum.sharding import load_sharded
 from .curriculum.trainer import UniMedVLTrainer
 from .curriculum.validation import Validation, open_validation
@@ -58,7 +58,7 @@ def run_recipe(recipe: TrainingRecipe, before: Path | None = None, carried: Stag
     output = Path(recipe.output_dir)
     best = output / FINISHED["ema" if recipe.ema_decay else "model"]
     if is_whole(best):
-        logger.info("%s is finished", output)
+        logger.info(FINISHED_ALREADY, output)
         return best
     _check_writable(output)
     state = PartialState(cpu=not torch.cuda.is_available())

@@ -15,7 +15,7 @@ from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 from unimedvl.unimed5m.schema import Record
 
 from .adapters import load_with_adapter, save_model
-from .checkpoints import is_whole, whole_folder
+from .checkpoints import FINISHED_ALREADY, is_whole, whole_folder
 from .data.dataset import EmptyGroupError
 from .flow_grpo.trainer import FlowGRPOArguments, FlowGRPOTrainer
 from .language.trainers import language_arguments, language_trainer
@@ -36,7 +36,7 @@ def run_tuning(recipe: TuningRecipe) -> Path:
     """
     final = Path(recipe.output_dir) / "final"
     if is_whole(final):
-        logger.info("%s is finished", recipe.output_dir)
+        logger.info(FINISHED_ALREADY, recipe.output_dir)
         return final
     set_seed(recipe.seed)
     # Before the model, which takes long to load.
