@@ -18,6 +18,7 @@ from typer import Option
 from unimedvl.checkpoint.loading import load
 from unimedvl.hub_cards.push_checks import SOURCE_FOLDERS
 from unimedvl.modeling_unimedvl.upstream_layout_unimedvl import default_generation_config
+from unimedvl.processing.chat_template_unimedvl import CHAT_TEMPLATE
 from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 from unimedvl.utils.command_line import run_module
 from unimedvl.utils.json_files import read_json
@@ -71,6 +72,8 @@ def release(model_folder: str | Path, out: str | Path) -> None:
             raise ValueError(f"{out} holds {path.name}, which no release has written: choose another folder.")
     model = load(model_folder, dtype="float32", device="cpu").model
     processor = UniMedVLProcessor.from_pretrained(model_folder)
+    # The code that travels along is of now, while the stages may have kept a template of their beginning.
+    processor.chat_template = CHAT_TEMPLATE
     settings: Any = default_generation_config(model.config)
     settings.task_presets = nano_presets(settings.task_presets)
     model.generation_config = settings

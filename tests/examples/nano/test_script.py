@@ -1,6 +1,7 @@
 """The nano's steps on a few drawn images: that every one runs, what they publish and how they measure."""
 
 import errno
+import shutil
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from examples.nano import (
 from examples.nano.card import AIMS, facts_of
 from examples.nano.model import SIDE, nano_presets
 from unimedvl.checkpoint.provenance import read_provenance
+from unimedvl.processing.chat_template_unimedvl import CHAT_TEMPLATE
 from unimedvl.processing.processing_unimedvl import UniMedVLProcessor
 from unimedvl.training.recipe import CurriculumRecipe, TrainingRecipe, load_recipe
 from unimedvl.utils.command_line import run_module
@@ -142,7 +144,10 @@ def test_a_release_holds_the_stages_weights_the_nanos_presets_and_what_was_writt
     assert (tmp_path / "model-00001-of-00002.safetensors").exists() and not (tmp_path / "model.safetensors").exists()
     with pytest.raises(ValueError, match="the checkpoint .* itself"):
         release.release(finished, finished)
-    assert run_module(release.main, ["--model", str(finished), "--out", str(tmp_path)]) == 0
+    old = shutil.copytree(finished, tmp_path.parent / f"{tmp_path.name}-old")
+    (old / "chat_template.jinja").write_text("{{ messages }}")
+    assert run_module(release.main, ["--model", str(old), "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "chat_template.jinja").read_text() == CHAT_TEMPLATE
     stage, written = (asking.Nano(str(folder)).model for folder in (finished, tmp_path))
     weights, stored = written.state_dict(), load_file(tmp_path / "model.safetensors")
     assert {value.dtype for value in stored.values()} == {torch.bfloat16}
