@@ -27,6 +27,7 @@ def training_arguments(recipe: TrainingRecipe) -> TrainingArguments:
         remove_unused_columns=False,
         ignore_data_skip=True,
         dataloader_num_workers=recipe.data.workers,
-        ddp_find_unused_parameters=False,
+        # The detached expert's weights are trained in name only, and get no gradient.
+        ddp_find_unused_parameters="und" in recipe.freeze,
         seed=recipe.seed,
     )
