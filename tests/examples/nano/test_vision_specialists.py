@@ -7,7 +7,6 @@ from PIL import Image
 
 from examples.nano import vision_specialists as specialists
 from examples.nano.record_images import CANVAS, Masks, RecordImages
-from unimedvl.checkpoint.folder import NANO_DIRECTORY
 from unimedvl.checkpoint.loading import load
 
 pytestmark = pytest.mark.medium
@@ -61,11 +60,12 @@ def test_a_unet_draws_masks_where_they_are():
     assert found["x: box"] > 0.8
 
 
-def test_features_of_a_checkpoint_are_those_that_it_reads_images_with():
+@pytest.mark.slow
+def test_features_of_a_checkpoint_are_those_that_it_reads_images_with(finished):
     images, _, _ = colored(3)
-    found = specialists.frozen_features(str(NANO_DIRECTORY), images, images)
+    found = specialists.frozen_features(str(finished), images, images)
     assert found.shape[0] == 6 and np.array_equal(found[:3], found[3:])
-    model, processor, _ = load(NANO_DIRECTORY, dtype="float32", device="cpu")
+    model, processor, _ = load(finished, dtype="float32", device="cpu")
     shown = Image.fromarray(images.pixels[0, :, :88].permute(1, 2, 0).numpy())
     inputs = processor.image_processor([shown], generation_mode="text", return_tensors="pt")
     with torch.no_grad():
