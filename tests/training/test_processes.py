@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.tiny_checkpoint import tiny_checkpoint
 from tests.tiny_model import tiny_config
 from tests.training.conftest import write_recipe
-from tests.training.outcomes import assert_close, history
+from tests.training.outcomes import assert_close, history, weights
 from tests.training.processes import finish, peak_while_loading
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLForConditionalGeneration
 
@@ -45,6 +46,16 @@ def test_two_shares_equal_one_process(one, recipe, tmp_path):
     # Each process wrote its own share of weights, averages and moments.
     sizes = [path.stat().st_size for path in (tmp_path / "shares" / "checkpoint-4" / "shards").iterdir()]
     assert len(sizes) == 2 and max(sizes) < 0.75 * sum(sizes), run.said()
+
+
+def test_answers_stay_to_the_bit_where_the_understanding_expert_is_frozen(place, recipe, tmp_path):
+    still = dict.fromkeys(("lm_head.", "model.language_model.embed_tokens.", "model.connector."), 0.0)
+    rates = {"learning_rates": still, "weight_decay": 0.1}
+    finish(recipe("frozen", freeze=["vae", "vit", "und"], optimizer=rates), processes=2)
+    before, after = weights(place / "model"), weights(tmp_path / "frozen" / "final")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    parts = ("_moe_gen", "time_embedder.", "vae2llm.", "llm2vae.")
+    assert changed and all(any(part in name for part in parts) for name in changed), changed
 
 
 @pytest.mark.slow
