@@ -39,7 +39,7 @@ def write_images(folder: Path, count: int = 60) -> None:
 def test_every_block_is_run():
     assert TEXT.count("```") == 2 * (len(BLOCKS) + 1), "a fenced block besides the listing of files is not run"
     others = [line for block in BLOCKS for line in block.splitlines() if line not in COMMANDS]
-    assert others == ['pip install "unimedvl[train,eval,data]"']
+    assert others == ['pip install -c constraints.txt ".[medical,train,eval,data]"']
     used = [command.split()[1] for command in COMMANDS]
     assert used == ["data"] * 3 + ["train", "info", "ask", "merge", "ask", "eval", "eval", "eval", "push", "push"]
 

@@ -38,8 +38,9 @@ def shell(tmp_path_factory) -> dict[str, str]:
 
 
 def test_every_line_is_run():
-    start, space = LINES[:2], LINES[2:]
-    assert start == ['pip install "unimedvl[ui]"', "unimedvl ui"]
+    set_up, start, space = LINES[:2], LINES[2], LINES[3:]
+    assert set_up[0].startswith("python3 -m venv") and set_up[1] == 'pip install ".[ui,medical]"'
+    assert start == "unimedvl ui"
     assert [shlex.split(line)[:2] for line in space] == [["unimedvl", "ui"], ["unimedvl", "push"]]
     assert "```" not in TEXT and "ui" in (metadata("unimedvl").get_all("Provides-Extra") or [])
 
@@ -50,7 +51,7 @@ def test_the_first_command_prints_an_address_and_ends_at_control_c(shell, tmp_pa
     monkeypatch.setenv("PYTHONPATH", shell["PYTHONPATH"])
     shown = re.search(r"`(http://[\d.]+):\d+/`", TEXT)
     assert shown is not None
-    with program(tmp_path, shlex.split(LINES[1])) as served:
+    with program(tmp_path, shlex.split(LINES[2])) as served:
         assert re.fullmatch(re.escape(shown[1]) + r":\d{4,5}/", served.url)
         assert httpx.get(f"{served.url}config").json()["title"] == page.TITLE
         served.process.send_signal(signal.SIGINT)
@@ -63,7 +64,7 @@ def test_the_commands_of_the_space_write_and_send_it(shell, tmp_path):
     names = {"owner/space": "tester/space", "COMMIT": COMMIT}
     with HubServer() as hub:
         environment = {**shell, **hub.environment(tmp_path / "home")}
-        for line in LINES[2:]:
+        for line in LINES[3:]:
             words = [names.get(word, word) for word in shlex.split(line)]
             done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
             assert done.returncode == 0 and done.stdout.strip(), (line, done.stderr)
