@@ -32,15 +32,14 @@ def cells_of(shown: Demonstration) -> list[Cell]:
     """Image, what was asked, and what came back, for every cell, row by row."""
     cells: list[Cell] = []
     for image in (FUNDUS, ULTRASOUND):
-        answer = shown.answers(image.questions[:1], image.open())[0]
+        pixels = image.open()
+        answer = shown.answers(image.questions[:1], pixels)[0]
         verdict = "" if answer.right else f" (wrong: {answer.truth})"
-        cells.append((image.open(), answer.question, f"→ {answer.answer}{verdict}"))
+        cells.append((pixels, answer.question, f"→ {answer.answer}{verdict}"))
     cells += [(shown.drawings(modality)[0].image, f"“{PROMPTS[modality]}”", "drawn") for modality in DRAWN]
-    titles = {"Segmentation of the optic disc": "mask", "Translation of T2 to FLAIR": "translation"}
     for edit in shown.edits():
         before, after = edit.figures[:2]
-        prompt = edit.prompt.replace("Perform super-resolution, factor 4.", "Perform super-resolution.")
-        cells += [(before.image, prompt, "given"), (after.image, "", titles.get(edit.title, "4x super-resolution"))]
+        cells += [(before.image, edit.prompt, "given"), (after.image, "", "made")]
     return cells
 
 
