@@ -1,11 +1,13 @@
 """The model file of `lighteval custom CHECKPOINT lighteval_model.py ...`.
 
-CHECKPOINT is the folder or Hub id of an exported checkpoint; its code runs. `UNIMEDVL_BATCH_SIZE` sets the number of
-questions that are asked at once.
+CHECKPOINT is the folder or Hub id of an exported checkpoint. The code of a folder runs; that of a Hub id only where
+`UNIMEDVL_TRUST_REMOTE_CODE` is 1, since lighteval has no option for it. `UNIMEDVL_BATCH_SIZE` sets the number of questions
+that are asked at once.
 """
 
 import os
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from lighteval.models.abstract_model import LightevalModel
@@ -26,7 +28,8 @@ class UniMedVLForLighteval(LightevalModel):
         # lighteval hands its tasks to this; answers are not kept there.
         self._cache = SampleCache(config)
         self.batch_size = int(os.environ.get("UNIMEDVL_BATCH_SIZE", "8"))
-        self.checkpoint = Checkpoint(config.model_name, trust_remote_code=True)
+        trusted = Path(config.model_name).is_dir() or os.environ.get("UNIMEDVL_TRUST_REMOTE_CODE") == "1"
+        self.checkpoint = Checkpoint(config.model_name, trust_remote_code=trusted)
 
     @property
     def tokenizer(self) -> Any:

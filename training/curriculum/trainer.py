@@ -187,6 +187,11 @@ class UniMedVLTrainer(Trainer):
         self.state.epoch = self.state.global_step / self.args.max_steps
         super().log(logs, start_time)
 
+    def _get_learning_rate(self) -> float:
+        # transformers logs that of the first group, which may be one that rests.
+        assert self.lr_scheduler is not None
+        return max(self.lr_scheduler.get_last_lr())
+
     def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, *args, **kwargs):
         # Before anything is saved: what a checkpoint's history holds does not depend on when the run was stopped.
         if self.control.should_log or self.control.should_save or self.control.should_training_stop:

@@ -151,7 +151,12 @@ def progress_line(logs: Mapping[str, float], step: int, steps: int) -> str:
 
 
 class ProgressLines(TrainerCallback):
-    """A line for every log entry, by process 0, in place of transformers' dictionaries and bars."""
+    """A line at the start and for every log entry, by process 0, in place of transformers' dictionaries and bars."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            left = state.max_steps - state.global_step
+            logger.info(f"training {left} steps into {args.output_dir}; a line every {args.logging_steps:.0f} steps")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and logs and ("loss" in logs or "validation/loss" in logs):

@@ -52,6 +52,15 @@ def test_shares_padding_and_losses_are_logged(recipe, place, tmp_path):
     assert 0 <= entry["padding"] < 0.5
 
 
+@pytest.mark.parametrize("resting", ["llm", "vit"])
+def test_the_logged_rate_is_one_of_those_that_train(recipe, tmp_path, caplog, resting):
+    optimizer = {"learning_rate": 2e-3, "schedule": "constant", "warmup_steps": 0, "learning_rates": {resting: 0.0}}
+    with caplog.at_level("INFO"):
+        run(recipe("resting", optimizer=optimizer), [])
+    assert [entry["learning_rate"] for entry in history(tmp_path / "resting") if "loss" in entry] == [2e-3] * 4
+    assert any(message.startswith("training 4 steps") for message in caplog.messages)
+
+
 def test_a_loss_that_is_no_number_names_its_records(recipe, tmp_path, capsys):
     run(recipe("broken"), ["steps=2"])
     kept = checkpoints(tmp_path / "broken")
