@@ -5,7 +5,8 @@
 FIGURES is one JSON file: "validation" (what `examples.nano.evaluate` writes), and, where they were measured, "frechet"
 (`examples.nano.frechet`), "counterfactual" (the `change` of `unimedvl eval`), "left out" (of
 `examples.nano.left_out_patient`), "specialists" (of `examples.nano.vision_specialists`) and "parts" (`parts.json` of
-`examples.nano.train`). What was aimed at is stated here and nowhere else; a figure that is missing is a row that says so.
+`examples.nano.train`). What was aimed at is stated here and nowhere else; a figure that is missing is a row that says
+so.
 """
 
 import dataclasses
