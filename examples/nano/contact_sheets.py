@@ -3,9 +3,9 @@
     python -m examples.nano.contact_sheets --model CHECKPOINT --out FILE.png
     python -m examples.nano.contact_sheets --model CHECKPOINT --out FILE.png --kind edits --work WORK [--with-inputs]
 
-A sheet holds generated images only, one row for each prompt or kind of edit; edits follow their inputs closely. With
-`--with-inputs` what was edited and what was to be made stand above each row; such a sheet shows images of the data
-sets and is not for publishing.
+A sheet holds generated images only, one row for each prompt or kind of mask: other edits keep what they are made of,
+so their results show images of the data sets. With `--with-inputs` they are there too, each kind below what was
+edited and what was to be made; such a sheet is not for publishing.
 """
 
 import json
@@ -95,15 +95,17 @@ def _fits(record: Record, task: str, wanted: dict[str, str]) -> bool:
 
 
 def edit_sheet(nano: Nano, work: Path, with_inputs: bool = False, seed: int = 0) -> Image.Image:
-    """One row of generated images for each of `EDITS` that the records of `work` hold.
+    """One row of masks for each of `EDITS` that the records of `work` hold.
 
     Args:
         work: folder that `prepare` has filled.
-        with_inputs: also show what was edited and what was to be made.
+        with_inputs: also show what was edited and what was to be made, and the edits that are no masks.
     """
     records = {split: list(work_records(work, split)) for split in ("train", "validation")}
     rows: list[tuple[str, Sequence[Image.Image]]] = []
     for caption, task, split, wanted in EDITS:
+        if task != "segmentation" and not with_inputs:
+            continue
         fitting = [record for record in records[split] if _fits(record, task, wanted)]
         chosen = fitting[:: max(1, len(fitting) // COLUMNS)][:COLUMNS]
         if not chosen:
@@ -125,7 +127,7 @@ def main(
     kind: Annotated[Literal["words", "edits"], Option(help="What is drawn.")] = "words",
     work: Annotated[Path | None, Option(help="Work folder of `prepare`, for edits.")] = None,
     with_inputs: Annotated[
-        bool, Option("--with-inputs", help="Show the data sets' images too; not for publishing.")
+        bool, Option("--with-inputs", help="Show the data sets' images too, and all edits; not for publishing.")
     ] = False,
     seed: int = 0,
 ) -> None:
