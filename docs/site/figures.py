@@ -91,7 +91,7 @@ def model() -> str:
         box(40, 184, 345, 44, COLORS["text"], ["understanding expert: text, patches, markers"]),
         box(415, 184, 345, 44, COLORS["noised"], ["generation expert: latents"]),
         box(
-            40, 240, 720, 40, "#ffffff", ["one attention over all tokens: causal for text, bidirectional within an image"]
+            40, 240, 720, 40, "#ffffff", ["one attention over all tokens: causal for text, bidirectional in an image"]
         ),
         arrow(212, 150, 212, 116),
         arrow(587, 150, 587, 116),
