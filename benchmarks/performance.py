@@ -105,7 +105,7 @@ def held(counts: dict[str, Any]) -> str:
     ]
     found.append(("FLOP of a pack over its samples", counts["pack_over_samples"]["over_closed_form"], PACK))
     found += [
-        (f"{name}: evaluations of an image", counts["evaluations"][name]["branches"], limit)
+        (f"{name}: model evaluations (NFE)", counts["evaluations"][name]["branches"], limit)
         for name, limit in EVALUATIONS.items()
     ]
     rows = [
@@ -130,7 +130,7 @@ def timed(ratios: dict[str, Any]) -> str:
 
 
 def started(start: dict[str, Any]) -> str:
-    """Modules and processor time of processes up to their first answer."""
+    """Modules and CPU time of processes up to their first answer."""
     names = {
         "transformers": "transformers' Qwen2 of equal size, one token",
         "understanding only": "nano with `visual_gen=False`, one token",
@@ -144,7 +144,7 @@ def started(start: dict[str, Any]) -> str:
         aim = START_AIMS.get(key)
         verdict = "" if aim is None else "reached" if ratio["median"] <= aim else "not reached"
         rows.append([name, f"{found['modules']:,}", span, "" if aim is None else f"{aim:.1f}", verdict])
-    rounds = f"processor time over `import torch`, {start['start']['rounds']} rounds (range)"
+    rounds = f"CPU time over `import torch`, {start['start']['rounds']} rounds (range)"
     return table(["process", "modules", rounds, "at most", ""], rows)
 
 
@@ -179,7 +179,7 @@ def approximated(approximations: dict[str, Any]) -> str:
                     f"{case['relative_error']:.3f}",
                 ]
             )
-        head = ["approximation", "evaluations saved", "processor time saved (95 % interval)"]
+        head = ["approximation", "NFE saved", "CPU time saved (95 % interval)"]
         title = f"### {setting[0].upper()}{setting[1:]} ({approximations['images'][setting]} images)"
         parts.append(f"{title}\n\n{table([*head, 'PSNR mean / least, dB', 'relative error'], rows)}")
     return "\n\n".join(parts)

@@ -122,7 +122,7 @@ def inference(config: UniMedVLConfig, counts: dict[str, int]) -> dict[str, Any]:
 def modes(
     config: UniMedVLConfig, counts: dict[str, int], shapes: dict[str, dict[str, StoredTensor]]
 ) -> dict[str, Any]:
-    """Memory of the weights by type, keys and values, and seconds on one device in bfloat16, of what a user asks for.
+    """Memory of the weights by dtype, KV cache, and bfloat16 seconds on one device, of what a user asks for.
 
     Images have a longer side of 1,024 pixels where they are made or changed, of 980 where they are read.
     """
@@ -217,7 +217,7 @@ def asked(found: dict[str, Any]) -> str:
     for name, entry in found["modes"].items():
         weights = [f"{entry['weights'][kind] / 1e9:.1f} GB" for kind in ("bfloat16", "int8", "nf4")]
         rows.append([name, *weights, size(entry["cache_bytes"]), seconds(entry["seconds"])])
-    return table(["one GPU, predicted", "weights, bfloat16", "int8", "nf4", "keys and values", "time, bfloat16"], rows)
+    return table(["one GPU, predicted", "weights, bfloat16", "int8", "nf4", "KV cache", "time, bfloat16"], rows)
 
 
 DOCUMENTS: dict[str, dict[str, Maker]] = {

@@ -15,6 +15,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "walkthrough.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
+# The listing of files, then what commands print.
+LISTING, *SHOWN = re.findall(r"```text\n(.*?)```", TEXT, re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.startswith("unimedvl ")]
 
 pytestmark = pytest.mark.slow
@@ -37,7 +39,9 @@ def write_images(folder: Path, count: int = 60) -> None:
 
 
 def test_every_block_is_run():
-    assert TEXT.count("```") == 2 * (len(BLOCKS) + 1), "a fenced block besides the listing of files is not run"
+    fenced = len(BLOCKS) + 1 + len(SHOWN)
+    assert TEXT.count("```") == 2 * fenced, "a fenced block is neither run nor of text"
+    assert "vqa.csv" in LISTING and len(SHOWN) == 3
     others = [line for block in BLOCKS for line in block.splitlines() if line not in COMMANDS]
     assert others == ['pip install -c constraints.txt ".[medical,train,eval,data]"']
     used = [command.split()[1] for command in COMMANDS]
@@ -53,13 +57,17 @@ def test_a_new_user_gets_from_images_to_scores(tmp_path):
     (place / "unimedvl").chmod(0o755)
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PATH": f"{place}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": paths}
-    printed = {}
+    printed, said = {}, ""
     for command in COMMANDS:
         result = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, (command, result.stderr)
         assert result.stdout.strip(), command
         assert "Traceback" not in result.stderr, (command, result.stderr)
         printed[command] = result.stdout
+        said += result.stdout + result.stderr
+    for line in "".join(SHOWN).splitlines():
+        pattern = r"\S+".join(map(re.escape, line.split("...")))
+        assert re.search(f"^{pattern}", said, re.MULTILINE), line
     with_adapter, merged = (text for command, text in printed.items() if command.startswith("unimedvl ask"))
     assert with_adapter == merged
     assert (tmp_path / "merged" / "tokenizer.json").is_file()

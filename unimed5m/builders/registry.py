@@ -46,7 +46,7 @@ def table_of_sources(named_only: bool = False) -> list[dict[str, str]]:
 
 def markdown_table() -> str:
     """The named sources as a Markdown table, generated from their cards."""
-    titles = ("name", "data set", "tasks", "license", "redistribution", "where to get", "layout shown by")
+    titles = ("name", "dataset", "tasks", "license", "redistribution", "where to get", "layout shown by")
     lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
     for source in NAMED:
         card = source.card

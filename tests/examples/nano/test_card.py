@@ -48,10 +48,14 @@ def test_a_figure_of_one_patient_has_no_interval():
 
 def test_what_was_not_measured_is_said_and_what_was_missed_is_listed():
     found = proportion_interval([True, False] * 10)
+    used = {"seconds": 1800.0, "device": "2 processor cores", "peak_memory_mib": 1536}
     parts = {
-        "vision": {"steps": 7000, "seconds": 1800.0, "processor_seconds": 1700.0, "device": "2 processor cores"},
-        "start": {"seconds": 1800.0, "device": "2 processor cores"},
+        "vision": {"steps": 7000, "batch": 24, "processor_seconds": 1700.0, **used},
+        "stage": {"steps": 100, "samples": 900, **used},
+        "start": {**used},
     }
+    probes = {"linear probe of the model's ViT": {"accuracy": 0.75, "number": 8}}
+    network = {"small network": {"accuracy": 0.5, "number": 40, "folds": 5}}
     distances = {when: {"CT": {"distance": far, "drawn": 9}} for when, far in (("before", 100.0), ("after", 50.0))}
     translated = {"slices": 22, "nano": 18.0, "gray-level map": 18.5, "gain": -0.5}
     figures = {
@@ -59,14 +63,24 @@ def test_what_was_not_measured_is_said_and_what_was_missed_is_listed():
         "parts": parts,
         "frechet": {**distances, "ratio": {"CT": 0.5}},
         "left out": {"A": {"T1 -> T2": translated}},
+        "specialists": {"brain": {**probes, **network}, "lung": network, "masks": {"polyp": 0.5}},
     }
     facts = facts_of(figures)
     assert facts.limitations[0] == "Missed: modality, eight; T1 -> T2, run without patient A."
-    assert (facts.training.steps, facts.training.duration) == ("vision 7,000", "1.0 hours (0.5 hours of a core)")
+    assert (facts.training.steps, facts.training.duration) == (
+        "vision 7,000, stage 100",
+        "0.5 hours of a CPU core; of each part see below",
+    )
     text = build_card(NANO_DIRECTORY, facts)
     # Wilson's interval of 10 in 20, by hand: (p + z²/2n ± z sqrt(p(1 - p)/n + z²/4n²)) / (1 + z²/n).
     assert "| modality, eight | 20 | 50.0 % (29.9 % to 70.1 %) | >= 99.0 % | **missed** |" in text
     assert "| Frechet distance of drawn images, CT | 9 | 50.0; the release before 100.0: -50 % | -40 % | met |" in text
     row = "T1 -> T2, run without patient A | 22 | 18.0 dB; gray-level map 18.5 dB | above the map | **missed** |"
     assert row in text
+    probed = "held-out part: brain | 8 | 75.0 %; small network 50.0 % (5 folds, 40 images) |  |  |"
+    assert f"| linear probe of the ViT, {probed}" in text and "held-out part: lung" not in text
+    # 24 x 7,000 and 900 in 1,800 seconds.
+    assert "| training: vision | 2 processor cores | 1.5 GiB | 30 minutes; 93.3 samples a second |" in text
+    assert "| training: stage | 2 processor cores | 1.5 GiB | 30 minutes; 0.5 samples a second |" in text
+    assert "| training: start | 2 processor cores | 1.5 GiB | 30 minutes |" in text
     assert len(re.findall("not measured", text)) >= len(AIMS) - 1

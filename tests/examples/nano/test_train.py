@@ -70,6 +70,7 @@ def test_a_stopped_chain_resumes_and_ends_in_a_folder_that_loads(budget, work, t
     notes = json.loads((out / "parts.json").read_text())
     assert set(notes) == {"autoencoder", "vision", "start", "first", "second"}
     assert [notes[name]["steps"] for name in ("autoencoder", "vision", "first", "second")] == [2, 2, 2, 1]
+    assert all(notes[name]["samples"] >= notes[name]["steps"] for name in ("first", "second"))
     assert all(row["seconds"] > 0 and row["peak_memory_mib"] > 50 for row in notes.values())
     # Seconds are those of the steps; processors have started and read the records besides.
     assert all(0.1 < row["processor_seconds"] < (row["seconds"] + 60) * os.cpu_count() for row in notes.values())
