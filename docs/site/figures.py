@@ -74,10 +74,10 @@ def drawing(width: int, height: int, title: str, parts: list[str]) -> str:
 def model() -> str:
     """Inputs at the bottom, one stack of layers with two experts in the middle, outputs at the top."""
     parts = [
-        box(20, 330, 170, 62, COLORS["vit"], ["SigLIP ViT", "an image as it is seen"]),
+        box(20, 330, 170, 62, COLORS["vit"], ["SigLIP ViT", "an image to be read"]),
         box(215, 330, 170, 62, COLORS["text"], ["token embedding", "text"]),
-        box(410, 330, 170, 62, COLORS["clean"], ["FLUX VAE encoder", "an image to be changed"]),
-        box(605, 330, 175, 62, COLORS["noised"], ["noise", "an image to be made"]),
+        box(410, 330, 170, 62, COLORS["clean"], ["FLUX VAE encoder", "an image to be edited"]),
+        box(605, 330, 175, 62, COLORS["noised"], ["noise", "an image to be generated"]),
         text(105, 425, "medical image"),
         text(300, 425, "question, instruction"),
         text(495, 425, "medical image"),
@@ -87,11 +87,11 @@ def model() -> str:
     parts += [arrow(x, 330, x, 296) for x in (105, 300, 495, 692)]
     parts += [
         rectangle(20, 150, 760, 144, "#f5f8f7", 8),
-        text(400, 172, "Qwen2 layers, repeated: each with two experts (Mixture of Transformers)", 13, weight="600"),
+        text(400, 172, "Qwen2 layers, repeated: each with two experts (Mixture-of-Transformers)", 13, weight="600"),
         box(40, 184, 345, 44, COLORS["text"], ["understanding expert: text, patches, markers"]),
         box(415, 184, 345, 44, COLORS["noised"], ["generation expert: latents"]),
         box(
-            40, 240, 720, 40, "#ffffff", ["one attention over all tokens: causal for text, both ways within an image"]
+            40, 240, 720, 40, "#ffffff", ["one attention over all tokens: causal for text, bidirectional in an image"]
         ),
         arrow(212, 150, 212, 116),
         arrow(587, 150, 587, 116),
@@ -100,7 +100,7 @@ def model() -> str:
         arrow(212, 62, 212, 40),
         arrow(587, 62, 587, 40),
         text(212, 30, "answer, report, plan"),
-        text(587, 30, "VAE decoder: image, mask, stain, other modality"),
+        text(587, 30, "VAE decoder: image, mask, virtual stain, other modality"),
     ]
     return drawing(
         800, 440, "UniMedVL: one stack of layers with two experts reads text and images and makes both", parts

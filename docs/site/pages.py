@@ -43,7 +43,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Lead links to files outside of docs/ to where they lie in the site."""
+    """Lead links to files outside of docs/ to where they lie in the site, and those to notebooks to their pages."""
     source = page.file.abs_src_path
     if source is None:
         return markdown
@@ -57,6 +57,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         inside = target.is_relative_to(DOCS)
         place = target.relative_to(DOCS if inside else ROOT).as_posix()
         place = place if inside else f"{OUTSIDE}/{place}"
+        # The page of a notebook itself links to the file.
+        place = f"{place.removesuffix('.ipynb')}.md" if target.suffix == ".ipynb" and target != here else place
         place = f"{place}/index.md" if target.is_dir() else place
         return f"{found[1]}{posixpath.relpath(place, folder or '.')}{found[3] or ''}{found[4]}"
 

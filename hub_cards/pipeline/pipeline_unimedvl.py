@@ -2,7 +2,8 @@
 
     pipe = DiffusionPipeline.from_pretrained(FOLDER_OR_HUB_ID, trust_remote_code=True)
     image = pipe("a chest X-ray", generator=torch.Generator().manual_seed(0)).images[0]
-    stained = pipe("Stain this section", image=section, preset="virtual_staining").images[0]
+    prompt = "Convert this H&E section to HER2 IHC."
+    stained = pipe(prompt, image=section, preset="virtual_staining").images[0]
 
 The file lies in a saved pipeline three times. diffusers fetches of a component's folder no Python files but the one
 that `model_index.json` names, unless the folder holds no weights. So `model/` holds the weights and their

@@ -90,7 +90,7 @@ def test_build_and_check_data(execute, tmp_path):
     text = printed(run("build-and-check-data", execute, tmp_path), "stdout")
     for reason in ("found no such file", "expected a text, found ''", "cannot be decoded", "leak_image"):
         assert reason in text, reason
-    assert "21 patients, each on one side" in text
+    assert "21 patients, each in one split" in text
     assert "files would be sent to owner/head-phantoms" in text
 
 

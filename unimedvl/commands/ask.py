@@ -1,7 +1,7 @@
 """Answer a question, about one or several images or about none.
 
 unimedvl ask --image retina.png "What kind of image is this?"
-unimedvl ask --model owner/name --image scan.dcm --window 40 400 --json "Is there a fracture?"
+unimedvl ask --model owner/name --image scan.dcm --window 400 1800 --json "Is there a fracture?"
 """
 
 from typing import Annotated, Any

@@ -1,7 +1,7 @@
 """Make an image from a text and, for some tasks, input images.
 
   unimedvl generate "axial T1 MRI of the brain" --out brain.png
-  unimedvl generate "Stain this section with H&E" --image section.png --preset virtual_staining --out stained.png
+  unimedvl generate "Convert this H&E section to HER2 IHC." --image section.png --preset virtual_staining --out ihc.png
 
 The files, PNG or DICOM secondary captures (--out brain.dcm), say that they are synthetic, and hold model, seed and
 settings; of the prompt only a hash.

@@ -1,4 +1,4 @@
-"""Print what a checkpoint is, the sizes of its parts and its memory.
+"""Print what a checkpoint is, the sizes of its parts, its memory and the settings of its presets.
 
 Only settings and the headers of weight files are read, also from the Hub.
 
@@ -14,6 +14,17 @@ from .shared import Base, Model, Revision
 if TYPE_CHECKING:
     from ..checkpoint.adapter_folder import Adapter
     from ..checkpoint.folder import Checkpoint
+
+# What `unimedvl info` calls the settings of a preset; others keep the name of the argument of `generate`.
+SETTINGS = {
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "image_guidance_scale": "image guidance",
+    "cfg_interval": "interval",
+    "cfg_renorm_type": "renorm",
+    "cfg_renorm_min": "renorm min",
+    "timestep_shift": "shift",
+}
 
 
 def info(model: Model = None, revision: Revision = None, base: Base = None) -> Result:
@@ -73,7 +84,11 @@ def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
         "bytes_on_disk": stored_bytes(tensors),
         "memory_bytes": estimate_memory(tensors),
         "memory_bytes_understanding_only": estimate_memory(understanding_tensors(tensors)),
-        "presets": stated or TASK_PRESETS,
+        # What a preset leaves open is the reference's, as in `generate`.
+        "presets": {
+            name: {**TASK_PRESETS.get(name, TASK_PRESETS["edit"]), **settings}
+            for name, settings in (stated or TASK_PRESETS).items()
+        },
     }
 
 
@@ -97,5 +112,18 @@ def as_text(record: dict[str, Any]) -> str:
     lines.append(f"  {'':<28}{'whole':>16}{'understanding':>16}")
     for name, whole in record["memory_bytes"].items():
         lines.append(f"  {name:<28}{size(whole):>16}{size(record['memory_bytes_understanding_only'][name]):>16}")
-    lines.append(f"presets: {', '.join(record['presets'])}")
+    lines.append("presets of generated images:")
+    lines += [f"  {name:<18}{settings_line(settings)}" for name, settings in record["presets"].items()]
     return "\n".join(lines)
+
+
+def settings_line(settings: dict[str, Any]) -> str:
+    """A preset's settings in one line, such as "steps 49, guidance 4, interval (0, 1], shift 3"."""
+    return ", ".join(f"{SETTINGS.get(name, name)} {_short(value)}" for name, value in settings.items())
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        low, high = value
+        return f"({_short(low)}, {_short(high)}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -204,6 +205,25 @@ def test_registered_classes_win_over_repository_code(checkpoint):
     assert result.returncode == 0, result.stderr
     modules = result.stdout.split()
     assert [name.partition(".")[0] for name in modules] == ["unimedvl"] * 3
+
+
+def test_info_prints_the_presets_that_generate_uses(checkpoint, tmp_path, capsys):
+    """A line for each, with what the checkpoint leaves open."""
+    folder = tmp_path / "own"
+    shutil.copytree(checkpoint, folder)
+    presets = {"t2i": {"num_inference_steps": 3, "cfg_interval": [0.5, 1.0], "height": 32}, "mine": {}}
+    (folder / "generation_config.json").write_text(json.dumps({"task_presets": presets}))
+    lines = run(capsys, "info", "--model", folder)[0].splitlines()
+    shown = {line.split()[0]: line for line in lines[lines.index("presets of generated images:") + 1 :]}
+    assert shown.keys() == presets.keys()
+    for words in ("steps 3, guidance 4, image guidance 1,", "interval (0.5, 1]", "shift 3", "height 32"):
+        assert words in shown["t2i"]
+    assert "steps 49, guidance 4, image guidance 2," in shown["mine"] and "renorm text_channel" in shown["mine"]
+    record = json.loads(run(capsys, "info", "--model", folder, "--json")[0])["presets"]
+    assert record["t2i"]["num_inference_steps"] == 3 and record["t2i"]["timestep_shift"] == 3.0
+    assert record["mine"]["image_guidance_scale"] == 2.0
+    with_defaults = run(capsys, "info", "--model", checkpoint)[0]
+    assert re.search(r"^  virtual_staining +steps 49, guidance 4, image guidance 2,", with_defaults, re.MULTILINE)
 
 
 def test_public_names():
