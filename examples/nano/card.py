@@ -88,7 +88,7 @@ AIMS = (
     Aim("brain tumor, 4 classes (patients shared with training)", ("validation", "brain tumor, 4 classes"), "%", 0.85),
     Aim("referable diabetic retinopathy", ("validation", "referable diabetic retinopathy"), "%"),
     Aim("VQA-RAD closed", ("validation", "VQA-RAD closed"), "%"),
-    Aim("VQA-RAD closed, gain over another image", ("validation", "VQA-RAD closed", "gain"), above=True),
+    Aim("VQA-RAD closed, gain over another image", ("validation", "VQA-RAD closed", "gain"), "%", above=True),
     dice_of("polyp", 0.70),
     dice_of("fetal head", 0.95),
     dice_of("hippocampus", 0.88),

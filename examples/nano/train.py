@@ -216,7 +216,7 @@ class TimeUp(Exception):
 
 def device_name(budget: Budget) -> str:
     """What the work runs on, in words."""
-    return torch.cuda.get_device_name() if budget.device == "cuda" else f"{os.cpu_count()} processor cores"
+    return torch.cuda.get_device_name() if budget.device == "cuda" else f"{os.cpu_count()} CPU cores"
 
 
 def weights_parts(chain: Chain) -> list[Part]:
@@ -351,6 +351,7 @@ def run_chain(
 def finish(chain: Chain, part: Part, measured: dict[str, Any]) -> None:
     """Complete the row of a part that is done."""
     if "sha256" not in chain.notes.get(part.name, {}):
+        measured = {name: value for name, value in measured.items() if name != "device"}  # which `run` has noted
         chain.note(part.name, **measured, sha256=hash_file(part.artifact), bytes=part.artifact.stat().st_size)
         print(f"{part.name}: {json.dumps(chain.notes[part.name])}", flush=True)
 

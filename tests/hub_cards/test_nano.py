@@ -26,7 +26,7 @@ def test_it_is_small_and_fit_to_be_published():
 def test_its_card_names_license_and_limits():
     card = (NANO_DIRECTORY / "README.md").read_text(encoding="utf-8")
     assert "cc-by-nc-sa-4.0" in card
-    assert "teaching" in card and "Not for diagnosis" in card
+    assert "teaching" in card and "not for diagnosis" in card
 
 
 def test_its_code_is_the_code_of_this_checkout():

@@ -48,7 +48,7 @@ def test_a_figure_of_one_patient_has_no_interval():
 
 def test_what_was_not_measured_is_said_and_what_was_missed_is_listed():
     found = proportion_interval([True, False] * 10)
-    used = {"seconds": 1800.0, "device": "2 processor cores", "peak_memory_mib": 1536}
+    used = {"seconds": 1800.0, "device": "2 CPU cores", "peak_memory_mib": 1536}
     parts = {
         "vision": {"steps": 7000, "batch": 24, "processor_seconds": 1700.0, **used},
         "stage": {"steps": 100, "samples": 900, **used},
@@ -80,7 +80,7 @@ def test_what_was_not_measured_is_said_and_what_was_missed_is_listed():
     probed = "held-out part: brain | 8 | 75.0 %; small network 50.0 % (5 folds, 40 images) |  |  |"
     assert f"| linear probe of the ViT, {probed}" in text and "held-out part: lung" not in text
     # 24 x 7,000 and 900 in 1,800 seconds.
-    assert "| training: vision | 2 processor cores | 1.5 GiB | 30 minutes; 93.3 samples a second |" in text
-    assert "| training: stage | 2 processor cores | 1.5 GiB | 30 minutes; 0.5 samples a second |" in text
-    assert "| training: start | 2 processor cores | 1.5 GiB | 30 minutes |" in text
+    assert "| training: vision | 2 CPU cores | 1.5 GiB | 30 minutes; 93.3 samples a second |" in text
+    assert "| training: stage | 2 CPU cores | 1.5 GiB | 30 minutes; 0.5 samples a second |" in text
+    assert "| training: start | 2 CPU cores | 1.5 GiB | 30 minutes |" in text
     assert len(re.findall("not measured", text)) >= len(AIMS) - 1
