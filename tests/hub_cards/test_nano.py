@@ -23,6 +23,10 @@ def test_it_is_small_and_fit_to_be_published():
     assert sum(path.stat().st_size for path in NANO_DIRECTORY.rglob("*") if path.is_file()) <= 40_000_000
 
 
+def test_it_is_trained_whole():
+    assert json.loads((NANO_DIRECTORY / "config.json").read_text())["text_config"]["freeze_und"] is False
+
+
 def test_its_card_names_license_and_limits():
     card = (NANO_DIRECTORY / "README.md").read_text(encoding="utf-8")
     assert "cc-by-nc-sa-4.0" in card

@@ -1,5 +1,6 @@
 """Several processes do what one does, each with the whole model or with its share of it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -56,6 +57,10 @@ def test_answers_stay_to_the_bit_where_the_understanding_expert_is_frozen(place,
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     parts = ("_moe_gen", "time_embedder.", "vae2llm.", "llm2vae.")
     assert changed and all(any(part in name for part in parts) for name in changed), changed
+    # What comes next trains the finished model whole, also where it knows nothing of our recipes.
+    for name in ("final", "final-ema"):
+        config = json.loads((tmp_path / "frozen" / name / "config.json").read_text())
+        assert not config["text_config"]["freeze_und"]
 
 
 @pytest.mark.slow

@@ -367,6 +367,9 @@ class UniMedVLTrainer(Trainer):
         """Write the finished model with its processor, from the averaged weights if asked; every process calls it."""
         chosen = self.average if average else None
         bare = self.bare
+        text_config = bare.config.text_config
+        # How this run trains is nothing of the weights: a finished model is trained whole unless somebody freezes it.
+        frozen, text_config.freeze_und = text_config.freeze_und, False
         if chosen is not None:
             chosen.exchange(bare)
         with whole_folder(folder) as partial:
@@ -377,5 +380,6 @@ class UniMedVLTrainer(Trainer):
                 save_model(bare, partial)
             if self.args.should_save:
                 self.processor.save_pretrained(partial)
+        text_config.freeze_und = frozen
         if chosen is not None:
             chosen.exchange(bare)
