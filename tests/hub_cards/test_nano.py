@@ -24,7 +24,9 @@ def test_it_is_small_and_fit_to_be_published():
 
 
 def test_it_is_trained_whole():
-    assert json.loads((NANO_DIRECTORY / "config.json").read_text())["text_config"]["freeze_und"] is False
+    config = json.loads((NANO_DIRECTORY / "config.json").read_text())
+    assert config["text_config"]["freeze_und"] is False
+    assert config["ce_loss_weight"] > 0 and config["mse_loss_weight"] > 0
 
 
 def test_its_card_names_license_and_limits():

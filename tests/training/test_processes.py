@@ -52,15 +52,20 @@ def test_two_shares_equal_one_process(one, recipe, tmp_path):
 def test_answers_stay_to_the_bit_where_the_understanding_expert_is_frozen(place, recipe, tmp_path):
     still = dict.fromkeys(("lm_head.", "model.language_model.embed_tokens.", "model.connector."), 0.0)
     rates = {"learning_rates": still, "weight_decay": 0.1}
-    finish(recipe("frozen", freeze=["vae", "vit", "und"], optimizer=rates), processes=2)
+    finish(recipe("frozen", freeze=["vae", "vit", "und"], ce_weight=0.0, optimizer=rates), processes=2)
     before, after = weights(place / "model"), weights(tmp_path / "frozen" / "final")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     parts = ("_moe_gen", "time_embedder.", "vae2llm.", "llm2vae.")
     assert changed and all(any(part in name for part in parts) for name in changed), changed
     # What comes next trains the finished model whole, also where it knows nothing of our recipes.
-    for name in ("final", "final-ema"):
-        config = json.loads((tmp_path / "frozen" / name / "config.json").read_text())
-        assert not config["text_config"]["freeze_und"]
+    names = ("ce_loss_weight", "mse_loss_weight")
+    start, final, average = (
+        json.loads((folder / "config.json").read_text())
+        for folder in (place / "model", tmp_path / "frozen" / "final", tmp_path / "frozen" / "final-ema")
+    )
+    for config in (final, average):
+        assert config["text_config"]["freeze_und"] is False
+        assert [config[name] for name in names] == [start[name] for name in names]
 
 
 @pytest.mark.slow

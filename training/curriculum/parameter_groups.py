@@ -1,6 +1,7 @@
 """Which weights are trained, at which learning rate."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -31,6 +32,22 @@ def freeze_parts(model: nn.Module, frozen: Iterable[str]) -> None:
             parameter.requires_grad_(False)
     config: Any = model.config
     config.text_config.freeze_und = "und" in frozen
+
+
+def training_settings(config: Any) -> tuple[float, float, bool]:
+    """What a configuration says of training: the weights of both losses, and whether understanding is detached."""
+    return config.ce_loss_weight, config.mse_loss_weight, config.text_config.freeze_und
+
+
+@contextlib.contextmanager
+def with_training_settings(config: Any, settings: tuple[float, float, bool]) -> Iterator[None]:
+    """Let a configuration have these `training_settings` within the block."""
+    now = training_settings(config)
+    config.ce_loss_weight, config.mse_loss_weight, config.text_config.freeze_und = settings
+    try:
+        yield
+    finally:
+        config.ce_loss_weight, config.mse_loss_weight, config.text_config.freeze_und = now
 
 
 def make_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.AdamW:

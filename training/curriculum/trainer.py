@@ -37,7 +37,13 @@ from ..recipe import StageRecipe, TrainingRecipe
 from .acceleration import accelerate_model
 from .ema import AverageWeights, WeightAverage
 from .metrics import Operations, StepMetrics, peak_flops
-from .parameter_groups import freeze_parts, make_optimizer, make_schedule
+from .parameter_groups import (
+    freeze_parts,
+    make_optimizer,
+    make_schedule,
+    training_settings,
+    with_training_settings,
+)
 from .sharding import is_sharded, save_whole, undistributed
 from .trainer_arguments import training_arguments
 from .validation import ProgressLines, Validation, sample_sheet, save_sheet
@@ -72,6 +78,7 @@ class UniMedVLTrainer(Trainer):
     ):
         self.recipe, self.records, self.cache, self.validation = recipe, data, cache, validation
         self.processor, self.folder = processor, Path(recipe.output_dir)
+        self.settings_before = training_settings(model.config)
         freeze_parts(model, recipe.freeze)
         if not is_sharded(model):
             accelerate_model(bare_model(model), recipe)
@@ -190,7 +197,7 @@ class UniMedVLTrainer(Trainer):
     def _get_learning_rate(self) -> float:
         # transformers logs that of the first group, which may be one that rests.
         assert self.lr_scheduler is not None
-        return max(self.lr_scheduler.get_last_lr())
+        return float(max(self.lr_scheduler.get_last_lr()))
 
     def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, *args, **kwargs):
         # Before anything is saved: what a checkpoint's history holds does not depend on when the run was stopped.
@@ -367,12 +374,10 @@ class UniMedVLTrainer(Trainer):
         """Write the finished model with its processor, from the averaged weights if asked; every process calls it."""
         chosen = self.average if average else None
         bare = self.bare
-        text_config = bare.config.text_config
-        # How this run trains is nothing of the weights: a finished model is trained whole unless somebody freezes it.
-        frozen, text_config.freeze_und = text_config.freeze_und, False
         if chosen is not None:
             chosen.exchange(bare)
-        with whole_folder(folder) as partial:
+        # How this run trains is nothing of the weights: whoever trains the finished model says it anew.
+        with whole_folder(folder) as partial, with_training_settings(bare.config, self.settings_before):
             if is_sharded(bare):
                 with undistributed(bare.config):
                     save_whole(bare, partial)
@@ -380,6 +385,5 @@ class UniMedVLTrainer(Trainer):
                 save_model(bare, partial)
             if self.args.should_save:
                 self.processor.save_pretrained(partial)
-        text_config.freeze_und = frozen
         if chosen is not None:
             chosen.exchange(bare)
