@@ -5,7 +5,6 @@ python torchao_process.py CHECKPOINT int8|float8 SAVED
 
 import json
 import sys
-from pathlib import Path
 
 import torch
 from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
@@ -72,11 +71,9 @@ def main(checkpoint: str, kind: str, saved: str) -> None:
     }
     image, other = drawn(full, processor), drawn(packed, processor)
     packed.save_pretrained(saved)
-    for path in Path(checkpoint).glob("*.py"):
-        target = Path(saved) / path.name
-        if not target.exists():
-            target.write_bytes(path.read_bytes())
+    processor.save_pretrained(saved)
     again = AutoModelForMultimodalLM.from_pretrained(saved, **options)
+    processor = AutoProcessor.from_pretrained(saved, trust_remote_code=True)
     report = {
         "packed layers": len(changed),
         "linear layers of both experts": len(experts),

@@ -44,7 +44,8 @@ def main() -> None:
     python = parser.parse_args().python
     with tempfile.TemporaryDirectory() as folder:
         figure, right, shown = checked(python, Path(folder).resolve())
-    print(write_card("torchao", python, shown, figure, right))
+    command = "python -m benchmarks.engines.torchao_weights PYTHON"
+    print(write_card("torchao", python, command, shown, figure, right))
     if not right:
         sys.exit(f"torchao: not as it should be: {json.dumps(figure)}")
 

@@ -59,7 +59,7 @@ class UniMedVLTemplate(Template):
         # Without any tag ms-swift puts the images first.
         if tags and tags != len(inputs.images):
             raise ValueError(
-                f"The conversation has {tags} {IMAGE} tags and {len(inputs.images)} images: write a tag for each image."
+                f"The conversation has {tags} {IMAGE} tags and {len(inputs.images)} images: write one for each."
             )
         super()._preprocess_inputs(inputs)
 
