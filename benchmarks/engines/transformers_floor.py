@@ -17,8 +17,8 @@ from typing import Any
 from .environments import CHECKPOINT, ROOT, Ran, run, write_card
 
 PROGRAM = ROOT / "benchmarks" / "engines" / "transformers_process.py"
-# Runs this package's own trainer, which does not travel.
-NOT_TRAVELING = ("tests.golden.test_trainer",)
+# Accumulation in this package's own trainer, which does not travel and asks for transformers 5.20.
+NOT_TRAVELING = ("tests.golden.test_trainer::test_the_same_batch_twice_in_one_step_changes_nothing",)
 
 
 def golden(python: str, folder: Path) -> tuple[dict[str, Any], Ran]:
@@ -57,7 +57,7 @@ def checked(python: str, folder: Path) -> tuple[dict[str, Any], bool, Ran]:
         "answers and images of the auto classes equal": there == here,
         "golden tests": counts,
     }
-    traveling = [name for name in counts["names of what fails"] if not name.startswith(NOT_TRAVELING)]
+    traveling = set(counts["names of what fails"]) - set(NOT_TRAVELING)
     return figure, there == here and counts["passed"] > 0 and not traveling, done
 
 
