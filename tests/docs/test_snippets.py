@@ -45,7 +45,7 @@ NOT_RUN = {
     ("engines-harnesses.md", "lighteval"): ENGINE,
     ("engines-harnesses.md", "swift sft"): ENGINE,
     ("engines-vllm.md", "python3.11 -m venv"): NETWORK,
-    ("engines-vllm.md", "vllm-cpu/bin/python"): ENGINE,
+    ("engines-vllm.md", "VLLM_NO_USAGE_STATS=1 vllm-cpu/bin/python"): ENGINE,
     ("engines.md", "from torchao"): "another environment, in which benchmarks/engines/torchao_process.py loads so",
     ("evaluation.md", "unimedvl eval --model owner/name"): PUBLISHERS,
     ("gpu.md", "python -m benchmarks.gpu --out"): GPU,
