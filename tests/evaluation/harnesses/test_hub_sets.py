@@ -50,7 +50,7 @@ def test_questions_and_right_answers_are_those_of_the_publishers_folder(name, se
         ours = hub_set.sample(row)
         sample = theirs.pop(ours.text)
         assert (ours.reference, ours.options) == (sample.reference, sample.options)
-        # The copies do not say which questions with other answers than yes and no are closed. Their accuracy is the same.
+        # The copies do not say which questions with other answers than yes and no are closed: the accuracy is equal.
         assert ours.kind == ("open" if sample.kind == "closed" else sample.kind)
         for said in (sample.reference, "another plane", ""):
             scores = score_answer(said, sample.reference, sample.kind, sample.options or None, rule)

@@ -66,7 +66,7 @@ def test_entry_points_are_commands(name, capsys):
 
 @pytest.mark.parametrize("name", RAY_JOBS)
 def test_ray_jobs_run_the_ray_of_their_image(name):
-    """The image is built as the page says: with Ray, in the version of constraints.txt, for which KubeRay is told."""
+    """The image is built as the page says: with Ray, in the version of constraints.txt, which KubeRay is given."""
     manifest = yaml.safe_load((FOLDER / name).read_text())
     constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     assert f"ray=={manifest['spec']['rayClusterSpec']['rayVersion']}" in constraints

@@ -1,4 +1,4 @@
-"""ms-swift's template renders conversations as the checkpoint's own template does, and refuses what it cannot render."""
+"""ms-swift's template renders conversations as the checkpoint's own does, and refuses what it cannot render."""
 
 import json
 from pathlib import Path
@@ -48,9 +48,12 @@ REFUSED = {
         {"messages": [user("<image>Which?"), assistant("A.")], "images": ["IMAGE"] * 2},
         "1 <image> tags and 2 images",
     ),
-    "tags alone": ({"messages": [user("<image>Which?"), assistant("A.")], "images": []}, "1 <image> tags and 0 images"),
+    "tags alone": (
+        {"messages": [user("<image>Which?"), assistant("A.")], "images": []},
+        "1 <image> tags and 0 images",
+    ),
     "objects": (
-        {"messages": [user("<image>Where?"), assistant("There.")], "objects": {"bbox": [[1, 2, 3, 4]], "ref": ["a"]}},
+        {"messages": [user("<image>Where?"), assistant("There.")], "objects": {"bbox": [[1, 2, 3, 4]]}},
         "leave videos, audios, tools and objects out",
     ),
     "a turn's loss scale": (
