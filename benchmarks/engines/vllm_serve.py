@@ -15,7 +15,8 @@ from typing import Any
 from benchmarks.engines.environments import environment_of
 
 NAME = "unimedvl"
-START_SECONDS = 600
+# With its compilation, on a busy machine.
+START_SECONDS = 1800
 
 
 def serve_command(python: str, checkpoint: Path, port: int, *more: str) -> list[str]:

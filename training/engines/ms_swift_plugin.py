@@ -33,6 +33,8 @@ class UniMedVLLoader(ModelLoader):
     def get_config(self, model_dir: str) -> Any:
         config = super().get_config(model_dir)
         config.visual_gen = False
+        # A stage of joint training that ends with images alone leaves these behind, and nothing would be trained.
+        config.ce_loss_weight, config.text_config.freeze_und = 1.0, False
         return config
 
     def get_model(self, model_dir: str, config: Any, processor: Any, model_kwargs: dict[str, Any]) -> Any:
