@@ -71,7 +71,7 @@ def torchao(card: dict) -> list[str]:
     largest = "largest error as a share of what 8 bits allow"
     assert card["figure"].keys() == {"int8", "float8"}
     assert all(figure[largest] <= 1.01 for figure in card["figure"].values())
-    return ["stored in 8 bits", "The saved folder loads to the same numbers"]
+    return ["stored in 8 bits", "The saved folder loads to the same weights"]
 
 
 # Engine -> (its page, what the page says of the card).
