@@ -40,7 +40,7 @@ def main(checkpoint: str) -> None:
     options = {"trust_remote_code": True, "dtype": torch.float32}
     processor = transformers.AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
     base = transformers.AutoModel.from_pretrained(checkpoint, **options)
-    found = {"transformers": transformers.__version__, "AutoModel": type(base).__name__}
+    found: dict = {"transformers": transformers.__version__, "AutoModel": type(base).__name__}
     for name in AUTO_CLASSES:
         model = getattr(transformers, name).from_pretrained(checkpoint, **options)
         found[name] = used(model, processor)
