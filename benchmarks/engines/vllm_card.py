@@ -46,7 +46,7 @@ NOT_VERIFIED = (
 
 
 def expected_mask(device: str, plugin: bool) -> str:
-    """What vLLM is known, or on a GPU expected, to do inside of images: one of `MASKS`."""
+    """What vLLM is known, or on a GPU expected, to do inside images: one of `MASKS`."""
     if device == "cpu":
         return "causal"
     return "blocks" if plugin else "patches"
@@ -86,7 +86,7 @@ def example_conversations() -> list[list[dict]]:
 
 
 def image_mask(kinds_BS: torch.Tensor, mask: str) -> torch.Tensor:
-    """Who attends to whom, bool (1, 1, S, S): causal, and by `mask` (see `MASKS`) in both directions inside of images.
+    """Who attends to whom, bool (1, 1, S, S): causal, and by `mask` (see `MASKS`) in both directions inside images.
 
     Args:
         kinds_BS: `mm_token_type_ids` of one prompt and its answer.
@@ -198,7 +198,7 @@ def compare(
         max_tokens: tokens of an answer.
 
     Returns:
-        `vllm`, the report of the process, `mask`, what it is expected to do inside of images, `ours`, the answers of
+        `vllm`, the report of the process, `mask`, what it is expected to do inside images, `ours`, the answers of
         our pass with that mask, `spans`, where images lie, and `distances`: by mask and prompt, how far the log
         probabilities of vLLM's tokens are from ours.
     """
