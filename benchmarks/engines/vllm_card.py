@@ -349,7 +349,8 @@ def main() -> None:
         sharp = Path(scratch) / "sharp"
         sharp_checkpoint(sharp)
         for name, checkpoint in ((SHARP, sharp), (CHECKPOINT.name, CHECKPOINT)):
-            folder = Path(scratch) / name
+            # Compilers of vLLM take no spaces in the names of their caches.
+            folder = Path(scratch) / f"{checkpoint.name}-run"
             folder.mkdir()
             figure[name] = checked(python, checkpoint, folder, sharp=name == SHARP)
     right = all(
