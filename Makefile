@@ -29,23 +29,31 @@ bench: $(INSTALLED)
 	$(PYTHON) -m benchmarks.growth
 	$(PYTHON) -m benchmarks.performance
 
-# Engines in environments of their own (.engines/NAME, about 10 GB), compared with the package; writes their cards.
-ENGINES := vllm lmms-eval lighteval ms-swift torchao
+# Engines in environments of their own (.engines/NAME, about 10 GB), compared with the package; writes their cards. PyPI's
+# torch needs CUDA libraries, which are not installed; where pip would take it, name the index of the CPU builds too:
+#   make engines ENGINE_INDEX="--extra-index-url https://download.pytorch.org/whl/cpu"
+ENGINES := vllm lmms-eval lighteval ms-swift torchao transformers
+ENGINE_INDEX ?=
 engine = $(CURDIR)/.engines/$(1)/bin/python
 
 engines: $(INSTALLED) $(ENGINES:%=.engines/%/.installed)
-	UNIMEDVL_VLLM_PYTHON=$(call engine,vllm) $(PYTHON) -m benchmarks.engines.vllm_card
+	$(PYTHON) -m benchmarks.engines.transformers_floor $(call engine,transformers)
+	$(PYTHON) -m benchmarks.engines.diffusers_card $(PYTHON)
+	$(PYTHON) -m benchmarks.engines.vllm_card $(call engine,vllm)
 	$(PYTHON) -m benchmarks.engines.harnesses lmms-eval $(call engine,lmms-eval)
 	$(PYTHON) -m benchmarks.engines.harnesses lighteval $(call engine,lighteval)
 	$(PYTHON) -m benchmarks.engines.ms_swift $(call engine,ms-swift)
 	$(PYTHON) -m benchmarks.engines.torchao_weights $(call engine,torchao)
 
-# What was tested, to the version; nothing else is resolved. torchao comes on top of this package's own environment.
+# What was tested, to the version; nothing else is resolved. torchao and the oldest transformers come on top of this
+# package's own environment. lighteval would fetch the file of a benchmark that is not asked at its first start.
 .engines/%/.installed: benchmarks/engines/requirements/%.txt $(INSTALLED)
 	python3 -m venv .engines/$*
-	.engines/$*/bin/python -m pip install --quiet --no-deps -r $<
-	if [ $* = torchao ]; then $(PYTHON) -c "import site; print(*site.getsitepackages(), sep='\n')" \
-		> $$(echo .engines/$*/lib/python3*/site-packages)/base.pth; fi
+	.engines/$*/bin/python -m pip install --quiet --no-deps $(ENGINE_INDEX) -r $<
+	case $* in torchao|transformers) $(PYTHON) -c "import site; print(*site.getsitepackages(), sep='\n')" \
+		> $$(echo .engines/$*/lib/python3*/site-packages)/base.pth;; esac
+	if [ $* = lighteval ]; then \
+		touch $$(echo .engines/$*/lib/python3*/site-packages)/lighteval/tasks/tasks/tinyBenchmarks.pkl; fi
 	touch $@
 
 site: $(INSTALLED)

@@ -38,7 +38,7 @@ from .blocks_unimedvl import (
 )
 from .caches_unimedvl import first_position, growing_cache, layer_cache, note_images
 from .configuration_unimedvl import UniMedVLConfig, UniMedVLTextConfig
-from .engines_unimedvl import READING_ENGINES, UniMedVLEngineMixin
+from .engines_unimedvl import UniMedVLEngineMixin, runs_in_engine
 from .flow_unimedvl import (
     TASK_PRESETS,
     TIME_FEATURES,
@@ -404,7 +404,7 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLEngineMixin, UniMedVLPreTraine
     omitted_prefix = "model."
 
     def __init__(self, config: UniMedVLConfig):
-        by_engine = config.text_config._attn_implementation in READING_ENGINES
+        by_engine = runs_in_engine(config)
         if by_engine:
             config.visual_gen = False
         super().__init__(config)
@@ -473,6 +473,7 @@ class UniMedVLModel(UniMedVLLoadingMixin, UniMedVLEngineMixin, UniMedVLPreTraine
         Raises:
             ValueError: if a grid exceeds the position table or the counts disagree.
         """
+        self.warn_of_causal_images(pixel_values.device)
         vision = self.config.vision_config
         if output_hidden_states is None:
             output_hidden_states = bool(getattr(vision, "output_hidden_states", False))

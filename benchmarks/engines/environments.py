@@ -67,6 +67,31 @@ def entry_points(folder: Path) -> Path:
     return folder
 
 
+def environment_of(folder: Path, *, path: Sequence[Path] = (), gpu: bool = False) -> dict[str, str]:
+    """Variables of an engine's process: nothing is fetched or reported, and caches lie below `folder`.
+
+    Args:
+        folder: where files may be written.
+        path: `PYTHONPATH`.
+        gpu: let it see GPUs; otherwise it has one thread of the CPU.
+    """
+    names = ("PATH", "LANG", "TMPDIR", *(("CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "CUDA_HOME") if gpu else ()))
+    found = {name: os.environ[name] for name in names if name in os.environ}
+    if path:
+        found["PYTHONPATH"] = os.pathsep.join(map(str, path))
+    if not gpu:
+        found |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return found | {
+        "HOME": str(folder / "home"),
+        "HF_HOME": str(folder / "home" / "cache"),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "MODELSCOPE_CACHE": str(folder / "home" / "modelscope"),
+    }
+
+
 @dataclasses.dataclass(frozen=True)
 class Ran:
     """A command of an engine that has ended well.
@@ -87,6 +112,7 @@ def run(
     *,
     path: Sequence[Path] = (ROOT,),
     variables: Mapping[str, str] | None = None,
+    codes: Sequence[int] = (0,),
 ) -> Ran:
     """Run an engine's Python without network, in one thread, with caches of its own.
 
@@ -94,22 +120,15 @@ def run(
         arguments: what follows `python`.
         folder: working directory; caches lie beside it.
         path: `PYTHONPATH`.
+        codes: exit statuses of a command that has done its work.
 
     Raises:
         RuntimeError: if the command fails, with the end of what it wrote.
     """
-    kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
+    python = os.path.abspath(python)
+    environment = environment_of(folder.parent, path=path)
     # The console scripts of an environment lie beside its Python.
-    kept["PATH"] = f"{Path(python).parent}{os.pathsep}{kept.get('PATH', '')}"
-    environment = kept | {
-        "PYTHONPATH": os.pathsep.join(map(str, path)),
-        "HOME": str(folder.parent / "home"),
-        "HF_HOME": str(folder.parent / "home" / "cache"),
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
+    environment["PATH"] = f"{Path(python).parent}{os.pathsep}{environment.get('PATH', '')}"
     folder.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
         [python, *arguments],
@@ -120,23 +139,32 @@ def run(
         text=True,
     )
     shown = shlex.join(["python", *arguments]).replace(f"{ROOT}/", "").replace(f"{folder.parent}/", "")
-    if done.returncode:
+    if done.returncode not in codes:
         raise RuntimeError(f"{shown} ended with {done.returncode}:\n{done.stdout[-4000:]}")
     return Ran(shown, done.stdout)
 
 
 def write_card(
-    engine: str, python: str, command: str, figure: Mapping[str, Any], verified: bool, used: str = "one thread"
+    engine: str,
+    python: str,
+    command: str,
+    engine_command: str,
+    figure: Mapping[str, Any],
+    verified: bool,
+    used: str = "one thread",
 ) -> Path:
     """Write what a check found to `benchmarks/results/engines/ENGINE.json`.
 
     Args:
+        command: makes the card anew, in a checkout; PYTHON is the interpreter of the engine's environment.
+        engine_command: what of the engine was run by it.
         used: of the machine, as of `benchmarks.origin.origin`; by default what `run` gives a command.
     """
     path = CARDS / f"{engine}.json"
     card = {
         "engine": engine,
         "command": command,
+        "engine command": engine_command,
         "figure": dict(figure),
         "status": "verified" if verified else "unverified",
         "origin": origin(used, versions=versions(python, engine)),

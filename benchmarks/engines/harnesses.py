@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +63,16 @@ def own_answers(checkpoint: Path, root: Path) -> Answers:
     return found
 
 
-def lmms_eval_answers(python: str, checkpoint: Path, root: Path) -> tuple[Answers, Ran]:
-    """The same by lmms-eval's own command on the copies in the Hub's columns."""
-    out = root / "lmms-eval" / checkpoint.name
+def lmms_eval_answers(python: str, checkpoint: Path, root: Path, processes: int = 1) -> tuple[Answers, Ran]:
+    """The same by lmms-eval's own command on the copies in the Hub's columns, in one process or several."""
+    out = root / "lmms-eval" / str(processes) / checkpoint.name
     options = ["--model", "unimedvl", "--model_args", f"pretrained={checkpoint},trust_remote_code=True"]
     options += ["--include_path", str(HARNESSES / "lmms_eval_tasks"), "--tasks", ",".join(HUB_SETS)]
     options += ["--batch_size", str(BATCH_SIZE), "--device", "cpu", "--log_samples", "--output_path", str(out)]
     path = (ROOT, entry_points(root / "entry_points"))
-    done = run(python, ["-m", "lmms_eval", *options], root / "hub", path=path)
+    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+    started = launcher if processes > 1 else []
+    done = run(python, [*started, "-m", "lmms_eval", *options], root / "hub", path=path)
     found: Answers = {}
     for name in HUB_SETS:
         logged = _only(out, f"*_samples_{name}.jsonl", done)
@@ -82,7 +85,7 @@ def lighteval_answers(python: str, checkpoint: Path, root: Path) -> tuple[Answer
     out = root / "lighteval" / checkpoint.name
     files = [str(HARNESSES / "lighteval_model.py"), ",".join(HUB_SETS)]
     options = ["--custom-tasks", str(HARNESSES / "lighteval_tasks.py"), "--save-details", "--output-dir", str(out)]
-    variables = {"UNIMEDVL_BATCH_SIZE": str(BATCH_SIZE)}
+    variables = {"UNIMEDVL_BATCH_SIZE": str(BATCH_SIZE), "UNIMEDVL_TRUST_REMOTE_CODE": "1"}
     arguments = ["-m", "lighteval", "custom", str(checkpoint), *files, *options]
     done = run(python, arguments, root / "hub", variables=variables)
     found: Answers = {}
@@ -135,13 +138,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder).resolve()
         write_sets(root)
+        answers = ANSWERS[arguments.harness]
+        runs = {"nano": (CHECKPOINT, answers), "nano with noise": (write_noisy(root / "noisy"), answers)}
+        if answers is lmms_eval_answers:
+            runs["nano, two processes"] = (CHECKPOINT, partial(lmms_eval_answers, processes=2))
         figure, commands = {}, []
-        for name, checkpoint in (("nano", CHECKPOINT), ("nano with noise", write_noisy(root / "noisy"))):
-            others, done = ANSWERS[arguments.harness](arguments.python, checkpoint, root)
+        for name, (checkpoint, answer) in runs.items():
+            others, done = answer(arguments.python, checkpoint, root)
             figure[name] = compared(own_answers(checkpoint, root), others)
             commands.append(done.shown)
     same = all(each["samples"] == each["equal answers"] == each["equal accuracy"] for each in figure.values())
-    print(write_card(arguments.harness, arguments.python, commands[0], figure, same), figure)
+    command = f"python -m benchmarks.engines.harnesses {arguments.harness} PYTHON"
+    print(write_card(arguments.harness, arguments.python, command, commands[0], figure, same), figure)
     sys.exit(0 if same else 1)
 
 

@@ -26,6 +26,8 @@ OPEN_QUESTIONS = (
     ("What is the plane of this image?", "axial"),
     ("Is the {liver} normal, as <image> shows?", "yes"),
 )
+# Answers other than yes and no that VQA-RAD calls closed. Its copy on the Hub does not say so.
+CLOSED_ANSWERS = ("axial",)
 CHOICES: tuple[tuple[str, tuple[str | None, ...], str], ...] = (
     ("What imaging technique was used?", ("PET scan", "CT scan", "Blood test", "Fundus imaging"), "Fundus imaging"),
     ("Which organ is this?", ("Heart", "Lung", None, None), "Lung"),
@@ -96,7 +98,7 @@ def _vqa_rad(folder: Path) -> list[dict[str, Any]]:
                 "image_name": name,
                 "image_organ": "CHEST",
                 "phrase_type": "test_freeform",
-                "answer_type": "CLOSED" if answer.lower() in ("yes", "no") else "OPEN",
+                "answer_type": "CLOSED" if answer.lower() in ("yes", "no", *CLOSED_ANSWERS) else "OPEN",
                 "question": question,
                 "answer": answer,
             }

@@ -8,8 +8,7 @@ import os
 import sys
 
 # One process, whose model can be watched.
-os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
 
 def answers(llm, prompts: list[dict], max_tokens: int) -> list[dict]:

@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import io
-import os
 import socket
 import subprocess
 import time
@@ -13,8 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.engines.environments import environment_of
+
 NAME = "unimedvl"
-START_SECONDS = 600
+# With its compilation, on a busy machine.
+START_SECONDS = 1800
 
 
 def serve_command(python: str, checkpoint: Path, port: int, *more: str) -> list[str]:
@@ -47,13 +49,11 @@ def served(python: str, checkpoint: Path, folder: Path, *more: str) -> Iterator[
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    isolated = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    cache = {"HF_HOME": str(folder / "cache"), "VLLM_CACHE_ROOT": str(folder / "vllm"), "VLLM_CPU_KVCACHE_SPACE": "1"}
     log = folder / "serve.log"
     with open(log, "wb") as output:
         process = subprocess.Popen(
             serve_command(python, checkpoint, port, *more),
-            env={**isolated, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", **cache},
+            env=environment_of(folder, gpu=True),
             cwd=folder,
             stdout=output,
             stderr=subprocess.STDOUT,

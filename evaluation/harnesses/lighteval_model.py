@@ -1,13 +1,11 @@
 """The model file of `lighteval custom CHECKPOINT lighteval_model.py ...`.
 
-CHECKPOINT is the folder or Hub id of an exported checkpoint. The code of a folder runs; that of a Hub id only where
-`UNIMEDVL_TRUST_REMOTE_CODE` is 1, since lighteval has no option for it. `UNIMEDVL_BATCH_SIZE` sets the number of questions
-that are asked at once.
+CHECKPOINT is the folder or Hub id of an exported checkpoint. Its code runs where `UNIMEDVL_TRUST_REMOTE_CODE` is 1, as
+lighteval has no option for that. `UNIMEDVL_BATCH_SIZE` sets the number of questions that are asked at once.
 """
 
 import os
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from lighteval.models.abstract_model import LightevalModel
@@ -19,17 +17,26 @@ from lighteval.utils.cache_management import SampleCache
 from unimedvl.evaluation.harnesses.checkpoints import Checkpoint
 from unimedvl.evaluation.harnesses.hub_sets import MAX_NEW_TOKENS
 
+TRUST = "UNIMEDVL_TRUST_REMOTE_CODE"
+
 
 class UniMedVLForLighteval(LightevalModel):
-    """A checkpoint's answers to generative tasks, in batches cut in the order of the questions."""
+    """A checkpoint's answers to generative tasks, in batches cut in the order of the questions.
+
+    Raises:
+        ValueError: unless the checkpoint's code may run.
+    """
 
     def __init__(self, config: CustomModelConfig):
+        if os.environ.get(TRUST) != "1":
+            raise ValueError(
+                f"The code of the checkpoint {config.model_name} would run: set {TRUST}=1 if you trust it."
+            )
         self.config = config
         # lighteval hands its tasks to this; answers are not kept there.
         self._cache = SampleCache(config)
         self.batch_size = int(os.environ.get("UNIMEDVL_BATCH_SIZE", "8"))
-        trusted = Path(config.model_name).is_dir() or os.environ.get("UNIMEDVL_TRUST_REMOTE_CODE") == "1"
-        self.checkpoint = Checkpoint(config.model_name, trust_remote_code=trusted)
+        self.checkpoint = Checkpoint(config.model_name, trust_remote_code=True)
 
     @property
     def tokenizer(self) -> Any:

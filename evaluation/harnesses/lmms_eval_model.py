@@ -3,6 +3,7 @@
 from itertools import groupby
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
@@ -55,6 +56,11 @@ class UniMedVLForLmmsEval(lmms):
     @property
     def world_size(self) -> int:
         return self._world_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where lmms-eval puts what several processes exchange."""
+        return self.checkpoint.model.device
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """The answer to each request, in their order.

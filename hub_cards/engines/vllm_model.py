@@ -1,4 +1,4 @@
-"""UniMedVL in vLLM: its Transformers backend, with the markers of an image inside of the image.
+"""UniMedVL in vLLM: its Transformers backend, with the markers of an image inside the image.
 
 The backend replaces a placeholder by the patches of an image, and vLLM attends in both directions among those. In
 UniMedVL the two markers around the patches belong to the same block. Here they are replaced with the placeholder.

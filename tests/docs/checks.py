@@ -121,8 +121,7 @@ def _check_module(module: str, words: Words, page: str, only_options: bool = Fal
             assert not word.startswith("tests/") or (ROOT / word).exists(), f"{word} does not exist"
         return
     if module == "vllm.entrypoints.openai.api_server":
-        command = json.loads((CARDS / "vllm.json").read_text())["figure"]["OpenAI server"]["command"]
-        return _options_were_used(words, command)
+        return _check_engine("vllm", words, page)
     specification = importlib.util.find_spec(module)
     assert specification is not None, f"there is no module {module}"
     if specification.submodule_search_locations is not None:
@@ -214,7 +213,7 @@ def _options_were_used(words: Words, command: str) -> None:
 
 
 def _check_engine(engine: str, words: Words, page: str) -> None:
-    _options_were_used(words, json.loads((CARDS / f"{engine}.json").read_text())["command"])
+    _options_were_used(words, json.loads((CARDS / f"{engine}.json").read_text())["engine command"])
 
 
 CHECKS: dict[str, Callable[[Words, str], None]] = {

@@ -60,6 +60,7 @@ NOT_RUN = {
     ("performance.md", "make bench"): MEASURES,
     ("performance.md", "python -m benchmarks.counts"): MEASURES,
     ("performance.md", "python -m benchmarks.ratios"): MEASURES,
+    ("scaling.md", "podman build"): NETWORK,
     ("training.md", "unimedvl train RECIPE.yaml"): "a synopsis",
     ("training.md", "torchrun"): "a synopsis; tests/training/test_processes.py starts it so",
     ("unimed5m.md", "unimedvl data augment"): "a model that writes; tests/unimed5m/test_augment.py has one that does",

@@ -8,6 +8,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from tests.tiny_inputs import collate, conversation
 from tests.tiny_model import tiny_config, tiny_model
 from unimedvl.modeling_unimedvl.configuration_unimedvl import UniMedVLConfig
+from unimedvl.modeling_unimedvl.engines_unimedvl import logger
 from unimedvl.modeling_unimedvl.loading_unimedvl import GENERATION_WEIGHTS
 from unimedvl.modeling_unimedvl.modeling_unimedvl import UniMedVLModel
 
@@ -78,6 +79,19 @@ def test_an_engine_runs_the_understanding_half_with_its_own_attention(engine_con
     alone, _, _ = engine.language_model(None, positions[0], None, input_ids=ids)
     by_ids = engine(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
     torch.testing.assert_close(alone, by_ids)
+
+
+def test_images_under_an_engine_on_a_cpu_are_warned_of_once(engine_config, caplog):
+    inputs = conversation(engine_config, PARTS, answer=True)
+    images = (inputs["pixel_values"], inputs["image_grid_thw"])
+    logger.warning_once.cache_clear()
+    tiny_model().get_image_features(*images)
+    assert not caplog.records
+    engine = UniMedVLModel._from_config(engine_config).eval()
+    for _ in range(2):
+        engine.get_image_features(*images)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and "differ from those of `generate`" in record.getMessage()
 
 
 def test_what_engines_read_is_not_saved(tmp_path):

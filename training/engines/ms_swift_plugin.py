@@ -5,6 +5,7 @@ whereas full weights saved here are a checkpoint that only answers.
 """
 
 import re
+from itertools import groupby
 from typing import Any
 
 from swift.model import (
@@ -21,6 +22,7 @@ from transformers import AutoModelForImageTextToText
 
 NAME = "unimedvl"
 IGNORED = -100
+IMAGE = "<image>"
 
 
 class UniMedVLLoader(ModelLoader):
@@ -31,6 +33,8 @@ class UniMedVLLoader(ModelLoader):
     def get_config(self, model_dir: str) -> Any:
         config = super().get_config(model_dir)
         config.visual_gen = False
+        # A stage of joint training that ends with images alone leaves these behind, and nothing would be trained.
+        config.ce_loss_weight, config.text_config.freeze_und = 1.0, False
         return config
 
     def get_model(self, model_dir: str, config: Any, processor: Any, model_kwargs: dict[str, Any]) -> Any:
@@ -39,18 +43,37 @@ class UniMedVLLoader(ModelLoader):
 
 
 class UniMedVLTemplate(Template):
-    """Conversations as the checkpoint's own processor renders them; the loss is that of the assistant's turns."""
+    """Conversations as the checkpoint's own processor renders them; the loss is that of the assistant's turns, without
+    those marked `"loss": false`."""
+
+    def _preprocess_inputs(self, inputs: StdTemplateInputs) -> None:
+        """Check a conversation while it is as its author wrote it: ms-swift fills in tags of images next.
+
+        Raises:
+            ValueError: for what this template cannot render.
+        """
+        if inputs.videos or inputs.audios or inputs.tools or inputs.objects:
+            raise ValueError("UniMedVL reads text and images only: leave videos, audios, tools and objects out.")
+        texts = [inputs.system or "", *(message["content"] or "" for message in inputs.messages)]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("The content of a message must be text: UniMedVL takes no token ids of ms-swift's.")
+        tags = sum(text.count(IMAGE) for text in texts)
+        # Without any tag ms-swift puts the images first.
+        if tags and tags != len(inputs.images):
+            raise ValueError(
+                f"The conversation has {tags} {IMAGE} tags and {len(inputs.images)} images: write one for each."
+            )
+        super()._preprocess_inputs(inputs)
 
     def _encode(self, inputs: StdTemplateInputs) -> dict[str, Any]:
         """The fields of one conversation: token lists, and the tensors of its images.
 
         Raises:
-            ValueError: for a conversation that this template cannot render, or a loss scale other than the default.
+            ValueError: for a loss scale other than the default.
         """
-        if self._loss_scale != "default":
-            raise ValueError(f"loss_scale={self._loss_scale!r}: this template knows the default only, leave it out.")
-        if inputs.videos or inputs.audios or inputs.tools:
-            raise ValueError("UniMedVL reads text and images only: leave videos, audios and tools out.")
+        scales = {self._loss_scale, *(message.get("loss_scale") for message in inputs.messages)}
+        if others := scales - {"default", None, 1}:
+            raise ValueError(f"loss_scale={others.pop()!r}: this template knows the default only, leave it out.")
         messages = [message for message in inputs.messages if message["content"] is not None]
         if inputs.system:
             messages = [{"role": "system", "content": inputs.system}, *messages]
@@ -68,18 +91,29 @@ class UniMedVLTemplate(Template):
             return_assistant_tokens_mask=True,
         )
         ids, said = (encoded[name][0].tolist() for name in ("input_ids", "assistant_masks"))
-        labels = [token if own else IGNORED for token, own in zip(ids, said, strict=True)]
+        # A run of the assistant's tokens for each of its texts, in their order.
+        trained = iter(
+            message.get("loss") in (None, True)
+            for message, turn in zip(messages, conversation, strict=True)
+            if message["role"] == "assistant"
+            for part in turn["content"]
+            if part["type"] == "text"
+        )
+        labels: list[int] = []
+        for own, run in groupby(zip(ids, said, strict=True), key=lambda pair: pair[1]):
+            keep = own and next(trained)
+            labels += [token if keep else IGNORED for token, _ in run]
         found = {"input_ids": ids, "labels": labels if self.is_training else None, "loss_scale": None}
         return found | {name: encoded[name] for name in ("pixel_values", "image_grid_thw") if name in encoded}
 
 
 def _parts(text: str, images: Any) -> Any:
     """A message's text and images in their order."""
-    for piece in re.split("(<image>)", text):
-        if piece == "<image>":
+    for piece in re.split(f"({IMAGE})", text):
+        if piece == IMAGE:
             yield {"type": "image", "image": next(images)}
-        elif piece.strip():
-            yield {"type": "text", "text": piece.strip()}
+        elif piece:
+            yield {"type": "text", "text": piece}
 
 
 register_template(

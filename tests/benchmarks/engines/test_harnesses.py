@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.engines import harnesses
-from benchmarks.engines.environments import CHECKPOINT, python_of, variable_of
+from benchmarks.engines.environments import CHECKPOINT, python_of, run, variable_of
 from benchmarks.engines.question_sets import CHOICES, OPEN_QUESTIONS, write_sets
 
 pytestmark = pytest.mark.slow
@@ -38,6 +38,28 @@ def test_answers_and_scores_are_equal(harness, weights, root, noisy):
         assert figure["distinct answers"] > 0.9 * figure["samples"]
     else:
         assert 0 < figure["right answers"] < figure["samples"]
+
+
+def test_two_processes_of_lmms_eval_share_the_questions(root):
+    python = python_of("lmms-eval")
+    if python is None:
+        pytest.skip(f"lmms-eval has an environment of its own: name its Python in {variable_of('lmms-eval')}")
+    others, done = harnesses.lmms_eval_answers(python, CHECKPOINT, root, processes=2)
+    assert "--num_processes 2" in done.shown
+    assert others == harnesses.own_answers(CHECKPOINT, root)
+
+
+def test_lighteval_runs_no_code_of_a_checkpoint_unless_it_is_trusted(root, tmp_path):
+    python = python_of("lighteval")
+    if python is None:
+        pytest.skip(f"lighteval has an environment of its own: name its Python in {variable_of('lighteval')}")
+    words = ["-m", "lighteval", "custom", str(CHECKPOINT), str(harnesses.HARNESSES / "lighteval_model.py"), "vqa_rad"]
+    words += ["--custom-tasks", str(harnesses.HARNESSES / "lighteval_tasks.py"), "--output-dir", str(tmp_path)]
+    with pytest.raises(RuntimeError) as caught:
+        run(python, words, root / "hub")
+    # lighteval breaks lines.
+    last = " ".join(str(caught.value).split()).rpartition("ValueError: ")[2]
+    assert last.startswith("The code of the checkpoint") and "set UNIMEDVL_TRUST_REMOTE_CODE=1" in last
 
 
 def test_differences_are_counted():

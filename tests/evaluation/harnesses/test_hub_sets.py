@@ -39,16 +39,22 @@ def rows_of(root: Path, name: str) -> list[dict]:
 @pytest.mark.parametrize("name", HUB_SETS)
 def test_questions_and_right_answers_are_those_of_the_publishers_folder(name, sets):
     hub_set = HUB_SETS[name]
+    rule = get_benchmark(hub_set.benchmark).rule
     data = BenchmarkData(get_benchmark(hub_set.benchmark), sets / "published" / name)
     theirs = {sample.text: sample for _, sample in data.samples()}
     rows = rows_of(sets, name)
     assert len(rows) == len(theirs)
+    # VQA-RAD's publisher alone says which questions are closed.
+    assert ("closed" in {sample.kind for sample in theirs.values()}) == (name == "vqa_rad")
     for row in rows:
         ours = hub_set.sample(row)
         sample = theirs.pop(ours.text)
         assert (ours.reference, ours.options) == (sample.reference, sample.options)
-        # The copies do not say which questions with other answers than yes and no are closed.
+        # The copies do not say which questions with other answers than yes and no are closed: the accuracy is equal.
         assert ours.kind == ("open" if sample.kind == "closed" else sample.kind)
+        for said in (sample.reference, "another plane", ""):
+            scores = score_answer(said, sample.reference, sample.kind, sample.options or None, rule)
+            assert hub_set.scores(row, said)["accuracy"] == scores["accuracy"]
         image = datasets.Image().decode_example(row["image"])
         asked, said = hub_set.conversation(row, image), sample.conversation()
         assert [item["type"] for item in asked[0]["content"]] == [item["type"] for item in said[0]["content"]]

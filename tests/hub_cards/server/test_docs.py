@@ -99,20 +99,20 @@ def test_the_container_runs_without_root_and_checks_its_health():
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     words = [line.split()[0] for line in lines]
     begun = [number for number, word in enumerate(words) if word == "FROM"]
-    assert words[: begun[1]] == ["FROM", "COPY", "RUN"]
+    assert words[: begun[1]] == ["FROM", "ARG", "COPY", "RUN"]
     build, stage = lines[: begun[1]], lines[begun[1] :]
     assert {"USER", "WORKDIR", "ENV", "EXPOSE", "STOPSIGNAL", "HEALTHCHECK", "ENTRYPOINT"} <= set(words[begun[1] :])
     # What was copied from the checkout, and every layer with it, stays in the first stage.
     copies = [line for line in stage if line.split()[0] in ("COPY", "ADD")]
     place = copies[0].split()[-1]
-    assert copies == [f"COPY --from=build {place} {place}"] and f"venv {place}" in build[2]
+    assert copies == [f"COPY --from=build {place} {place}"] and f"venv {place}" in build[3]
     by_word = {line.split()[0]: line.split(maxsplit=1)[1] for line in stage}
     assert f"PATH={place}/bin:" in by_word["ENV"]
     assert by_word["USER"] == "10001:10001" and "/ready" in by_word["HEALTHCHECK"]
     entry = yaml.safe_load(by_word["ENTRYPOINT"])
     assert entry[:2] == ["unimedvl", "serve"] and all(word in options() for word in entry if word.startswith("--"))
-    extras = re.search(r"/source\[([\w,]+)\]", build[2])
-    assert extras is not None
+    extras = re.fullmatch(r"ARG EXTRAS=([\w,]+)", build[1])
+    assert extras is not None and "/source[$EXTRAS]" in build[3]
     described = (ROOT / "setup.cfg").read_text(encoding="utf-8")
     assert all(f"\n{name} =\n" in described for name in extras[1].split(","))
 

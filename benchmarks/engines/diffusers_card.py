@@ -1,0 +1,105 @@
+"""The shipped checkpoint exported as a diffusers pipeline draws the pixels of `generate`, where this package is not.
+
+    python -m benchmarks.engines.diffusers_card PYTHON
+
+PYTHON is an interpreter with diffusers, such as this package's own: the process that draws cannot import the package.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from unimedvl import UniMedVLForConditionalGeneration, UniMedVLProcessor
+from unimedvl.hub_cards.diffusers_export import export_pipeline
+
+from .environments import CHECKPOINT, ROOT, Ran, run, write_card
+
+PROGRAM = ROOT / "benchmarks" / "engines" / "diffusers_process.py"
+SIZE = 32
+STEPS = 4
+# What is asked of both: the arguments of the pipeline's call.
+CALLS: dict[str, dict[str, Any]] = {
+    "text to image": {"prompt": "a chest X-ray", "preset": "t2i", "height": SIZE, "width": SIZE},
+    "image to image": {"prompt": "Sharpen this image", "preset": "super_resolution"},
+}
+
+
+def write_image(folder: Path) -> Path:
+    """A small image of gray levels."""
+    path = folder / "image.png"
+    Image.linear_gradient("L").resize((40, 28)).convert("RGB").save(path)
+    return path
+
+
+def own_images(image: Path) -> dict[str, dict[str, Any]]:
+    """Sizes and digests of what `generate` draws."""
+    processor = UniMedVLProcessor.from_pretrained(CHECKPOINT)
+    model = UniMedVLForConditionalGeneration.from_pretrained(CHECKPOINT).eval()
+    found = {}
+    for name, call in CALLS.items():
+        content: list[dict[str, Any]] = [{"type": "text", "text": call["prompt"]}]
+        if name == "image to image":
+            content.insert(0, {"type": "image", "image": Image.open(image)})
+        inputs: Any = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            generation_mode="image",
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        pixels = model.generate(
+            **inputs,
+            **{option: value for option, value in call.items() if option != "prompt"},
+            generation_mode="image",
+            num_inference_steps=STEPS,
+            generator=torch.Generator().manual_seed(0),
+            show_progress=False,
+        )
+        (made,) = processor.post_process_multimodal_output(pixels, generation_mode="image")
+        found[name] = {"size": list(made.size), "sha256": hashlib.sha256(made.tobytes()).hexdigest()}
+    return found
+
+
+def checked(python: str, folder: Path) -> tuple[dict[str, Any], bool, Ran]:
+    """The figures, whether all pixels are equal, and the command that drew them.
+
+    Args:
+        python: an interpreter with diffusers.
+        folder: receives everything, an existing folder.
+    """
+    image = write_image(folder)
+    export_pipeline(CHECKPOINT, folder / "pipeline")
+    calls = {name: {**call, "num_inference_steps": STEPS} for name, call in CALLS.items()}
+    calls["image to image"]["image"] = str(image)
+    (folder / "job.json").write_text(json.dumps(calls), encoding="utf-8")
+    words = ["-I", str(PROGRAM), str(folder / "pipeline"), str(folder / "job.json")]
+    done = run(python, words, folder / "work", path=())
+    theirs, own = json.loads(done.output.splitlines()[-1]), own_images(image)
+    figure: dict[str, Any] = {
+        name: {"size": theirs[name]["size"], "pixels equal": theirs[name] == own[name]} for name in CALLS
+    }
+    figure["images differ from each other"] = len({made["sha256"] for made in own.values()}) == len(own)
+    right = figure["images differ from each other"] and all(figure[name]["pixels equal"] for name in CALLS)
+    return figure, right, done
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("python", help="an interpreter with diffusers")
+    python = parser.parse_args().python
+    with tempfile.TemporaryDirectory() as folder:
+        figure, right, done = checked(python, Path(folder).resolve())
+    command = "python -m benchmarks.engines.diffusers_card PYTHON"
+    print(write_card("diffusers", python, command, done.shown, figure, right), figure)
+    sys.exit(0 if right else 1)
+
+
+if __name__ == "__main__":
+    main()

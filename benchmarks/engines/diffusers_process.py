@@ -1,0 +1,40 @@
+"""Opens an exported pipeline with diffusers alone, and prints digests of what it draws as JSON.
+
+python -I diffusers_process.py PIPELINE JOB.json
+"""
+
+import hashlib
+import json
+import sys
+
+
+class RefusePackage:
+    """A finder before all others that refuses `unimedvl`, installed or not."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "unimedvl":
+            raise ImportError("unimedvl is not importable in this process")
+
+
+def main(location: str, job: str) -> None:
+    sys.meta_path.insert(0, RefusePackage())
+    import torch
+    from diffusers import DiffusionPipeline
+    from PIL import Image
+
+    torch.set_num_threads(1)
+    with open(job, encoding="utf-8") as handle:
+        calls = json.load(handle)
+    pipe = DiffusionPipeline.from_pretrained(location, trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    found = {}
+    for name, call in calls.items():
+        if "image" in call:
+            call["image"] = Image.open(call["image"])
+        made = pipe(**call, generator=torch.Generator().manual_seed(0)).images[0]
+        found[name] = {"size": list(made.size), "sha256": hashlib.sha256(made.tobytes()).hexdigest()}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
