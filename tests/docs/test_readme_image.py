@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy
 from PIL import Image
 
+from unimedvl.checkpoint.folder import NANO_DIRECTORY, open_checkpoint
+from unimedvl.checkpoint.provenance import read_provenance
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = runpy.run_path(str(ROOT / "docs" / "site" / "readme_image.py"))
 
@@ -18,3 +21,9 @@ def test_every_cell_is_drawn_in_its_place():
     for number, color in enumerate(colors):
         row, column = divmod(number, SCRIPT["COLUMNS"])
         assert tuple(drawn[row * height + side // 2, column * side + side // 2]) == color
+
+
+def test_the_image_says_that_it_is_synthetic_and_of_the_shipped_weights():
+    record = read_provenance(SCRIPT["README_IMAGE"])
+    assert record["synthetic"] and record["not_for_diagnosis"]
+    assert record["revision"] == open_checkpoint(NANO_DIRECTORY).revision
