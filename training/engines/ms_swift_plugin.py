@@ -33,7 +33,7 @@ class UniMedVLLoader(ModelLoader):
     def get_config(self, model_dir: str) -> Any:
         config = super().get_config(model_dir)
         config.visual_gen = False
-        # A stage of joint training that ends with images alone leaves these behind, and nothing would be trained.
+        # A configuration may freeze the understanding half or leave its loss out; nothing would be trained then.
         config.ce_loss_weight, config.text_config.freeze_und = 1.0, False
         return config
 
