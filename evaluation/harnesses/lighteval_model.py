@@ -6,6 +6,7 @@ lighteval has no option for that. `UNIMEDVL_BATCH_SIZE` sets the number of quest
 
 import os
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from lighteval.models.abstract_model import LightevalModel
@@ -34,7 +35,8 @@ class UniMedVLForLighteval(LightevalModel):
             )
         self.config = config
         # lighteval hands its tasks to this; answers are not kept there.
-        self._cache = SampleCache(config)
+        # Its folder is named after the model, which would put it inside a checkpoint's folder.
+        self._cache = SampleCache(config.model_copy(update={"model_name": Path(config.model_name).name}))
         self.batch_size = int(os.environ.get("UNIMEDVL_BATCH_SIZE", "8"))
         self.checkpoint = Checkpoint(config.model_name, trust_remote_code=True)
 

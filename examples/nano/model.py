@@ -124,10 +124,12 @@ def initialize_attention(language_model: UniMedVLTextModel) -> None:
 
 
 def nano_presets(presets: dict) -> dict:
-    """The task presets with the nano's sampling settings, those with the best scores of `examples.nano.sampling`.
+    """The task presets with the nano's sampling settings.
 
-    What an input image decides is sampled without guidance, and mostly in one step, whose result is the mean of what
-    may be: closest to the truth, and smooth. Masks take two, the best mean of Dice over the five kinds.
+    What an input image decides has the best scores of `examples.nano.sampling`: without guidance, and mostly in one
+    step, whose result is the mean of what may be, closest to the truth and smooth. Masks take two, the best mean of
+    Dice over the five kinds. Images from words have the guidance by which the judge recognizes most, 97.4 %; the least
+    Frechet distance has 1.5, by which it recognizes 87.5 %.
     """
     changed = {name: {**values, **EDITING} for name, values in presets.items()}
     for task, steps in EDITING_STEPS.items():

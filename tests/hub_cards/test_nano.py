@@ -2,15 +2,22 @@
 
 import json
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
+from examples.nano.card import facts_of
+from examples.nano.release import KEPT, OUTDATED, WRITTEN
 from tests.hub_cards.test_clean_process import AUTO_CLASSES, run_clean
 from unimedvl.checkpoint.folder import NANO_DIRECTORY, default_model, open_checkpoint
+from unimedvl.checkpoint.provenance import read_provenance
+from unimedvl.hub_cards.model_card import build_card
 from unimedvl.hub_cards.push import check_folder
 
 pytestmark = pytest.mark.medium
+
+FIGURES = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "nano.json"
 
 
 def test_it_is_the_default_model():
@@ -33,6 +40,25 @@ def test_its_card_names_license_and_limits():
     card = (NANO_DIRECTORY / "README.md").read_text(encoding="utf-8")
     assert "cc-by-nc-sa-4.0" in card
     assert "teaching" in card and "not for diagnosis" in card
+
+
+def test_its_card_is_that_of_its_figures():
+    assert (NANO_DIRECTORY / "README.md").read_text(encoding="utf-8") == build_card(
+        NANO_DIRECTORY, facts_of(json.loads(FIGURES.read_text(encoding="utf-8")))
+    )
+
+
+@pytest.mark.parametrize("sheet", ["samples.png", "edits.png"])
+def test_its_sheets_say_that_they_are_synthetic_and_of_these_weights(sheet):
+    record = read_provenance(NANO_DIRECTORY / sheet)
+    assert record["synthetic"] and record["revision"] == open_checkpoint(NANO_DIRECTORY).revision
+
+
+def test_it_holds_what_a_release_writes_and_nothing_else():
+    names = {path.name for path in NANO_DIRECTORY.iterdir()}
+    assert all(name in (*KEPT, *OUTDATED) or any(fnmatch(name, pattern) for pattern in WRITTEN) for name in names), (
+        names
+    )
 
 
 def test_its_code_is_the_code_of_this_checkout():

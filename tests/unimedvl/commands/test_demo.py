@@ -139,7 +139,11 @@ def test_questions_answers_and_truths_stand_together(written):
     closed = [image.questions[1].truth for image in ASKED]
     assert closed.count("yes") == closed.count("no")
     named = re.search(r"(\d) of 5 modalities", page.text)
-    assert named is not None and printed.count("(right)") >= int(named[1])
+    right = sum(
+        f"{image.name}: {image.questions[0].text} -> {image.questions[0].truth} (right)" in printed
+        for image in MEDICAL
+    )
+    assert named is not None and int(named[1]) == right
 
 
 def test_the_foot_says_how_it_was_made(written):
