@@ -172,7 +172,9 @@ def check_output_path(
     if not os.access(target.parent, os.W_OK):
         raise ValueError(f"the folder {str(target.parent)!r} is not writable: choose another one.")
     if target.exists() and not overwrite:
-        raise ValueError(f"{str(target)!r} already exists: choose another name, or ask to overwrite (--force).")
+        raise ValueError(
+            f"{str(target)!r} already exists: choose another name, or ask to overwrite (--force; in Python overwrite=True)."
+        )
     return target
 
 
