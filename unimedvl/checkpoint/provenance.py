@@ -173,7 +173,7 @@ def check_output_path(
         raise ValueError(f"the folder {str(target.parent)!r} is not writable: choose another one.")
     if target.exists() and not overwrite:
         raise ValueError(
-            f"{str(target)!r} already exists: choose another name, or overwrite it (--force; in Python overwrite=True)."
+            f"{str(target)!r} already exists: choose another name, or overwrite it (--force, or overwrite=True)."
         )
     return target
 
