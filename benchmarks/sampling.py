@@ -17,6 +17,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from unimedvl import UniMedVLForConditionalGeneration, UniMedVLProcessor
+from unimedvl.checkpoint.conversations import person_turn, typed_inputs
 from unimedvl.modeling_unimedvl.flow_unimedvl import TASK_PRESETS, FlowSettings, flow_schedule
 
 CHECKPOINT = Path(__file__).parents[1] / "hub_cards" / "unimedvl-nano"
@@ -52,21 +53,14 @@ def main() -> None:
     model = UniMedVLForConditionalGeneration.from_pretrained(CHECKPOINT).eval()
     processor = UniMedVLProcessor.from_pretrained(CHECKPOINT)
     image = Image.new("RGB", (64, 64), (90, 120, 150))
-    text = {"type": "text", "text": "a chest X-ray"}
-    cases: dict[str, tuple[list[dict[str, Any]], dict[str, float]]] = {
-        "text to image": ([text], {}),
-        "text to image, image scale 1.5": ([text], {"image_guidance_scale": 1.5}),
-        "edit": ([{"type": "image", "image": image}, text], {}),
+    cases: dict[str, tuple[list[Image.Image], dict[str, float]]] = {
+        "text to image": ([], {}),
+        "text to image, image scale 1.5": ([], {"image_guidance_scale": 1.5}),
+        "edit": ([image], {}),
     }
-    for name, (content, changes) in cases.items():
-        inputs: Any = processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            generation_mode="image",
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
-        preset = {**TASK_PRESETS["edit" if len(content) > 1 else "t2i"], **changes}
+    for name, (images, changes) in cases.items():
+        inputs: Any = typed_inputs(processor, [person_turn("a chest X-ray", images)], generation_mode="image")
+        preset = {**TASK_PRESETS["edit" if images else "t2i"], **changes}
         size = {"height": 64, "width": 64}
         fields = {key: value for key, value in preset.items() if key not in size}
         ours = count(model, inputs, {**fields, **size})

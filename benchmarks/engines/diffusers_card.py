@@ -5,10 +5,7 @@
 PYTHON is an interpreter with diffusers, such as this package's own: the process that draws cannot import the package.
 """
 
-import argparse
 import json
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +14,10 @@ import torch
 from PIL import Image
 
 from unimedvl import UniMedVLForConditionalGeneration, UniMedVLProcessor
+from unimedvl.checkpoint.conversations import person_turn, typed_inputs
 from unimedvl.hub_cards.diffusers_export import export_pipeline
 
-from .environments import CHECKPOINT, ROOT, Ran, run, write_card
+from .environments import CHECKPOINT, ROOT, Ran, check_and_write, run
 
 PROGRAM = ROOT / "benchmarks" / "engines" / "diffusers_process.py"
 SIZE = 32
@@ -44,16 +42,8 @@ def own_images(image: Path) -> dict[str, Image.Image]:
     model = UniMedVLForConditionalGeneration.from_pretrained(CHECKPOINT).eval()
     found = {}
     for name, call in CALLS.items():
-        content: list[dict[str, Any]] = [{"type": "text", "text": call["prompt"]}]
-        if name == "image to image":
-            content.insert(0, {"type": "image", "image": Image.open(image)})
-        inputs: Any = processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            generation_mode="image",
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
+        turn = person_turn(call["prompt"], [str(image)] if name == "image to image" else [])
+        inputs: Any = typed_inputs(processor, [turn], generation_mode="image")
         pixels = model.generate(
             **inputs,
             **{option: value for option, value in call.items() if option != "prompt"},
@@ -100,16 +90,5 @@ def checked(python: str, folder: Path) -> tuple[dict[str, Any], bool, Ran]:
     return figure, right, done
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("python", help="an interpreter with diffusers")
-    python = parser.parse_args().python
-    with tempfile.TemporaryDirectory() as folder:
-        figure, right, done = checked(python, Path(folder).resolve())
-    command = "python -m benchmarks.engines.diffusers_card PYTHON"
-    print(write_card("diffusers", python, command, done.shown, figure, right), figure)
-    sys.exit(0 if right else 1)
-
-
 if __name__ == "__main__":
-    main()
+    check_and_write("diffusers", "diffusers_card", "an interpreter with diffusers", __doc__, checked)

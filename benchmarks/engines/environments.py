@@ -1,12 +1,14 @@
 """An engine's own Python: how it finds this checkout's files, what is installed in it, and the card of a check."""
 
+import argparse
 import dataclasses
 import json
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +144,28 @@ def run(
     if done.returncode not in codes:
         raise RuntimeError(f"{shown} ended with {done.returncode}:\n{done.stdout[-4000:]}")
     return Ran(shown, done.stdout)
+
+
+def check_and_write(
+    engine: str, module: str, needs: str, about: str | None, checked: Callable[[str, Path], tuple[Any, bool, Ran]]
+) -> None:
+    """The command of a check: run it with the interpreter that is named, write its card, and end with 1 if it failed.
+
+    Args:
+        engine: of the card.
+        module: of `benchmarks.engines` whose command it is.
+        needs: what the interpreter has.
+        about: the module's docstring.
+        checked: takes the interpreter and an empty folder; returns the figures, whether they are right, and what ran.
+    """
+    parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
+    parser.add_argument("python", help=needs)
+    python = parser.parse_args().python
+    with tempfile.TemporaryDirectory() as folder:
+        figure, right, done = checked(python, Path(folder).resolve())
+    command = f"python -m benchmarks.engines.{module} PYTHON"
+    print(write_card(engine, python, command, done.shown, figure, right), figure)
+    sys.exit(0 if right else 1)
 
 
 def write_card(

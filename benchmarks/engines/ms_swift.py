@@ -5,10 +5,7 @@
 PYTHON is the interpreter of ms-swift's own environment.
 """
 
-import argparse
 import json
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from unimedvl import UniMedVLForConditionalGeneration, UniMedVLProcessor
 
-from .environments import CHECKPOINT, ROOT, Ran, run, write_card
+from .environments import CHECKPOINT, ROOT, Ran, check_and_write, run
 
 PLUGIN = ROOT / "training" / "engines" / "ms_swift_plugin.py"
 # The understanding half's linear layers; a whole checkpoint has others of the same names in the generation expert.
@@ -125,16 +122,5 @@ def checked(python: str, folder: Path) -> tuple[dict[str, Any], bool, Ran]:
     return figure, same and len(losses) == STEPS + 1 and after < 0.8 * before, done
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("python", help="interpreter of ms-swift's environment")
-    python = parser.parse_args().python
-    with tempfile.TemporaryDirectory() as folder:
-        figure, right, done = checked(python, Path(folder).resolve())
-    command = "python -m benchmarks.engines.ms_swift PYTHON"
-    print(write_card("ms-swift", python, command, done.shown, figure, right), figure)
-    sys.exit(0 if right else 1)
-
-
 if __name__ == "__main__":
-    main()
+    check_and_write("ms-swift", "ms_swift", "interpreter of ms-swift's environment", __doc__, checked)

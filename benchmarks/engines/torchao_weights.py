@@ -5,14 +5,11 @@
 PYTHON is the interpreter of an environment that has torchao besides what this package needs.
 """
 
-import argparse
 import json
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from .environments import CHECKPOINT, ROOT, run, write_card
+from .environments import CHECKPOINT, ROOT, Ran, check_and_write, run
 
 PROGRAM = ROOT / "benchmarks" / "engines" / "torchao_process.py"
 KINDS = ("int8", "float8")
@@ -20,14 +17,12 @@ KINDS = ("int8", "float8")
 TOLERANCE = 1.01
 
 
-def checked(python: str, folder: Path) -> tuple[dict[str, Any], bool, str]:
-    """What became of the checkpoint by kind, whether all of it is right, and the command."""
+def checked(python: str, folder: Path) -> tuple[dict[str, Any], bool, Ran]:
+    """What became of the checkpoint by kind, whether all of it is right, and the last command."""
     figure: dict[str, Any] = {}
-    shown = ""
     for kind in KINDS:
         done = run(python, [str(PROGRAM), str(CHECKPOINT), kind, str(folder / kind)], folder / "work", path=())
         figure[kind] = json.loads(done.output.splitlines()[-1])
-        shown = done.shown
     right = all(
         found["packed layers are those of the experts"]
         and found["saved folder holds the same weights"]
@@ -36,20 +31,8 @@ def checked(python: str, folder: Path) -> tuple[dict[str, Any], bool, str]:
         and found["largest error as a share of what 8 bits allow"] <= TOLERANCE
         for found in figure.values()
     )
-    return figure, right, shown
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("python")
-    python = parser.parse_args().python
-    with tempfile.TemporaryDirectory() as folder:
-        figure, right, shown = checked(python, Path(folder).resolve())
-    command = "python -m benchmarks.engines.torchao_weights PYTHON"
-    print(write_card("torchao", python, command, shown, figure, right))
-    if not right:
-        sys.exit(f"torchao: not as it should be: {json.dumps(figure)}")
+    return figure, right, done
 
 
 if __name__ == "__main__":
-    main()
+    check_and_write("torchao", "torchao_weights", "interpreter of torchao's environment", __doc__, checked)

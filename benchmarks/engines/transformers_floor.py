@@ -6,15 +6,13 @@ PYTHON has that transformers over what this package needs otherwise. The shipped
 classes and compared with this environment, and the golden records are compared there.
 """
 
-import argparse
 import json
 import sys
-import tempfile
 import xml.etree.ElementTree as tree
 from pathlib import Path
 from typing import Any
 
-from .environments import CHECKPOINT, ROOT, Ran, run, write_card
+from .environments import CHECKPOINT, ROOT, Ran, check_and_write, run
 
 PROGRAM = ROOT / "benchmarks" / "engines" / "transformers_process.py"
 # Accumulation in this package's own trainer, which does not travel and asks for transformers 5.20.
@@ -61,16 +59,5 @@ def checked(python: str, folder: Path) -> tuple[dict[str, Any], bool, Ran]:
     return figure, there == here and counts["passed"] > 0 and not traveling, done
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("python", help="interpreter with the oldest transformers")
-    python = parser.parse_args().python
-    with tempfile.TemporaryDirectory() as folder:
-        figure, right, done = checked(python, Path(folder).resolve())
-    command = "python -m benchmarks.engines.transformers_floor PYTHON"
-    print(write_card("transformers", python, command, done.shown, figure, right), figure)
-    sys.exit(0 if right else 1)
-
-
 if __name__ == "__main__":
-    main()
+    check_and_write("transformers", "transformers_floor", "interpreter with the oldest transformers", __doc__, checked)
