@@ -208,7 +208,7 @@ def facts_of(figures: Found, path: Path = FACTS) -> CardFacts:
     trained = {name: part for name, part in parts.items() if "steps" in part}
     if trained:
         steps = ", ".join(f"{name} {part['steps']:,}" for name, part in trained.items())
-        # Of processors: parts that run side by side share the hours of the clock.
+        # Of CPU cores: parts that run side by side share the hours of the clock.
         hours = sum(part.get("processor_seconds", 0.0) for part in parts.values()) / 3600
         devices = sorted({part["device"] for part in parts.values()})
         duration = f"{hours:.1f} hours of a CPU core; of each part see below"

@@ -121,10 +121,9 @@ def measures(work: Path, tasks: Sequence[str]) -> dict[str, Callable[[Nano, Sequ
 
 def records_of(work: Path, task: str) -> tuple[str, list[Record]]:
     """Which records a task is scored on: held-out ones, else those that were trained on, as images from words are."""
-    for split, name in (("validation", "held-out"), ("train", "trained on")):
+    splits = (("validation", "held-out"), ("train", "trained on"))
+    for split, name in splits[1:] if task == "t2i" else splits:
         records = list(work_records(work, split))
-        if task == "t2i" and split == "validation":
-            continue
         if task in ("t2i", "super_resolution") or any(record.sub_task_type == task for record in records):
             return name, records
     raise ValueError(f"{work} holds no record of {task}: leave it out with --only.")

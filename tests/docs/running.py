@@ -24,6 +24,12 @@ from unimedvl.commands.main import main
 CHECKOUT = ("hub_cards", "training", "constraints.txt")
 
 
+def was_printed(line: str, said: str) -> bool:
+    """Whether a line of what was said begins as a page shows it; `...` is any word."""
+    pattern = r"\S+".join(map(re.escape, line.split("...")))
+    return re.search(f"^{pattern}", said, re.MULTILINE) is not None
+
+
 def write_files(folder: Path) -> None:
     """Write what README and pages name: images from scikit-image, drawn ones, and synthetic scans."""
     for name, image in {"retina": data.retina, "section": data.immunohistochemistry}.items():

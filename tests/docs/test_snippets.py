@@ -15,7 +15,7 @@ import yaml
 
 from tests.docs import preparations
 from tests.docs.checks import check, check_span
-from tests.docs.running import Place
+from tests.docs.running import Place, was_printed
 from tests.docs.snippets import PAGES, ROOT, Snippet, snippets, spans
 
 # Pages that a test of their own runs.
@@ -118,11 +118,6 @@ def shown(text: str) -> list[str]:
     return lines
 
 
-def printed(line: str, said: str) -> bool:
-    pattern = r"\S+".join(map(re.escape, line.split("...")))
-    return re.search(f"^{pattern}", said, re.MULTILINE) is not None
-
-
 # README's are run by tests/test_readme.py, but for those with a name that a reader fills in.
 CHECKED = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 RUN = [path for path in PAGES if path.name not in OWN_TESTS and any(map(is_run, of_page(path)))]
@@ -147,7 +142,7 @@ def test_the_page_runs_as_written(path, tmp_path, monkeypatch):
                 place.run(snippet, *more[:1])
         if path.name in SHOWN:
             text = path.read_text(encoding="utf-8")
-            assert not [line for line in shown(text) if not printed(line, place.said)], place.said[-3000:]
+            assert not [line for line in shown(text) if not was_printed(line, place.said)], place.said[-3000:]
 
 
 @pytest.mark.medium
@@ -256,8 +251,8 @@ print(1)
 
 def test_what_a_page_shows_is_looked_for():
     said = "step 1/2  loss 0.5  ce 2\n| vqa | 0.1 (0 to 1) |\n"
-    assert printed("step 1/2  loss ...  ce", said) and printed("| vqa | ... (... to ...) |", said)
-    assert not printed("loss ...", said) and not printed("step 1/2  ce ...", said)
+    assert was_printed("step 1/2  loss ...  ce", said) and was_printed("| vqa | ... (... to ...) |", said)
+    assert not was_printed("loss ...", said) and not was_printed("step 1/2  ce ...", said)
     assert shown("```text\na\nb\n```\n") == ["a", "b"]
     with pytest.raises(AssertionError):
         shown("```bash\na\n```\n")

@@ -195,7 +195,7 @@ class UniMedVLTrainer(Trainer):
         super().log(logs, start_time)
 
     def _get_learning_rate(self) -> float:
-        # transformers logs that of the first group, which may be one that rests.
+        # transformers logs that of the first group, which may be one that stays frozen.
         assert self.lr_scheduler is not None
         return float(max(self.lr_scheduler.get_last_lr()))
 
